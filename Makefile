@@ -1,0 +1,41 @@
+# Every target does the set-up it needs: a virtual environment in .venv, torch's CPU build, rsfast built in place.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+
+.PHONY: demo test check check-noise bench build clean
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed  ## certify real images, about a minute
+	$(BIN)/rsfast demo --out demo
+
+test: $(VENV)/installed  ## the test suite and the docstrings' examples
+	$(BIN)/python -m pytest -m "not noise"
+
+check: $(VENV)/installed  ## format, lint, types; import boundaries and forbidden flags
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/python -m pytest tests/test_structure.py
+
+check-noise: $(VENV)/installed  ## 10^9 normals and all 2^32 words, some minutes
+	$(BIN)/python -m pytest -m noise --durations=0 -s
+
+bench: $(VENV)/installed  ## the table of ratios, each gated on a check of the result
+	$(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" --benchmark-columns=median,iqr,rounds
+
+build: $(VENV)/installed  ## sdist, and a wheel built from it
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info rsfast/*.so

@@ -1,0 +1,71 @@
+// One score of accumulate: logits to integers. All sums are of 64-bit integers, in units of 2^-40 within a row and of
+// 2^-30 in the Tally, so that no order of reduction shows. K up to 2^20 classes.
+#pragma once
+
+#include "lanes.h"
+
+namespace rsfast {
+
+constexpr uint64_t kOne = uint64_t{1} << 40;  // 1 within a row
+constexpr float kNegligible = -28.0f;         // exp of less is below 2^-40 and counts as 0
+
+// exp(a) for kNegligible <= a <= 0 as mantissa * 2^(-24 - shift), to about 1 ulp. exp(0) is exactly 1.
+template <class F, class I>
+RSFAST_FN void exp_parts(F a, I& mantissa, I& shift) {
+  const F shifted = fused(a, F{} + 0x1.715476p+0f, F{} + 12582912.0f);  // a / ln 2, rounded to the last place
+  const F n = shifted - 12582912.0f;
+  F r = fused(n, F{} + -0x1.62e4p-1f, a);
+  r = fused(n, F{} + -0x1.7f7d1cp-20f, r);
+  F p = fused(r, F{} + 0x1.6a25cep-10f, F{} + 0x1.1239dep-7f);
+  p = fused(p, r, F{} + 0x1.5558f0p-5f);
+  p = fused(p, r, F{} + 0x1.555492p-3f);
+  p = fused(p, r, F{} + 0x1.fffffcp-2f);
+  p = fused(p, r * r, r) + 1.0f;  // in [0.7, 1.42]
+  mantissa = to_int(p * 0x1p24f);
+  shift = (I)(0x4B400000u - as_bits(shifted));
+}
+
+template <class W>
+RSFAST_FN W exp_units(W mantissa, W shift) {
+  return (mantissa << 16) >> shift;
+}
+
+// Softmax. `total` is the sum of the row's exp_units, at least kOne since the largest of them is. Scores are rounded down
+// and sum to at most 2^30: each is at most (units * 2^30) / total.
+
+RSFAST_FN uint64_t softmax_factor(uint64_t total) { return (uint64_t{1} << 63) / ((total + 255) >> 8); }
+
+template <class W>
+RSFAST_FN W softmax_score(W units, W factor) {
+  return multiply_wide(units >> 9, factor) >> 32;
+}
+
+// Sparsemax. Units of 1 + a, 0 where a <= -1. The threshold is found by Michelot's iteration (1986): from all positive
+// units, drop those not above floor((total - kOne) / count) until none is dropped.
+
+template <class F>
+RSFAST_FN auto sparsemax_mantissa(F a) {
+  const F b = a + 1.0f;
+  return to_int((b > 0.0f ? b : F{}) * 0x1p24f);
+}
+
+RSFAST_FN uint64_t sparsemax_floor(uint64_t total, uint64_t count) { return (total - kOne) / count; }
+RSFAST_FN uint64_t sparsemax_ceiling(uint64_t total, uint64_t count) { return (total - kOne + count - 1) / count; }
+
+// ClippedLogits.
+
+template <class F>
+RSFAST_FN auto clipped_score(F logit, float low, float high, float scale) {
+  F s = logit < low ? F{} + low : logit;
+  s = s > high ? F{} + high : s;
+  s = (s - low) * scale;
+  return to_int((s > 1.0f ? F{} + 1.0f : s) * 0x1p30f);
+}
+
+// The square of a score, rounded up.
+template <class W>
+RSFAST_FN W square_score(W score) {
+  return (multiply_wide(score, score) + 0x3FFFFFFFu) >> 30;
+}
+
+}  // namespace rsfast

@@ -1,0 +1,275 @@
+// accumulate on the CPU: accumulate.h with one row of logits a lane. Rows are taken kLanes at a time (a tile), laid out
+// class by class, so that everything a row sums is summed down a lane and nothing crosses lanes until the Tally.
+#include "../accumulate.h"
+
+#include "kernels.h"
+
+namespace rsfast {
+namespace {
+
+constexpr int kHalf = kLanes / 2;
+
+struct Pair {  // kLanes 64-bit lanes
+  Wides low, high;
+};
+
+RSFAST_FN Pair widen(Ints v) {
+  typedef int32_t HalfInts __attribute__((vector_size(kHalf * 4)));
+  HalfInts halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  return {__builtin_convertvector(halves[0], Wides), __builtin_convertvector(halves[1], Wides)};
+}
+
+RSFAST_FN bool any(Ints mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#else
+  int32_t set = 0;
+  for (int i = 0; i < kLanes; ++i) set |= mask[i];
+  return set != 0;
+#endif
+}
+
+RSFAST_FN uint64_t sum(Wides v) {
+  uint64_t total = 0;
+  for (int i = 0; i < kHalf; ++i) total += v[i];
+  return total;
+}
+
+template <class F>
+RSFAST_FN Pair each(const Pair& a, const Pair& b, F f) {
+  Pair result{};
+  for (int i = 0; i < kHalf; ++i) {
+    result.low[i] = f(a.low[i], b.low[i]);
+    result.high[i] = f(a.high[i], b.high[i]);
+  }
+  return result;
+}
+
+RSFAST_FN float widen_float16(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, rest = half & 0x7FFFu;
+  if (rest >= 0x7C00u) return as_float(sign | 0x7F800000u | (rest & 0x3FFu) << 13);
+  // The exponent is moved by a product with a power of 2, which is exact and takes subnormals along.
+  return as_float(sign | as_bits(as_float(rest << 13) * 0x1p112f));
+}
+
+template <class T>
+RSFAST_FN float read_logit(const T* from) {
+  return static_cast<float>(*from);
+}
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+RSFAST_FN float read_logit(const Float16* from) { return widen_float16(from->bits); }
+RSFAST_FN float read_logit(const BFloat16* from) { return as_float(static_cast<uint32_t>(from->bits) << 16); }
+
+// The working memory of one thread. A chunk is up to `tiles` tiles of one slot.
+struct Scratch {
+  Floats* logits;        // [tiles, classes]
+  Floats* maximum;       // [tiles]
+  Ints* valid;           // [tiles]: all ones where the lane holds a row whose logits are finite
+  Pair* units;           // [classes]: of the classes in `active`
+  int32_t* active;       // [classes]
+  Pair *sums, *squares;  // [classes]: of one head over the chunk
+};
+
+RSFAST_FN int64_t tiles_of(const AccumulateJob& job) {  // as many as leave the logits in L2
+  const int64_t fit = (int64_t{256} << 10) / (job.classes * static_cast<int64_t>(sizeof(Floats)));
+  return fit < 1 ? 1 : fit > 16 ? 16 : fit;
+}
+
+template <class T>
+RSFAST_FN T* take(char*& at, int64_t count) {
+  T* result = reinterpret_cast<T*>(at);
+  at += (count * sizeof(T) + 63) / 64 * 64;
+  return result;
+}
+
+RSFAST_FN Scratch lay_out(const AccumulateJob& job, char*& at) {
+  at += (64 - reinterpret_cast<uintptr_t>(at) % 64) % 64;
+  const int64_t tiles = tiles_of(job), k = job.classes;
+  Scratch s;
+  s.logits = take<Floats>(at, tiles * k);
+  s.maximum = take<Floats>(at, tiles);
+  s.valid = take<Ints>(at, tiles);
+  s.units = take<Pair>(at, k);
+  s.active = take<int32_t>(at, k);
+  s.sums = take<Pair>(at, k);
+  s.squares = take<Pair>(at, k);
+  return s;
+}
+
+template <class T>
+void read_tile(const AccumulateJob& job, const int64_t* order, int count, Floats* logits, Floats& maximum, Ints& valid) {
+  constexpr int64_t kBlock = 16;
+  valid = Ints{};
+  for (int64_t k0 = 0; k0 < job.classes; k0 += kBlock) {
+    const int64_t k1 = k0 + kBlock < job.classes ? k0 + kBlock : job.classes;
+    for (int lane = 0; lane < count; ++lane) {
+      const T* row = static_cast<const T*>(job.logits) + order[lane] * job.row_stride;
+      float* to = reinterpret_cast<float*>(logits) + lane;
+      for (int64_t k = k0; k < k1; ++k) to[k * kLanes] = read_logit(row + k * job.class_stride);
+    }
+  }
+  for (int lane = 0; lane < count; ++lane) valid[lane] = -1;
+  Floats top = logits[0], nought{};
+  for (int64_t k = 0; k < job.classes; ++k) {
+    top = logits[k] > top ? logits[k] : top;
+    nought += logits[k] * 0.0f;  // NaN as soon as one logit is not finite
+  }
+  valid &= nought == 0.0f;
+  maximum = top;
+}
+
+RSFAST_FN void read_chunk(const AccumulateJob& job, const int64_t* order, int64_t rows, const Scratch& s) {
+  for (int64_t t = 0; t * kLanes < rows; ++t) {
+    const int64_t left = rows - t * kLanes;
+    const int count = static_cast<int>(left < kLanes ? left : kLanes);
+    Floats* logits = s.logits + t * job.classes;
+    const int64_t* at = order + t * kLanes;
+    switch (job.type) {
+      case Type::float16: read_tile<Float16>(job, at, count, logits, s.maximum[t], s.valid[t]); break;
+      case Type::bfloat16: read_tile<BFloat16>(job, at, count, logits, s.maximum[t], s.valid[t]); break;
+      case Type::float64: read_tile<double>(job, at, count, logits, s.maximum[t], s.valid[t]); break;
+      default: read_tile<float>(job, at, count, logits, s.maximum[t], s.valid[t]);
+    }
+  }
+}
+
+void count_votes(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t rows) {
+  int64_t* counts = job.counts + slot * (job.classes + 1);
+  job.n[slot] += rows;
+  for (int64_t t = 0; t * kLanes < rows; ++t) {
+    const Floats* logits = s.logits + t * job.classes;
+    Ints vote = Ints{} + static_cast<int32_t>(job.classes);
+    for (int64_t k = job.classes - 1; k >= 0; --k)
+      vote = logits[k] == s.maximum[t] ? Ints{} + static_cast<int32_t>(k) : vote;
+    vote = s.valid[t] ? vote : Ints{} + static_cast<int32_t>(job.classes);
+    const int64_t left = rows - t * kLanes;
+    for (int lane = 0; lane < kLanes && lane < left; ++lane) ++counts[vote[lane]];
+  }
+}
+
+RSFAST_FN void add(const Scratch& s, int64_t k, const Pair& score) {
+  s.sums[k].low += score.low;
+  s.sums[k].high += score.high;
+  s.squares[k].low += square_score(score.low);
+  s.squares[k].high += square_score(score.high);
+}
+
+void add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale) {
+  const Floats* logits = s.logits + t * job.classes;
+  const Floats maximum = s.maximum[t];
+  const Ints valid = s.valid[t];
+  Pair total{};
+  int64_t active = 0;
+  for (int64_t k = 0; k < job.classes; ++k) {
+    const Floats a = (logits[k] - maximum) * scale;
+    const Ints counts = (a >= kNegligible) & valid;
+    if (!any(counts)) continue;
+    Ints mantissa, shift;
+    exp_parts(a, mantissa, shift);
+    const Pair m = widen(mantissa & counts), n = widen(shift & counts);
+    const Pair units = {exp_units(m.low, n.low), exp_units(m.high, n.high)};
+    total.low += units.low;
+    total.high += units.high;
+    s.units[active] = units;
+    s.active[active++] = static_cast<int32_t>(k);
+  }
+  const Pair factor = each(total, total, [](uint64_t sum, uint64_t) { return sum ? softmax_factor(sum) : 0; });
+  for (int64_t i = 0; i < active; ++i)
+    add(s, s.active[i], {softmax_score(s.units[i].low, factor.low), softmax_score(s.units[i].high, factor.high)});
+}
+
+void add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale) {
+  const Floats* logits = s.logits + t * job.classes;
+  const Floats maximum = s.maximum[t];
+  const Ints valid = s.valid[t];
+  Pair total{}, count{};
+  int64_t active = 0;
+  for (int64_t k = 0; k < job.classes; ++k) {
+    const Ints mantissa = sparsemax_mantissa((logits[k] - maximum) * scale) & valid;
+    if (!any(mantissa > 0)) continue;
+    Pair units = widen(mantissa);
+    units.low <<= 16, units.high <<= 16;
+    total.low += units.low, total.high += units.high;
+    count.low -= reinterpret_cast<Wides>(units.low > 0), count.high -= reinterpret_cast<Wides>(units.high > 0);
+    s.units[active] = units;
+    s.active[active++] = static_cast<int32_t>(k);
+  }
+  const auto at_most = [](uint64_t sum, uint64_t n) { return n ? sparsemax_floor(sum, n) : 0; };
+  for (bool dropped = true; dropped;) {
+    const Pair threshold = each(total, count, at_most), before = count;
+    total = count = Pair{};
+    for (int64_t i = 0; i < active; ++i) {
+      const Pair& units = s.units[i];
+      const Wides low = reinterpret_cast<Wides>(units.low > threshold.low);
+      const Wides high = reinterpret_cast<Wides>(units.high > threshold.high);
+      total.low += units.low & low, total.high += units.high & high;
+      count.low -= low, count.high -= high;
+    }
+    dropped = sum(before.low) + sum(before.high) != sum(count.low) + sum(count.high);
+  }
+  const Pair threshold = each(total, count, [](uint64_t sum, uint64_t n) { return n ? sparsemax_ceiling(sum, n) : 0; });
+  for (int64_t i = 0; i < active; ++i) {
+    const Pair& units = s.units[i];
+    const Wides low = reinterpret_cast<Wides>(units.low > threshold.low);
+    const Wides high = reinterpret_cast<Wides>(units.high > threshold.high);
+    add(s, s.active[i], {((units.low - threshold.low) & low) >> 10, ((units.high - threshold.high) & high) >> 10});
+  }
+}
+
+void add_clipped(const AccumulateJob& job, const Scratch& s, int64_t t, const HeadParameters& head) {
+  const Floats* logits = s.logits + t * job.classes;
+  for (int64_t k = 0; k < job.classes; ++k)
+    add(s, k, widen(clipped_score(logits[k], head.low, head.high, head.scale) & s.valid[t]));
+}
+
+void add_head(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t rows, int64_t h) {
+  const HeadParameters& head = job.parameters[h];
+  for (int64_t k = 0; k < job.classes; ++k) s.sums[k] = s.squares[k] = Pair{};
+  for (int64_t t = 0; t * kLanes < rows; ++t) {
+    switch (head.kind) {
+      case HeadKind::softmax: add_softmax(job, s, t, head.scale); break;
+      case HeadKind::sparsemax: add_sparsemax(job, s, t, head.scale); break;
+      case HeadKind::clipped: add_clipped(job, s, t, head); break;
+    }
+  }
+  int64_t* sums = job.sums + (slot * job.heads + h) * job.classes;
+  int64_t* squares = job.squares + (slot * job.heads + h) * job.classes;
+  for (int64_t k = 0; k < job.classes; ++k) {
+    sums[k] += static_cast<int64_t>(sum(s.sums[k].low + s.sums[k].high));
+    squares[k] += static_cast<int64_t>(sum(s.squares[k].low + s.squares[k].high));
+  }
+}
+
+}  // namespace
+
+size_t RSFAST_NAME(accumulate_scratch_)(const AccumulateJob& job) {
+  char* at = nullptr;
+  lay_out(job, at);
+  return reinterpret_cast<size_t>(at) + 64;
+}
+
+void RSFAST_NAME(accumulate_)(const AccumulateJob& job, int64_t first, int64_t step, char* scratch) {
+  const Scratch s = lay_out(job, scratch);
+  int64_t end = 0;
+  for (int64_t begin = 0; begin < job.batch; begin = end) {
+    const int64_t slot = job.slots[job.order[begin]], most = begin + tiles_of(job) * kLanes;
+    while (end < job.batch && end < most && job.slots[job.order[end]] == slot) ++end;
+    read_chunk(job, job.order + begin, end - begin, s);
+    for (int64_t item = first; item <= job.heads; item += step) {
+      if (item == 0)
+        count_votes(job, s, slot, end - begin);
+      else
+        add_head(job, s, slot, end - begin, item - 1);
+    }
+  }
+}
+
+}  // namespace rsfast

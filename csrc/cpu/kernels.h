@@ -1,0 +1,76 @@
+// The kernels that every instruction set provides. perturb.cpp and accumulate.cpp are compiled once for each set, and
+// hold no inline function of the standard library: a copy made for AVX-512 could otherwise be linked into all of them.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace rsfast {
+
+enum class Type : int { float32, float16, bfloat16, float64 };
+
+struct PerturbJob {
+  const float* x;            // [inputs, elements]
+  const int64_t* rows;       // [batch]: the input of each output row
+  const int64_t* input_ids;  // [inputs]
+  const int64_t* samples;    // [batch]
+  int64_t batch, elements, channels;
+  float sigma;
+  uint64_t seed;
+  int stream;
+  const float* scale;  // [elements] or null, and then shift is null too
+  const float* shift;
+  bool clamp;
+  float clamp_low, clamp_high;
+  void* out;
+  Type type;
+  bool channels_last;
+};
+
+enum class HeadKind : int { softmax, sparsemax, clipped };
+
+struct HeadParameters {
+  HeadKind kind;
+  float scale;  // 1 / temperature, or 1 / (high - low)
+  float low, high;
+};
+
+struct AccumulateJob {
+  const void* logits;
+  Type type;
+  int64_t row_stride, class_stride;  // in elements
+  int64_t batch, classes, heads;
+  const int64_t* order;  // [batch]: row numbers, those of one slot together
+  const int64_t* slots;  // [batch]: the slot of each row number
+  const HeadParameters* parameters;
+  int64_t *n, *counts, *sums, *squares;  // [slots], [slots, classes + 1], [slots, heads, classes] twice
+};
+
+struct Kernels {
+  // Work units [begin, end) of perturb_units(job).
+  void (*perturb)(const PerturbJob& job, int64_t begin, int64_t end);
+  // Votes (item 0) and heads (item h + 1): every step-th item from first. scratch: accumulate_scratch(job) bytes.
+  void (*accumulate)(const AccumulateJob& job, int64_t first, int64_t step, char* scratch);
+  size_t (*accumulate_scratch)(const AccumulateJob& job);
+  // Random words of one input in stream order, and Box-Muller on given pairs of words; for tests and benchmarks.
+  void (*philox_words)(const int64_t counter[3], uint64_t seed, int64_t first_block, int64_t blocks, uint32_t* out);
+  void (*gaussian)(const uint32_t* words, int64_t pairs, float* out);
+};
+
+// What one unit of perturb writes: 4096 elements of a row, so that its input stays in L1, or 256 positions of all channels.
+static inline int64_t perturb_unit_length(const PerturbJob& job) { return job.channels_last ? 256 : 4096; }
+
+static inline int64_t perturb_units(const PerturbJob& job) {
+  const int64_t row = job.channels_last ? job.elements / job.channels : job.elements;
+  const int64_t length = perturb_unit_length(job);
+  return (row + length - 1) / length * job.batch;
+}
+
+// A name of this instruction set: RSFAST_NAME(kernels_) is kernels_avx2 where RSFAST_ISA is avx2.
+#define RSFAST_JOIN(a, b) a##b
+#define RSFAST_EXPAND(a, b) RSFAST_JOIN(a, b)
+#define RSFAST_NAME(prefix) RSFAST_EXPAND(prefix, RSFAST_ISA)
+
+extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;
+
+}  // namespace rsfast

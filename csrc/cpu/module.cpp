@@ -1,0 +1,207 @@
+// rsfast._cpu: picks the instruction set, divides the work among threads, and is the only file that knows Python. Tensors
+// come as addresses and are checked by rsfast/ops; the GIL is released while kernels run.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace rsfast {
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  const Kernels* kernels;
+};
+
+std::vector<InstructionSet> usable_sets() {  // best last
+  std::vector<InstructionSet> sets = {{"baseline", &kernels_baseline}};
+#if defined(RSFAST_X86_64)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back({"avx2", &kernels_avx2});
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    sets.push_back({"avx512", &kernels_avx512});
+#endif
+  return sets;
+}
+
+InstructionSet current;
+
+void use_isa(const std::string& name) {
+  std::string names;
+  for (const InstructionSet& set : usable_sets()) {
+    if (name == set.name) {
+      current = set;
+      return;
+    }
+    names += (names.empty() ? "" : ", ") + std::string(set.name);
+  }
+  throw std::invalid_argument("the instruction set (RSFAST_CPU_ISA) is '" + name +
+                              "'; on this processor it must be one of " + names);
+}
+
+// IEEE arithmetic with subnormals, whatever the calling thread is set to.
+class IeeeMode {
+#if defined(__SSE2__)
+ public:
+  IeeeMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
+  ~IeeeMode() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+// Runs work(i) for i in [0, parts), each on a thread of its own but the last, which runs here. Threads live for the call
+// alone: no pool means nothing to lose in a fork. A thread that cannot be had is done without.
+template <class Work>
+void run_parts(int64_t parts, const Work& work) {
+  const auto guarded = [&work](int64_t i) {
+    const IeeeMode mode;
+    work(i);
+  };
+  std::vector<std::thread> threads;
+  int64_t i = 0;
+  try {
+    for (threads.reserve(parts); i + 1 < parts; ++i) threads.emplace_back(guarded, i);
+  } catch (const std::system_error&) {
+  }
+  for (; i < parts; ++i) guarded(i);
+  for (std::thread& thread : threads) thread.join();
+}
+
+// [0, units) in equal ranges over up to `threads` threads, at least `grain` units each.
+template <class Work>
+void run_ranges(int64_t units, int64_t grain, int64_t threads, const Work& work) {
+  const int64_t parts = std::max<int64_t>(1, std::min(threads, units / std::max<int64_t>(1, grain)));
+  run_parts(parts, [&](int64_t i) { work(units * i / parts, units * (i + 1) / parts); });
+}
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+constexpr int64_t kWorthAThread = 1 << 16;  // elements: about 50 microseconds, a few times what starting a thread takes
+
+void perturb(uintptr_t x, uintptr_t rows, uintptr_t input_ids, uintptr_t samples, int64_t batch, int64_t elements,
+             int64_t channels, float sigma, uint64_t seed, int stream, uintptr_t scale, uintptr_t shift, bool clamp,
+             float clamp_low, float clamp_high, uintptr_t out, int type, bool channels_last, int64_t threads) {
+  const PerturbJob job = {at<const float>(x),
+                          at<const int64_t>(rows),
+                          at<const int64_t>(input_ids),
+                          at<const int64_t>(samples),
+                          batch,
+                          elements,
+                          channels,
+                          sigma,
+                          seed,
+                          stream,
+                          at<const float>(scale),
+                          at<const float>(shift),
+                          clamp,
+                          clamp_low,
+                          clamp_high,
+                          at<void>(out),
+                          static_cast<Type>(type),
+                          channels_last};
+  const py::gil_scoped_release release;
+  const int64_t units = perturb_units(job);
+  const int64_t grain = kWorthAThread * units / std::max<int64_t>(1, batch * elements);
+  run_ranges(units, grain, threads, [&](int64_t begin, int64_t end) { current.kernels->perturb(job, begin, end); });
+}
+
+void accumulate(uintptr_t logits, int type, int64_t row_stride, int64_t class_stride, int64_t batch, int64_t classes,
+                uintptr_t slots, const std::vector<std::tuple<int, float, float, float>>& heads, uintptr_t n,
+                uintptr_t counts, uintptr_t sums, uintptr_t squares, int64_t threads) {
+  const py::gil_scoped_release release;
+  std::vector<HeadParameters> parameters;
+  for (const auto& [kind, scale, low, high] : heads) parameters.push_back({static_cast<HeadKind>(kind), scale, low, high});
+  std::vector<int64_t> order(batch);
+  std::iota(order.begin(), order.end(), 0);
+  const int64_t* slot = at<const int64_t>(slots);
+  std::stable_sort(order.begin(), order.end(), [slot](int64_t a, int64_t b) { return slot[a] < slot[b]; });
+  const AccumulateJob job = {at<const void>(logits),
+                             static_cast<Type>(type),
+                             row_stride,
+                             class_stride,
+                             batch,
+                             classes,
+                             static_cast<int64_t>(parameters.size()),
+                             order.data(),
+                             slot,
+                             parameters.data(),
+                             at<int64_t>(n),
+                             at<int64_t>(counts),
+                             at<int64_t>(sums),
+                             at<int64_t>(squares)};
+  // Threads share the heads, not the rows: each reads all logits, and no two write the same counter.
+  const int64_t items = job.heads + 1, worth = batch * classes * items / kWorthAThread;
+  const int64_t parts = std::max<int64_t>(1, std::min({threads, items, worth}));
+  const size_t bytes = current.kernels->accumulate_scratch(job);
+  std::vector<std::vector<char>> scratch(parts, std::vector<char>(bytes));
+  run_parts(parts, [&](int64_t i) { current.kernels->accumulate(job, i, parts, scratch[i].data()); });
+}
+
+void philox_words(uint64_t seed, int64_t c1, int64_t c2, int64_t c3, int64_t first_block, int64_t blocks, uintptr_t out,
+                  int64_t threads) {
+  const py::gil_scoped_release release;
+  const int64_t counter[3] = {c1, c2, c3}, tile = 16;
+  run_ranges((blocks + tile - 1) / tile, kWorthAThread / (4 * tile), threads, [&](int64_t begin, int64_t end) {
+    const int64_t from = begin * tile, count = std::min(end * tile, blocks) - from;
+    current.kernels->philox_words(counter, seed, first_block + from, count, at<uint32_t>(out) + 4 * from);
+  });
+}
+
+void gaussian(uintptr_t words, int64_t pairs, uintptr_t out) {
+  const py::gil_scoped_release release;
+  const IeeeMode mode;
+  current.kernels->gaussian(at<const uint32_t>(words), pairs, at<float>(out));
+}
+
+}  // namespace
+}  // namespace rsfast
+
+PYBIND11_MODULE(_cpu, m) {
+  using namespace rsfast;
+  const char* forced = std::getenv("RSFAST_CPU_ISA");
+  current = usable_sets().back();
+  if (forced && *forced) use_isa(forced);
+
+  m.doc() = "CPU kernels. Tensors are addresses; rsfast.ops checks them.";
+  m.def("isa", [] { return std::string(current.name); }, "The instruction set in use.");
+  m.def("use_isa", &use_isa, py::arg("name"), "Use an instruction set, for the whole process.");
+  m.def(
+      "isas",
+      [] {
+        py::list names;
+        for (const InstructionSet& set : usable_sets()) names.append(set.name);
+        return names;
+      },
+      "The instruction sets built and usable on this processor, best last.");
+  m.def("perturb", &perturb, py::kw_only(), py::arg("x"), py::arg("rows"), py::arg("input_ids"), py::arg("samples"),
+        py::arg("batch"), py::arg("elements"), py::arg("channels"), py::arg("sigma"), py::arg("seed"), py::arg("stream"),
+        py::arg("scale"), py::arg("shift"), py::arg("clamp"), py::arg("clamp_low"), py::arg("clamp_high"), py::arg("out"),
+        py::arg("type"), py::arg("channels_last"), py::arg("threads"));
+  m.def("accumulate", &accumulate, py::kw_only(), py::arg("logits"), py::arg("type"), py::arg("row_stride"),
+        py::arg("class_stride"), py::arg("batch"), py::arg("classes"), py::arg("slots"), py::arg("heads"), py::arg("n"),
+        py::arg("counts"), py::arg("sums"), py::arg("squares"), py::arg("threads"));
+  m.def("philox_words", &philox_words, py::kw_only(), py::arg("seed"), py::arg("c1"), py::arg("c2"), py::arg("c3"),
+        py::arg("first_block"), py::arg("blocks"), py::arg("out"), py::arg("threads"));
+  m.def("gaussian", &gaussian, py::kw_only(), py::arg("words"), py::arg("pairs"), py::arg("out"));
+}

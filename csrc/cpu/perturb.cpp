@@ -1,0 +1,232 @@
+// perturb on the CPU: philox.h, noise.h and perturb.h over vectors of lanes, a tile of 4 * kLanes elements at a time.
+#include "../perturb.h"
+
+#include "../noise.h"
+#include "../philox.h"
+#include "kernels.h"
+
+namespace rsfast {
+namespace {
+
+constexpr int kTile = 4 * kLanes;
+constexpr int kGroups = kLanes / 4;
+
+// Which block of the tile a lane works on: chosen so that transposing 4x4 within each 128-bit group leaves the tile in
+// order. The 64-bit lanes of Philox hold the even lanes in one vector and the odd ones in another.
+constexpr uint64_t block_of_lane(int lane) { return kGroups * (lane % 4) + lane / 4; }
+
+template <int Odd>
+RSFAST_FN Wides block_offsets() {
+  Wides offsets;
+  for (int i = 0; i < kLanes / 2; ++i) offsets[i] = block_of_lane(2 * i + Odd);
+  return offsets;
+}
+
+RSFAST_FN Bits pack(Wides even, Wides odd) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Bits>(
+      _mm512_mask_shuffle_epi32(reinterpret_cast<__m512i>(even), 0xAAAA, reinterpret_cast<__m512i>(odd), _MM_PERM_CCAA));
+#else
+  return reinterpret_cast<Bits>((even & 0xFFFFFFFFu) | (odd << 32));
+#endif
+}
+
+struct TileWords {
+  Bits w[4];
+};
+
+RSFAST_FN TileWords tile_words(uint64_t block, const RowCounter& row, const Key& key) {
+  const auto even = philox(block_offsets<0>() + block, row.sample_low, row.input_id, row.stream_and_sample_high, key);
+  const auto odd = philox(block_offsets<1>() + block, row.sample_low, row.input_id, row.stream_and_sample_high, key);
+  return {{pack(even.a, odd.a), pack(even.b, odd.b), pack(even.c, odd.c), pack(even.d, odd.d)}};
+}
+
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct Count : Count<N - 1, N - 1, I...> {};
+template <int... I>
+struct Count<0, I...> {
+  using type = Indices<I...>;
+};
+
+// Interleave pairs of `Unit` lanes from the low (Half = 0) or high (1) half of each 128-bit group of a and b.
+template <int Unit, int Half, class V, int... I>
+RSFAST_FN V interleave(V a, V b, Indices<I...>) {
+  return __builtin_shufflevector(
+      a, b, (I / 4 * 4 + Half * 2 + I % 4 / (2 * Unit) * Unit + I % Unit + (I % (2 * Unit) < Unit ? 0 : kLanes))...);
+}
+
+template <class V>
+RSFAST_FN void transpose(V v[4]) {
+  constexpr auto lanes = Count<kLanes>::type{};
+  const V a = interleave<1, 0>(v[0], v[1], lanes), b = interleave<1, 1>(v[0], v[1], lanes);
+  const V c = interleave<1, 0>(v[2], v[3], lanes), d = interleave<1, 1>(v[2], v[3], lanes);
+  v[0] = interleave<2, 0>(a, c, lanes);
+  v[1] = interleave<2, 1>(a, c, lanes);
+  v[2] = interleave<2, 0>(b, d, lanes);
+  v[3] = interleave<2, 1>(b, d, lanes);
+}
+
+struct Row {
+  RowCounter counter;
+  const float* x;
+};
+
+RSFAST_FN Row row_of(const PerturbJob& job, int64_t row) {
+  const int64_t input = job.rows[row];
+  return {row_counter(job.samples[row], job.input_ids[input], job.stream), job.x + input * job.elements};
+}
+
+RSFAST_FN void put(float* out, Floats value) { store(out, value); }
+
+template <Type T>
+RSFAST_FN void put(uint16_t* out, Floats value) {
+  const Bits bits = as_bits(value);
+  const Bits half = T == Type::float16 ? to_float16(bits) : to_bfloat16(bits);
+#if defined(__AVX512F__)
+  store(out, _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(half)));
+#else
+  for (int i = 0; i < kLanes; ++i) out[i] = static_cast<uint16_t>(half[i]);
+#endif
+}
+
+template <Type T>
+struct Output {
+  using type = uint16_t;
+  RSFAST_FN void write(uint16_t* out, Floats value) { put<T>(out, value); }
+};
+template <>
+struct Output<Type::float32> {
+  using type = float;
+  RSFAST_FN void write(float* out, Floats value) { put(out, value); }
+};
+
+// Elements [tile, tile + N * kTile) of a row; x, scale and shift point at element `tile`. Stages run over all N tiles, so
+// that their chains of dependent operations overlap.
+template <Type T, int N>
+RSFAST_FN void perturb_tiles(const PerturbJob& job, const Key& key, const RowCounter& row, int64_t tile, const float* x,
+                             const float* scale, const float* shift, typename Output<T>::type* out) {
+  TileWords words[N];
+  Floats z[4 * N];
+#pragma GCC unroll 2
+  for (int n = 0; n < N; ++n) words[n] = tile_words(static_cast<uint64_t>(tile) / 4 + n * kLanes, row, key);
+#pragma GCC unroll 2
+  for (int n = 0; n < N; ++n) {
+    box_muller<Floats, Bits, Ints>(words[n].w[0], words[n].w[1], z[4 * n], z[4 * n + 1]);
+    box_muller<Floats, Bits, Ints>(words[n].w[2], words[n].w[3], z[4 * n + 2], z[4 * n + 3]);
+  }
+#pragma GCC unroll 2
+  for (int n = 0; n < N; ++n) transpose(z + 4 * n);
+#pragma GCC unroll 8
+  for (int j = 0; j < 4 * N; ++j) {
+    const int at = j * kLanes;
+    Floats y = fused(z[j], job.sigma, load<Floats>(x + at));
+    if (job.clamp) y = clamped(y, job.clamp_low, job.clamp_high);
+    if (scale) y = fused(y, load<Floats>(scale + at), load<Floats>(shift + at));
+    Output<T>::write(out + at, y);
+  }
+}
+
+constexpr int kTogether = kLanes == 16 ? 2 : 1;  // as many tiles as the registers hold
+
+// Elements [begin, end) of a row, in logical order. Tiles begin at multiples of kTile whatever `begin` is, so that a
+// value never depends on where a span was cut.
+template <Type T>
+RSFAST_FN void perturb_span(const PerturbJob& job, const Key& key, const Row& row, int64_t begin, int64_t end,
+                            typename Output<T>::type* out) {
+  int64_t step = kTile;
+  for (int64_t tile = begin / kTile * kTile; tile < end; tile += step) {
+    const float *x = row.x + tile, *scale = job.scale ? job.scale + tile : nullptr,
+                *shift = job.scale ? job.shift + tile : nullptr;
+    const int64_t from = tile < begin ? begin - tile : 0, to = end - tile < kTile ? end - tile : kTile;
+    step = from == 0 && end - tile >= kTogether * kTile ? kTogether * kTile : kTile;
+    if (step > kTile) {
+      perturb_tiles<T, kTogether>(job, key, row.counter, tile, x, scale, shift, out + (tile - begin));
+    } else if (from == 0 && to == kTile) {
+      perturb_tiles<T, 1>(job, key, row.counter, tile, x, scale, shift, out + (tile - begin));
+    } else {
+      float xs[kTile] = {}, scales[kTile] = {}, shifts[kTile] = {};
+      typename Output<T>::type values[kTile];
+      const size_t bytes = (to - from) * sizeof(float);
+      __builtin_memcpy(xs + from, x + from, bytes);
+      if (scale) {
+        __builtin_memcpy(scales + from, scale + from, bytes);
+        __builtin_memcpy(shifts + from, shift + from, bytes);
+      }
+      perturb_tiles<T, 1>(job, key, row.counter, tile, xs, scale ? scales : nullptr, scale ? shifts : nullptr, values);
+      __builtin_memcpy(out + (tile + from - begin), values + from, (to - from) * sizeof values[0]);
+    }
+  }
+}
+
+// A unit of positions of all channels, made channel by channel.
+template <Type T>
+RSFAST_FN void perturb_channels_last(const PerturbJob& job, const Key& key, const Row& row, int64_t begin, int64_t end,
+                                     typename Output<T>::type* out) {
+  const int64_t positions = job.elements / job.channels;
+  typename Output<T>::type values[256];
+  for (int64_t c = 0; c < job.channels; ++c) {
+    perturb_span<T>(job, key, row, c * positions + begin, c * positions + end, values);
+    for (int64_t p = begin; p < end; ++p) out[p * job.channels + c] = values[p - begin];
+  }
+}
+
+template <Type T>
+void perturb_typed(const PerturbJob& job, int64_t begin, int64_t end) {
+  const Key key = make_key(job.seed);
+  const int64_t length = job.channels_last ? job.elements / job.channels : job.elements;
+  const int64_t span = perturb_unit_length(job);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t from = unit / job.batch * span, r = unit % job.batch;
+    const int64_t to = from + span < length ? from + span : length;
+    auto* out = static_cast<typename Output<T>::type*>(job.out) + r * job.elements;
+    if (job.channels_last)
+      perturb_channels_last<T>(job, key, row_of(job, r), from, to, out);
+    else
+      perturb_span<T>(job, key, row_of(job, r), from, to, out + from);
+  }
+}
+
+void perturb(const PerturbJob& job, int64_t begin, int64_t end) {
+  switch (job.type) {
+    case Type::float16: return perturb_typed<Type::float16>(job, begin, end);
+    case Type::bfloat16: return perturb_typed<Type::bfloat16>(job, begin, end);
+    default: return perturb_typed<Type::float32>(job, begin, end);
+  }
+}
+
+void philox_words(const int64_t counter[3], uint64_t seed, int64_t first_block, int64_t blocks, uint32_t* out) {
+  const Key key = make_key(seed);
+  const RowCounter row{static_cast<uint64_t>(counter[0]), static_cast<uint64_t>(counter[1]),
+                       static_cast<uint64_t>(counter[2])};
+  for (int64_t block = 0; block < blocks; block += kLanes) {
+    TileWords words = tile_words(first_block + block, row, key);
+    transpose(words.w);
+    if (blocks - block >= kLanes)
+      __builtin_memcpy(out + 4 * block, words.w, sizeof words.w);
+    else
+      __builtin_memcpy(out + 4 * block, words.w, (blocks - block) * 4 * sizeof(uint32_t));
+  }
+}
+
+void gaussian(const uint32_t* words, int64_t pairs, float* out) {
+  for (int64_t i = 0; i < pairs; i += kLanes) {
+    const int64_t count = pairs - i < kLanes ? pairs - i : kLanes;
+    Bits radius{}, angle{};
+    Floats z0, z1;
+    for (int64_t j = 0; j < count; ++j) radius[j] = words[2 * (i + j)], angle[j] = words[2 * (i + j) + 1];
+    box_muller<Floats, Bits, Ints>(radius, angle, z0, z1);
+    for (int64_t j = 0; j < count; ++j) out[2 * (i + j)] = z0[j], out[2 * (i + j) + 1] = z1[j];
+  }
+}
+
+}  // namespace
+
+void RSFAST_NAME(accumulate_)(const AccumulateJob&, int64_t, int64_t, char*);
+size_t RSFAST_NAME(accumulate_scratch_)(const AccumulateJob&);
+
+const Kernels RSFAST_NAME(kernels_) = {perturb, RSFAST_NAME(accumulate_), RSFAST_NAME(accumulate_scratch_), philox_words,
+                                       gaussian};
+
+}  // namespace rsfast

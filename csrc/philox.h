@@ -1,0 +1,54 @@
+// Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011): a counter of four
+// 32-bit words and a key of two to four random words.
+#pragma once
+
+#include "lanes.h"
+
+namespace rsfast {
+
+constexpr int kRounds = 10;
+
+struct Key {
+  uint64_t low[kRounds], high[kRounds];
+};
+
+RSFAST_FN Key make_key(uint64_t seed) {
+  Key key;
+  for (int i = 0; i < kRounds; ++i) {
+    key.low[i] = static_cast<uint32_t>(seed + i * 0x9E3779B9ull);
+    key.high[i] = static_cast<uint32_t>((seed >> 32) + i * 0xBB67AE85ull);
+  }
+  return key;
+}
+
+// Four words, each in the low half of a 64-bit lane; the high halves are arbitrary. A word that is the same in all lanes
+// may stay one uint64_t: the compiler then computes what depends on it alone once.
+template <class A, class B, class C, class D>
+struct Words {
+  A a;
+  B b;
+  C c;
+  D d;
+};
+
+template <class A, class B, class C, class D>
+RSFAST_FN auto philox_round(Words<A, B, C, D> w, uint64_t key_low, uint64_t key_high) {
+  const auto even = multiply_wide(0xD2511F53u, w.a);
+  const auto odd = multiply_wide(0xCD9E8D57u, w.c);
+  const auto a = (odd >> 32) ^ (w.b ^ key_low);
+  const auto c = (even >> 32) ^ (w.d ^ key_high);
+  return Words<decltype(a + 0), decltype(odd + 0), decltype(c + 0), decltype(even + 0)>{a, odd, c, even};
+}
+
+// Counter (block, rest of the row's counter). The first rounds stand apart because their words are of mixed type.
+template <class W>
+RSFAST_FN Words<W, W, W, W> philox(W block, uint64_t c1, uint64_t c2, uint64_t c3, const Key& key) {
+  const auto one = philox_round(Words<W, uint64_t, uint64_t, uint64_t>{block, c1, c2, c3}, key.low[0], key.high[0]);
+  const auto two = philox_round(one, key.low[1], key.high[1]);
+  Words<W, W, W, W> words = philox_round(two, key.low[2], key.high[2]);
+#pragma GCC unroll 7
+  for (int i = 3; i < kRounds; ++i) words = philox_round(words, key.low[i], key.high[i]);
+  return words;
+}
+
+}  // namespace rsfast

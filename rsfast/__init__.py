@@ -1,0 +1,61 @@
+"""rsfast: randomized-smoothing certificates as fast as the classifier runs. README.md has the tour."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import bounds, heads, noise
+from .certificate import ABSTAIN, Certificate, certificates, predictions
+from .heads import ClippedLogits, Softmax, Sparsemax, Votes
+from .noise import STREAM_VERSION, Gaussian
+
+if TYPE_CHECKING:
+    from . import ops
+    from .api import Smooth, certify, predict, sample
+    from .tally import Tally
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ABSTAIN",
+    "STREAM_VERSION",
+    "Certificate",
+    "ClippedLogits",
+    "Gaussian",
+    "Smooth",
+    "Softmax",
+    "Sparsemax",
+    "Tally",
+    "Votes",
+    "bounds",
+    "certificates",
+    "certify",
+    "heads",
+    "noise",
+    "ops",
+    "predict",
+    "predictions",
+    "sample",
+]
+
+# What needs torch is imported when it is first used, so that rsfast.bounds and rsfast.certificate do without it.
+_NEEDS_TORCH = {
+    "Smooth": "api",
+    "Tally": "tally",
+    "certify": "api",
+    "ops": "ops",
+    "predict": "api",
+    "sample": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f".{_NEEDS_TORCH[name]}", __name__)
+    return module if name == _NEEDS_TORCH[name] else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

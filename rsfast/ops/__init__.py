@@ -1,0 +1,345 @@
+"""The two fused operations: `perturb` makes a batch of noisy inputs, `accumulate` adds a batch of logits to a Tally.
+
+Both check their arguments here, pick a backend, and call it. A backend is a module of this package with a function
+``perturb`` and a function ``accumulate``; all give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..noise import STREAMS, Gaussian
+
+if TYPE_CHECKING:
+    from ..tally import Tally
+
+BACKENDS = ("reference", "cpu")
+OUTPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+LOGIT_TYPES = (*OUTPUT_TYPES, torch.float64)
+MAX_CLASSES = 1 << 20
+
+__all__ = ["BACKENDS", "accumulate", "backend_for", "perturb"]
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A checked call of `perturb`, as backends receive it. x and the index tensors are contiguous."""
+
+    x: torch.Tensor
+    rows: torch.Tensor
+    input_ids: torch.Tensor
+    samples: torch.Tensor
+    sigma: float
+    seed: int
+    stream: int
+    scale: torch.Tensor | None  # float32 [channels], and then shift too
+    shift: torch.Tensor | None
+    clamp: tuple[float, float] | None
+    channels_last: bool
+    out: torch.Tensor
+
+
+def backend_for(name: str, device: torch.device) -> str:
+    """Return the backend that `name` means for tensors on `device`; "auto" takes the fastest.
+
+    Raises
+    ------
+    ValueError
+        If `name` is unknown, or that backend cannot work on `device`.
+    """
+    if name not in (*BACKENDS, "auto"):
+        raise ValueError(f"backend is {name!r}; it must be 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    if name == "auto" and device.type != "cpu":
+        raise ValueError(
+            f"backend is 'auto', and no kernel is built for device '{device}'; "
+            "move the tensors to the CPU, or name backend='reference', which is plain PyTorch and slow"
+        )
+    if name == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend is 'cpu', but the tensors are on '{device}'; they must be on the CPU")
+    return "cpu" if name == "auto" else name
+
+
+def _backend(name: str, device: torch.device) -> ModuleType:
+    return import_module(f".{backend_for(name, device)}", __name__)
+
+
+def check_seed(seed: object) -> int:
+    """Return `seed` if it is an int in [0, 2^64); raise TypeError or ValueError if not."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed is {seed!r}; it must be an int")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
+    return seed
+
+
+def check_stream(stream: object) -> str:
+    """Return `stream` if it names a stream; raise ValueError if not."""
+    if not isinstance(stream, str) or stream not in STREAMS:
+        raise ValueError(f"stream is {stream!r}; it must be one of {', '.join(map(repr, STREAMS))}")
+    return stream
+
+
+def indices(name: str, values: object, length: int | None, limit: int, device: torch.device) -> torch.Tensor:
+    """Return `values` (int64 tensor, range or sequence of ints) as a contiguous tensor; they must lie in [0, limit)."""
+    if isinstance(values, range):
+        tensor = torch.arange(values.start, values.stop, values.step, device=device)
+    elif isinstance(values, torch.Tensor):
+        if values.dtype != torch.int64:
+            raise TypeError(f"{name} has dtype {values.dtype}; it must be int64")
+        tensor = values
+    else:
+        try:
+            tensor = torch.tensor(values, dtype=torch.int64, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} is {values!r}; it must be int64 [{length if length is not None else 'B'}]") from error
+    if tensor.ndim != 1 or (length is not None and tensor.shape[0] != length):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be [{length if length is not None else 'B'}]")
+    if tensor.device != device:
+        raise ValueError(f"{name} is on '{tensor.device}'; it must be on '{device}', with the other tensors")
+    if tensor.numel() and (int(tensor.min()) < 0 or int(tensor.max()) >= limit):
+        raise ValueError(f"{name} runs from {int(tensor.min())} to {int(tensor.max())}; it must lie in [0, {limit})")
+    return tensor.contiguous()
+
+
+def check_inputs(name: str, x: object) -> torch.Tensor:
+    """Return `x` contiguous if it is a float32 tensor [I, *shape] of rank 2 or more; raise an error if not."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be a float32 tensor [I, *shape]")
+    if x.dtype != torch.float32:
+        hint = "; convert integer images with x.float() / 255" if not x.dtype.is_floating_point else "; call x.float()"
+        raise TypeError(f"{name} has dtype {x.dtype}; it must be float32{hint}")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"{name} has shape {list(x.shape)}; it must be [I, *shape] with at least one input and one element")
+    if x[0].numel() > 1 << 34:
+        raise ValueError(f"{name} has {x[0].numel()} elements an input; it must have at most 2^34")
+    return x.detach().resolve_neg().contiguous()
+
+
+def affine(
+    scale: object, shift: object, channels: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """Return scale and shift as float32 [channels], with 1 and 0 for what is absent, or (None, None) if both are."""
+    if scale is None and shift is None:
+        return None, None
+    tensors = []
+    for name, value, neutral in (("scale", scale, 1.0), ("shift", shift, 0.0)):
+        try:
+            tensor = torch.as_tensor(neutral if value is None else value, dtype=torch.float32, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} is {value!r}; it must be a number or {channels} numbers, one a channel") from error
+        if tensor.ndim == 0:
+            tensor = tensor.expand(channels)
+        if tensor.shape != (channels,):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be a number or [{channels}], one a channel")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} is {value!r}; it must be finite")
+        tensors.append(tensor.detach().resolve_neg().contiguous())
+    return tensors[0], tensors[1]
+
+
+def check_clamp(clamp: object) -> tuple[float, float] | None:
+    """Return `clamp` as two floats with low <= high, or None."""
+    if clamp is None:
+        return None
+    try:
+        low, high = (float(value) for value in clamp)  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"clamp is {clamp!r}; it must be (low, high)") from error
+    if not low <= high or math.isnan(low):
+        raise ValueError(f"clamp is {clamp!r}; it must be (low, high) with low <= high")
+    return low, high
+
+
+def memory_format(channels_last: bool, rank: int) -> torch.memory_format:
+    """Return the torch memory format of a batch of inputs of `rank` axes; raise ValueError where channels_last has none."""
+    if not channels_last:
+        return torch.contiguous_format
+    if rank not in (3, 4):
+        raise ValueError(f"channels_last is True, but an input has {rank} axes; it must have 3 (C, H, W) or 4 (C, D, H, W)")
+    return torch.channels_last if rank == 3 else torch.channels_last_3d
+
+
+def perturb(
+    x: torch.Tensor,
+    noise: Gaussian,
+    *,
+    seed: int,
+    samples: torch.Tensor | range | Sequence[int],
+    rows: torch.Tensor | Sequence[int] | None = None,
+    input_ids: torch.Tensor | Sequence[int] | None = None,
+    stream: str = "estimation",
+    scale: torch.Tensor | Sequence[float] | float | None = None,
+    shift: torch.Tensor | Sequence[float] | float | None = None,
+    clamp: tuple[float, float] | None = None,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    out: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Return a batch of noisy inputs: ``clamp(x[rows] + sigma * z) * scale + shift``, rounded once to `dtype`.
+
+    The noise of an element is a function of (seed, stream, input id, sample index, place of the element in its input) alone:
+    batch size, order, layout, threads, instruction set and backend do not change a bit of it.
+
+    Parameters
+    ----------
+    x : float32 tensor [I, *shape]
+        The inputs. The first axis of shape is the channel. Never modified.
+    noise : Gaussian
+        Its sigma is in the units of x, before `scale`.
+    seed : int
+        In [0, 2^64).
+    samples : int64 tensor [B], range or sequence of ints
+        Sample index of each output row, in [0, 2^56).
+    rows : int64 tensor [B], optional
+        Which input each output row perturbs. May be left out where I is 1, or where I is B.
+    input_ids : int64 tensor [I], optional
+        Identity of each input in the noise stream, in [0, 2^32); 0 to I - 1 by default.
+    stream : str
+        "selection", "estimation", "training" or "user".
+    scale, shift : float or float32 tensor [C], optional
+        The model's normalisation: ``scale = 1 / std``, ``shift = -mean / std``. Applied as one fma.
+    clamp : (low, high), optional
+        Applied after the noise and before scale and shift.
+    dtype : torch.dtype
+        float32 (default), float16 or bfloat16.
+    channels_last : bool
+        Lay the result out as torch.channels_last (inputs of 3 axes) or torch.channels_last_3d (4 axes).
+    out : tensor [B, *shape], optional
+        Written and returned instead of a new tensor.
+    backend : str
+        "auto", "cpu" or "reference".
+
+    Returns
+    -------
+    tensor [B, *shape]
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was and what it must be.
+
+    Notes
+    -----
+    Numerics: Philox4x32-10 and Box-Muller in float32 as one fixed sequence of exactly rounded operations (csrc/noise.h);
+    then fma(sigma, z, x), clamp, fma(scale, shift), one rounding to nearest even.
+
+    Examples
+    --------
+    >>> x = torch.zeros(1, 2)
+    >>> perturb(x, Gaussian(1.0), seed=0, samples=range(3)).shape
+    torch.Size([3, 2])
+    """
+    x = check_inputs("x", x)
+    if not isinstance(noise, Gaussian):
+        raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
+    device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
+    module = _backend(backend, device)
+    samples = indices("samples", samples, None, 1 << 56, device)
+    batch = samples.shape[0]
+    if rows is None:
+        if count not in (1, batch):
+            raise ValueError(f"rows is None, with {count} inputs and {batch} samples; it must name the input of each sample")
+        rows = torch.arange(batch, device=device) if count == batch else torch.zeros(batch, dtype=torch.int64, device=device)
+    scale, shift = affine(scale, shift, shape[0], device)
+    layout = memory_format(channels_last, len(shape))
+    dtype = dtype if dtype is not None else out.dtype if out is not None else torch.float32
+    if dtype not in OUTPUT_TYPES:
+        raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, OUTPUT_TYPES))}")
+    if out is None:
+        out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
+    elif tuple(out.shape) != (batch, *shape) or out.dtype != dtype or out.device != device:
+        raise ValueError(
+            f"out is {out.dtype} {list(out.shape)} on '{out.device}'; it must be {dtype} {[batch, *shape]} on '{device}'"
+        )
+    elif not out.is_contiguous(memory_format=layout):
+        raise ValueError(f"out has strides {out.stride()}; it must be contiguous in {layout}")
+    module.perturb(
+        Perturbation(
+            x=x,
+            rows=indices("rows", rows, batch, count, device),
+            input_ids=indices("input_ids", range(count) if input_ids is None else input_ids, count, 1 << 32, device),
+            samples=samples,
+            sigma=noise.sigma,
+            seed=check_seed(seed),
+            stream=STREAMS[check_stream(stream)],
+            scale=scale,
+            shift=shift,
+            clamp=check_clamp(clamp),
+            channels_last=channels_last,
+            out=out,
+        )
+    )
+    return out
+
+
+def accumulate(
+    logits: torch.Tensor,
+    tally: Tally,
+    *,
+    rows: torch.Tensor | Sequence[int] | None = None,
+    backend: str = "auto",
+) -> None:
+    """Add a batch of logits to `tally`: one vote a row, and the scores of every soft head, in one pass.
+
+    Parameters
+    ----------
+    logits : tensor [B, K], float32, float16, bfloat16 or float64, any strides
+        K is tally.num_classes. Never modified.
+    tally : Tally
+        Updated in place. On the device of the logits.
+    rows : int64 tensor [B], optional
+        Which input of the tally each row belongs to. May be left out where the tally has one input.
+    backend : str
+        "auto", "cpu" or "reference".
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was and what it must be.
+    OverflowError
+        If an input would pass 2^33 - 1 samples, where its sums could overflow.
+
+    Notes
+    -----
+    Numerics: logits become float32; a row with one that is not finite counts in n and in the last of counts, votes for no
+    class and adds no score. Ties go to the lowest class. Scores are integers in units of 2^-30, rounded down; squares are
+    rounded up. Within a row sums are of integers in units of 2^-40, so every backend gives the same Tally.
+
+    Examples
+    --------
+    >>> from rsfast import Tally
+    >>> tally = Tally(1, 3)
+    >>> accumulate(torch.tensor([[0.0, 2.0, 1.0], [5.0, 2.0, 1.0]]), tally)
+    >>> tally.counts.tolist()
+    [[1, 1, 0, 0]]
+    """
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"logits is a {type(logits).__name__}; it must be a tensor [B, {tally.num_classes}]")
+    if logits.ndim != 2 or logits.shape[1] != tally.num_classes:
+        raise ValueError(
+            f"logits has shape {list(logits.shape)}; it must be [B, {tally.num_classes}], the tally's num_classes"
+        )
+    if logits.dtype not in LOGIT_TYPES:
+        raise TypeError(f"logits has dtype {logits.dtype}; it must be one of {', '.join(map(str, LOGIT_TYPES))}")
+    if logits.device != tally.n.device:
+        raise ValueError(f"logits is on '{logits.device}', the tally on '{tally.n.device}'; they must share a device")
+    batch = logits.shape[0]
+    if rows is None:
+        if tally.num_inputs != 1:
+            raise ValueError(
+                f"rows is None, but the tally has {tally.num_inputs} inputs; it must name the input of each row"
+            )
+        rows = torch.zeros(batch, dtype=torch.int64, device=logits.device)
+    module = _backend(backend, logits.device)
+    rows = indices("rows", rows, batch, tally.num_inputs, logits.device)
+    tally.reserve(batch)
+    if batch:
+        module.accumulate(logits.detach().resolve_neg(), tally, rows)

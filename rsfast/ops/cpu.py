@@ -1,0 +1,79 @@
+"""The native CPU backend: hands addresses to rsfast._cpu, on as many threads as torch uses."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..heads import ClippedLogits, Head, Softmax, Sparsemax
+from ..tally import Tally
+from . import Perturbation
+
+try:
+    from .. import _cpu
+except ImportError as error:
+    raise ImportError(f"rsfast's CPU kernels are not built or do not load ({error}); reinstall rsfast with pip") from error
+
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+
+
+def perturb(job: Perturbation) -> None:
+    """Fill ``job.out``."""
+    shape = job.x.shape[1:]
+    channels, elements = shape[0], shape.numel()
+    scale = shift = None
+    if job.scale is not None and job.shift is not None:  # one value an element: a kernel then loads them as it loads x
+        scale, shift = (t[:, None].expand(channels, elements // channels).contiguous() for t in (job.scale, job.shift))
+    low, high = job.clamp or (0.0, 0.0)
+    if job.out.numel() == 0:
+        return
+    _cpu.perturb(
+        x=job.x.data_ptr(),
+        rows=job.rows.data_ptr(),
+        input_ids=job.input_ids.data_ptr(),
+        samples=job.samples.data_ptr(),
+        batch=job.samples.shape[0],
+        elements=elements,
+        channels=channels,
+        sigma=job.sigma,
+        seed=job.seed,
+        stream=job.stream,
+        scale=scale.data_ptr() if scale is not None else 0,
+        shift=shift.data_ptr() if shift is not None else 0,
+        clamp=job.clamp is not None,
+        clamp_low=low,
+        clamp_high=high,
+        out=job.out.data_ptr(),
+        type=_TYPES[job.out.dtype],
+        channels_last=job.channels_last,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _parameters(head: Head) -> tuple[int, float, float, float]:
+    if isinstance(head, Softmax):
+        return 0, float(np.float32(1 / head.temperature)), 0.0, 0.0
+    if isinstance(head, Sparsemax):
+        return 1, float(np.float32(1 / head.temperature)), 0.0, 0.0
+    assert isinstance(head, ClippedLogits)
+    low, high = np.float32(head.low), np.float32(head.high)
+    return 2, float(np.float32(1) / (high - low)), float(low), float(high)
+
+
+def accumulate(logits: torch.Tensor, tally: Tally, rows: torch.Tensor) -> None:
+    """Add every row of `logits` to its input's slot."""
+    _cpu.accumulate(
+        logits=logits.data_ptr(),
+        type=_TYPES[logits.dtype],
+        row_stride=logits.stride(0),
+        class_stride=logits.stride(1),
+        batch=logits.shape[0],
+        classes=logits.shape[1],
+        slots=rows.data_ptr(),
+        heads=[_parameters(head) for head in tally.soft_heads],
+        n=tally.n.data_ptr(),
+        counts=tally.counts.data_ptr(),
+        sums=tally.sums.data_ptr(),
+        squares=tally.squares.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
