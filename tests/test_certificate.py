@@ -1,0 +1,439 @@
+"""rsfast.certificate: the rules, the rounding of the radius, abstention, and what must not pass for a certificate."""
+
+import dataclasses
+import doctest
+import json
+import subprocess
+import sys
+
+import mpmath as mp
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from rsfast import bounds, certificate
+from rsfast.certificate import (
+    ABSTAIN,
+    Certificate,
+    certificates,
+    prediction,
+    predictions,
+    radius,
+    resolve,
+    smallest_certifiable_n,
+    smallest_predictable_n,
+)
+from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
+from rsfast.noise import STREAM_VERSION, Gaussian
+from rsfast.tally import Tally
+
+UNIT = 2**30
+ALPHA = 0.001
+NOISE = Gaussian(0.5)
+
+
+VOTES = (Votes(),)
+
+
+def tally_of(counts, scores=None, heads=VOTES):
+    """A Tally of votes [I][K + 1]; scores [I][M][K], sums and squares of each soft head as real numbers."""
+    counts = torch.tensor(counts, dtype=torch.int64)
+    tally = Tally(counts.shape[0], counts.shape[1] - 1, heads)
+    tally.counts.copy_(counts)
+    tally.n.copy_(counts.sum(1))
+    if scores is not None:
+        moments = torch.tensor(scores, dtype=torch.float64).mul(UNIT).ceil().long()  # [I, M, 2, K]
+        tally.sums.copy_(moments[:, :, 0])
+        tally.squares.copy_(moments[:, :, 1])
+    return tally
+
+
+def certify(selection, estimation, noise=NOISE, *, alpha=ALPHA, seed=0, **options):
+    return certificates(tally_of(selection), tally_of(estimation), noise, alpha=alpha, seed=seed, **options)
+
+
+def exact_radius(sigma, lower, upper):
+    """(Q(lower) - Q(upper)) / 2 in 40 digits, by inverting the normal distribution function."""
+    with mp.workdps(40):
+        quantile = lambda p: mp.sqrt(2) * mp.erfinv(2 * mp.mpf(p) - 1)  # noqa: E731
+        return mp.mpf(float(np.float32(sigma))) * (quantile(lower) - quantile(upper)) / 2
+
+
+def test_one_vs_rest_votes():
+    (result,) = certify([[1, 8, 1, 0]], [[2, 990, 8, 0]])
+    assert result.prediction == 1
+    assert result.p_lower == bounds.clopper_pearson_lower(990, 1000, ALPHA)
+    assert result.p_upper == 1 - result.p_lower
+    exact = exact_radius(0.5, result.p_lower, 1 - mp.mpf(result.p_lower))
+    assert 0 < exact - mp.mpf(result.radius) < mp.mpf("1e-14")
+    assert (result.counts, result.n0, result.n) == ((990, 8), 10, 1000)
+    assert (result.bound, result.rule, result.norm, result.alpha) == ("clopper_pearson", "one_vs_rest", "l2", ALPHA)
+    assert (result.head, result.noise, result.stream_version) == (Votes(), NOISE, STREAM_VERSION)
+    assert not result.abstained
+
+
+def test_top_two_votes_halve_alpha_and_take_the_largest_upper_bound():
+    (result,) = certify([[8, 1, 1, 0]], [[600, 150, 250, 0]], rule="top_two")
+    assert result.p_lower == bounds.clopper_pearson_lower(600, 1000, ALPHA / 2)
+    assert result.p_upper == bounds.clopper_pearson_upper(250, 1000, ALPHA / 2) < 1 - result.p_lower
+    assert result.counts == (600, 250)
+    (other,) = certify([[8, 1, 1, 0]], [[600, 150, 250, 0]])
+    assert result.radius > 1.5 * other.radius
+
+
+def test_top_two_votes_are_capped():
+    """With every vote for A, up of the others at alpha / 2 is 1 - lo(A), and both are the same number, rounded twice."""
+    (result,) = certify([[9, 1, 0]], [[100, 0, 0]], rule="top_two")
+    assert result.p_upper == 1 - result.p_lower <= bounds.clopper_pearson_upper(0, 100, ALPHA / 2)
+
+
+@pytest.mark.parametrize("rule", ["one_vs_rest", "top_two"])
+@pytest.mark.parametrize("sigma", [0.25, 0.1, 3e-30, 1e30])
+def test_radius_rounds_down(rule, sigma):
+    rng = np.random.default_rng(5)
+    votes = [[int(n * a), int(n * (1 - a) * b), 0, 0] for n in (100, 10**4, 10**7) for a, b in rng.uniform(0.3, 1, (40, 2))]
+    votes = [[a, b, int((a + b) * 0.05) + 1, 0] for a, b, *_ in votes] + [[2**33 - 2, 1, 0, 0], [2**33 - 1, 0, 0, 0]]
+    results = certify([[3, 1, 1, 0]] * len(votes), votes, Gaussian(sigma), rule=rule)
+    certified = [result for result in results if not result.abstained]
+    assert len(certified) > 40
+    for result in certified:
+        upper = result.p_upper if rule == "top_two" else 1 - mp.mpf(result.p_lower)
+        exact = exact_radius(sigma, result.p_lower, upper)
+        assert result.radius < exact
+        assert result.radius > exact - mp.mpf("4e-14") * sigma
+        assert np.isfinite(result.radius)
+
+
+def test_radius():
+    values = radius(NOISE, [0.9, 0.5, 0.4, 0.0], [[0.1], [0.3], [1.0]])
+    assert values.shape == (3, 4)
+    assert values[0, 0] == pytest.approx(float(NOISE.potential(0.9)), abs=1e-14)
+    assert values[1, 2] == pytest.approx(float(exact_radius(0.5, 0.4, 0.3)), abs=1e-14)
+    assert np.all(values[:, 3] == -np.inf)
+    assert np.all(values[2] == -np.inf)
+    assert radius(NOISE, 0.5, 0.5) == 0
+
+
+@pytest.mark.parametrize("bad", [1.0, 1.5, -0.1, np.nan])
+def test_radius_refuses_certainty(bad):
+    with pytest.raises(ValueError, match=r"p_lower is .*; it must be at least 0 and below 1"):
+        radius(NOISE, bad, 0.5)
+    with pytest.raises(ValueError, match=r"p_upper is .*; it must be above 0 and at most 1"):
+        radius(NOISE, 0.5, 1 - bad)
+
+
+@pytest.mark.parametrize("rule", ["one_vs_rest", "top_two"])
+def test_abstention(rule):
+    (result,) = certify([[9, 1, 0]], [[501, 499, 0]], rule=rule)
+    assert (result.prediction, result.radius) == (ABSTAIN, 0.0)
+    assert result.abstained
+    assert result.p_lower == bounds.clopper_pearson_lower(501, 1000, ALPHA if rule == "one_vs_rest" else ALPHA / 2)
+
+
+def test_the_class_is_chosen_on_the_selection_votes_only():
+    """The estimation sample's favourite is not looked at: the class chosen before gets the bound, and abstains."""
+    (result,) = certify([[6, 4, 0]], [[1, 999, 0]])
+    assert result.abstained
+    assert result.counts == (1, 999)
+    assert result.p_lower == bounds.clopper_pearson_lower(1, 1000, ALPHA)
+
+
+def test_selection_ties_go_to_the_lowest_class():
+    (result,) = certify([[0, 5, 5, 0]], [[0, 1000, 0, 0]])
+    assert result.prediction == 1
+
+
+@pytest.mark.parametrize("rule", ["one_vs_rest", "top_two"])
+def test_no_votes_count_as_trials_and_for_no_class(rule):
+    (result,) = certify([[1, 3, 6]], [[0, 960, 40]], rule=rule)
+    assert result.prediction == 1
+    assert result.n == 1000
+    assert result.counts == (960, 0)
+    assert result.p_lower == bounds.clopper_pearson_lower(960, 1000, ALPHA if rule == "one_vs_rest" else ALPHA / 2)
+    (broken,) = certify([[0, 0, 100]], [[0, 0, 1000]], rule=rule)  # a model that returns NaN does not certify class 0
+    assert broken.abstained
+    assert (broken.p_lower, broken.counts, broken.n) == (0, (0, 0), 1000)
+
+
+def test_alpha_is_one_sided():
+    """Ten unanimous votes certify at alpha = 0.001, by alpha^(1/10) > 1/2; at half of it they do not."""
+    assert certify([[1, 0, 0]], [[10, 0, 0]])[0].prediction == 0
+    assert certify([[1, 0, 0]], [[9, 0, 0]])[0].abstained
+    assert certify([[1, 0, 0]], [[10, 0, 0]], rule="top_two")[0].abstained
+
+
+def test_many_inputs_are_independent():
+    selection, estimation = [[9, 1, 0], [1, 9, 0], [5, 5, 0]], [[90, 5, 5], [30, 970, 0], [10, 90, 0]]
+    together = certify(selection, estimation, input_ids=[7, 8, 2**32 - 1], backend="cpu", seed=12)
+    assert [r.input_id for r in together] == [7, 8, 2**32 - 1]
+    assert [r.prediction for r in together] == [0, 1, ABSTAIN]
+    for i, result in enumerate(together):
+        (alone,) = certify(selection[i : i + 1], estimation[i : i + 1], input_ids=[result.input_id], backend="cpu", seed=12)
+        assert alone == result
+    assert [r.input_id for r in certify(selection, estimation)] == [0, 1, 2]
+
+
+HEADS = (Softmax(1.0), Votes(), Sparsemax(2.0), ClippedLogits(-1.0, 1.0))
+N = 10_000
+SELECTION = tally_of([[0, 10, 0, 0]], [[([1, 8, 1], [1, 7, 1]), ([9, 1, 0], [9, 1, 0]), ([1, 2, 9], [1, 2, 9])]], HEADS)
+ESTIMATION = tally_of(
+    [[0, N, 0, 0]],
+    [
+        [
+            ([1000, 8000, 1000], [150, 6500, 110]),
+            ([9000, 600, 400], [8600, 500, 300]),
+            ([4800, 4000, 9500], [2400, 4000, 9100]),
+        ]
+    ],
+    HEADS,
+)
+
+
+def soft(head, **options):
+    (result,) = certificates(SELECTION, ESTIMATION, NOISE, head=head, alpha=ALPHA, seed=0, **options)
+    return result
+
+
+@pytest.mark.parametrize(("head", "row", "label"), [(Softmax(1.0), 0, 1), (Sparsemax(2.0), 1, 0)])
+def test_soft_heads(head, row, label):
+    sums, squares = ESTIMATION.sums[0, row, label].item(), ESTIMATION.squares[0, row, label].item()
+    mean, _, variance = bounds.moments(sums, squares, N)
+    result = soft(head)
+    assert (result.prediction, result.bound, result.rule) == (label, "empirical_bernstein", "one_vs_rest")
+    assert result.p_lower == bounds.empirical_bernstein_lower(mean, variance, N, ALPHA)
+    assert result.p_upper == 1 - result.p_lower
+    assert result.counts == ((N, 0) if label == 1 else (0, N))
+    assert soft(head, bound="hoeffding").p_lower == bounds.hoeffding_lower(mean, N, ALPHA) < result.p_lower
+
+
+def test_top_two_of_means_takes_the_largest_upper_bound_not_the_largest_mean():
+    """Class 1 has the smaller mean and the larger variance, so the larger bound; the cap does not apply."""
+    result = soft(ClippedLogits(-1.0, 1.0))
+    assert (result.prediction, result.rule) == (2, "top_two")
+    low, high, variance = bounds.moments(ESTIMATION.sums[0, 2].numpy(), ESTIMATION.squares[0, 2].numpy(), N)
+    assert result.p_lower == bounds.empirical_bernstein_lower(low[2], variance[2], N, ALPHA / 2)
+    uppers = bounds.empirical_bernstein_upper(high, variance, N, ALPHA / 2)
+    assert result.p_upper == uppers[0] > 1 - result.p_lower
+    hoeffding = soft(ClippedLogits(-1.0, 1.0), bound="hoeffding")
+    assert hoeffding.p_upper == bounds.hoeffding_upper(high[0], N, ALPHA / 2)
+
+
+def test_larger_variance_wins():
+    counts = [[N, 0, 0, 0]]
+    scores = [[([9000, 310, 300], [8500, 20, 290])]]
+    first, second = (tally_of(counts, scores, (Softmax(1.0),)) for _ in range(2))
+    (result,) = certificates(first, second, NOISE, head=Softmax(1.0), alpha=ALPHA, seed=0, rule="top_two")
+    _, high, variance = bounds.moments(second.sums[0, 0].numpy(), second.squares[0, 0].numpy(), N)
+    uppers = bounds.empirical_bernstein_upper(high, variance, N, ALPHA / 2)
+    assert uppers[1] < uppers[2] == result.p_upper < 1 - result.p_lower
+
+
+def test_cap_needs_scores_that_sum_to_one():
+    """The same numbers as softmax scores and as clipped logits: 1 - lo(A) bounds the others in the first case only."""
+    counts, scores = [[N, 0, 0]], [[([9900, 1500], [9850, 1200])]]
+    for head, capped in ((Softmax(1.0), True), (ClippedLogits(0.0, 1.0), False)):
+        first, second = (tally_of(counts, scores, (head,)) for _ in range(2))
+        (result,) = certificates(first, second, NOISE, head=head, alpha=ALPHA, seed=0, rule="top_two")
+        assert (result.p_upper == 1 - result.p_lower) == capped
+        assert capped or result.p_upper > 0.15
+
+
+@pytest.mark.parametrize("rule", ["one_vs_rest", "top_two"])
+def test_votes_with_bounds_for_means(rule):
+    """A vote's score is 0 or 1: exact moments, no slack for the representation."""
+    level = ALPHA if rule == "one_vs_rest" else ALPHA / 2
+    k, n = np.array([9000, 400]), 10_000
+    low, high, variance = bounds.moments(k, k, n, bits=0, slack=0)
+    assert high[0] - low[0] < 1e-15
+    for name, lowers, uppers in (
+        ("hoeffding", bounds.hoeffding_lower(low, n, level), bounds.hoeffding_upper(high, n, level)),
+        (
+            "empirical_bernstein",
+            bounds.empirical_bernstein_lower(low, variance, n, level),
+            bounds.empirical_bernstein_upper(high, variance, n, level),
+        ),
+    ):
+        (result,) = certify([[9, 1, 0, 0]], [[9000, 400, 300, 300]], bound=name, rule=rule)
+        assert result.p_lower == lowers[0]
+        assert result.p_upper == (1 - lowers[0] if rule == "one_vs_rest" else uppers[1])
+        assert result.bound == name
+
+
+def test_certificates_fail_no_more_often_than_alpha():
+    """6000 inputs at alpha = 0.1: more failures than binom.isf(1e-8) has probability below 1e-8 if every rule is right.
+
+    The bound must hold for the selected class, and the radius for the smoothed classifier.
+    """
+    alpha, inputs = 0.1, 6000
+    allowed = int(binom.isf(1e-8, inputs, alpha))
+    p = np.array([0.52, 0.38, 0.06, 0.04, 0.0])
+    rng = np.random.default_rng(2)
+    selection, estimation = rng.multinomial(20, p, inputs).tolist(), rng.multinomial(400, p, inputs).tolist()
+    potential = NOISE.potential(p)
+    for rule, truth in (("one_vs_rest", potential[0]), ("top_two", (potential[0] - potential[1]) / 2)):
+        results = certify(selection, estimation, alpha=alpha, rule=rule)
+        wrong = sum(not r.abstained and (r.prediction != 0 or r.radius > truth) for r in results)
+        assert wrong <= allowed
+        assert sum(not r.abstained for r in results) > inputs // 20  # not by abstaining
+
+
+def test_selecting_and_bounding_on_the_same_votes_would_fail():
+    """Fifty equally likely classes: the same check passes with two samples and fails, as it must, with one used twice.
+
+    False-failure probability below 1e-8 for the first; the second count is 1994 of 2000, where 279 are allowed.
+    """
+    alpha, inputs, classes = 0.1, 2000, 50
+    allowed = int(binom.isf(1e-8, inputs, alpha))
+    rng = np.random.default_rng(4)
+    first, second = (
+        [[*row, 0] for row in rng.multinomial(300, np.full(classes, 1 / classes), inputs).tolist()] for _ in range(2)
+    )
+    assert sum(r.p_lower > 1 / classes for r in certify(first, second, alpha=alpha)) <= allowed
+    assert sum(r.p_lower > 1 / classes for r in certify(second, second, alpha=alpha)) > allowed
+
+
+def test_one_tally_cannot_be_both_samples():
+    tally = tally_of([[90, 10, 0]])
+    with pytest.raises(ValueError, match="estimation is selection; it must be another"):
+        certificates(tally, tally, NOISE, alpha=ALPHA, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"alpha": 0.0}, ValueError, r"alpha is 0\.0; it must be above 0 and below 1"),
+        ({"alpha": 1}, ValueError, r"alpha is 1; it must be above 0 and below 1"),
+        ({"alpha": float("nan")}, ValueError, r"alpha is nan; it must be"),
+        ({"alpha": "0.001"}, TypeError, r"alpha is '0\.001'; it must be a number"),
+        ({"bound": "wilson"}, ValueError, r"bound is 'wilson'; it must be auto, clopper_pearson"),
+        ({"rule": "cpm"}, ValueError, r"rule is 'cpm'; it must be auto, one_vs_rest, top_two"),
+        ({"head": Softmax(1.0)}, ValueError, r"head is Softmax\(temperature=1\.0\); it must be one of the Tallies' heads"),
+        (
+            {"head": Softmax(1.0), "bound": "clopper_pearson"},
+            ValueError,
+            r"bound is 'clopper_pearson'; with the head Sof",
+        ),
+        ({"head": ClippedLogits(0, 1), "rule": "one_vs_rest"}, ValueError, r"rule is 'one_vs_rest'; with the head Clipped"),
+        ({"input_ids": [1, 2]}, ValueError, r"input_ids has 2 entries; it must have one for each of 1 inputs"),
+    ],
+)
+def test_argument_errors(options, error, message):
+    with pytest.raises(error, match=message):
+        certify([[9, 1, 0]], [[90, 10, 0]], **options)
+
+
+def test_tally_errors():
+    with pytest.raises(ValueError, match=r"estimation\.num_classes is 3; it must be selection\.num_classes, 2"):
+        certify([[9, 1, 0]], [[90, 10, 0, 0]])
+    with pytest.raises(ValueError, match=r"estimation\.num_inputs is 2; it must be selection\.num_inputs, 1"):
+        certify([[9, 1, 0]], [[90, 10, 0]] * 2)
+    with pytest.raises(ValueError, match=r"estimation\.heads is .*Sparsemax.*; it must be selection\.heads"):
+        certificates(SELECTION, tally_of([[1, 1, 1, 0]], heads=(Sparsemax(1.0),)), NOISE, alpha=ALPHA, seed=0)
+    with pytest.raises(ValueError, match=r"head is Votes\(\); it must be one of"):
+        certificates(*(tally_of([[1, 1, 0]], heads=(Softmax(1.0),)) for _ in range(2)), NOISE, alpha=ALPHA, seed=0)
+    with pytest.raises(ValueError, match=r"estimation\.n is 0 for an input; it must be at least 1"):
+        certify([[9, 1, 0], [9, 1, 0]], [[90, 10, 0], [0, 0, 0]])
+    with pytest.raises(ValueError, match=r"selection\.n is 0 for an input; it must be at least 1"):
+        certify([[0, 0, 0]], [[90, 10, 0]])
+
+
+def test_resolve():
+    assert resolve(Votes(), "auto", "auto") == ("clopper_pearson", "one_vs_rest")
+    assert resolve(Softmax(1.0), "auto", "auto") == ("empirical_bernstein", "one_vs_rest")
+    assert resolve(Sparsemax(1.0), "hoeffding", "top_two") == ("hoeffding", "top_two")
+    assert resolve(ClippedLogits(0, 1), "auto", "auto") == ("empirical_bernstein", "top_two")
+
+
+@pytest.mark.parametrize("head", [Votes(), Softmax(0.3), Sparsemax(1e-7), ClippedLogits(-3.5, 0.1)])
+def test_dict_round_trip(head):
+    fields = {"prediction": 3, "radius": 0.1 + 0.2, "p_lower": 1 / 3, "p_upper": 5e-324, "counts": (2**33, 0)}
+    rest = {"n0": 100, "n": 2**33, "alpha": 1e-12, "rule": "top_two", "bound": "hoeffding", "seed": 2**64 - 1}
+    ours = Certificate(
+        norm="l2", head=head, noise=Gaussian(0.1), stream_version=1, input_id=2**32 - 1, backend="cpu", **fields, **rest
+    )
+    assert Certificate.from_dict(json.loads(json.dumps(ours.to_dict(), allow_nan=False))) == ours
+    assert set(ours.to_dict()) == {field.name for field in dataclasses.fields(Certificate)}
+    assert json.loads(json.dumps(ours.to_dict()))["head"] == head.to_dict()
+
+
+def test_results_are_plain_python():
+    for result in certify([[9, 1, 0], [1, 1, 0]], [[990, 10, 0], [500, 500, 0]]):
+        assert Certificate.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+        for field in dataclasses.fields(Certificate):
+            assert type(getattr(result, field.name)) in (int, float, str, tuple, Votes, Gaussian), field.name
+        assert tuple(result) == (result.prediction, result.radius)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            result.radius = 1.0
+
+
+def test_from_dict_errors():
+    data = certify([[9, 1, 0]], [[990, 10, 0]])[0].to_dict()
+    with pytest.raises(ValueError, match="noise is 'Cauchy'; it must be Gaussian"):
+        Certificate.from_dict(data | {"noise": {"name": "Cauchy", "sigma": 1.0}})
+    with pytest.raises(ValueError, match="head is 'Vibes'; it must be one of"):
+        Certificate.from_dict(data | {"head": {"name": "Vibes"}})
+    with pytest.raises(TypeError, match="colour"):
+        Certificate.from_dict(data | {"colour": "red"})
+    with pytest.raises(TypeError, match="radius"):
+        Certificate.from_dict({name: value for name, value in data.items() if name != "radius"})
+
+
+def two_sided(a, b):
+    """The two-sided exact binomial test of a against b successes with probability 1/2, from its definition."""
+    tail = binom.cdf(min(a, b), a + b, 0.5)
+    return 1.0 if a == b else 2 * tail
+
+
+def test_predictions():
+    votes = [[2, 18, 0, 0], [11, 0, 0, 0], [10, 0, 0, 0], [500, 0, 500, 0], [0, 560, 440, 0], [0, 540, 460, 0]]
+    assert predictions(tally_of(votes), ALPHA) == [1, 0, ABSTAIN, ABSTAIN, 1, ABSTAIN]
+    assert [prediction(np.array(row[:3]), ALPHA) for row in votes] == [1, 0, ABSTAIN, ABSTAIN, 1, ABSTAIN]
+    rng = np.random.default_rng(9)
+    random = rng.multinomial(200, [0.45, 0.05, 0.35, 0.15], 300)  # the last column votes for nobody
+    expected = []
+    for row in random[:, :3]:
+        second, first = np.sort(row)[1:]
+        expected.append(int(row.argmax()) if two_sided(first, second) <= 0.05 else ABSTAIN)
+    assert predictions(tally_of(random.tolist()), 0.05) == expected
+    assert len(set(expected)) > 1
+
+
+def test_predictions_of_no_votes_abstain():
+    assert predictions(tally_of([[0, 0, 0], [0, 0, 50], [1, 0, 50]]), 0.999) == [ABSTAIN, ABSTAIN, ABSTAIN]
+
+
+def test_predictions_check_alpha():
+    with pytest.raises(ValueError, match="alpha is 1; it must be above 0 and below 1"):
+        predictions(tally_of([[9, 1, 0]]), 1)
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 1e-6, 0.001, 0.05, 0.1, 0.3, 0.49, 0.51, 0.75, 0.99, 2**-10 * (1 + 1e-9)])
+def test_smallest_n(alpha):
+    n = smallest_certifiable_n(alpha)
+    assert certify([[1, 0, 0]], [[n, 0, 0]], alpha=alpha)[0].prediction == 0
+    assert n == 1 or certify([[1, 0, 0]], [[n - 1, 0, 0]], alpha=alpha)[0].abstained
+    m = smallest_predictable_n(alpha)
+    assert predictions(tally_of([[m, 0, 0], [m - 1, 0, 0]]), alpha) == [0, ABSTAIN]
+
+
+def test_smallest_n_at_powers_of_two():
+    """alpha^(1/n) > 1/2 is strict, 2^(1 - n) <= alpha is not."""
+    for e in (1, 2, 10, 52):
+        assert smallest_certifiable_n(2.0**-e) == e + 1
+        assert smallest_predictable_n(2.0**-e) == e + 1
+    assert (smallest_certifiable_n(0.001), smallest_predictable_n(0.001)) == (10, 11)
+    for function in (smallest_certifiable_n, smallest_predictable_n):
+        with pytest.raises(ValueError, match="alpha is 0; it must be above 0 and below 1"):
+            function(0)
+
+
+def test_examples():
+    result = doctest.testmod(certificate)
+    assert result.attempted >= 8
+    assert result.failed == 0
+
+
+def test_import_needs_no_torch():
+    code = "import sys, rsfast.certificate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == 0
