@@ -1,0 +1,462 @@
+"""The public functions: check the arguments, draw the samples, turn the Tallies into certificates."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+from typing_extensions import Unpack
+
+from . import bounds, certificate, ops
+from .certificate import ABSTAIN, Certificate
+from .heads import Head, Votes
+from .noise import Gaussian
+from .sampler import Model, automatic_batch_size, draw
+from .tally import MAX_SAMPLES, Tally
+
+_VOTES = Votes()
+
+
+def _count(name: str, value: object, most: int = MAX_SAMPLES) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} is {value!r}; it must be an int")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} is {value}; it must be from 1 to {most}")
+    return int(value)
+
+
+class SmoothOptions(TypedDict, total=False):
+    """Keyword arguments that `sample`, `certify`, `predict` and `Smooth` share; `sample` documents them."""
+
+    scale: torch.Tensor | Sequence[float] | float | None
+    shift: torch.Tensor | Sequence[float] | float | None
+    clamp: tuple[float, float] | None
+    dtype: torch.dtype | None
+    channels_last: bool
+    backend: str
+    progress: bool
+
+
+class SamplingOptions(SmoothOptions, total=False):
+    """Those that `sample`, `certify` and `predict` share."""
+
+    batch_size: int | str
+    input_ids: torch.Tensor | Sequence[int] | None
+
+
+class Sampling:
+    """Checked arguments of a call: what to sample, how, and from which place in the noise stream."""
+
+    def __init__(
+        self,
+        model: Model,
+        inputs: torch.Tensor,
+        noise: Gaussian,
+        num_classes: int,
+        seed: int | None,
+        *,
+        batch_size: int | str = "auto",
+        input_ids: torch.Tensor | Sequence[int] | None = None,
+        progress: bool = False,
+        **preparation: Any,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model is {model!r}; it must be callable on a batch")
+        self.inputs = ops.check_inputs("inputs", inputs)
+        finite = torch.isfinite(self.inputs.flatten(1)).all(1)
+        if not bool(finite.all()):
+            raise ValueError(f"inputs[{int((~finite).int().argmax())}] holds NaN or infinity; every input must be finite")
+        if isinstance(batch_size, str) and batch_size != "auto":
+            raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
+        self.batch_size = (
+            automatic_batch_size(self.inputs.shape[1:]) if batch_size == "auto" else _count("batch_size", batch_size)
+        )
+        count, device = self.inputs.shape[0], self.inputs.device
+        self.input_ids = ops.indices("input_ids", range(count) if input_ids is None else input_ids, count, 1 << 32, device)
+        self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
+        self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
+        self._check_device()
+        Tally(1, num_classes)
+        self.preparation = {**preparation, "backend": ops.backend_for(preparation.get("backend", "auto"), device)}
+        # No samples: this only checks the noise and the preparation, before any work is done.
+        ops.perturb(self.inputs[:1], noise, seed=self.seed, samples=range(0), rows=[], **self.preparation)
+
+    def _check_device(self) -> None:
+        if isinstance(self.model, torch.nn.Module):
+            devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers())}
+            if devices and self.inputs.device not in devices:
+                where = ", ".join(sorted(map(str, devices)))
+                raise ValueError(
+                    f"inputs is on '{self.inputs.device}', but the model is on '{where}'; they must share a device"
+                )
+
+    def bar(self, samples: int, description: str) -> tqdm[Any]:
+        """Return a progress bar over `samples` samples an input; silent unless asked for and stderr is a terminal."""
+        return tqdm(
+            total=samples * self.inputs.shape[0],
+            desc=description,
+            unit="sample",
+            unit_scale=True,
+            disable=None if self.progress else True,
+        )
+
+    def run(self, heads: Sequence[Head], samples: range, stream: str, bar: tqdm[Any]) -> Tally:
+        tally = Tally(self.inputs.shape[0], self.num_classes, heads, device=self.inputs.device)
+        draw(
+            self.model,
+            self.inputs,
+            self.noise,
+            tally,
+            input_ids=self.input_ids,
+            samples=samples,
+            seed=self.seed,
+            stream=stream,
+            batch_size=self.batch_size,
+            preparation=self.preparation,
+            bar=bar,
+        )
+        return tally
+
+
+def sample(
+    model: Model,
+    inputs: torch.Tensor,
+    noise: Gaussian,
+    *,
+    num_classes: int,
+    n: int,
+    start: int = 0,
+    stream: str = "estimation",
+    heads: Sequence[Head] = (_VOTES,),
+    seed: int,
+    **options: Unpack[SamplingOptions],
+) -> Tally:
+    """Return the Tally of n noisy samples of every input.
+
+    Tallies of disjoint sample ranges add up to the Tally of the whole: ``sample(n=60) + sample(n=40, start=60)`` equals
+    ``sample(n=100)``, bit for bit, as long as the model computes each row the same in whatever batch it stands.
+
+    Parameters
+    ----------
+    model : callable
+        From a batch [B, *shape] to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
+    inputs : float32 tensor [I, *shape]
+        Finite; first axis of shape is the channel.
+    noise : Gaussian
+        Its sigma is in the units of inputs.
+    num_classes : int
+        K, the number of logits.
+    n : int
+        Samples of each input.
+    start : int
+        Index of the first; they are start to start + n - 1, below 2^56.
+    stream : str
+        "selection", "estimation", "training" or "user".
+    heads : sequence of Head
+        The scores to sum; all are taken from the same logits.
+    seed : int
+        In [0, 2^64).
+    batch_size : int or "auto"
+        Rows in a batch; rows of several inputs may share one. "auto" takes 16 MiB of noise.
+    input_ids : int64 tensor [I], optional
+        Identity of each input in the noise stream, in [0, 2^32); 0 to I - 1 by default.
+    scale, shift, clamp, dtype, channels_last, backend
+        As in `ops.perturb`.
+    progress : bool
+        Show a progress bar if stderr is a terminal.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was and what it must be; before any sampling, but for what the model returns.
+
+    Examples
+    --------
+    >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
+    >>> tally = sample(model, torch.full((1, 1), 0.5), Gaussian(0.25), num_classes=2, n=1000, seed=1)
+    >>> tally.counts.sum().item()
+    1000
+    """
+    n = _count("n", n)
+    if seed is None:
+        raise TypeError("seed is None; it must be an int, so that other samples of the same stream can be told apart")
+    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start <= (1 << 56) - n:
+        raise ValueError(f"start is {start!r}; it must be an int from 0 to 2^56 - n")
+    sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    with sampling.bar(n, "sampling") as bar:
+        return sampling.run(heads, range(start, start + n), ops.check_stream(stream), bar)
+
+
+def certify(
+    model: Model,
+    inputs: torch.Tensor,
+    noise: Gaussian,
+    *,
+    num_classes: int,
+    n0: int = 100,
+    n: int = 100_000,
+    alpha: float = 0.001,
+    head: Head = _VOTES,
+    bound: str = "auto",
+    rule: str = "auto",
+    seed: int | None = None,
+    **options: Unpack[SamplingOptions],
+) -> list[Certificate]:
+    """Return one Certificate for each input: the smoothed classifier's class, and the radius within which it is constant.
+
+    Each is wrong with probability at most alpha, over the noise. The class is chosen on n0 samples and bounded on n others.
+
+    Parameters
+    ----------
+    model, inputs, noise, num_classes, **options
+        As in `sample`.
+    n0, n : int
+        Selection and estimation samples of each input.
+    alpha : float
+        Failure probability, in (0, 1).
+    head : Head
+        The score that is averaged: part of the classifier, to be fixed before sampling.
+    bound : str
+        "auto" (Clopper-Pearson for votes, empirical Bernstein for scores), "clopper_pearson", "empirical_bernstein" or
+        "hoeffding".
+    rule : str
+        "auto" (one-vs-rest; top-two for ClippedLogits), "one_vs_rest" or "top_two".
+    seed : int, optional
+        In [0, 2^64); drawn from the operating system if left out. Either way it is in the Certificate.
+
+    Returns
+    -------
+    list of Certificate
+        Each unpacks as ``prediction, radius``; ``rsfast.ABSTAIN, 0.0`` where nothing can be certified.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was and what it must be; before any sampling, but for what the model returns.
+
+    Warns
+    -----
+    UserWarning
+        If n is so small that even unanimous votes certify nothing.
+
+    References
+    ----------
+    Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", 2019, CERTIFY.
+
+    Examples
+    --------
+    >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
+    >>> [(prediction, radius)] = certify(model, torch.full((1, 1), 0.5), Gaussian(0.25), num_classes=2, n=10_000, seed=1)
+    >>> prediction, 0.45 < radius <= 0.5
+    (0, True)
+    """
+    n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
+    if not isinstance(head, Head):
+        raise TypeError(f"head is {head!r}; it must be one of Votes, Softmax, Sparsemax, ClippedLogits")
+    certificate.resolve(head, bound, rule)
+    sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    if isinstance(head, Votes):
+        _warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
+    with sampling.bar(n0 + n, "certifying") as bar:
+        selection = sampling.run((head,), range(n0), "selection", bar)
+        estimation = sampling.run((head,), range(n), "estimation", bar)
+    return certificate.certificates(
+        selection,
+        estimation,
+        noise,
+        head=head,
+        alpha=alpha,
+        bound=bound,
+        rule=rule,
+        seed=sampling.seed,
+        input_ids=sampling.input_ids.tolist(),
+        backend=sampling.preparation["backend"],
+    )
+
+
+def _warn_if_hopeless(what: str, n: int, alpha: float, smallest: int) -> None:
+    if n < smallest:
+        warnings.warn(
+            f"n is {n}: at alpha = {alpha} every input abstains, whatever the votes; {what} needs n of at least {smallest}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def predict(
+    model: Model,
+    inputs: torch.Tensor,
+    noise: Gaussian,
+    *,
+    num_classes: int,
+    n: int,
+    alpha: float,
+    seed: int | None = None,
+    **options: Unpack[SamplingOptions],
+) -> list[int]:
+    """Return the smoothed classifier's class at each input, or ABSTAIN where n votes do not tell it at level alpha.
+
+    The two-sided exact binomial test of the two classes with most votes. A class that is returned is not the smoothed
+    classifier's with probability at most alpha.
+
+    Parameters, errors, warning: as `certify`.
+
+    References
+    ----------
+    Cohen, Rosenfeld and Kolter 2019, PREDICT, after Hung and Fithian, "Rank verification for exponential families", 2019.
+
+    Examples
+    --------
+    >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
+    >>> predict(model, torch.tensor([[0.5], [0.0]]), Gaussian(0.25), num_classes=2, n=100, alpha=0.001, seed=1)
+    [0, -1]
+    """
+    n, alpha = _count("n", n), bounds.check_alpha(alpha)
+    sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
+    with sampling.bar(n, "predicting") as bar:
+        return certificate.predictions(sampling.run((_VOTES,), range(n), "estimation", bar), alpha)
+
+
+class Smooth:
+    """Cohen et al.'s class: change the import line of an existing loop, and it draws, counts and bounds here.
+
+    Parameters
+    ----------
+    base_classifier : callable
+        From a batch [B, *shape] to logits [B, num_classes].
+    num_classes : int
+    sigma : float
+        Standard deviation of the Gaussian noise, in the units of x.
+    seed : int, optional
+        In [0, 2^64); drawn from the operating system if left out. Kept in the attribute `seed`.
+    **options
+        scale, shift, clamp, dtype, channels_last, backend and progress, as in `sample`.
+
+    Notes
+    -----
+    The k-th call of `certify` or `predict` on an object takes input id k, so the same calls in the same order give the same
+    answers. A subclass may override `_sample_noise` or `_lower_confidence_bound`, as forks of the original do.
+
+    References
+    ----------
+    Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", 2019;
+    github.com/locuslab/smoothing.
+
+    Examples
+    --------
+    >>> model = lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], dim=1)
+    >>> smooth = Smooth(model, num_classes=2, sigma=0.25, seed=1)
+    >>> prediction, radius = smooth.certify(torch.full((1, 2, 2), 0.2), n0=100, n=1000, alpha=0.001, batch_size=100)
+    >>> prediction
+    0
+    """
+
+    ABSTAIN = ABSTAIN
+
+    def __init__(
+        self,
+        base_classifier: Model,
+        num_classes: int,
+        sigma: float,
+        *,
+        seed: int | None = None,
+        **options: Unpack[SmoothOptions],
+    ) -> None:
+        if not callable(base_classifier):
+            raise TypeError(f"base_classifier is {base_classifier!r}; it must be callable on a batch")
+        if unknown := set(options) - set(SmoothOptions.__annotations__):
+            raise TypeError(f"Smooth got {', '.join(sorted(unknown))}; it takes scale, shift, clamp, dtype, channels_last, "
+                            "backend and progress")  # fmt: skip
+        Tally(1, num_classes)
+        self.base_classifier, self.num_classes, self.options = base_classifier, num_classes, options
+        self.noise = Gaussian(sigma)
+        self.sigma = sigma
+        self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
+        self._input_id = 0
+        self._begin("user")
+
+    def _begin(self, stream: str) -> None:
+        self._stream, self._start = stream, 0
+
+    def _finish(self) -> None:
+        self._input_id += 1
+        self._begin("user")
+
+    def certify(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
+        """Return (class, l2 radius) at x, or (ABSTAIN, 0.0); wrong with probability at most alpha.
+
+        Parameters
+        ----------
+        x : float32 tensor [C, H, W], [1, C, H, W], [H, W] or [D]
+        n0, n : int
+            Samples that choose the class, and samples that bound it.
+        alpha : float
+            Failure probability, in (0, 1).
+        batch_size : int
+        """
+        n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
+        _warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
+        try:
+            self._begin("selection")
+            chosen = int(self._sample_noise(x, n0, batch_size).argmax())
+            self._begin("estimation")
+            votes = int(self._sample_noise(x, n, batch_size)[chosen])
+        finally:
+            self._finish()
+        p_lower = self._lower_confidence_bound(votes, n, alpha)
+        radius = float(certificate.radius(self.noise, p_lower, 1 - p_lower))
+        return (chosen, radius) if radius > 0 else (ABSTAIN, 0.0)
+
+    def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
+        """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
+        n, alpha = _count("n", n), bounds.check_alpha(alpha)
+        _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
+        try:
+            self._begin("estimation")
+            return certificate.prediction(self._sample_noise(x, n, batch_size), alpha)
+        finally:
+            self._finish()
+
+    def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
+        """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
+        tally = sample(
+            self.base_classifier,
+            _one_input(x),
+            self.noise,
+            num_classes=self.num_classes,
+            n=num,
+            start=self._start,
+            stream=self._stream,
+            seed=self.seed,
+            batch_size=batch_size,
+            input_ids=[self._input_id],
+            **self.options,
+        )
+        self._start += num
+        votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
+        return votes
+
+    def _lower_confidence_bound(self, NA: int, N: int, alpha: float) -> float:
+        """Return the one-sided Clopper-Pearson lower bound at level alpha on the chance of NA votes in N."""
+        return float(bounds.clopper_pearson_lower(NA, N, alpha))
+
+
+def _one_input(x: torch.Tensor) -> torch.Tensor:
+    """Return x as a batch of one, with the shapes that the original's ``x.repeat((n, 1, 1, 1))`` gives, but that a vector
+    stays one, and several inputs, which it mixed into one vote, are refused."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; it must be a float32 tensor, one input")
+    if x.ndim == 4 and x.shape[0] == 1:
+        return x
+    if x.ndim == 2:
+        return x[None, None]
+    if x.ndim in (1, 3):
+        return x[None]
+    raise ValueError(f"x has shape {list(x.shape)}; it must be one input, [C, H, W], [1, C, H, W], [H, W] or [D]")

@@ -1,0 +1,191 @@
+"""The demo: a small network trained on scikit-learn's handwritten digits, its certificates, and the 2019 loop's time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import beta, norm
+from torch import nn
+from tqdm.auto import tqdm
+
+from . import __version__, api, ops, results
+from .certificate import ABSTAIN, Certificate, certificates
+from .heads import Head, Softmax, Votes
+from .noise import Gaussian
+from .plot import plot
+
+SIGMA, N0, N, ALPHA, BATCH = 0.25, 100, 10_000, 0.001, 1000
+RADII = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+HEADS: dict[str, Head] = {"votes, Clopper-Pearson": Votes(), "softmax, empirical Bernstein": Softmax(0.5)}
+
+
+class Loop2019:
+    """The certification loop that people run today, after Cohen et al.'s core.py: the baseline of demo and benchmarks.
+
+    Kept plain on purpose: a copy of x for every sample, a pass over the batch for the noise, one for its scale and one for
+    the sum, a vote counted at a time on the host.
+    """
+
+    def __init__(self, base_classifier: Callable[[torch.Tensor], torch.Tensor], num_classes: int, sigma: float) -> None:
+        self.base_classifier, self.num_classes, self.sigma = base_classifier, num_classes, sigma
+
+    def certify(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
+        """Return (class, radius), or (ABSTAIN, 0.0)."""
+        chosen = int(self.sample_noise(x, n0, batch_size).argmax())
+        votes = int(self.sample_noise(x, n, batch_size)[chosen])
+        p_lower = float(beta.ppf(alpha, votes, n - votes + 1))
+        return (chosen, self.sigma * float(norm.ppf(p_lower))) if p_lower >= 0.5 else (ABSTAIN, 0.0)
+
+    def sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
+        """Return the votes [num_classes] of num noisy copies of x."""
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        with torch.no_grad():
+            for _ in range(ceil(num / batch_size)):
+                this_batch_size = min(batch_size, num)
+                num -= this_batch_size
+                batch = x.repeat((this_batch_size, 1, 1, 1))
+                noise = torch.randn_like(batch) * self.sigma
+                for label in self.base_classifier(batch + noise).argmax(1).cpu().numpy():
+                    counts[label] += 1
+        return counts
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return train images float32 [1297, 1, 8, 8] in [0, 1], their labels, 500 test images, their labels."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the demo needs scikit-learn: pip install rsfast[demo]") from error
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    images = torch.from_numpy(data.images[order] / 16).float()[:, None]
+    labels = torch.from_numpy(data.target[order]).long()
+    return images[500:], labels[500:], images[:500], labels[:500]
+
+
+def network() -> nn.Sequential:
+    """Return the untrained network: two convolutions and two linear layers, 0.2 million multiply-adds an image."""
+    return nn.Sequential(
+        nn.Conv2d(1, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 48, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48 * 16, 96),
+        nn.ReLU(),
+        nn.Linear(96, 10),
+    )
+
+
+def train(images: torch.Tensor, labels: torch.Tensor, *, seed: int, epochs: int = 30) -> nn.Sequential:
+    """Return the network trained under Gaussian noise, drawn by `ops.perturb` from the stream "training"."""
+    torch.manual_seed(seed)
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    steps = epochs * ceil(len(images) / 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
+    for epoch in tqdm(range(epochs), desc="training", unit="epoch", disable=None):
+        order = torch.randperm(len(images))
+        for begin in range(0, len(images), 128):
+            rows = order[begin : begin + 128]
+            samples = torch.full_like(rows, epoch)
+            batch = ops.perturb(images, Gaussian(SIGMA), seed=seed, samples=samples, rows=rows, stream="training")
+            loss = nn.functional.cross_entropy(model(batch), labels[rows])
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def run(out: Path, *, images: int = 300, seed: int = 2026) -> None:
+    """Train, certify `images` test images, print the table and the timing, and write runs and plot into `out`.
+
+    Raises
+    ------
+    ImportError
+        If scikit-learn or matplotlib is missing; the message says what to install.
+    ValueError
+        If images is not from 1 to 500.
+    """
+    if not 1 <= images <= 500:
+        raise ValueError(f"images is {images}; it must be from 1 to 500")
+    train_x, train_y, test_x, test_y = digits()
+    x, labels = test_x[:images], test_y[:images].tolist()
+
+    began = time.perf_counter()
+    model = train(train_x, train_y, seed=seed)
+    print(f"Trained on {len(train_x)} digits with noise sigma = {SIGMA} in {time.perf_counter() - began:.1f} s.")
+
+    noise = Gaussian(SIGMA)
+    began = time.perf_counter()
+    selection, estimation = (
+        api.sample(
+            model,
+            x,
+            noise,
+            num_classes=10,
+            n=n,
+            stream=stream,
+            heads=tuple(HEADS.values()),
+            seed=seed,
+            batch_size=BATCH,
+            progress=True,
+        )
+        for stream, n in (("selection", N0), ("estimation", N))
+    )
+    certified = {
+        name: certificates(selection, estimation, noise, head=head, alpha=ALPHA, seed=seed, backend="cpu")
+        for name, head in HEADS.items()
+    }
+    ours = time.perf_counter() - began
+
+    loop = Loop2019(model, 10, SIGMA)
+    torch.manual_seed(seed)
+    began = time.perf_counter()
+    theirs = [loop.certify(image, N0, N, ALPHA, BATCH) for image in tqdm(x, desc="2019 loop", unit="image", disable=None)]
+    loop_seconds = time.perf_counter() - began
+
+    began = time.perf_counter()
+    with torch.inference_mode():
+        batch = test_x.repeat(2, 1, 1, 1)
+        for _ in range(images * (N0 + N) // BATCH):
+            model(batch)
+    bare = time.perf_counter() - began
+
+    runs = {}
+    for name, of_head in certified.items():
+        folder = out / name.split(",")[0]
+        write(folder, of_head, labels, ours / images, sys.argv)
+        runs[name] = results.read(folder)
+    print(
+        f"\n{images} test images, n = {N:,}, alpha = {ALPHA}; certified accuracy at l2 radius r, ACR the average radius:\n"
+    )
+    print(results.table(runs, RADII))
+    plot(runs, out / "certified_accuracy.png", title=f"Handwritten digits, sigma = {SIGMA}, n = {N:,}")
+    both = [a.prediction == b[0] for a, b in zip(certified["votes, Clopper-Pearson"], theirs, strict=True)]
+    print(f"\nPlot: {out / 'certified_accuracy.png'}. Runs: {', '.join(str(out / name.split(',')[0]) for name in HEADS)}.")
+    print(
+        f"Time on {torch.get_num_threads()} threads, for {images * (N0 + N):,} samples: rsfast {ours:.1f} s (both heads in "
+        f"one pass), 2019 loop {loop_seconds:.1f} s (votes alone), bare forward {bare:.1f} s: "
+        f"{loop_seconds / ours:.2f} times the loop's speed, {ours / bare:.3f} of the forward's time. "
+        f"Same class on {sum(both)} of {images} images."
+    )
+
+
+def write(folder: Path, certified: list[Certificate], labels: list[int], seconds: float, command: list[str]) -> None:
+    """Write a run folder in place of one that an earlier demo wrote."""
+    for name in (results.TABLE, results.SIDECAR, results.COUNTS):
+        (folder / name).unlink(missing_ok=True)
+    shared = certified[0].to_dict()
+    sidecar = {key: shared[key] for key in ("n0", "n", "alpha", "rule", "bound", "head", "noise", "seed", "stream_version")}
+    with results.RunWriter(folder, {**sidecar, "rsfast": __version__, "command": command}) as writer:
+        for certificate, label in zip(certified, labels, strict=True):
+            writer.write(certificate.input_id, label, certificate, seconds, {"votes": list(certificate.counts)})

@@ -1,0 +1,372 @@
+"""Run folders: what `certify` and `predict` write row by row, and what certified accuracies and tables are read from.
+
+A run folder holds three files. ``results.tsv`` is the table of Cohen et al.'s script, so that every existing analysis
+reads it. ``results.json`` holds what the table has no column for. ``counts.jsonl`` holds the integers of each Tally, from
+which the run can be certified again without the model.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import ROUND_FLOOR, Context, Decimal
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tabulate import tabulate
+
+TABLE, SIDECAR, COUNTS = "results.tsv", "results.json", "counts.jsonl"
+"""File names in a run folder."""
+
+CERTIFY_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+"""Columns of Cohen et al.'s certify.py, in its order."""
+
+PREDICT_COLUMNS = ("idx", "label", "predict", "correct", "time")
+"""Columns of Cohen et al.'s predict.py, in its order."""
+
+_ABSTAIN = -1
+_NO_LABEL = -1
+_TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
+
+
+class Certified(Protocol):
+    """What a row needs from a certificate."""
+
+    @property
+    def prediction(self) -> int: ...
+
+    @property
+    def radius(self) -> float: ...
+
+
+def format_radius(radius: float) -> str:
+    """Return the radius with 7 significant digits, rounded down: never above the float, and less than 1e-6 of it below.
+
+    Parameters
+    ----------
+    radius : float
+        A certified radius, 0 for an abstention.
+
+    Raises
+    ------
+    ValueError
+        If radius is negative, infinite or NaN.
+
+    Examples
+    --------
+    >>> format_radius(4.7999999999), format_radius(0.1 + 0.2), format_radius(0.0)
+    ('4.799999', '0.3000000', '0.0')
+    """
+    if not 0 <= radius < math.inf:
+        raise ValueError(f"radius is {radius!r}; it must be finite and at least 0")
+    if radius == 0:
+        return "0.0"
+    exact = Decimal(float(radius))
+    last_digit = Decimal((0, (1,), exact.adjusted() - 6))
+    return str(exact.quantize(last_digit, context=Context(prec=7, rounding=ROUND_FLOOR)))
+
+
+def _create(file: Path) -> TextIO:
+    # Mode "x": of two processes that get here at once, one fails instead of both writing.
+    return open(file, "x", encoding="utf-8", newline="\n")
+
+
+class RunWriter:
+    """Write a run folder, one flushed row per input.
+
+    Parameters
+    ----------
+    path : path-like
+        The run folder, made if it does not exist.
+    sidecar : mapping
+        Everything that the table has no column for (n, alpha, noise, seed, versions, ...), as plain JSON values.
+    columns : tuple of str
+        `CERTIFY_COLUMNS` or `PREDICT_COLUMNS`.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder already holds a file of a run.
+    TypeError, ValueError
+        If sidecar holds what JSON cannot, NaN and infinity included. Nothing has been written then.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from types import SimpleNamespace
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with RunWriter(folder, {"n": 100}) as run:
+    ...         run.write(7, 3, SimpleNamespace(prediction=3, radius=0.25), 1.5, {"estimation": {"n": 100}})
+    ...     print(Path(folder, "results.tsv").read_text().expandtabs(11))
+    idx        label      predict    radius     correct    time
+    7          3          3          0.2500000  1          0:00:01.500000
+    <BLANKLINE>
+    """
+
+    def __init__(
+        self, path: str | PathLike[str], sidecar: Mapping[str, Any], columns: tuple[str, ...] = CERTIFY_COLUMNS
+    ) -> None:
+        folder = Path(path)
+        text = json.dumps(dict(sidecar), indent=2, allow_nan=False) + "\n"
+        for name in (TABLE, SIDECAR, COUNTS):
+            if (folder / name).exists():
+                raise FileExistsError(f"{folder / name} exists; name another folder, or move that run away first")
+        folder.mkdir(parents=True, exist_ok=True)
+        with _create(folder / SIDECAR) as file:
+            file.write(text)
+        self._columns = columns
+        self._counts = _create(folder / COUNTS)
+        self._table = _create(folder / TABLE)
+        self._table.write("\t".join(columns) + "\n")
+        self._table.flush()
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._table.close()
+        self._counts.close()
+
+    def write(
+        self, idx: int, label: int | None, certificate: Certified | int, seconds: float, counts: Mapping[str, Any]
+    ) -> None:
+        """Append one input and flush it to both files.
+
+        Parameters
+        ----------
+        idx : int
+            The input's number in its data set.
+        label : int or None
+            True class; None where unknown, written as -1 and never correct.
+        certificate : Certified or int
+            Anything with a ``prediction`` (-1 to abstain) and a ``radius``, or, with `PREDICT_COLUMNS`, the class alone.
+        seconds : float
+            Time spent on this input.
+        counts : mapping
+            The Tally's integers as plain JSON values: ``{"selection": {...}, "estimation": {...}}``.
+
+        Raises
+        ------
+        TypeError
+            If certificate is a class alone and the table has a radius column.
+        ValueError
+            If the radius is negative, infinite or NaN. Nothing has been written then.
+        """
+        prediction = certificate if isinstance(certificate, int) else certificate.prediction
+        row: dict[str, object] = {
+            "idx": int(idx),
+            "label": _NO_LABEL if label is None else int(label),
+            "predict": int(prediction),
+            "correct": int(prediction == label and prediction != _ABSTAIN),
+            "time": timedelta(seconds=seconds),
+        }
+        if "radius" in self._columns:
+            if isinstance(certificate, int):
+                raise TypeError(f"certificate is {certificate!r}; for a table with a radius it must have a radius")
+            row["radius"] = format_radius(certificate.radius)
+        # Counts first: a killed run may leave counts without a row, never a row without its counts.
+        self._counts.write(json.dumps({"idx": int(idx), **counts}, allow_nan=False) + "\n")
+        self._counts.flush()
+        self._table.write("\t".join(str(row[column]) for column in self._columns) + "\n")
+        self._table.flush()
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The rows of one run, as arrays of one length, and its sidecar (None if it has none)."""
+
+    idx: NDArray[np.int64]
+    label: NDArray[np.int64]
+    predict: NDArray[np.int64]
+    radius: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    sidecar: dict[str, Any] | None = None
+
+    @property
+    def certified(self) -> NDArray[np.bool_]:
+        """Whether the radius of each row counts: the prediction is correct and not an abstention."""
+        return np.asarray(self.correct & (self.predict != _ABSTAIN))
+
+
+def read(path: str | PathLike[str]) -> Results:
+    """Read a run folder, or any table of the six columns that Cohen et al.'s certify.py writes.
+
+    Parameters
+    ----------
+    path : path-like
+        A run folder or a TSV file. The sidecar is read with a run folder's table, and with no other.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such table.
+    ValueError
+        If a file is malformed, naming it and the line: another header, a row with more or fewer fields, a field that is
+        not a number, a radius that is negative, infinite or NaN, a row said to be correct whose label was not
+        predicted; or if the table has no rows.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / TABLE
+    rows = []
+    # Bytes that are not UTF-8 are replaced, so that a file of another kind is refused by its header.
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        header = next(lines, "").rstrip("\n")
+        if header.split("\t") != list(CERTIFY_COLUMNS):
+            expected = "\t".join(CERTIFY_COLUMNS)
+            raise ValueError(f"{file}, line 1: the header is {header[:80]!r}; it must be {expected!r}")
+        for number, line in enumerate(lines, start=2):
+            try:
+                rows.append(_parse(line.rstrip("\n").split("\t")))
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: {error}") from None
+    if not rows:
+        raise ValueError(f"{file} has a header and no rows; it must have at least one")
+    idx, label, predict, radius, correct = (np.array(column) for column in zip(*rows, strict=True))
+    sidecar = file.with_name(SIDECAR)
+    found = file.name == TABLE and sidecar.exists()
+    return Results(idx, label, predict, radius, correct, _read_sidecar(sidecar) if found else None)
+
+
+def _parse(fields: list[str]) -> tuple[np.int64, np.int64, np.int64, float, bool]:
+    if len(fields) != len(CERTIFY_COLUMNS):
+        raise ValueError(f"the row has {len(fields)} fields; it must have {len(CERTIFY_COLUMNS)}, separated by tabs")
+    row = dict(zip(CERTIFY_COLUMNS, fields, strict=True))
+    idx, label, predict = (_integer(name, row[name]) for name in ("idx", "label", "predict"))
+    try:
+        radius = float(row["radius"])
+    except ValueError:
+        raise ValueError(f"radius is {row['radius']!r}; it must be a number") from None
+    if not 0 <= radius < math.inf:
+        raise ValueError(f"radius is {row['radius']!r}; it must be finite and at least 0")
+    if row["correct"] not in ("0", "1"):
+        raise ValueError(f"correct is {row['correct']!r}; it must be 0 or 1")
+    correct = row["correct"] == "1"
+    if correct and (predict != label or predict == _ABSTAIN):
+        raise ValueError(f"correct is 1 but label is {label} and predict is {predict}; it must be 0")
+    return idx, label, predict, radius, correct
+
+
+def _integer(name: str, field: str) -> np.int64:
+    try:
+        return np.int64(int(field))
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name} is {field!r}; it must be a 64-bit integer") from None
+
+
+def _read_sidecar(file: Path) -> dict[str, Any]:
+    try:
+        sidecar = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if isinstance(sidecar, dict):
+        return sidecar
+    raise ValueError(f"{file} holds a {type(sidecar).__name__}; it must hold an object")
+
+
+def certified_accuracy(results: Results, radii: ArrayLike) -> NDArray[np.float64]:
+    """Return the share of rows that are correct, not abstained, and certified at each radius: ``radius >= r``.
+
+    Parameters
+    ----------
+    results : Results
+    radii : array_like
+        Any shape, at least 0, in the units of the input.
+
+    Returns
+    -------
+    ndarray of float64
+        In [0, 1], of the shape of radii.
+
+    Raises
+    ------
+    ValueError
+        If a radius is negative or NaN.
+
+    Examples
+    --------
+    >>> idx = label = np.arange(4)
+    >>> predict, radius = np.array([0, 1, -1, 1]), np.array([0.5, 1.0, 0.0, 2.0])
+    >>> run = Results(idx, label, predict, radius, predict == label)
+    >>> certified_accuracy(run, [0, 0.5, 0.75, 2])
+    array([0.5 , 0.5 , 0.25, 0.  ])
+    """
+    at = np.asarray(radii, dtype=np.float64)
+    if not (at >= 0).all():
+        raise ValueError(f"radii is {radii!r}; each must be a number of at least 0")
+    certified = np.sort(results.radius[results.certified])
+    return np.asarray((certified.size - np.searchsorted(certified, at, side="left")) / results.radius.size)
+
+
+def average_certified_radius(results: Results) -> float:
+    """Return the mean over all rows of the radius, 0 where the row is not certified: the area under the accuracy curve.
+
+    References
+    ----------
+    Zhai et al., "MACER: Attack-free and Scalable Robust Training via Maximizing Certified Radius", 2020.
+    """
+    return float(np.where(results.certified, results.radius, 0.0).mean())
+
+
+def abstention_rate(results: Results) -> float:
+    """Return the share of rows that abstained."""
+    return float((results.predict == _ABSTAIN).mean())
+
+
+def clean_accuracy(results: Results) -> float:
+    """Return the share of rows predicted correctly: the certified accuracy at radius 0."""
+    return float(certified_accuracy(results, 0.0))
+
+
+def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format: str = "text") -> str:
+    """Return one row per run: name, average certified radius, share abstained, certified accuracy at each radius.
+
+    Shares are percentages with one decimal, and csv holds the unrounded fractions. They are rounded to nearest, unlike a
+    radius: the table estimates accuracy from a test set and certifies nothing.
+
+    Parameters
+    ----------
+    results_by_name : mapping of str to Results
+        At least one run.
+    radii : sequence of float
+        At least 0, in the units of the input.
+    format : {"text", "markdown", "latex", "csv"}
+
+    Returns
+    -------
+    str
+        Without a trailing newline. LaTeX needs the booktabs package.
+
+    Raises
+    ------
+    ValueError
+        If format is none of these, there is no run, or a radius is negative or NaN.
+    """
+    if format not in ("csv", *_TABLE_FORMATS):
+        raise ValueError(f"format is {format!r}; it must be one of {', '.join(_TABLE_FORMATS)}, csv")
+    if not results_by_name:
+        raise ValueError("results_by_name is empty; it must hold at least one run")
+    header = ["run", "ACR", "abstained", *(f"r={float(r)}" for r in radii)]
+    rows = [
+        (name, average_certified_radius(run), [abstention_rate(run), *certified_accuracy(run, radii).tolist()])
+        for name, run in results_by_name.items()
+    ]
+    if format == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([header, *([name, acr, *shares] for name, acr, shares in rows)])
+        return text.getvalue().removesuffix("\n")
+    cells = [[name, f"{acr:.3f}", *(f"{share:.1%}" for share in shares)] for name, acr, shares in rows]
+    if format == "markdown":
+        cells = [[name.replace("|", r"\|"), *rest] for name, *rest in cells]
+    alignment = ["left", *["right"] * (len(header) - 1)]
+    return str(tabulate(cells, header, tablefmt=_TABLE_FORMATS[format], disable_numparse=True, colalign=alignment))

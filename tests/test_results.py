@@ -1,0 +1,388 @@
+"""Run folders: what is written is what is read, no radius grows on the way, and no file is misread in silence."""
+
+import csv
+import json
+import math
+import random
+import struct
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rsfast.results import (
+    CERTIFY_COLUMNS,
+    PREDICT_COLUMNS,
+    Results,
+    RunWriter,
+    abstention_rate,
+    average_certified_radius,
+    certified_accuracy,
+    clean_accuracy,
+    format_radius,
+    read,
+    table,
+)
+
+HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
+SIDECAR = {"n": 100_000, "alpha": 0.001, "noise": {"name": "Gaussian", "sigma": 0.25}}
+COUNTS = {"selection": {"n": 100, "counts": [90, 10, 0]}, "estimation": {"n": 1000, "counts": [900, 100, 0]}}
+
+
+def certificate(prediction, radius):
+    return SimpleNamespace(prediction=prediction, radius=radius)
+
+
+def results(predict, radius, label, correct=None):
+    predict, label = np.array(predict), np.array(label)
+    correct = predict == label if correct is None else np.array(correct)
+    return Results(np.arange(len(predict)), label, predict, np.array(radius, dtype=float), correct)
+
+
+@pytest.fixture
+def example():
+    """Ten rows: six certified, of radii 0.25 0.5 0.5 1 1.5 2.25; two wrong with large radii; two abstentions."""
+    return results(
+        predict=[0, 1, 2, 3, 4, 5, 9, 9, -1, -1],
+        label=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+        radius=[0.25, 0.5, 0.5, 1.0, 1.5, 2.25, 9.0, 3.0, 0.0, 0.0],
+    )
+
+
+def hostile_radii():
+    rng = random.Random(7)
+    yield from (
+        0.1 + 0.2,
+        0.3,
+        1e-7,
+        4.7999999999,
+        0.9999999999999999,
+        9.9999999,
+        99999995.0,
+        1 / 3,
+        1.0,
+        255.0,
+        5e-324,
+        1.7e308,
+    )
+    for exponent in range(-12, 9):
+        power = 10.0**exponent
+        yield from (power, math.nextafter(power, 0), math.nextafter(power, math.inf))
+    for _ in range(5000):
+        # A decimal of 7 digits and its neighbours: where rounding to nearest and rounding down part.
+        decimal = float(f"{rng.randrange(10**6, 10**7)}e{rng.randrange(-12, 3)}")
+        yield from (decimal, math.nextafter(decimal, 0), math.nextafter(decimal, math.inf))
+        (bits,) = struct.unpack("d", struct.pack("Q", rng.randrange(1, 0x7FF0 << 48)))
+        yield from (rng.uniform(0, 5), rng.expovariate(1), bits, float(np.float32(rng.random())))
+
+
+def test_written_radius_is_never_above_and_within_a_millionth():
+    for radius in hostile_radii():
+        written = format_radius(radius)
+        # Fraction reads the text and the float exactly, so nothing is rounded on either side.
+        assert 0 <= Fraction(radius) - Fraction(written) < Fraction(radius) / 10**6, (radius, written)
+        assert float(written) <= radius
+        assert len(written.split("E")[0].replace(".", "").lstrip("0")) == 7
+
+
+def test_three_digits_to_nearest_would_fail_that_test():
+    """The defect of Cohen et al.'s script, statistics.md section 7."""
+    above = sum(float(f"{radius:.3}") > radius for radius in hostile_radii())
+    assert above > 5000
+
+
+def test_zero_radius():
+    assert format_radius(0.0) == format_radius(-0.0) == format_radius(0) == "0.0"
+
+
+@pytest.mark.parametrize("radius", [-1e-300, math.nan, math.inf])
+def test_a_radius_that_is_none_is_not_written(radius, tmp_path):
+    with (
+        RunWriter(tmp_path, SIDECAR) as run,
+        pytest.raises(ValueError, match=r"radius is .*; it must be finite and at least 0"),
+    ):
+        run.write(0, 1, certificate(1, radius), 0.0, COUNTS)
+    assert (tmp_path / "results.tsv").read_text() == HEADER + "\n"
+    assert (tmp_path / "counts.jsonl").read_text() == ""
+
+
+def test_files_of_a_run(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with RunWriter(folder, SIDECAR) as run:
+        run.write(0, 3, certificate(3, 0.4999999999), 1.5, COUNTS)
+        run.write(np.int64(20), np.int64(3), certificate(-1, 0.0), 61, COUNTS)
+        run.write(40, 3, certificate(2, 1), 3600, COUNTS)
+    assert (folder / "results.tsv").read_bytes().decode() == (
+        f"{HEADER}\n0\t3\t3\t0.4999999\t1\t0:00:01.500000\n20\t3\t-1\t0.0\t0\t0:01:01\n40\t3\t2\t1.000000\t0\t1:00:00\n"
+    )
+    assert json.loads((folder / "results.json").read_text()) == SIDECAR
+    lines = [json.loads(line) for line in (folder / "counts.jsonl").read_text().splitlines()]
+    assert lines == [{"idx": idx, **COUNTS} for idx in (0, 20, 40)]
+
+
+def test_each_row_is_on_disk_at_once(tmp_path):
+    with RunWriter(tmp_path, SIDECAR) as run:
+        assert (tmp_path / "results.tsv").read_text() == HEADER + "\n"
+        assert json.loads((tmp_path / "results.json").read_text()) == SIDECAR
+        for done in (1, 2, 3):
+            run.write(done, 0, certificate(0, 0.5), 0.1, COUNTS)
+            assert len(read(tmp_path).idx) == done
+            assert (tmp_path / "counts.jsonl").read_text().count("\n") == done
+
+
+def test_no_row_without_its_counts(tmp_path):
+    with RunWriter(tmp_path, SIDECAR) as run:
+        with pytest.raises(TypeError):
+            run.write(0, 0, certificate(0, 0.5), 0.1, {"estimation": object()})
+        assert (tmp_path / "results.tsv").read_text() == HEADER + "\n"
+        run._table.close()
+        with pytest.raises(ValueError, match="closed file"):
+            run.write(1, 0, certificate(0, 0.5), 0.1, COUNTS)
+    assert [json.loads(line)["idx"] for line in (tmp_path / "counts.jsonl").read_text().splitlines()] == [1]
+
+
+def test_unknown_label_is_minus_one_and_never_correct(tmp_path):
+    with RunWriter(tmp_path, SIDECAR) as run:
+        run.write(0, None, certificate(3, 0.5), 0.0, COUNTS)
+        run.write(1, None, certificate(-1, 0.0), 0.0, COUNTS)
+        run.write(2, -1, certificate(-1, 0.0), 0.0, COUNTS)
+    run = read(tmp_path)
+    assert run.label.tolist() == [-1, -1, -1]
+    assert run.correct.tolist() == [False, False, False]
+
+
+def test_predictions_have_no_radius(tmp_path):
+    with RunWriter(tmp_path, SIDECAR, PREDICT_COLUMNS) as run:
+        run.write(0, 3, 3, 1.0, COUNTS)
+        run.write(1, 3, -1, 1.0, COUNTS)
+        run.write(2, 3, certificate(3, 0.5), 1.0, COUNTS)
+    assert (tmp_path / "results.tsv").read_text() == (
+        "idx\tlabel\tpredict\tcorrect\ttime\n0\t3\t3\t1\t0:00:01\n1\t3\t-1\t0\t0:00:01\n2\t3\t3\t1\t0:00:01\n"
+    )
+
+
+def test_a_class_alone_is_no_certificate(tmp_path):
+    with RunWriter(tmp_path, SIDECAR) as run, pytest.raises(TypeError, match=r"certificate is 3; .* must have a radius"):
+        run.write(0, 3, 3, 1.0, COUNTS)
+
+
+@pytest.mark.parametrize("name", ["results.tsv", "results.json", "counts.jsonl"])
+def test_no_run_is_overwritten(name, tmp_path):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(FileExistsError, match=rf"{name} exists; name another folder, or move that run away first"):
+        RunWriter(tmp_path, SIDECAR)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "precious")]
+
+
+@pytest.mark.parametrize("sidecar", [{"alpha": math.nan}, {"model": object()}])
+def test_sidecar_that_is_not_json_leaves_nothing_behind(sidecar, tmp_path):
+    with pytest.raises((ValueError, TypeError)):
+        RunWriter(tmp_path / "run", sidecar)
+    assert not (tmp_path / "run").exists()
+
+
+def test_read_returns_what_was_written(tmp_path):
+    rng = np.random.default_rng(3)
+    radii = rng.exponential(size=50)
+    with RunWriter(tmp_path, SIDECAR) as run:
+        for idx, radius in enumerate(radii):
+            run.write(idx * 20, idx % 3, certificate(idx % 4 - 1, float(radius)), 0.1, COUNTS)
+    run = read(tmp_path)
+    assert run.sidecar == SIDECAR
+    assert run.idx.tolist() == [20 * i for i in range(50)]
+    assert run.label.tolist() == [i % 3 for i in range(50)]
+    assert run.predict.tolist() == [i % 4 - 1 for i in range(50)]
+    assert run.correct.tolist() == [i % 3 == i % 4 - 1 for i in range(50)]
+    assert (run.radius <= radii).all()
+    np.testing.assert_allclose(run.radius, radii, rtol=1e-6)
+
+
+def test_table_reads_as_the_field_reads_it(tmp_path):
+    with RunWriter(tmp_path, SIDECAR) as run:
+        for label, predict, radius in [(0, 0, 0.5), (1, 1, 1.25), (2, 0, 3.0), (3, -1, 0.0)]:
+            run.write(label, label, certificate(predict, radius), 0.1, COUNTS)
+    with open(tmp_path / "results.tsv", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    for r in (0.0, 0.5, 0.75, 1.25, 2.0):
+        by_hand = sum(int(row["correct"]) & (float(row["radius"]) >= r) for row in rows) / len(rows)
+        assert certified_accuracy(read(tmp_path), r) == by_hand
+
+
+def test_tables_of_the_2019_script_are_read(tmp_path):
+    """Three digits in the radius, a file name without a suffix, Windows line ends, a neighbour that is not its sidecar."""
+    file = tmp_path / "sigma_0.25"
+    file.write_bytes(f"{HEADER}\r\n0\t3\t3\t0.734\t1\t0:02:01.5\r\n20\t7\t-1\t0.0\t0\t0:02:00\r\n".encode())
+    (tmp_path / "results.json").write_text("{}")
+    run = read(str(file))
+    assert run.radius.tolist() == [0.734, 0.0]
+    assert run.correct.tolist() == [True, False]
+    assert run.sidecar is None
+
+
+def test_a_run_is_read_without_its_sidecar_and_by_its_table(tmp_path):
+    with RunWriter(tmp_path, SIDECAR) as run:
+        run.write(0, 1, certificate(1, 0.5), 0.1, COUNTS)
+    assert read(tmp_path / "results.tsv").sidecar == SIDECAR
+    (tmp_path / "results.json").unlink()
+    assert read(tmp_path).sidecar is None
+
+
+GOOD_ROW = "0\t3\t3\t0.5\t1\t0:00:01"
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ("1\t3\t3\t0.5\t1", "the row has 5 fields; it must have 6"),
+        ("1\t3\t3\t0.5\t1\t0:00:01\t", "the row has 7 fields; it must have 6"),
+        ("", "the row has 1 fields; it must have 6"),
+        ("1 3 3 0.5 1 0:00:01", "the row has 1 fields; it must have 6"),
+        ("1.5\t3\t3\t0.5\t1\t0:00:01", "idx is '1.5'; it must be a 64-bit integer"),
+        ("1\tcat\t3\t0.5\t0\t0:00:01", "label is 'cat'; it must be a 64-bit integer"),
+        ("1\t3\t99999999999999999999\t0.5\t0\t0:00:01", "predict is '99999999999999999999'; it must be a 64-bit integer"),
+        ("1\t3\t3\twide\t1\t0:00:01", "radius is 'wide'; it must be a number"),
+        ("1\t3\t3\t-0.5\t1\t0:00:01", "radius is '-0.5'; it must be finite and at least 0"),
+        ("1\t3\t3\tnan\t1\t0:00:01", "radius is 'nan'; it must be finite and at least 0"),
+        ("1\t3\t3\tinf\t1\t0:00:01", "radius is 'inf'; it must be finite and at least 0"),
+        ("1\t3\t3\t0.5\tTrue\t0:00:01", "correct is 'True'; it must be 0 or 1"),
+        ("1\t3\t4\t0.5\t1\t0:00:01", "correct is 1 but label is 3 and predict is 4; it must be 0"),
+        ("1\t-1\t-1\t0.5\t1\t0:00:01", "correct is 1 but label is -1 and predict is -1; it must be 0"),
+    ],
+)
+def test_a_malformed_row_is_named(row, what, tmp_path):
+    file = tmp_path / "old.tsv"
+    file.write_text(f"{HEADER}\n{GOOD_ROW}\n{row}\n{GOOD_ROW}\n")
+    with pytest.raises(ValueError, match="line 3: ") as error:
+        read(file)
+    assert str(error.value).startswith(f"{file}, line 3: {what}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"idx\tlabel\tpredict\tcorrect\ttime\n0\t3\t3\t1\t0:00:01\n",
+        b"idx,label,predict,radius,correct,time\n",
+        f"{GOOD_ROW}\n".encode(),
+        b"\x89PNG\r\n\x1a\n\x00\xff",
+    ],
+    ids=["empty", "predictions", "commas", "no header", "binary"],
+)
+def test_another_header_is_refused(content, tmp_path):
+    file = tmp_path / "old.tsv"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="line 1: ") as error:
+        read(file)
+    assert str(error.value).startswith(f"{file}, line 1: the header is ")
+    assert "idx\\tlabel\\tpredict\\tradius\\tcorrect\\ttime" in str(error.value)
+
+
+def test_a_table_without_rows_is_refused(tmp_path):
+    (tmp_path / "results.tsv").write_text(HEADER + "\n")
+    with pytest.raises(ValueError, match=r"results\.tsv has a header and no rows; it must have at least one"):
+        read(tmp_path)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"results\.tsv"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"{", "is not JSON: "), (b"\xff", "is not JSON: "), (b"[1]", "holds a list; it must hold an object")],
+)
+def test_a_malformed_sidecar_is_named(content, what, tmp_path):
+    (tmp_path / "results.tsv").write_text(f"{HEADER}\n{GOOD_ROW}\n")
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ValueError, match=what) as error:
+        read(tmp_path)
+    assert str(error.value).startswith(str(tmp_path / "results.json"))
+
+
+def test_certified_accuracy_by_hand(example):
+    radii = [0, 0.25, 0.2500001, 0.5, 0.75, 1.0, 2.0, 2.25, 2.3, 100]
+    assert certified_accuracy(example, radii).tolist() == [0.6, 0.6, 0.5, 0.5, 0.3, 0.3, 0.1, 0.1, 0.0, 0.0]
+    assert certified_accuracy(example, 0.5).shape == ()
+    assert certified_accuracy(example, [[0.5], [1.0]]).tolist() == [[0.5], [0.3]]
+    assert clean_accuracy(example) == 0.6
+    assert abstention_rate(example) == 0.2
+    assert average_certified_radius(example) == pytest.approx(6.0 / 10, rel=1e-15)
+
+
+def test_average_certified_radius_is_the_area_under_certified_accuracy(example):
+    step = 1 / 1024
+    middles = np.arange(step / 2, 3, step)
+    assert average_certified_radius(example) == pytest.approx(certified_accuracy(example, middles).sum() * step, rel=1e-12)
+
+
+def test_certified_accuracy_is_its_definition():
+    rng = np.random.default_rng(11)
+    label, predict = rng.integers(0, 3, 400), rng.integers(-1, 3, 400)
+    run = results(predict, rng.integers(0, 30, 400) / 8, label)
+    radii = np.arange(0, 40) / 8
+    definition = [np.mean(run.correct & (run.radius >= r)) for r in radii]
+    assert certified_accuracy(run, radii).tolist() == definition
+
+
+def test_an_abstained_or_wrong_row_never_counts():
+    """Whatever its radius, and even if a caller says that the abstention is correct."""
+    run = results(predict=[-1, -1, 2], label=[0, -1, 1], radius=[5.0, 5.0, 5.0], correct=[True, True, False])
+    assert certified_accuracy(run, [0, 1, 5]).tolist() == [0, 0, 0]
+    assert average_certified_radius(run) == clean_accuracy(run) == 0
+
+
+@pytest.mark.parametrize("radii", [-0.1, math.nan, [0.5, -1.0]])
+def test_radii_that_are_none_are_refused(radii, example):
+    with pytest.raises(ValueError, match=r"radii is .*; each must be a number of at least 0"):
+        certified_accuracy(example, radii)
+
+
+def runs(example):
+    return {"cohen|0.25": example, "a_b": results([0, -1, 1], [0.5, 0.0, 1.0], [0, 0, 1])}
+
+
+def test_text_table(example):
+    assert table(runs(example), [0, 0.5]).splitlines() == [
+        "run           ACR    abstained    r=0.0    r=0.5",
+        "----------  -----  -----------  -------  -------",
+        "cohen|0.25  0.600        20.0%    60.0%    50.0%",
+        "a_b         0.500        33.3%    66.7%    66.7%",
+    ]
+
+
+def test_markdown_table(example):
+    lines = table(runs(example), [0.5], "markdown").splitlines()
+    assert lines[1].startswith("|:--")
+    assert lines[1].endswith("-:|")
+    assert [cell.strip() for cell in lines[2].split(" | ")] == [r"| cohen\|0.25", "0.600", "20.0%", "50.0% |"]
+
+
+def test_latex_table(example):
+    text = table(runs(example), [0.5], "latex")
+    assert text.startswith("\\begin{tabular}{lrrr}\n\\toprule\n")
+    assert text.endswith("\\bottomrule\n\\end{tabular}")
+    assert r"a\_b" in text
+    assert r"66.7\%" in text
+
+
+def test_csv_table_is_unrounded(example):
+    rows = list(csv.reader(table(runs(example), [0.5, 1 / 3], "csv").splitlines()))
+    assert rows[0] == ["run", "ACR", "abstained", "r=0.5", f"r={1 / 3}"]
+    assert rows[2][0] == "a_b"
+    assert [float(field) for field in rows[2][1:]] == [0.5, 1 / 3, 2 / 3, 2 / 3]
+
+
+def test_no_runs_are_refused():
+    with pytest.raises(ValueError, match="results_by_name is empty; it must hold at least one run"):
+        table({}, [0.5])
+
+
+def test_unknown_format_is_refused(example):
+    with pytest.raises(ValueError, match="format is 'html'; it must be one of text, markdown, latex, csv"):
+        table({"a": example}, [0.5], "html")
+
+
+def test_columns_are_the_fields():
+    assert "\t".join(CERTIFY_COLUMNS) == HEADER
