@@ -1,0 +1,59 @@
+"""What the benchmarks measure with: shapes, networks, and the PyTorch code that each kernel replaces."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from rsfast import Softmax, Sparsemax, Votes
+
+SIGMA = 0.25
+IMAGES = {"CIFAR": (1000, 3, 32, 32), "ImageNet": (64, 3, 224, 224)}  # batch, then one input
+
+# The grid of LVM-RS (Delattre et al., "The Lipschitz-Variance-Margin Tradeoff", code of 2025): factors on the logits.
+FACTORS = [1.0, *np.linspace(0.1, 50, 100).tolist(), 1e7]
+GRID = (Votes(), *(head(1 / factor) for factor in FACTORS for head in (Softmax, Sparsemax)))
+
+
+def torch_perturb(x: torch.Tensor, batch: int) -> torch.Tensor:
+    """Return the noisy batch as the 2019 loop makes it."""
+    repeated = x.repeat((batch, 1, 1, 1))
+    return repeated + torch.randn_like(repeated) * SIGMA
+
+
+def torch_sparsemax(logits: torch.Tensor) -> torch.Tensor:
+    """Return sparsemax of every row, by sorting (Martins and Astudillo 2016)."""
+    logits = logits - logits.max(1, keepdim=True).values
+    ordered = logits.sort(dim=1, descending=True).values
+    total = ordered.cumsum(1) - 1
+    place = torch.arange(1, logits.shape[1] + 1)
+    support = (place * ordered > total).sum(1, keepdim=True)
+    return (logits - total.gather(1, support - 1) / support).clamp(min=0)
+
+
+def torch_accumulate(logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return votes, and sums and sums of squares [204, K] of the grid's scores, one map at a time."""
+    votes = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu().numpy()
+    sums, squares = [], []
+    for factor in FACTORS:
+        scaled = logits * factor
+        for scores in (scaled.softmax(1), torch_sparsemax(scaled)):
+            sums.append(scores.sum(0).cpu().numpy())
+            squares.append(scores.square().sum(0).cpu().numpy())
+    return votes, np.array(sums), np.array(squares)
+
+
+def cifar_network() -> nn.Sequential:
+    """Return an untrained network of 2.8 million multiply-adds an image of 3 x 32 x 32."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * 64, 10),
+    ).eval()
