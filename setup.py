@@ -17,9 +17,10 @@ FLAGS += [
     "-fschedule-insns",
     "-fsched-pressure",
     "-fvisibility=hidden",
+    "-g0",
     "-Wall",
-    "-Wno-maybe-uninitialized",
-]  # GCC 12 warns about its own AVX-512 header
+    "-Wno-maybe-uninitialized",  # GCC 12 warns about its own AVX-512 header
+]
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 INSTRUCTION_SETS = {"baseline": []}
 if X86_64:

@@ -33,7 +33,10 @@ RSFAST_FN W exp_units(W mantissa, W shift) {
 // Softmax. `total` is the sum of the row's exp_units, at least kOne since the largest of them is. Scores are rounded down
 // and sum to at most 2^30: each is at most (units * 2^30) / total.
 
-RSFAST_FN uint64_t softmax_factor(uint64_t total) { return (uint64_t{1} << 63) / ((total + 255) >> 8); }
+template <class W>
+RSFAST_FN W softmax_factor(W total) {
+  return divide(W{} + (uint64_t{1} << 63), (total + 255) >> 8);
+}
 
 template <class W>
 RSFAST_FN W softmax_score(W units, W factor) {
@@ -49,8 +52,15 @@ RSFAST_FN auto sparsemax_mantissa(F a) {
   return to_int((b > 0.0f ? b : F{}) * 0x1p24f);
 }
 
-RSFAST_FN uint64_t sparsemax_floor(uint64_t total, uint64_t count) { return (total - kOne) / count; }
-RSFAST_FN uint64_t sparsemax_ceiling(uint64_t total, uint64_t count) { return (total - kOne + count - 1) / count; }
+template <class W>
+RSFAST_FN W sparsemax_floor(W total, W count) {
+  return divide(total - kOne, count);
+}
+
+template <class W>
+RSFAST_FN W sparsemax_ceiling(W total, W count) {
+  return divide(total - kOne + count - 1, count);
+}
 
 // ClippedLogits.
 

@@ -57,6 +57,8 @@ RSFAST_FN float fused(float a, float b, float c) {
 #endif
 }
 
+RSFAST_FN uint64_t divide(uint64_t a, uint64_t b) { return a / b; }
+
 // The full product of the low halves.
 RSFAST_FN uint64_t multiply_wide(uint64_t a, uint64_t b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
 
@@ -155,6 +157,17 @@ RSFAST_FN Wides multiply_wide(Wides a, Wides b) {
 #else
   return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
 #endif
+}
+
+// floor(a / b) for b > 0 and quotients below 2^50: the double quotient is off by less than 1, which the remainder tells.
+RSFAST_FN Wides divide(Wides a, Wides b) {
+  typedef double Doubles __attribute__((vector_size(kLanes * 4)));
+  typedef int64_t Longs __attribute__((vector_size(kLanes * 4)));
+  const Wides quotient =
+      __builtin_convertvector(__builtin_convertvector(a, Doubles) / __builtin_convertvector(b, Doubles), Wides);
+  const Longs rest = reinterpret_cast<Longs>(a - quotient * b);
+  const Longs above = rest < 0, below = rest >= reinterpret_cast<Longs>(b);  // all ones, that is -1, where true
+  return quotient + reinterpret_cast<Wides>(above) - reinterpret_cast<Wides>(below);
 }
 
 RSFAST_FN Wides multiply_wide(uint64_t a, Wides b) { return multiply_wide(Wides{} + a, b); }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from math import ceil
@@ -15,7 +14,7 @@ from scipy.stats import beta, norm
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import __version__, api, ops, results
+from . import api, ops, results
 from .certificate import ABSTAIN, Certificate, certificates
 from .heads import Head, Softmax, Votes
 from .noise import Gaussian
@@ -163,7 +162,10 @@ def run(out: Path, *, images: int = 300, seed: int = 2026) -> None:
     runs = {}
     for name, of_head in certified.items():
         folder = out / name.split(",")[0]
-        write(folder, of_head, labels, ours / images, sys.argv)
+        with replace_run(folder, of_head[0]) as writer:
+            for i, (certificate, label) in enumerate(zip(of_head, labels, strict=True)):
+                counts = {"selection": selection.integers(i), "estimation": estimation.integers(i)}
+                writer.write(i, label, certificate, ours / images, counts)
         runs[name] = results.read(folder)
     print(
         f"\n{images} test images, n = {N:,}, alpha = {ALPHA}; certified accuracy at l2 radius r, ACR the average radius:\n"
@@ -180,12 +182,10 @@ def run(out: Path, *, images: int = 300, seed: int = 2026) -> None:
     )
 
 
-def write(folder: Path, certified: list[Certificate], labels: list[int], seconds: float, command: list[str]) -> None:
-    """Write a run folder in place of one that an earlier demo wrote."""
+def replace_run(folder: Path, certificate: Certificate) -> results.RunWriter:
+    """Return the writer of a run like `certificate`, in place of a run that an earlier demo wrote."""
     for name in (results.TABLE, results.SIDECAR, results.COUNTS):
         (folder / name).unlink(missing_ok=True)
-    shared = certified[0].to_dict()
-    sidecar = {key: shared[key] for key in ("n0", "n", "alpha", "rule", "bound", "head", "noise", "seed", "stream_version")}
-    with results.RunWriter(folder, {**sidecar, "rsfast": __version__, "command": command}) as writer:
-        for certificate, label in zip(certified, labels, strict=True):
-            writer.write(certificate.input_id, label, certificate, seconds, {"votes": list(certificate.counts)})
+    settings = certificate.to_dict()
+    shared = ("n0", "n", "alpha", "rule", "bound", "head", "noise", "seed", "stream_version", "backend")
+    return results.RunWriter(folder, {**{key: settings[key] for key in shared}, "command": "rsfast demo"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -124,6 +125,10 @@ class Tally:
         copy = Tally(self.num_inputs, self.num_classes, self.heads, device=device)
         return copy._fill(self._tensors())
 
+    def integers(self, index: int) -> dict[str, Any]:
+        """Return n, counts, sums and squares of one input as Python integers and lists, for JSON."""
+        return {name: tensor[index].tolist() for name, tensor in self._tensors().items()}
+
     def save(self, path: str | Path) -> None:
         """Write the tally to a safetensors file."""
         metadata = {"format": _FORMAT, "heads": json.dumps([head.to_dict() for head in self.heads])}
@@ -146,12 +151,19 @@ class Tally:
             raise ValueError(f"{path} is not a safetensors file ({error}); it must be one that Tally.save wrote") from error
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path} has format {metadata.get('format')!r}; it must be {_FORMAT!r}")
-        heads = [heads_module.from_dict(head) for head in json.loads(metadata["heads"])]
-        counts = tensors["counts"]
-        tally = cls(counts.shape[0], counts.shape[1] - 1, heads, device=device)
-        for name, tensor in tally._tensors().items():
-            found = tensors.get(name)
-            if found is None or found.shape != tensor.shape or found.dtype != torch.int64:
-                raise ValueError(f"{path} holds {name} as {found if found is None else list(found.shape)}; it must be int64 "
-                                 f"{list(tensor.shape)}")  # fmt: skip
+        try:
+            heads = [heads_module.from_dict(head) for head in json.loads(metadata["heads"])]
+            counts = tensors["counts"]
+            tally = cls(counts.shape[0], counts.shape[1] - 1, heads, device=device)
+            for name, tensor in tally._tensors().items():
+                found = tensors.get(name)
+                if found is None or found.shape != tensor.shape or found.dtype != torch.int64 or bool((found < 0).any()):
+                    held = found if found is None else list(found.shape)
+                    raise ValueError(f"it holds {name} as {held}; it must be int64 {list(tensor.shape)}, none negative")
+            if not torch.equal(tensors["n"], counts.sum(1)) or int(tensors["n"].max()) > MAX_SAMPLES:
+                raise ValueError("n must be the sum of counts, and at most 2^33 - 1")
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {error}); it must be as Tally.save wrote it"
+            ) from error
         return tally._fill(tensors)

@@ -20,14 +20,16 @@ RSFAST_FN Pair widen(Ints v) {
   return {__builtin_convertvector(halves[0], Wides), __builtin_convertvector(halves[1], Wides)};
 }
 
-RSFAST_FN bool any(Ints mask) {
+template <class V>
+RSFAST_FN bool any(V mask) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
 #elif defined(__AVX2__)
-  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+  return _mm256_testz_si256(reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256i>(mask)) == 0;
 #else
-  int32_t set = 0;
-  for (int i = 0; i < kLanes; ++i) set |= mask[i];
+  const Wides words = reinterpret_cast<Wides>(mask);
+  uint64_t set = 0;
+  for (int i = 0; i < kHalf; ++i) set |= words[i];
   return set != 0;
 #endif
 }
@@ -36,16 +38,6 @@ RSFAST_FN uint64_t sum(Wides v) {
   uint64_t total = 0;
   for (int i = 0; i < kHalf; ++i) total += v[i];
   return total;
-}
-
-template <class F>
-RSFAST_FN Pair each(const Pair& a, const Pair& b, F f) {
-  Pair result{};
-  for (int i = 0; i < kHalf; ++i) {
-    result.low[i] = f(a.low[i], b.low[i]);
-    result.high[i] = f(a.high[i], b.high[i]);
-  }
-  return result;
 }
 
 RSFAST_FN float widen_float16(uint16_t half) {
@@ -166,6 +158,7 @@ void add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float sc
   const Floats* logits = s.logits + t * job.classes;
   const Floats maximum = s.maximum[t];
   const Ints valid = s.valid[t];
+  const Pair valid_rows = widen(valid);
   Pair total{};
   int64_t active = 0;
   for (int64_t k = 0; k < job.classes; ++k) {
@@ -181,7 +174,8 @@ void add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float sc
     s.units[active] = units;
     s.active[active++] = static_cast<int32_t>(k);
   }
-  const Pair factor = each(total, total, [](uint64_t sum, uint64_t) { return sum ? softmax_factor(sum) : 0; });
+  total.low |= ~valid_rows.low & kOne, total.high |= ~valid_rows.high & kOne;  // something to divide by; units are 0 there
+  const Pair factor = {softmax_factor(total.low), softmax_factor(total.high)};
   for (int64_t i = 0; i < active; ++i)
     add(s, s.active[i], {softmax_score(s.units[i].low, factor.low), softmax_score(s.units[i].high, factor.high)});
 }
@@ -202,10 +196,14 @@ void add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float 
     s.units[active] = units;
     s.active[active++] = static_cast<int32_t>(k);
   }
-  const auto at_most = [](uint64_t sum, uint64_t n) { return n ? sparsemax_floor(sum, n) : 0; };
+  // Rows that are not valid get one class of 1, so that there is something to divide by; their units are 0 all the same.
+  const Pair valid_rows = widen(valid);
+  const Pair spare = {~valid_rows.low & 1, ~valid_rows.high & 1};
+  total.low += spare.low * kOne, total.high += spare.high * kOne;
+  count.low += spare.low, count.high += spare.high;
   for (bool dropped = true; dropped;) {
-    const Pair threshold = each(total, count, at_most), before = count;
-    total = count = Pair{};
+    const Pair threshold = {sparsemax_floor(total.low, count.low), sparsemax_floor(total.high, count.high)}, before = count;
+    total = {spare.low * kOne, spare.high * kOne}, count = spare;
     for (int64_t i = 0; i < active; ++i) {
       const Pair& units = s.units[i];
       const Wides low = reinterpret_cast<Wides>(units.low > threshold.low);
@@ -213,9 +211,9 @@ void add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float 
       total.low += units.low & low, total.high += units.high & high;
       count.low -= low, count.high -= high;
     }
-    dropped = sum(before.low) + sum(before.high) != sum(count.low) + sum(count.high);
+    dropped = any((before.low ^ count.low) | (before.high ^ count.high));
   }
-  const Pair threshold = each(total, count, [](uint64_t sum, uint64_t n) { return n ? sparsemax_ceiling(sum, n) : 0; });
+  const Pair threshold = {sparsemax_ceiling(total.low, count.low), sparsemax_ceiling(total.high, count.high)};
   for (int64_t i = 0; i < active; ++i) {
     const Pair& units = s.units[i];
     const Wides low = reinterpret_cast<Wides>(units.low > threshold.low);

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <numeric>
 #include <stdexcept>
@@ -67,29 +68,39 @@ class IeeeMode {
 #endif
 };
 
-// Runs work(i) for i in [0, parts), each on a thread of its own but the last, which runs here. Threads live for the call
-// alone: no pool means nothing to lose in a fork. A thread that cannot be had is done without.
+// libgomp's entry point: runs function(data) on a team of threads, the caller's among them.
+using TeamParallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+TeamParallel team_parallel = nullptr;
+
+// Runs work(i) for i in [0, parts) on up to `threads` threads, each of which takes the next part when it has done one.
 template <class Work>
-void run_parts(int64_t parts, const Work& work) {
-  const auto guarded = [&work](int64_t i) {
+void run_parts(int64_t parts, int64_t threads, const Work& work) {
+  struct Job {
+    const Work& work;
+    const int64_t parts;
+    std::atomic<int64_t> taken{0};
+  } job{work, parts};
+  const auto take_parts = [](void* data) {
     const IeeeMode mode;
-    work(i);
+    Job& job = *static_cast<Job*>(data);
+    for (int64_t i; (i = job.taken.fetch_add(1)) < job.parts;) job.work(i);
   };
-  std::vector<std::thread> threads;
-  int64_t i = 0;
+  threads = std::min(threads, parts);
+  if (threads > 1 && team_parallel) return team_parallel(take_parts, &job, static_cast<unsigned>(threads), 0);
+  std::vector<std::thread> others;
   try {
-    for (threads.reserve(parts); i + 1 < parts; ++i) threads.emplace_back(guarded, i);
-  } catch (const std::system_error&) {
+    for (int64_t i = 1; i < threads; ++i) others.emplace_back(take_parts, &job);
+  } catch (const std::system_error&) {  // a thread that cannot be had is done without
   }
-  for (; i < parts; ++i) guarded(i);
-  for (std::thread& thread : threads) thread.join();
+  take_parts(&job);
+  for (std::thread& thread : others) thread.join();
 }
 
-// [0, units) in equal ranges over up to `threads` threads, at least `grain` units each.
+// [0, units) in equal ranges of at least `grain` units, several a thread.
 template <class Work>
 void run_ranges(int64_t units, int64_t grain, int64_t threads, const Work& work) {
-  const int64_t parts = std::max<int64_t>(1, std::min(threads, units / std::max<int64_t>(1, grain)));
-  run_parts(parts, [&](int64_t i) { work(units * i / parts, units * (i + 1) / parts); });
+  const int64_t parts = threads == 1 ? 1 : std::max<int64_t>(1, std::min(8 * threads, units / std::max<int64_t>(1, grain)));
+  run_parts(parts, threads, [&](int64_t i) { work(units * i / parts, units * (i + 1) / parts); });
 }
 
 template <class T>
@@ -155,7 +166,7 @@ void accumulate(uintptr_t logits, int type, int64_t row_stride, int64_t class_st
   const int64_t parts = std::max<int64_t>(1, std::min({threads, items, worth}));
   const size_t bytes = current.kernels->accumulate_scratch(job);
   std::vector<std::vector<char>> scratch(parts, std::vector<char>(bytes));
-  run_parts(parts, [&](int64_t i) { current.kernels->accumulate(job, i, parts, scratch[i].data()); });
+  run_parts(parts, parts, [&](int64_t i) { current.kernels->accumulate(job, i, parts, scratch[i].data()); });
 }
 
 void philox_words(uint64_t seed, int64_t c1, int64_t c2, int64_t c3, int64_t first_block, int64_t blocks, uintptr_t out,
@@ -194,6 +205,9 @@ PYBIND11_MODULE(_cpu, m) {
         return names;
       },
       "The instruction sets built and usable on this processor, best last.");
+  m.def(
+      "use_team", [](uintptr_t gomp_parallel) { team_parallel = reinterpret_cast<TeamParallel>(gomp_parallel); },
+      py::arg("gomp_parallel"), "Run on the OpenMP team whose GOMP_parallel is at this address; 0: on threads of our own.");
   m.def("perturb", &perturb, py::kw_only(), py::arg("x"), py::arg("rows"), py::arg("input_ids"), py::arg("samples"),
         py::arg("batch"), py::arg("elements"), py::arg("channels"), py::arg("sigma"), py::arg("seed"), py::arg("stream"),
         py::arg("scale"), py::arg("shift"), py::arg("clamp"), py::arg("clamp_low"), py::arg("clamp_high"), py::arg("out"),

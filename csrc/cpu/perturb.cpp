@@ -133,8 +133,8 @@ constexpr int kTogether = kLanes == 16 ? 2 : 1;  // as many tiles as the registe
 // Elements [begin, end) of a row, in logical order. Tiles begin at multiples of kTile whatever `begin` is, so that a
 // value never depends on where a span was cut.
 template <Type T>
-RSFAST_FN void perturb_span(const PerturbJob& job, const Key& key, const Row& row, int64_t begin, int64_t end,
-                            typename Output<T>::type* out) {
+__attribute__((noinline)) void perturb_span(const PerturbJob& job, const Key& key, const Row& row, int64_t begin,
+                                            int64_t end, typename Output<T>::type* out) {
   int64_t step = kTile;
   for (int64_t tile = begin / kTile * kTile; tile < end; tile += step) {
     const float *x = row.x + tile, *scale = job.scale ? job.scale + tile : nullptr,

@@ -13,6 +13,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ..noise import STREAMS, Gaussian
@@ -88,19 +89,22 @@ def check_stream(stream: object) -> str:
 
 def indices(name: str, values: object, length: int | None, limit: int, device: torch.device) -> torch.Tensor:
     """Return `values` (int64 tensor, range or sequence of ints) as a contiguous tensor; they must lie in [0, limit)."""
+    shape = f"[{'B' if length is None else length}]"
     if isinstance(values, range):
+        if values and (min(values[0], values[-1]) < 0 or max(values[0], values[-1]) >= limit):
+            raise ValueError(f"{name} is {values}; it must lie in [0, {limit})")
         tensor = torch.arange(values.start, values.stop, values.step, device=device)
     elif isinstance(values, torch.Tensor):
         if values.dtype != torch.int64:
             raise TypeError(f"{name} has dtype {values.dtype}; it must be int64")
         tensor = values
     else:
-        try:
-            tensor = torch.tensor(values, dtype=torch.int64, device=device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name} is {values!r}; it must be int64 [{length if length is not None else 'B'}]") from error
+        array = np.asarray(values)
+        if array.size and array.dtype.kind not in "iu":
+            raise TypeError(f"{name} is {values!r}; it must be int64 {shape}")
+        tensor = torch.from_numpy(array.astype(np.int64)).to(device)
     if tensor.ndim != 1 or (length is not None and tensor.shape[0] != length):
-        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be [{length if length is not None else 'B'}]")
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {shape}")
     if tensor.device != device:
         raise ValueError(f"{name} is on '{tensor.device}'; it must be on '{device}', with the other tensors")
     if tensor.numel() and (int(tensor.min()) < 0 or int(tensor.max()) >= limit):
@@ -110,8 +114,9 @@ def indices(name: str, values: object, length: int | None, limit: int, device: t
 
 def check_inputs(name: str, x: object) -> torch.Tensor:
     """Return `x` contiguous if it is a float32 tensor [I, *shape] of rank 2 or more; raise an error if not."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}; it must be a float32 tensor [I, *shape]")
+    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+        what = f"a {type(x).__name__}" if not isinstance(x, torch.Tensor) else x.layout
+        raise TypeError(f"{name} is {what}; it must be a dense float32 tensor [I, *shape]")
     if x.dtype != torch.float32:
         hint = "; convert integer images with x.float() / 255" if not x.dtype.is_floating_point else "; call x.float()"
         raise TypeError(f"{name} has dtype {x.dtype}; it must be float32{hint}")
@@ -164,6 +169,21 @@ def memory_format(channels_last: bool, rank: int) -> torch.memory_format:
     if rank not in (3, 4):
         raise ValueError(f"channels_last is True, but an input has {rank} axes; it must have 3 (C, H, W) or 4 (C, D, H, W)")
     return torch.channels_last if rank == 3 else torch.channels_last_3d
+
+
+def _check_out(
+    out: object, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, x: torch.Tensor
+) -> None:
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out is {out!r}; it must be a tensor")
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != x.device:
+        raise ValueError(
+            f"out is {out.dtype} {list(out.shape)} on '{out.device}'; it must be {dtype} {list(shape)} on '{x.device}'"
+        )
+    if not out.is_contiguous(memory_format=layout) or out.is_neg():
+        raise ValueError(f"out has strides {out.stride()}; it must be contiguous in {layout}, and no lazy negation")
+    if out.numel() and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+        raise ValueError("out shares its memory with x; it must be another tensor")
 
 
 def perturb(
@@ -250,17 +270,13 @@ def perturb(
         rows = torch.arange(batch, device=device) if count == batch else torch.zeros(batch, dtype=torch.int64, device=device)
     scale, shift = affine(scale, shift, shape[0], device)
     layout = memory_format(channels_last, len(shape))
-    dtype = dtype if dtype is not None else out.dtype if out is not None else torch.float32
+    dtype = dtype if dtype is not None else getattr(out, "dtype", torch.float32)
     if dtype not in OUTPUT_TYPES:
         raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, OUTPUT_TYPES))}")
     if out is None:
         out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
-    elif tuple(out.shape) != (batch, *shape) or out.dtype != dtype or out.device != device:
-        raise ValueError(
-            f"out is {out.dtype} {list(out.shape)} on '{out.device}'; it must be {dtype} {[batch, *shape]} on '{device}'"
-        )
-    elif not out.is_contiguous(memory_format=layout):
-        raise ValueError(f"out has strides {out.stride()}; it must be contiguous in {layout}")
+    else:
+        _check_out(out, (batch, *shape), dtype, layout, x)
     module.perturb(
         Perturbation(
             x=x,
@@ -321,8 +337,11 @@ def accumulate(
     >>> tally.counts.tolist()
     [[1, 1, 0, 0]]
     """
-    if not isinstance(logits, torch.Tensor):
-        raise TypeError(f"logits is a {type(logits).__name__}; it must be a tensor [B, {tally.num_classes}]")
+    if not hasattr(tally, "soft_heads"):
+        raise TypeError(f"tally is {tally!r}; it must be a Tally")
+    if not isinstance(logits, torch.Tensor) or logits.layout != torch.strided:
+        what = f"a {type(logits).__name__}" if not isinstance(logits, torch.Tensor) else logits.layout
+        raise TypeError(f"logits is {what}; it must be a dense tensor [B, {tally.num_classes}]")
     if logits.ndim != 2 or logits.shape[1] != tally.num_classes:
         raise ValueError(
             f"logits has shape {list(logits.shape)}; it must be [B, {tally.num_classes}], the tally's num_classes"

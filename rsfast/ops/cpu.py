@@ -1,6 +1,10 @@
-"""The native CPU backend: hands addresses to rsfast._cpu, on as many threads as torch uses."""
+"""The native CPU backend: hands addresses to rsfast._cpu, on as many threads as torch uses, and if possible on the same."""
 
 from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +18,27 @@ try:
 except ImportError as error:
     raise ImportError(f"rsfast's CPU kernels are not built or do not load ({error}); reinstall rsfast with pip") from error
 
+
+def borrow_team() -> str:
+    """Make kernels run on the OpenMP threads that torch keeps, if it has loaded such a runtime, and return its file's name.
+
+    After a model's last layer those threads spin for milliseconds in wait of more work. Threads of our own would have to
+    share their cores, and perturb would take twice its time. Nothing is linked and nothing is loaded: without such a
+    runtime, kernels start threads of their own, and the name is "".
+    """
+    root = Path(torch.__file__).parent
+    for path in sorted((*root.glob("lib/lib*omp*"), *root.parent.glob("torch.libs/lib*omp*"))):
+        try:
+            parallel = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD).GOMP_parallel
+        except (OSError, AttributeError):  # not loaded, or no OpenMP runtime
+            continue
+        _cpu.use_team(ctypes.cast(parallel, ctypes.c_void_p).value or 0)
+        return path.name
+    return ""
+
+
+TEAM = borrow_team()
+os.register_at_fork(after_in_child=lambda: _cpu.use_team(0))  # OpenMP's threads do not survive a fork
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
 

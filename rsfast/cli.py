@@ -1,0 +1,551 @@
+"""The command line: ``rsfast demo | certify | predict | analyze | plot | doctor``.
+
+Commands import what they need (torch takes seconds), so that ``--help`` and ``analyze`` do without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import os
+import secrets
+import shlex
+import sys
+import textwrap
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__, bounds
+from .certificate import (
+    ABSTAIN,
+    BOUNDS,
+    RULES,
+    Certificate,
+    certificates,
+    predictions,
+    resolve,
+    smallest_certifiable_n,
+    smallest_predictable_n,
+)
+from .heads import ClippedLogits, Head, Softmax, Sparsemax, Votes
+from .noise import STREAM_VERSION, Gaussian
+
+if TYPE_CHECKING:
+    import torch
+
+    from .results import Results
+    from .sampler import Model
+    from .tally import Tally
+
+_HEADS: dict[str, Callable[..., Head]] = {
+    "votes": Votes,
+    "softmax": Softmax,
+    "sparsemax": Sparsemax,
+    "clipped": ClippedLogits,
+}
+_ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
+_MAX_COLUMNS = 8  # of certified accuracies in the table, after radius 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for an error, where argparse prints the usage too: a screenful for `certify`."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {textwrap.shorten(message, 600)}\n")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 1 << 33:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to 2^33 - 1")
+    return int(text)
+
+
+def _head(text: str) -> Head:
+    name, *parameters = text.split(":")
+    try:
+        return _HEADS[name](*map(float, parameters))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f" ({error})" if isinstance(error, ValueError) else ""
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not votes, softmax:T, sparsemax:T or clipped:LOW:HIGH{what}"
+        ) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="rsfast", description="Certify classifiers by randomized smoothing.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"rsfast {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    demo = command("demo", _demo, "Train a small network, certify it, and time that against the 2019 loop.")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to (default: %(default)s)")
+    demo.add_argument("--images", type=int, default=300, help="test images to certify (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=2026, help="of training and certification (default: %(default)s)")
+
+    certify = command("certify", _certify, "Certify a model on a file of images and write a run folder.")
+    _add_sampling_options(certify)
+    certify.add_argument("--n0", type=_count, default=100, help="selection samples an image (default: %(default)s)")
+    certify.add_argument("--n", type=_count, default=100_000, help="estimation samples an image (default: %(default)s)")
+    certify.add_argument(
+        "--head",
+        type=_head,
+        default=Votes(),
+        help="score that is averaged: votes, softmax:T, sparsemax:T or clipped:LOW:HIGH (default: votes)",
+    )
+    certify.add_argument("--bound", choices=("auto", *BOUNDS), default="auto", help="confidence bound (default: auto)")
+    certify.add_argument("--rule", choices=("auto", *RULES), default="auto", help="radius rule (default: auto)")
+
+    predict = command("predict", _predict, "Predict with the smoothed model on a file of images and write a run folder.")
+    _add_sampling_options(predict)
+    predict.add_argument("--n", type=_count, default=1000, help="samples an image (default: %(default)s)")
+
+    analyze = command("analyze", _analyze, "Print certified accuracies of runs, one row a run.")
+    analyze.add_argument("--radii", nargs="+", type=float, metavar="R", help="default: round steps up to the largest radius")
+    analyze.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text", help="default: text")
+
+    plot = command("plot", _plot, "Plot certified accuracy against radius.")
+    plot.add_argument("--out", required=True, action="append", metavar="FILE", help=".png or .pdf; may be repeated")
+    plot.add_argument("--title", help="above the figure")
+
+    for reader in (analyze, plot):
+        reader.add_argument(
+            "runs", nargs="+", metavar="RUN", help="run folder, or TSV of Cohen et al.'s certify.py; NAME=RUN names it"
+        )
+
+    command("doctor", _doctor, "Report versions and test every backend against known answers.")
+    return parser
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODULE:FACTORY", help="function without arguments that returns the model")
+    add(
+        "--weights",
+        metavar="FILE",
+        help="state_dict for the model: .safetensors, or what torch.load(weights_only=True) reads",
+    )
+    add("--data", required=True, metavar="FILE.npz", help="arrays images, float32 [N, ...], and optionally labels, int [N]")
+    add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
+    add("--sigma", required=True, type=float, help="standard deviation of the noise, in the units of images")
+    add("--alpha", type=float, default=0.001, help="failure probability an image (default: %(default)s)")
+    add("--out", required=True, metavar="FOLDER", help="run folder to write")
+    add(
+        "--mean",
+        nargs="+",
+        type=float,
+        metavar="M",
+        help="the model's normalisation, one number or one a channel; --std too",
+    )
+    add("--std", nargs="+", type=float, metavar="S", help="noisy images are fed to the model as (image - mean) / std")
+    add("--seed", type=int, help="of the noise, in [0, 2^64) (default: from the operating system; recorded)")
+    add("--batch-size", type=_count, metavar="B", help="samples in a batch (default: 16 MiB of noise)")
+    add("--start", type=int, default=0, metavar="I", help="first image (default: %(default)s)")
+    add("--end", "--max", type=int, metavar="I", help="image to stop before (default: the number of images)")
+    add("--skip", type=_count, default=1, metavar="K", help="take images 0, K, 2K, ... alone (default: %(default)s)")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="what the model takes (default: float32)",
+    )
+    add("--channels-last", action="store_true", help="feed the model batches in torch.channels_last")
+    add("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments after the program's name; those of the process if left out.
+
+    Raises
+    ------
+    SystemExit
+        With code 2, after one line on stderr, for a mistake in the arguments or the files they name; with code 130 if
+        interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:  # said here, so that the command's name stands before it
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.command_line = shlex.join(["rsfast", *argv])
+    try:
+        status: int = args.run(args)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        args.parser.error(str(error))
+    except KeyboardInterrupt:
+        args.parser.exit(130, f"{args.parser.prog}: interrupted\n")
+    return status
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from . import demo
+
+    demo.run(args.out, images=args.images, seed=args.seed)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from . import doctor
+
+    text, healthy = doctor.report()
+    print(text)
+    return 0 if healthy else 1
+
+
+def _analyze(args: argparse.Namespace) -> int:
+    from . import results
+
+    runs = _read_runs(args.runs)
+    print(results.table(runs, _default_radii(runs.values()) if args.radii is None else args.radii, args.format))
+    return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from .plot import plot
+
+    runs = _read_runs(args.runs)
+    for path in args.out:
+        plot(runs, path, title=args.title)
+    return 0
+
+
+def _read_runs(texts: Iterable[str]) -> dict[str, Results]:
+    from . import results
+
+    runs: dict[str, Results] = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not path or Path(text).exists():
+            name = path = text
+        if name in runs:
+            raise ValueError(f"two runs are named {name!r}; write NAME=RUN to tell them apart")
+        runs[name] = results.read(path)
+    return runs
+
+
+def _default_radii(runs: Iterable[Results]) -> list[float]:
+    """Return 0 and the multiples, at most _MAX_COLUMNS, of a round step up to the largest certified radius."""
+    largest = max((float(run.radius[run.certified].max(initial=0)) for run in runs), default=0.0)
+    if largest == 0:
+        return [0.0]
+    decade = 10.0 ** math.floor(math.log10(largest / _MAX_COLUMNS))
+    step = next(step for step in (decade, 2.5 * decade, 5 * decade, 10 * decade) if largest / step <= _MAX_COLUMNS)
+    return [float(f"{i * step:.6g}") for i in range(int(largest / step) + 1)]
+
+
+def _certify(args: argparse.Namespace) -> int:
+    from . import results
+
+    bound, rule = resolve(args.head, args.bound, args.rule)
+    alpha = bounds.check_alpha(args.alpha)
+    if args.head == Votes():
+        _warn_if_hopeless(args, smallest_certifiable_n(alpha))
+    job = _Job(args, args.head)
+    settings = {"n0": args.n0, "n": args.n, "alpha": alpha, "head": args.head.to_dict(), "bound": bound, "rule": rule}
+    began = time.perf_counter()
+    with job.recorder(settings, results.CERTIFY_COLUMNS, args.n0 + args.n) as record:
+        for index in job.indices:
+            selection = job.draw(index, args.n0, "selection")
+            estimation = job.draw(index, args.n, "estimation")
+            (certificate,) = certificates(
+                selection, estimation, job.noise, head=args.head, alpha=alpha, bound=bound, rule=rule, seed=job.seed
+            )
+            record(index, certificate, selection=selection, estimation=estimation)
+    run = results.read(args.out)
+    score = f"mean radius {run.radius.mean():.3f}, no labels"
+    if job.labels is not None:
+        score = (
+            f"certified accuracy at radius 0 {results.clean_accuracy(run):.1%}, "
+            f"average certified radius {results.average_certified_radius(run):.3f}"
+        )
+    _print_summary(args, len(job.indices), time.perf_counter() - began, score, results.abstention_rate(run))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from . import results
+
+    alpha = bounds.check_alpha(args.alpha)
+    _warn_if_hopeless(args, smallest_predictable_n(alpha))
+    job = _Job(args, Votes())
+    predicted = []
+    began = time.perf_counter()
+    with job.recorder({"n": args.n, "alpha": alpha}, results.PREDICT_COLUMNS, args.n) as record:
+        for index in job.indices:
+            tally = job.draw(index, args.n, "estimation")
+            (prediction,) = predictions(tally, alpha)
+            record(index, prediction, estimation=tally)
+            predicted.append(prediction)
+    score = "no labels"
+    if job.labels is not None:
+        right = sum(prediction == job.labels[index] for index, prediction in zip(job.indices, predicted, strict=True))
+        score = f"accuracy {right / len(predicted):.1%}"
+    _print_summary(args, len(predicted), time.perf_counter() - began, score, predicted.count(ABSTAIN) / len(predicted))
+    return 0
+
+
+def _warn_if_hopeless(args: argparse.Namespace, smallest: int) -> None:
+    if args.n < smallest:
+        why = f"every image abstains, whatever the votes: at --alpha {args.alpha} it must be at least {smallest}"
+        print(f"{args.parser.prog}: warning: --n is {args.n}, and {why}", file=sys.stderr)
+
+
+def _print_summary(args: argparse.Namespace, images: int, seconds: float, score: str, abstained: float) -> None:
+    print(f"{args.out}: {images} images in {seconds:.1f} s, {score}, abstained {abstained:.1%}")
+
+
+class _Job:
+    """The model, the images and the noise that `certify` and `predict` were asked for, loaded and tried on one sample."""
+
+    def __init__(self, args: argparse.Namespace, head: Head) -> None:
+        import torch
+
+        from . import ops
+        from .sampler import automatic_batch_size
+
+        self.args, self.head, self.noise = args, head, Gaussian(args.sigma)
+        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.seed = ops.check_seed(secrets.randbits(64) if args.seed is None else args.seed)
+        self.images, self.labels = _load_data(args.data, args.num_classes)
+        self.indices = _indices(args.start, args.end, args.skip, len(self.images))
+        self.model = _load_model(args.model, args.weights)
+        self.options: dict[str, Any] = {
+            "batch_size": args.batch_size or automatic_batch_size(self.images.shape[1:]),
+            "dtype": getattr(torch, args.dtype),
+            "channels_last": args.channels_last,
+            "backend": ops.backend_for(args.backend, self.images.device),
+            **_normalisation(args.mean, args.std, self.images.shape[1]),
+        }
+        self.progress: Callable[[int], object] = lambda samples: None
+        try:  # so that a model that does not fit fails before there is a run folder
+            self.draw(self.indices[0], 1, "user")
+        except RuntimeError as error:
+            shape = [1, *self.images.shape[1:]]
+            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}") from error
+
+    def draw(self, index: int, n: int, stream: str) -> Tally:
+        """Sample one image, under its place in the file: other images change nothing, so neither does sharding."""
+        from .api import sample
+
+        return sample(
+            self._forward,
+            self.images[index : index + 1],
+            self.noise,
+            num_classes=self.args.num_classes,
+            n=n,
+            stream=stream,
+            heads=(self.head,),
+            seed=self.seed,
+            input_ids=[index],
+            **self.options,
+        )
+
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        logits = self.model(batch)
+        self.progress(len(batch))
+        return logits
+
+    @contextmanager
+    def recorder(self, settings: dict[str, Any], columns: tuple[str, ...], samples: int) -> Iterator[Callable[..., None]]:
+        """Create the run folder, show progress over `samples` samples an image, and yield what writes an image's row."""
+        from tqdm import tqdm
+
+        from .results import RunWriter
+
+        with RunWriter(self.args.out, self._sidecar(settings), columns) as run:
+            began = time.perf_counter()
+
+            def record(index: int, outcome: Certificate | int, **tallies: Tally) -> None:
+                nonlocal began
+                counts = {stream: tally.integers(0) for stream, tally in tallies.items()}
+                ended = time.perf_counter()
+                run.write(index, None if self.labels is None else self.labels[index], outcome, ended - began, counts)
+                began = ended
+
+            total = len(self.indices) * samples
+            with tqdm(total=total, unit="sample", unit_scale=True, disable=None) as bar:
+                self.progress = bar.update
+                yield record
+
+    def _sidecar(self, settings: dict[str, Any]) -> dict[str, Any]:
+        from .doctor import versions
+
+        args = self.args
+        return {
+            "command": args.command_line,
+            "started": self.started,
+            **settings,
+            "noise": self.noise.to_dict(),
+            "seed": self.seed,
+            "stream_version": STREAM_VERSION,
+            "num_classes": args.num_classes,
+            "model": args.model,
+            "state_dict_sha256": _state_dict_sha256(self.model),
+            "weights": args.weights,
+            "weights_sha256": args.weights and _file_sha256(args.weights),
+            "data": args.data,
+            "data_sha256": _file_sha256(args.data),
+            "start": self.indices.start,
+            "end": self.indices.stop,
+            "skip": self.indices.step,
+            "mean": args.mean,
+            "std": args.std,
+            "batch_size": self.options["batch_size"],
+            "dtype": args.dtype,
+            "channels_last": args.channels_last,
+            "backend": self.options["backend"],
+            "versions": versions(),
+        }
+
+
+def _indices(start: int, end: int | None, skip: int, count: int) -> range:
+    """Return the multiples of skip from start to end, so that shards take what one run takes."""
+    stop = count if end is None else end
+    if not 0 <= start < stop <= count:
+        raise ValueError(
+            f"--start is {start} and --end is {stop}; they must be 0 <= start < end <= {count}, the images in --data"
+        )
+    indices = range(start + -start % skip, stop, skip)
+    if not indices:
+        raise ValueError(f"--skip is {skip}, and no multiple of it lies from --start {start} to before --end {stop}")
+    return indices
+
+
+def _normalisation(mean: list[float] | None, std: list[float] | None, channels: int) -> dict[str, list[float]]:
+    """Return (y - mean) / std as the scale and shift of `ops.perturb`."""
+    if mean is None and std is None:
+        return {}
+    if mean is None or std is None:
+        raise ValueError("--mean and --std go together; give 0 for no mean, 1 for no std")
+    for name, values in (("--mean", mean), ("--std", std)):
+        if len(values) not in (1, channels):
+            raise ValueError(f"{name} has {len(values)} numbers; it must have 1 or {channels}, one a channel")
+    if not all(0 < s < math.inf for s in std):
+        raise ValueError(f"--std is {std}; each must be positive and finite")
+    mean, std = (values * (channels // len(values)) for values in (mean, std))
+    return {"scale": [1 / s for s in std], "shift": [-m / s for m, s in zip(mean, std, strict=True)]}
+
+
+def _load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | None]:
+    import numpy as np
+    import torch
+
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"--data {path} is not an .npz file; it must be one, as numpy.savez writes it")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
+            found = ", ".join(arrays.files)
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--data {path}: {error}") from error
+    if images is None:
+        raise ValueError(f"--data {path} holds {found or 'nothing'}; it must hold images (or x), and may hold labels (or y)")
+    if images.dtype != np.float32:
+        hint = (
+            "; save images.astype('float32') / 255, and --sigma is then in units of [0, 1]"
+            if images.dtype == np.uint8
+            else ""
+        )
+        raise TypeError(f"images in --data {path} has dtype {images.dtype}; it must be float32{hint}")
+    if images.ndim < 2 or images.size == 0:
+        raise ValueError(f"images in --data {path} has shape {list(images.shape)}; it must be [N, ...], and not empty")
+    finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"images[{finite.argmin()}] in --data {path} holds NaN or infinity; every image must be finite")
+    if labels is not None:
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels in --data {path} is {labels.dtype} {list(labels.shape)}; it must be integers [{len(images)}]"
+            )
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"labels in --data {path} run from {labels.min()} to {labels.max()}; with --num-classes {num_classes} they "
+                f"must lie from 0 to {num_classes - 1}"
+            )
+    return torch.from_numpy(images), None if labels is None else labels.tolist()
+
+
+def _load_model(spec: str, weights: str | None) -> Model:
+    import torch
+
+    module, _, name = spec.partition(":")
+    if not (module and name):
+        raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        model: Model = attrgetter(name)(import_module(module))()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"--model {spec}: {type(error).__name__}: {error}") from error
+    if weights is not None:
+        _load_weights(model, spec, weights)
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    elif not callable(model):
+        raise TypeError(f"--model {spec} returned {model!r}; it must return a model, callable on a batch")
+    return model
+
+
+def _load_weights(model: Model, spec: str, path: str) -> None:
+    import safetensors.torch
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"--weights needs a torch.nn.Module, but --model {spec} returned a {type(model).__name__}")
+    try:
+        if Path(path).suffix == ".safetensors":
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        # A damaged file can raise anything; and of a foreign pickle, torch's own message advises to load it all the same.
+        raise ValueError(
+            f"--weights {path} is damaged or holds more than tensors; it must be a .safetensors file, or a state_dict that "
+            "torch.save wrote"
+        ) from error
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)  # where Cohen et al.'s train.py puts it
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"--weights {path} does not fit --model {spec}: {error}") from error
+
+
+def _file_sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _state_dict_sha256(model: Model) -> str | None:
+    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for any other callable."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

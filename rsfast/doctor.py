@@ -1,0 +1,174 @@
+"""Self-test: what is installed, and whether every backend and instruction set gives the known bits on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib import metadata
+
+import numpy as np
+import scipy
+import torch
+from numpy.typing import NDArray
+
+from . import __version__, ops
+from .heads import ClippedLogits, Softmax, Sparsemax, Votes
+from .noise import STREAM_VERSION, Gaussian
+from .ops import reference
+from .tally import Tally
+
+# (counter, key, words): the three Philox4x32-10 vectors of Random123's kat_vectors, and a counter as rsfast forms it.
+PHILOX = (
+    ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    (
+        (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
+        0xFFFFFFFF_FFFFFFFF,
+        (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+    ),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        0x299F31D0_A4093822,
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+    ((7, 100_000, 3, 1 << 24), 20240917, (0xCF7FCAC7, 0x4837BA6C, 0x6C862111, 0x2CA8BB8D)),
+)
+
+# (w0, w1, z0, z1): exact Box-Muller to double precision, from tests/vectors/normal.json (mpmath).
+NORMALS = (
+    (0, 0, 6.7637056350018952, 0.0),
+    (0, 0x20000000, 4.7826621204595036, 4.7826621204595036),
+    (0xFFFFFFFF, 0xFFFFFFFF, 1.5258789062944089e-5, -2.2322358387904910e-14),
+    (0x80000000, 0x60000000, -0.83255461101786870, 0.83255461101786870),
+    (3382122079, 847232886, 0.22489939273488374, 0.65368299027047348),
+    (556728102, 3219461760, -0.0052156611570296881, -2.0214394099095873),
+)
+
+# Of the fixed calls below. They change with STREAM_VERSION or the definition of a head, and with nothing else.
+CHECKSUMS = {
+    "perturb float32": "1e619a29ecb8a63d",
+    "perturb bfloat16": "9a9d30ee4f09ff98",
+    "accumulate": "b79558dbfc1ecbd8",
+}
+
+EXTRAS = {"matplotlib": "plot", "scikit-learn": "demo"}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    return {
+        "rsfast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
+
+
+def report() -> tuple[str, bool]:
+    """Return a text about this installation, and whether the reference and every CPU instruction set passed their tests.
+
+    Notes
+    -----
+    Each is held to answers that are part of this module rather than to one another, so a fault that all share shows too.
+    """
+    lines = [
+        ", ".join(f"{name} {version}" for name, version in versions().items()),
+        f"{platform.platform()}, {torch.get_num_threads()} threads, noise stream version {STREAM_VERSION}",
+    ]
+    failures = {"reference": _failures("reference")}
+    try:
+        from . import _cpu
+    except ImportError as error:
+        lines.append(f"cpu: does not load ({error}); reinstall with `pip install --force-reinstall --no-cache-dir rsfast`")
+        usable = False
+    else:
+        usable, in_use = True, _cpu.isa()
+        from .ops import cpu
+
+        lines.append(f"cpu threads: {cpu.TEAM + ', the team that torch keeps' if cpu.TEAM else 'of its own'}")
+        try:
+            for isa in _cpu.isas():
+                _cpu.use_isa(isa)
+                failures[f"cpu, {isa}{' (in use)' if isa == in_use else ''}"] = _failures("cpu")
+        finally:
+            _cpu.use_isa(in_use)
+    lines += [f"{name}: {'FAILED ' + ', '.join(failed) if failed else 'ok'}" for name, failed in failures.items()]
+    if torch.cuda.is_available():
+        lines.append("cuda: no CUDA backend in this version")
+    for name, extra in EXTRAS.items():
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            lines.append(f"{name}: not installed; `pip install rsfast[{extra}]` installs it")
+    return "\n".join(lines), usable and not any(failures.values())
+
+
+def _failures(backend: str) -> list[str]:
+    """Return the names of the tests that a backend fails."""
+    got, exact = _normals(backend), np.array([z for _, _, *z in NORMALS])
+    tests = {
+        "philox": all(_philox(backend, counter, key) == words for counter, key, words in PHILOX),
+        "normals": bool((np.abs(got - exact) <= np.maximum(2e-7, 4 * np.spacing(np.abs(got)))).all()),
+        "perturb float32": _perturb(backend, torch.float32) == CHECKSUMS["perturb float32"],
+        "perturb bfloat16": _perturb(backend, torch.bfloat16) == CHECKSUMS["perturb bfloat16"],
+        "accumulate": _accumulate(backend) == CHECKSUMS["accumulate"],
+    }
+    return [name for name, passed in tests.items() if not passed]
+
+
+def _philox(backend: str, counter: tuple[int, int, int, int], key: int) -> tuple[int, ...]:
+    c0, c1, c2, c3 = counter
+    if backend == "reference":
+        words = reference.philox((torch.tensor(c0), torch.tensor(c1), torch.tensor(c2), torch.tensor(c3)), key)
+        return tuple(int(word) for word in words)
+    from . import _cpu
+
+    out = np.zeros(4, dtype=np.uint32)
+    _cpu.philox_words(seed=key, c1=c1, c2=c2, c3=c3, first_block=c0, blocks=1, out=out.ctypes.data, threads=1)
+    return tuple(out.tolist())
+
+
+def _normals(backend: str) -> NDArray[np.float32]:
+    words = np.array([pair for *pair, _, _ in NORMALS])
+    if backend == "reference":
+        radius, angle = torch.from_numpy(words).unbind(1)
+        return torch.stack(reference.box_muller(radius, angle), dim=1).numpy()
+    from . import _cpu
+
+    pairs, out = words.astype(np.uint32), np.zeros(words.shape, dtype=np.float32)
+    _cpu.gaussian(words=pairs.ctypes.data, pairs=len(pairs), out=out.ctypes.data)
+    return out
+
+
+def _perturb(backend: str, dtype: torch.dtype) -> str:
+    """Return the checksum of a batch with an odd number of elements, extreme indices and every optional step."""
+    out = ops.perturb(
+        torch.arange(210.0).view(2, 3, 5, 7) / 64 - 1,
+        Gaussian(0.5),
+        seed=0x9E3779B97F4A7C15,
+        samples=[0, 1, 99_999, (1 << 32) + 5, (1 << 56) - 1],
+        rows=[0, 1, 1, 0, 1],
+        input_ids=[7, (1 << 32) - 1],
+        stream="selection",
+        scale=[1.5, 4.0, 3.0],
+        shift=[-0.5, 0.25, 0.0],
+        clamp=(-2.0, 3.0),
+        dtype=dtype,
+        channels_last=dtype == torch.bfloat16,
+        backend=backend,
+    )
+    return _checksum(out)
+
+
+def _accumulate(backend: str) -> str:
+    """Return the checksum of the Tally of 97 rows of exact logits, among them ties and rows that do not vote."""
+    logits = (torch.arange(97 * 11) * 0x9E3779B1 >> 9).remainder(512).sub(256).view(97, 11) / 32
+    logits[5, 3], logits[50, 0] = torch.nan, torch.inf
+    tally = Tally(3, 11, (Votes(), Softmax(), Sparsemax(2.0), ClippedLogits(-4.0, 4.0)))
+    ops.accumulate(logits, tally, rows=torch.arange(97) % 3, backend=backend)
+    return _checksum(tally.n, tally.counts, tally.sums, tally.squares)
+
+
+def _checksum(*tensors: torch.Tensor) -> str:
+    contents = (tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in tensors)
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:16]

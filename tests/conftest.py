@@ -1,0 +1,58 @@
+"""What tests of the kernels share: the instruction sets, and comparison of floats by their bits."""
+
+import pytest
+import torch
+
+from rsfast import _cpu
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@pytest.fixture(params=_cpu.isas())
+def isa(request):
+    """Every instruction set that this processor can run, in turn."""
+    before = _cpu.isa()
+    _cpu.use_isa(request.param)
+    yield request.param
+    _cpu.use_isa(before)
+
+
+@pytest.fixture
+def threads():
+    """A function that sets torch's number of threads; the number is put back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def bits(tensor):
+    """The bits of a float tensor as integers, in logical order; every NaN becomes the same one."""
+    tensor = tensor.detach().resolve_neg()
+    tensor = torch.where(tensor.isnan(), torch.full_like(tensor, torch.nan), tensor)
+    return tensor.contiguous().view(_INTEGERS[tensor.element_size()])
+
+
+def assert_same_bits(found, expected):
+    """Fail, naming the first few places, unless both tensors hold the same bits; a NaN equals any NaN."""
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    different = bits(found) != bits(expected)
+    if bool(different.any()):
+        places = different.nonzero()[:4].tolist()
+        pairs = [(place, found[tuple(place)].item(), expected[tuple(place)].item()) for place in places]
+        pytest.fail(f"{int(different.sum())} of {different.numel()} differ: {pairs}")
+
+
+def poison(shape, dtype=torch.float32, memory_format=torch.contiguous_format):
+    """An output full of NaN, so that a place that a kernel leaves out shows."""
+    return torch.full(shape, torch.nan, dtype=dtype).contiguous(memory_format=memory_format)
+
+
+class Flushing:
+    """The caller's floating-point mode: subnormals are flushed to 0, as torch.set_flush_denormal(True) does."""
+
+    def __enter__(self):
+        assert torch.set_flush_denormal(True)
+
+    def __exit__(self, *_):
+        torch.set_flush_denormal(False)

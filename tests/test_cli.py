@@ -1,0 +1,553 @@
+"""The command line, end to end in a scratch folder: runs are those of the library, and a mistake is one line."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import tqdm
+
+import rsfast
+from rsfast import ClippedLogits, Gaussian, Softmax, Sparsemax, cli, demo, doctor, results
+from rsfast.results import format_radius
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 1.125, 0.875, 1.0]))
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):  # elementwise, so that no bit depends on the batch
+        x = self.dropout(x.float())
+        return (x[:, 0, 0] + x[:, 1, 0] + x[:, 2, 0]) * self.weight
+
+def function():
+    return lambda x: x[:, 0, 0].clone()
+
+def returns_tuple():
+    return lambda x: (x, x)
+
+def needs_argument(width):
+    return Net()
+
+def fails():
+    raise ValueError("the factory's own words")
+
+def misfit():
+    return nn.Sequential(nn.Flatten(), nn.Linear(999, 4))
+
+def tires():
+    calls = iter(range(5))
+    def model(x):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return x[:, 0, 0]
+    return model
+
+number = 3
+batches = []
+
+def watches():
+    def model(x):
+        batches.append((len(x), x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+        return x[:, 0, 0]
+    return model
+"""
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "tiny_nets", raising=False)
+    (tmp_path / "tiny_nets.py").write_text(NETS)
+    rng = np.random.default_rng(5)
+    images = rng.random((7, 3, 4, 4), dtype=np.float32) / 2
+    labels = rng.integers(0, 4, 7)
+    images[np.arange(7), :, 0, labels] += 0.5
+    np.savez("data.npz", images=images, labels=labels)
+    yield tmp_path
+    sys.modules.pop("tiny_nets", None)
+
+
+BASE = "--model tiny_nets:Net --data data.npz --num-classes 4 --sigma 0.5 --seed 11"
+
+
+def run(command, *more):
+    return cli.main([*command.split(), *map(str, more)])
+
+
+def data():
+    with np.load("data.npz") as arrays:
+        return torch.from_numpy(arrays["images"]), arrays["labels"].tolist()
+
+
+def net():
+    sys.path.insert(0, ".")
+    import tiny_nets
+
+    return tiny_nets.Net()
+
+
+def rows(folder):
+    """The table without its times."""
+    with open(f"{folder}/results.tsv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "time"} for row in csv.DictReader(file, delimiter="\t")]
+
+
+def counts(folder):
+    with open(f"{folder}/counts.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def sidecar(folder):
+    with open(f"{folder}/results.json") as file:
+        return json.load(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ("", {}),
+        ("--head softmax:0.25 --bound hoeffding --batch-size 17", {"head": Softmax(0.25), "bound": "hoeffding"}),
+        (
+            "--head sparsemax:4 --rule top_two --backend reference",
+            {"head": Sparsemax(4.0), "rule": "top_two", "backend": "reference"},
+        ),
+        ("--head clipped:-2:4", {"head": ClippedLogits(-2.0, 4.0)}),
+        (
+            "--mean 0.5 0.25 0.125 --std 0.5 0.25 0.5 --dtype bfloat16 --channels-last",
+            {"scale": [2.0, 4.0, 2.0], "shift": [-1.0, -1.0, -0.25], "dtype": torch.bfloat16, "channels_last": True},
+        ),
+        ("--mean 0.5 --std 0.25", {"scale": 4.0, "shift": -2.0}),
+    ],
+)
+def test_certify_writes_the_certificates_of_the_library(options, arguments):
+    assert run(f"certify {BASE} --n0 20 --n 500 --alpha 0.01 --out run {options}") == 0
+    images, labels = data()
+    expected = rsfast.certify(net(), images, Gaussian(0.5), num_classes=4, n0=20, n=500, alpha=0.01, seed=11, **arguments)
+    assert any(not certificate.abstained for certificate in expected)
+    assert rows("run") == [
+        {
+            "idx": str(i),
+            "label": str(label),
+            "predict": str(certificate.prediction),
+            "radius": format_radius(certificate.radius),
+            "correct": str(int(certificate.prediction == label)),
+        }
+        for i, (label, certificate) in enumerate(zip(labels, expected, strict=True))
+    ]
+    recorded = sidecar("run")
+    first = expected[0].to_dict()
+    same = ("n0", "n", "alpha", "head", "bound", "rule", "noise", "seed", "stream_version", "backend")
+    assert {key: recorded[key] for key in same} == {key: first[key] for key in same}
+
+
+def test_counts_are_the_integers_of_both_tallies():
+    run(f"certify {BASE} --n0 20 --n 50 --head softmax:0.25 --start 2 --end 4 --out run")
+    images, _ = data()
+    shared = {"num_classes": 4, "heads": (Softmax(0.25),), "seed": 11}
+    lines = counts("run")
+    assert [line["idx"] for line in lines] == [2, 3]
+    for line in lines:
+        for stream, n in (("selection", 20), ("estimation", 50)):
+            i = line["idx"]
+            tally = rsfast.sample(net(), images[i : i + 1], Gaussian(0.5), n=n, stream=stream, input_ids=[i], **shared)
+            assert line[stream] == {k: getattr(tally, k)[0].tolist() for k in ("n", "counts", "sums", "squares")}
+            assert line[stream]["n"] == n
+
+
+def test_shards_hold_the_rows_and_counts_of_one_run():
+    command = f"certify {BASE} --n0 20 --n 300 --skip 2"
+    run(f"{command} --out whole")
+    run(f"{command} --end 3 --batch-size 64 --out a")
+    run(f"{command} --start 3 --max 5 --out b")
+    run(f"{command} --start 5 --out c")
+    assert [row["idx"] for row in rows("whole")] == ["0", "2", "4", "6"]
+    assert [len(rows(shard)) for shard in "abc"] == [2, 1, 1]
+    assert rows("a") + rows("b") + rows("c") == rows("whole")
+    assert counts("a") + counts("b") + counts("c") == counts("whole")
+
+
+def test_sidecar_holds_what_an_audit_needs():
+    command = (
+        f"certify {BASE} --n0 5 --n 20 --mean 0.5 --std 0.25 --weights weights.safetensors --start 1 --skip 2 --out run"
+    )
+    weights = net().state_dict()
+    safetensors.torch.save_file(weights, "weights.safetensors")
+    run(command)
+    recorded = sidecar("run")
+    assert recorded["command"] == f"rsfast {command}"
+    assert recorded["model"] == "tiny_nets:Net"
+    for name in ("data.npz", "weights.safetensors"):
+        key = name.split(".")[0]
+        assert recorded[key] == name
+        with open(name, "rb") as file:
+            assert recorded[f"{key}_sha256"] == hashlib.sha256(file.read()).hexdigest()
+    expected = {"mean": [0.5], "std": [0.25], "start": 2, "end": 7, "skip": 2, "backend": "cpu", "dtype": "float32"}
+    assert {key: recorded[key] for key in expected} == expected
+    assert recorded["versions"]["torch"] == torch.__version__
+    assert recorded["channels_last"] is False
+    assert recorded["batch_size"] > 0
+
+
+def test_state_dict_hash_is_of_the_weights_that_ran():
+    weights = net().state_dict()
+    torch.save(weights, "same.pt")
+    torch.save({"state_dict": {k: v + 1 for k, v in weights.items()}, "epoch": 3}, "other.pth.tar")
+    for i, options in enumerate(("", "--weights same.pt", "--weights other.pth.tar")):
+        run(f"predict {BASE} --n 20 --end 1 {options} --out {i}")
+    built, same, other = (sidecar(i)["state_dict_sha256"] for i in range(3))
+    assert built == same != other
+    run(f"predict {BASE} --n 20 --end 1 --model tiny_nets:function --out callable")
+    assert sidecar("callable")["state_dict_sha256"] is None
+
+
+def test_weights_reach_the_model():
+    model = net()
+    model.weight.data = torch.tensor([-1.0, 2.0, -3.0, 4.0])
+    safetensors.torch.save_file(model.state_dict(), "w.safetensors")
+    torch.save({"state_dict": model.state_dict()}, "w.pth.tar")
+    images, _ = data()
+    expected = rsfast.sample(model, images, Gaussian(0.5), num_classes=4, n=50, seed=11).counts.tolist()
+    for weights in ("", "--weights w.safetensors", "--weights w.pth.tar"):
+        folder = weights[-3:] or "none"
+        run(f"predict {BASE} --n 50 {weights} --out {folder}")
+        assert ([line["estimation"]["counts"] for line in counts(folder)] == expected) == bool(weights)
+
+
+def test_predict_writes_the_predictions_of_the_library(capsys):
+    assert run(f"predict {BASE} --n 200 --alpha 0.01 --out run") == 0
+    images, labels = data()
+    expected = rsfast.predict(net(), images, Gaussian(0.5), num_classes=4, n=200, alpha=0.01, seed=11)
+    found = rows("run")
+    assert [int(row["predict"]) for row in found] == expected
+    assert list(found[0]) == ["idx", "label", "predict", "correct"]
+    right = [int(p == label) for p, label in zip(expected, labels, strict=True)]
+    assert [int(row["correct"]) for row in found] == right
+    assert sum(right) > 0
+    summary = capsys.readouterr().out
+    assert "run: 7 images in " in summary
+    assert f", accuracy {sum(right) / 7:.1%}, abstained {expected.count(-1) / 7:.1%}\n" in summary
+
+
+def test_summary_is_one_line_and_agrees_with_the_table(capsys):
+    run(f"certify {BASE} --n0 20 --n 500 --out run")
+    captured = capsys.readouterr()
+    found = results.read("run")
+    assert results.average_certified_radius(found) > 0
+    assert captured.out.count("\n") == 1
+    assert captured.out.endswith(
+        f", certified accuracy at radius 0 {results.clean_accuracy(found):.1%}, average certified radius "
+        f"{results.average_certified_radius(found):.3f}, abstained {results.abstention_rate(found):.1%}\n"
+    )
+    assert captured.err == ""  # no progress bar where stderr is no terminal
+
+
+def test_unlabelled_images_have_no_accuracy(capsys):
+    images, _ = data()
+    np.savez("unlabelled.npz", x=images.numpy())
+    for command in ("certify --n0 20", "predict"):
+        run(f"{command} {BASE} --data unlabelled.npz --n 100 --out {command[:7]}")
+        out = capsys.readouterr().out
+        assert "no labels" in out
+        assert "accuracy" not in out
+        assert {(row["label"], row["correct"]) for row in rows(command[:7])} == {("-1", "0")}
+
+
+def test_a_seed_left_out_is_drawn_and_recorded():
+    command = f"predict {BASE.replace('--seed 11', '')} --n 50 --out"
+    run(f"{command} a")
+    run(f"{command} b")
+    seed = sidecar("a")["seed"]
+    assert seed != sidecar("b")["seed"]
+    run(f"{command} c --seed {seed}")
+    assert counts("c") == counts("a")
+
+
+def test_the_model_gets_the_batches_that_were_asked_for():
+    run(f"predict {BASE} --model tiny_nets:watches --n 20 --end 1 --batch-size 8 --dtype bfloat16 --channels-last --out run")
+    tried, *batches = sys.modules["tiny_nets"].batches
+    assert tried[0] == 1
+    assert batches == [(length, torch.bfloat16, True) for length in (8, 8, 4)]
+    assert sidecar("run")["batch_size"] == 8
+
+
+@pytest.mark.parametrize(("command", "samples"), [("certify --n0 7", 27), ("predict", 20)])
+def test_progress_counts_every_sample_and_no_other(monkeypatch, command, samples):
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, **options):
+            assert options["disable"] is None  # silent where stderr is no terminal
+            bars.append(self)
+            super().__init__(**{**options, "disable": False, "file": io.StringIO()})
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    run(f"{command} {BASE} --n 20 --skip 3 --out run")
+    assert [(bar.n, bar.total) for bar in bars] == [(3 * samples, 3 * samples)]
+
+
+def test_dropout_is_off():
+    run(f"predict {BASE} --n 50 --out a")
+    run(f"predict {BASE} --n 50 --out b")
+    assert counts("a") == counts("b")
+
+
+def test_rows_written_before_a_failure_stay():
+    with pytest.raises(SystemExit) as stop:  # the sample that tries the model, then two batches an image
+        run(f"certify {BASE} --model tiny_nets:tires --n0 5 --n 20 --out run")
+    assert stop.value.code == 130
+    assert [row["idx"] for row in rows("run")] == ["0", "1"]
+    assert [line["idx"] for line in counts("run")] == [0, 1]
+
+
+def write_run(folder, radii, label=1):
+    with results.RunWriter(folder, {}) as writer:
+        for i, radius in enumerate(radii):
+            writer.write(i, label, SimpleNamespace(prediction=1, radius=radius), 0.5, {})
+
+
+def test_analyze_prints_the_table_of_the_runs(capsys):
+    write_run("a", [0.1, 0.6, 0.9])
+    write_run("b=c", [0.2, 0.2])
+    runs = {"a": results.read("a"), "named": results.read("b=c"), "b=c": results.read("b=c")}
+    for style in ("text", "markdown", "latex", "csv"):
+        assert run("analyze a named=b=c b=c --radii 0 0.15 0.5 --format", style) == 0
+        assert capsys.readouterr().out == results.table(runs, [0, 0.15, 0.5], style) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("largest", "radii"),
+    [
+        (0.0, [0.0]),
+        (0.95, [0.0, 0.25, 0.5, 0.75]),
+        (0.8, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
+        (1.9, [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75]),
+        (3.8, [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]),
+        (0.0021, [0.0, 0.0005, 0.001, 0.0015, 0.002]),
+        (640.0, [0.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0]),
+    ],
+)
+def test_default_radii_are_round_steps_up_to_the_largest_certified_radius(capsys, largest, radii):
+    write_run("a", [largest, largest / 3])
+    write_run("wrong", [1e6], label=2)
+    run("analyze a wrong --format csv")
+    header = capsys.readouterr().out.splitlines()[0].split(",")
+    assert header == ["run", "ACR", "abstained", *(f"r={r}" for r in radii)]
+
+
+def test_plot_writes_every_file(scratch):
+    write_run("a", [0.1, 0.6, 0.9])
+    assert run("plot a b=a --out one.png --out two.pdf --title x") == 0
+    assert (scratch / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert (scratch / "two.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+def test_doctor_prints_the_report_and_exits_by_it(monkeypatch, capsys, healthy):
+    monkeypatch.setattr(doctor, "report", lambda: ("the report", healthy))
+    assert run("doctor") == (0 if healthy else 1)
+    assert capsys.readouterr().out == "the report\n"
+
+
+def test_demo_passes_its_options_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr(demo, "run", lambda out, **options: calls.append((out, options)))
+    assert run("demo") == 0
+    assert run("demo --out elsewhere --images 5 --seed 3") == 0
+    assert calls == [(Path("demo"), {"images": 300, "seed": 2026}), (Path("elsewhere"), {"images": 5, "seed": 3})]
+
+
+def fail(capsys, command):
+    """Return the message of a command that must fail: one line, exit status 2, nothing on stdout."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(shlex.split(command))
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    prefix = f"rsfast {command.split()[0]}: error: "
+    assert captured.err.startswith(prefix)
+    return captured.err.removeprefix(prefix)
+
+
+def test_the_commands_are_listed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("nonsense")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("demo", "certify", "predict", "analyze", "plot", "doctor"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--sigma 0", "sigma is 0.0; it must be positive"),
+        ("--sigma x", "argument --sigma: invalid float value: 'x'"),
+        ("--num-classes 5", "num_classes is 5, but the model returned 4 logits a row"),
+        ("--num-classes 1", "--num-classes 1"),
+        ("--alpha 1.5", "alpha is 1.5; it must be above 0 and below 1"),
+        ("--alpha 1.5 --head softmax", "alpha is 1.5; it must be above 0 and below 1"),
+        ("--n 0", "argument --n: '0' is not an integer from 1 to 2^33 - 1"),
+        ("--n0 1e3", "argument --n0: '1e3' is not an integer from 1 to 2^33 - 1"),
+        ("--n 8589934592", "argument --n: '8589934592' is not an integer from 1 to 2^33 - 1"),
+        ("--batch-size 0", "argument --batch-size: '0' is not an integer from 1"),
+        ("--seed -1", "seed is -1; it must be in [0, 2^64)"),
+        ("--head soft", "'soft' is not votes, softmax:T, sparsemax:T or clipped:LOW:HIGH"),
+        ("--head votes:1", "'votes:1' is not votes, softmax:T, sparsemax:T or clipped:LOW:HIGH"),
+        ("--head softmax:0", "temperature is 0.0; it must be positive"),
+        ("--head clipped:1:0", "low is 1.0 and high is 0.0; low must be below high"),
+        ("--head softmax --bound clopper_pearson", "bound is 'clopper_pearson'"),
+        ("--head clipped:0:1 --rule one_vs_rest", "rule is 'one_vs_rest'"),
+        ("--bound nonsense", "argument --bound: invalid choice: 'nonsense'"),
+        ("--backend nonsense", "backend is 'nonsense'; it must be 'auto' or one of"),
+        ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
+        ("--start 7", "--start is 7 and --end is 7; they must be 0 <= start < end <= 7"),
+        ("--start -1", "--start is -1 and --end is 7"),
+        ("--end 8", "--start is 0 and --end is 8"),
+        ("--start 1 --end 5 --skip 5", "--skip is 5, and no multiple of it lies from --start 1 to before --end 5"),
+        ("--mean 0", "--mean and --std go together"),
+        ("--std 1", "--mean and --std go together"),
+        ("--mean 0 0 --std 1", "--mean has 2 numbers; it must have 1 or 3, one a channel"),
+        ("--mean 0 --std 1 1 1 1", "--std has 4 numbers; it must have 1 or 3, one a channel"),
+        ("--mean 0 --std -1", "--std is [-1.0]; each must be positive and finite"),
+        ("--mean nan --std 1", "shift is [nan, nan, nan]; it must be finite"),
+        ("--model tiny_nets", "--model is 'tiny_nets'; it must be MODULE:FACTORY"),
+        ("--model no_such_module:Net", "--model no_such_module:Net: ModuleNotFoundError: No module named"),
+        ("--model tiny_nets:net", "--model tiny_nets:net: AttributeError: module 'tiny_nets' has no attribute 'net'"),
+        ("--model tiny_nets:number", "--model tiny_nets:number: TypeError: 'int' object is not callable"),
+        ("--model tiny_nets:needs_argument", "missing 1 required positional argument: 'width'"),
+        ("--model tiny_nets:fails", "--model tiny_nets:fails: ValueError: the factory's own words"),
+        ("--model builtins:dict", "--model builtins:dict returned {}; it must return a model"),
+        ("--model tiny_nets:returns_tuple", "model returned a tuple; it must return the logits"),
+        ("--model tiny_nets:misfit", "--model tiny_nets:misfit fails on a batch [1, 3, 4, 4] of float32: mat1 and mat2"),
+        ("--weights missing.safetensors", "missing.safetensors"),
+        ("--weights missing.pt", "No such file or directory: 'missing.pt'"),
+        ("--weights tiny_nets.py", "--weights tiny_nets.py is damaged or holds more than tensors"),
+        ("--weights module.pt", "--weights module.pt is damaged or holds more than tensors"),
+        ("--weights text.safetensors", "--weights text.safetensors is damaged or holds more than tensors"),
+        ("--weights list.pt", "--weights list.pt does not fit --model tiny_nets:Net: Expected state_dict to be dict-like"),
+        ("--weights other.pt", "does not fit --model tiny_nets:Net: Error(s) in loading state_dict for Net: Missing key(s)"),
+        ("--weights other.pt --model tiny_nets:function", "--weights needs a torch.nn.Module"),
+        ("--data missing.npz", "No such file or directory: 'missing.npz'"),
+        ("--data tiny_nets.py", "--data tiny_nets.py is not an .npz file"),
+        ("--out tiny_nets.py", "tiny_nets.py"),
+        ("--abc", "unrecognized arguments: --abc"),
+    ],
+)
+def test_mistakes_in_options_are_one_line_and_leave_no_run(capsys, options, message):
+    torch.save(net(), "module.pt")
+    torch.save([torch.zeros(1)], "list.pt")
+    torch.save({"head": torch.zeros(1)}, "other.pt")
+    Path("text.safetensors").write_text("text")
+    assert message in fail(capsys, f"certify {BASE} --n 20 --out run {options}")
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pixels": np.zeros(3)}, "--data bad.npz holds pixels; it must hold images (or x), and may hold labels (or y)"),
+        ({}, "--data bad.npz holds nothing; it must hold images"),
+        (
+            {"images": np.zeros((2, 3, 4, 4), np.uint8)},
+            "dtype uint8; it must be float32; save images.astype('float32') / 255",
+        ),
+        ({"images": np.zeros((2, 3, 4, 4))}, "images in --data bad.npz has dtype float64; it must be float32\n"),
+        ({"images": np.zeros(2, np.float32)}, "images in --data bad.npz has shape [2]; it must be [N, ...], and not empty"),
+        ({"images": np.zeros((0, 3), np.float32)}, "images in --data bad.npz has shape [0, 3]; it must be [N, ...]"),
+        ({"images": np.array([{}])}, "--data bad.npz: Object arrays cannot be loaded when allow_pickle=False"),
+        ({"images": np.array([[0], [np.inf]], np.float32)}, "images[1] in --data bad.npz holds NaN or infinity"),
+        ({"x": np.zeros((2, 4), np.float32), "y": np.zeros(3, int)}, "labels in --data bad.npz is int64 [3]; it must be"),
+        (
+            {"x": np.zeros((2, 4), np.float32), "y": np.zeros(2)},
+            "labels in --data bad.npz is float64 [2]; it must be integers",
+        ),
+        ({"x": np.zeros((2, 4), np.float32), "y": np.array([1, 4])}, "run from 1 to 4; with --num-classes 4 they must lie"),
+        (
+            {"x": np.zeros((2, 4), np.float32), "y": np.array([-1, 3])},
+            "run from -1 to 3; with --num-classes 4 they must lie",
+        ),
+    ],
+)
+def test_mistakes_in_the_data_are_one_line_and_leave_no_run(capsys, arrays, message):
+    np.savez("bad.npz", **arrays)
+    assert message in fail(capsys, f"predict {BASE} --data bad.npz --out run")
+    assert not Path("run").exists()
+
+
+def test_an_existing_run_is_refused_and_kept(capsys):
+    run(f"certify {BASE} --n 20 --end 1 --out run")
+    capsys.readouterr()
+    before = {file.name: file.read_bytes() for file in Path("run").iterdir()}
+    for command in ("certify", "predict"):
+        assert "exists; name another folder" in fail(capsys, f"{command} {BASE} --n 20 --out run")
+    assert {file.name: file.read_bytes() for file in Path("run").iterdir()} == before
+
+
+def test_too_few_samples_are_warned_of(capsys):
+    for command, enough in (("certify", 10), ("predict", 11)):
+        for n in (enough - 1, enough):
+            run(f"{command} {BASE} --n {n} --end 1 --out {command}{n}")
+            error = capsys.readouterr().err
+            warning = f"rsfast {command}: warning: --n is {n}, and every image abstains"
+            assert error.startswith(warning) if n < enough else error == ""
+    run(f"certify {BASE} --n 9 --head softmax --end 1 --out soft")  # whose bound needs other numbers
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("analyze missing", "No such file or directory: 'missing'"),
+        ("analyze a ./a a", "two runs are named 'a'; write NAME=RUN to tell them apart"),
+        ("analyze a --radii -1", "radii is [-1.0]; each must be a number of at least 0"),
+        ("analyze a --format html", "argument --format: invalid choice: 'html'"),
+        ("analyze tiny_nets.py", "tiny_nets.py, line 1: the header is"),
+        ("plot a --out a.svg", "its suffix must be one of .png, .pdf"),
+        ("plot a", "the following arguments are required: --out"),
+        ("demo --images 501", "images is 501; it must be from 1 to 500"),
+    ],
+)
+def test_mistakes_with_runs_are_one_line(capsys, command, message):
+    write_run("a", [0.5])
+    assert message in fail(capsys, command)
+
+
+def test_a_missing_extra_is_one_line(capsys, monkeypatch):
+    def without_extra(out, **options):
+        raise ImportError("the demo needs scikit-learn: pip install rsfast[demo]")
+
+    monkeypatch.setattr(demo, "run", without_extra)
+    assert fail(capsys, "demo") == "the demo needs scikit-learn: pip install rsfast[demo]\n"
+
+
+def test_module_runs_and_reads_results_without_torch():
+    write_run("a", [0.5, 0.25])
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['rsfast', 'analyze', 'a']\n"
+        "try:\n"
+        "    runpy.run_module('rsfast', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    print(stop.code, 'torch' in sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(rsfast.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stderr == ""
+    assert done.stdout == results.table({"a": results.read("a")}, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]) + "\n0 False\n"

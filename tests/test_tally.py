@@ -1,0 +1,304 @@
+"""Tally: sums of integers that add exactly, survive a file, and refuse what is not theirs."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
+from rsfast.ops import accumulate
+from rsfast.tally import MAX_SAMPLES, Tally
+
+HEADS = (Votes(), Softmax(0.25), Sparsemax(0.1), ClippedLogits(-1.0, 3.0))
+TENSORS = ("n", "counts", "sums", "squares")
+
+
+def batch(rows, seed):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, 5, generator=draw) * 2, torch.randint(3, (rows,), generator=draw)
+
+
+def filled(rows=40, seed=0, heads=HEADS):
+    tally = Tally(3, 5, heads)
+    logits, slots = batch(rows, seed)
+    logits[0, 2] = torch.nan
+    accumulate(logits, tally, rows=slots)
+    return tally
+
+
+def test_shapes():
+    """counts has a place for rows without a vote; sums and squares have one for each head but Votes, in their order."""
+    tally = Tally(3, 5, (Softmax(2.0), Votes(), Sparsemax(1.0)))
+    assert [tuple(getattr(tally, name).shape) for name in TENSORS] == [(3,), (3, 6), (3, 2, 5), (3, 2, 5)]
+    assert all(getattr(tally, name).dtype == torch.int64 and not getattr(tally, name).any() for name in TENSORS)
+    assert tally.heads == (Softmax(2.0), Votes(), Sparsemax(1.0))
+    assert tally.soft_heads == (Softmax(2.0), Sparsemax(1.0))
+    assert (tally.num_inputs, tally.num_classes) == (3, 5)
+    assert Tally(1, 2).heads == (Votes(),)
+    assert Tally(1, 2, [Softmax(1.0)]).counts.shape == (1, 3)
+
+
+def test_order_of_heads_changes_places_only():
+    tally, reversed_tally = filled(), filled(heads=HEADS[::-1])
+    assert torch.equal(tally.sums, reversed_tally.sums.flip(1))
+    assert tally != reversed_tally
+
+
+# Addition
+
+
+def test_addition():
+    """Elementwise, exact beyond 2^53, commutative, associative; 0 is neutral; operands stay as they are."""
+    a, b, c = filled(seed=1), filled(33, seed=2), filled(7, seed=3)
+    a.sums[0, 0, 0] = a.squares[0, 0, 0] = 2**61 + 1
+    b.sums[0, 0, 0] = b.squares[0, 0, 0] = 2**61 + 2
+    copies = [tally.to("cpu") for tally in (a, b)]
+    total = a + b
+    for name in TENSORS:
+        assert torch.equal(getattr(total, name), getattr(a, name) + getattr(b, name))
+    assert total.sums[0, 0, 0].item() == 2**62 + 3
+    assert total == b + a
+    assert (a + b) + c == a + (b + c)
+    assert a + Tally(3, 5, HEADS) == a
+    assert sum([b, c], start=a) == total + c
+    assert [a, b] == copies
+    total += c
+    assert total == a + b + c
+    assert a == copies[0]
+
+
+def test_shards_equal_one_run():
+    """A batch cut in 1 to 40 shards, each with a Tally of its own, added in any order."""
+    logits, slots = batch(40, seed=4)
+    whole = Tally(3, 5, HEADS)
+    accumulate(logits, whole, rows=slots)
+    for size in (1, 7, 39, 40):
+        shards = []
+        for i in range(0, 40, size):
+            shard = Tally(3, 5, HEADS)
+            accumulate(logits[i : i + size], shard, rows=slots[i : i + size])
+            shards.append(shard)
+        for order in (shards, shards[::-1]):
+            assert sum(order, start=Tally(3, 5, HEADS)) == whole
+
+
+def test_a_sum_goes_on_counting():
+    """The result of an addition knows how full it is."""
+    a, b = Tally(1, 2), Tally(1, 2)
+    a.n[0], b.n[0] = MAX_SAMPLES - 3, 1
+    total = a + b
+    accumulate(torch.zeros(2, 2), total)
+    assert total.n.tolist() == [MAX_SAMPLES]
+    with pytest.raises(OverflowError, match=r"8589934591 samples and 1 more .*2\^33 - 1"):
+        accumulate(torch.zeros(1, 2), total)
+
+
+def test_a_sum_beyond_the_cap():
+    a, b = Tally(2, 2), Tally(2, 2)
+    a.n[1], b.n[1] = MAX_SAMPLES - 3, 4
+    with pytest.raises(OverflowError, match=r"8589934592 samples .*2\^33 - 1"):
+        a + b
+    b.n[1] = 3
+    assert (a + b).n.tolist() == [0, MAX_SAMPLES]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Tally(2, 5, HEADS), Tally(3, 4, HEADS), Tally(3, 5), Tally(3, 5, HEADS[::-1]), Tally(3, 5, (*HEADS[:3], Softmax(1.0)))],
+    ids=["inputs", "classes", "heads", "order", "parameters"],
+)
+def test_addition_of_what_does_not_fit(other):
+    for a, b in ((filled(), other), (other, filled())):
+        with pytest.raises(ValueError, match=r"^a tally of .* cannot be added .*; they must agree"):
+            a + b
+
+
+def test_addition_of_something_else():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        filled() + 1
+    with pytest.raises(TypeError, match="unsupported operand"):
+        sum([filled()])
+
+
+# Equality, copies
+
+
+def test_equality():
+    """Of all integers and the heads; a Tally equals nothing else and has no hash."""
+    tally = filled()
+    assert tally == filled()
+    for name in TENSORS:
+        other = filled()
+        getattr(other, name).view(-1)[-1] += 1
+        assert tally != other
+    assert Tally(3, 5, HEADS) != Tally(2, 5, HEADS)
+    assert Tally(3, 5, [Softmax(1.0)]) != Tally(3, 5, [Softmax(2.0)])
+    assert Tally(3, 5, [Softmax(1.0)]) != Tally(3, 5, [Sparsemax(1.0)])
+    assert tally != "tally"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(tally)
+
+
+def test_to_copies():
+    tally = filled()
+    copy = tally.to("cpu")
+    assert copy == tally
+    accumulate(torch.zeros(1, 5), copy, rows=[0])
+    assert copy != tally
+    assert tally == filled()
+    assert all(getattr(copy, name).data_ptr() != getattr(tally, name).data_ptr() for name in TENSORS)
+
+
+def test_device():
+    tally = Tally(3, 5, HEADS, device="meta")
+    assert {getattr(tally, name).device.type for name in TENSORS} == {"meta"}
+
+
+def test_repr():
+    tally = Tally(2, 3)
+    accumulate(torch.zeros(3, 3), tally, rows=[0, 1, 1])
+    assert repr(tally) == "Tally(num_inputs=2, num_classes=3, heads=(Votes(),), n=[1, 2])"
+    assert repr(Tally(100, 3)) == "Tally(num_inputs=100, num_classes=3, heads=(Votes(),), n=0..0)"
+
+
+# Files
+
+
+def test_round_trip(tmp_path):
+    """The same integers and heads, the largest too; and the loaded Tally goes on counting."""
+    tally = filled()
+    tally.n[2] = MAX_SAMPLES
+    tally.counts[2] = torch.tensor([MAX_SAMPLES, 0, 0, 0, 0, 0])
+    tally.sums[2] = tally.squares[2] = torch.tensor([MAX_SAMPLES << 30, 0, 0, 0, 0])
+    tally.save(tmp_path / "tally.safetensors")
+    loaded = Tally.load(tmp_path / "tally.safetensors")
+    assert loaded == tally
+    assert loaded.heads == HEADS
+    assert (loaded.num_inputs, loaded.num_classes) == (3, 5)
+    with pytest.raises(OverflowError):
+        accumulate(torch.zeros(1, 5), loaded, rows=[2])
+    assert Tally.load(str(tmp_path / "tally.safetensors")) == tally
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1e-7, 1 / 3, 1e30])
+def test_parameters_survive_to_the_last_bit(temperature, tmp_path):
+    Tally(1, 2, [Softmax(temperature)]).save(tmp_path / "tally")
+    assert Tally.load(tmp_path / "tally").heads == (Softmax(temperature),)
+
+
+def test_saving_leaves_the_old_file_no_part(tmp_path):
+    filled(seed=1).save(tmp_path / "tally")
+    filled(seed=2).save(tmp_path / "tally")
+    assert Tally.load(tmp_path / "tally") == filled(seed=2)
+
+
+def test_loading_what_is_no_safetensors_file(tmp_path):
+    path = tmp_path / "file"
+    filled().save(path)
+    whole = path.read_bytes()
+    for content in (b"", b"not a tally", whole[:-1], whole[:100], b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"file is not a safetensors file .*Tally.save"):
+            Tally.load(path)
+    with pytest.raises(FileNotFoundError):
+        Tally.load(tmp_path / "none")
+
+
+def test_loading_another_safetensors_file(tmp_path):
+    save_file({"n": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other has format None; it must be 'rsfast.Tally 1'"):
+        Tally.load(tmp_path / "other")
+    save_file({"n": torch.zeros(1)}, tmp_path / "other", {"format": "rsfast.Tally 2"})
+    with pytest.raises(ValueError, match=r"other has format 'rsfast.Tally 2'; "):
+        Tally.load(tmp_path / "other")
+
+
+def tampered(path, change):
+    """Save a Tally, apply change(tensors, metadata), and write the file again."""
+    filled().save(path)
+    tensors, metadata = (
+        load_file(path),
+        {"format": "rsfast.Tally 1", "heads": json.dumps([head.to_dict() for head in HEADS])},
+    )
+    change(tensors, metadata)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+
+def test_tampering_with_nothing(tmp_path):
+    """So that the errors below are of what is changed."""
+    tampered(tmp_path / "tally", lambda tensors, metadata: None)
+    assert Tally.load(tmp_path / "tally") == filled()
+
+
+CHANGES = {
+    "n too long": (r"holds n as \[4\]; it must be int64 \[3\]", lambda t, m: t.update(n=torch.zeros(4, dtype=torch.int64))),
+    "n of floats": (r"holds n as \[3\]; it must be int64", lambda t, m: t.update(n=t["n"].double())),
+    "no n": (r"holds n as None; ", lambda t, m: t.pop("n")),
+    "counts of int32": (r"holds counts as ", lambda t, m: t.update(counts=t["counts"].int())),
+    "sums of one head less": (r"holds sums as \[3, 2, 5\]; .*\[3, 3, 5\]", lambda t, m: t.update(sums=t["sums"][:, 1:])),
+    "squares transposed": (r"holds squares as \[5, 3, 3\]; ", lambda t, m: t.update(squares=t["squares"].transpose(0, 2))),
+    "no squares": (r"holds squares as None; ", lambda t, m: t.pop("squares")),
+    "a head more": (
+        r"holds sums as \[3, 3, 5\]; .*\[3, 4, 5\]",
+        lambda t, m: m.update(heads=json.dumps([head.to_dict() for head in (*HEADS, Softmax(9.0))])),
+    ),
+    "an unknown head": (r"head is 'Hardmax'; ", lambda t, m: m.update(heads='[{"name": "Hardmax"}]')),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_loading_a_tampered_file(case, tmp_path):
+    message, change = CHANGES[case]
+    tampered(tmp_path / "tally", change)
+    with pytest.raises(ValueError, match=message):
+        Tally.load(tmp_path / "tally")
+
+
+DAMAGED = {
+    "no counts": lambda t, m: t.pop("counts"),
+    "counts of rank 1": lambda t, m: t.update(counts=t["counts"].flatten()),
+    "no heads": lambda t, m: m.pop("heads"),
+    "heads of a wrong parameter": lambda t, m: m.update(heads='[{"name": "Softmax", "sigma": 1}]'),
+    "heads that are no list": lambda t, m: m.update(heads="3"),
+    "negative counts": lambda t, m: t["counts"].sub_(1000),
+    "n that is not the sum of counts": lambda t, m: t["n"].add_(1),
+    "n beyond the cap": lambda t, m: (t["n"].fill_(2**33), t["counts"].zero_(), t["counts"][:, 0].fill_(2**33)),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_loading_a_damaged_file(case, tmp_path):
+    tampered(tmp_path / "tally", DAMAGED[case])
+    with pytest.raises(ValueError, match="tally is damaged"):
+        Tally.load(tmp_path / "tally")
+
+
+# Construction
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, r"^num_inputs is 1.0; it must be an int", (1.0, 2)),
+        (TypeError, r"^num_inputs is True; ", (True, 2)),
+        (TypeError, r"^num_inputs is None; ", (None, 2)),
+        (ValueError, r"^num_inputs is 0; ", (0, 2)),
+        (ValueError, r"^num_inputs is -1; ", (-1, 2)),
+        (TypeError, r"^num_classes is '10'; ", (1, "10")),
+        (ValueError, r"^num_classes is 1; it must be from 2 to 1048576", (1, 1)),
+        (ValueError, r"^num_classes is 1048577; ", (1, 2**20 + 1)),
+        (TypeError, r"^heads holds 'votes'; .*Votes", (1, 2, ["votes"])),
+        (TypeError, r"^heads holds <class", (1, 2, [Votes])),
+        (ValueError, r"^heads is \(\); ", (1, 2, [])),
+        (ValueError, r"^heads is .*none twice", (1, 2, [Votes(), Softmax(1.0), Softmax(1)])),
+    ],
+)
+def test_errors_of_construction(error, message, arguments):
+    with pytest.raises(error, match=message):
+        Tally(*arguments)
+
+
+def test_the_limits_of_construction():
+    assert Tally(1, 2**20).counts.shape == (1, 2**20 + 1)
+    assert Tally(1000, 2).n.shape == (1000,)
