@@ -266,7 +266,7 @@ def test_certify_says_what_is_wrong(change, error, message):
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        (np.zeros((2, 3), np.float32), TypeError, r"inputs is a ndarray; it must be a float32 tensor"),
+        (np.zeros((2, 3), np.float32), TypeError, r"inputs is a ndarray; it must be a dense float32 tensor"),
         (
             torch.zeros(2, 3, dtype=torch.uint8),
             TypeError,
