@@ -32,7 +32,7 @@ check-noise: $(VENV)/installed  ## 10^9 normals and all 2^32 words, some minutes
 	$(BIN)/python -m pytest -m noise --durations=0 -s
 
 bench: $(VENV)/installed  ## the table of ratios, each gated on a check of the result
-	$(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest benchmarks -o python_files="bench_*.py"
 
 build: $(VENV)/installed  ## sdist, and a wheel built from it
 	$(BIN)/python -m build

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
 MAX_TRIALS = 2**33
 """Most trials a bound takes: what a Tally holds, and as far as the rounding below has been measured."""
@@ -110,8 +110,8 @@ def clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, alpha: float)
     -----
     The p at which ``P(Bin(trials, p) >= successes) = alpha``: 0 without a success, ``alpha ** (1 / trials)`` without a
     failure, else the alpha-quantile of Beta(successes, trials - successes + 1). SciPy's quantile lands on either side of
-    it, and far off for some arguments in SciPy 1.11. So the tail itself is bisected over the float64 numbers, down to two
-    neighbours, and charged with more than its own measured error.
+    it, and far off for some arguments in SciPy 1.11. So that quantile is only where the search starts: the tail itself
+    is bisected over the float64 numbers, down to two neighbours, and charged with more than its own measured error.
 
     References
     ----------
@@ -124,12 +124,18 @@ def clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, alpha: float)
     """
     k, n = _counts(successes, trials)
     level = check_alpha(alpha) * (1 - _TAIL_ERROR * np.sqrt(n))
+
+    def safe(bits: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.asarray(binom.sf(k - 1, n, bits.view(np.float64)) <= level)
+
     # The bit patterns of the floats from 0 to 1 are ordered as the floats are: halving them keeps tiny limits precise.
-    low, high = np.zeros(k.shape, np.int64), np.full(k.shape, _ONE)
+    guess = np.where(k > 0, beta.ppf(level, np.maximum(k, 1), n - k + 1), 0.0)
+    below, above = (np.clip(guess * factor, 0, 1).view(np.int64) for factor in (1 - 1e-11, 1 + 1e-11))
+    low, high = np.where(safe(below), below, 0), np.where(safe(above), _ONE, above)
     while np.any(high - low > 1):
         middle = np.asarray((low + high) // 2)
-        safe = binom.sf(k - 1, n, middle.view(np.float64)) <= level
-        low, high = np.where(safe, middle, low), np.where(safe, high, middle)
+        fits = safe(middle)
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
     return low.view(np.float64)
 
 

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "Train a small network, certify it, and time that against the 2019 loop.")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to (default: %(default)s)")
-    demo.add_argument("--images", type=int, default=300, help="test images to certify (default: %(default)s)")
+    demo.add_argument("--images", type=int, default=200, help="test images to certify (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=2026, help="of training and certification (default: %(default)s)")
 
     certify = command("certify", _certify, "Certify a model on a file of images and write a run folder.")

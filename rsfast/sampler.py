@@ -22,8 +22,8 @@ def evaluating(model: Model) -> Iterator[None]:
     """Put a module into eval mode without autograd, and every submodule back into the mode it was in."""
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
     training = [module.training for module in modules]
-    for module in modules:
-        module.training = False
+    if isinstance(model, torch.nn.Module):
+        model.eval()
     try:
         with torch.inference_mode():
             yield

@@ -8,6 +8,15 @@ from rsfast import _cpu
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """The reference's many small operations would mostly wait for each other; tests of threads set their own number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=_cpu.isas())
 def isa(request):
     """Every instruction set that this processor can run, in turn."""

@@ -370,7 +370,7 @@ def test_demo_passes_its_options_on(monkeypatch):
     monkeypatch.setattr(demo, "run", lambda out, **options: calls.append((out, options)))
     assert run("demo") == 0
     assert run("demo --out elsewhere --images 5 --seed 3") == 0
-    assert calls == [(Path("demo"), {"images": 300, "seed": 2026}), (Path("elsewhere"), {"images": 5, "seed": 3})]
+    assert calls == [(Path("demo"), {"images": 200, "seed": 2026}), (Path("elsewhere"), {"images": 5, "seed": 3})]
 
 
 def fail(capsys, command):

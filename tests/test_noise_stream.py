@@ -358,7 +358,9 @@ def test_a_billion_normals(threads, capsys):
         p = 2 * stats.norm.sf(cut)
         tails[cut] = k, n * p, float(min(stats.binom.cdf(k, n, p), stats.binom.sf(k - 1, n, p)))
     with capsys.disabled():
-        print(f"\nz-scores {z}; sqrt(n) KS {ks:.3f}; chi2 {chi:.0f} of {full.sum()} bins, p {p_chi:.4f}; tails {tails}")
+        print("\n" + ", ".join(f"{name} {score:.2f}" for name, score in z.items()) + " standard errors")
+        print(f"sqrt(n) KS {ks:.3f}; chi-square {chi:.0f} in {full.sum()} bins, p = {p_chi:.4f}")
+        print("; ".join(f"|z| > {cut}: {k}, {mean:.1f} expected, p = {p:.3f}" for cut, (k, mean, p) in tails.items()))
     assert max(map(abs, z.values())) < 5
     assert ks < 2.7
     assert p_chi > 1e-6

@@ -73,11 +73,11 @@ def _backend(name: str, device: torch.device) -> ModuleType:
 
 def check_seed(seed: object) -> int:
     """Return `seed` if it is an int in [0, 2^64); raise TypeError or ValueError if not."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise TypeError(f"seed is {seed!r}; it must be an int")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
-    return seed
+    return int(seed)
 
 
 def check_stream(stream: object) -> str:
