@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -50,6 +50,12 @@ class SamplingOptions(SmoothOptions, total=False):
     input_ids: torch.Tensor | Sequence[int] | None
 
 
+def _check_options(options: Mapping[str, object]) -> None:
+    if unknown := set(options) - set(SmoothOptions.__annotations__):
+        known = ", ".join(SmoothOptions.__annotations__)
+        raise TypeError(f"{', '.join(sorted(unknown))} is no argument; further ones are {known}")
+
+
 class Sampling:
     """Checked arguments of a call: what to sample, how, and from which place in the noise stream."""
 
@@ -66,6 +72,7 @@ class Sampling:
         progress: bool = False,
         **preparation: Any,
     ) -> None:
+        _check_options(preparation)
         if not callable(model):
             raise TypeError(f"model is {model!r}; it must be callable on a batch")
         self.inputs = ops.check_inputs("inputs", inputs)
@@ -371,9 +378,7 @@ class Smooth:
     ) -> None:
         if not callable(base_classifier):
             raise TypeError(f"base_classifier is {base_classifier!r}; it must be callable on a batch")
-        if unknown := set(options) - set(SmoothOptions.__annotations__):
-            raise TypeError(f"Smooth got {', '.join(sorted(unknown))}; it takes scale, shift, clamp, dtype, channels_last, "
-                            "backend and progress")  # fmt: skip
+        _check_options(options)
         Tally(1, num_classes)
         self.base_classifier, self.num_classes, self.options = base_classifier, num_classes, options
         self.noise = Gaussian(sigma)

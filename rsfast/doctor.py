@@ -79,7 +79,9 @@ def report() -> tuple[str, bool]:
     try:
         from . import _cpu
     except ImportError as error:
-        lines.append(f"cpu: does not load ({error}); reinstall with `pip install --force-reinstall --no-cache-dir rsfast`")
+        lines.append(
+            f"cpu: does not load: {error}. If it is not built: `pip install --force-reinstall --no-cache-dir rsfast`"
+        )
         usable = False
     else:
         usable, in_use = True, _cpu.isa()

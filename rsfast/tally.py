@@ -58,6 +58,8 @@ class Tally:
                 raise TypeError(f"{name} is {value!r}; it must be an int")
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
+        if isinstance(heads, Head):
+            raise TypeError(f"heads is {heads!r}; it must be a sequence of heads, such as [{heads!r}]")
         heads = tuple(heads)
         for head in heads:
             if not isinstance(head, Head):

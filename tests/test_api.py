@@ -255,7 +255,7 @@ GOOD = {"num_classes": 3, "n": 100, "seed": 1}
         ({"rule": "best"}, ValueError, r"rule is 'best'"),
         ({"head": Softmax(), "bound": "clopper_pearson"}, ValueError, r"bound is 'clopper_pearson'; with the head"),
         ({"head": ClippedLogits(0, 1), "rule": "one_vs_rest"}, ValueError, r"rule is 'one_vs_rest'; with the head"),
-        ({"batchsize": 3}, TypeError, r"batchsize"),
+        ({"batchsize": 3}, TypeError, r"batchsize is no argument; further ones are scale, shift"),
     ],
 )
 def test_certify_says_what_is_wrong(change, error, message):
@@ -310,7 +310,7 @@ def test_noise_and_model_are_checked():
         certify(3, X, Gaussian(0.25), **GOOD)
     with pytest.raises(TypeError, match=r"base_classifier is None; it must be callable"):
         Smooth(None, 3, 0.25)
-    with pytest.raises(TypeError, match=r"Smooth got sedd; it takes"):
+    with pytest.raises(TypeError, match=r"sedd is no argument; further ones are scale, shift"):
         Smooth(first_three, 3, 0.25, sedd=1)
 
 

@@ -288,6 +288,7 @@ def test_loading_a_damaged_file(case, tmp_path):
         (TypeError, r"^num_classes is '10'; ", (1, "10")),
         (ValueError, r"^num_classes is 1; it must be from 2 to 1048576", (1, 1)),
         (ValueError, r"^num_classes is 1048577; ", (1, 2**20 + 1)),
+        (TypeError, r"^heads is Votes\(\); it must be a sequence", (1, 2, Votes())),
         (TypeError, r"^heads holds 'votes'; .*Votes", (1, 2, ["votes"])),
         (TypeError, r"^heads holds <class", (1, 2, [Votes])),
         (ValueError, r"^heads is \(\); ", (1, 2, [])),

@@ -16,7 +16,9 @@ from . import Perturbation
 try:
     from .. import _cpu
 except ImportError as error:
-    raise ImportError(f"rsfast's CPU kernels are not built or do not load ({error}); reinstall rsfast with pip") from error
+    raise ImportError(
+        f"rsfast's CPU kernels do not load: {error}. If they are not built, reinstall rsfast with pip."
+    ) from error
 
 
 def borrow_team() -> str:
