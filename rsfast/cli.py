@@ -6,20 +6,15 @@ Commands import what they need (torch takes seconds), so that ``--help`` and ``a
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
-import os
 import secrets
 import shlex
 import sys
 import textwrap
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib import import_module
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -42,7 +37,6 @@ if TYPE_CHECKING:
     import torch
 
     from .results import Results
-    from .sampler import Model
     from .tally import Tally
 
 _HEADS: dict[str, Callable[..., Head]] = {
@@ -51,7 +45,6 @@ _HEADS: dict[str, Callable[..., Head]] = {
     "sparsemax": Sparsemax,
     "clipped": ClippedLogits,
 }
-_ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
 _MAX_COLUMNS = 8  # of certified accuracies in the table, after radius 0
 
 
@@ -316,14 +309,15 @@ class _Job:
         import torch
 
         from . import ops
+        from .loading import load_data, load_model
         from .sampler import automatic_batch_size
 
         self.args, self.head, self.noise = args, head, Gaussian(args.sigma)
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.seed = ops.check_seed(secrets.randbits(64) if args.seed is None else args.seed)
-        self.images, self.labels = _load_data(args.data, args.num_classes)
+        self.images, self.labels = load_data(args.data, args.num_classes)
         self.indices = _indices(args.start, args.end, args.skip, len(self.images))
-        self.model = _load_model(args.model, args.weights)
+        self.model = load_model(args.model, args.weights)
         self.options: dict[str, Any] = {
             "batch_size": args.batch_size or automatic_batch_size(self.images.shape[1:]),
             "dtype": getattr(torch, args.dtype),
@@ -384,6 +378,7 @@ class _Job:
 
     def _sidecar(self, settings: dict[str, Any]) -> dict[str, Any]:
         from .doctor import versions
+        from .loading import file_sha256, state_dict_sha256
 
         args = self.args
         return {
@@ -395,11 +390,11 @@ class _Job:
             "stream_version": STREAM_VERSION,
             "num_classes": args.num_classes,
             "model": args.model,
-            "state_dict_sha256": _state_dict_sha256(self.model),
+            "state_dict_sha256": state_dict_sha256(self.model),
             "weights": args.weights,
-            "weights_sha256": args.weights and _file_sha256(args.weights),
+            "weights_sha256": args.weights and file_sha256(args.weights),
             "data": args.data,
-            "data_sha256": _file_sha256(args.data),
+            "data_sha256": file_sha256(args.data),
             "start": self.indices.start,
             "end": self.indices.stop,
             "skip": self.indices.step,
@@ -439,113 +434,3 @@ def _normalisation(mean: list[float] | None, std: list[float] | None, channels: 
         raise ValueError(f"--std is {std}; each must be positive and finite")
     mean, std = (values * (channels // len(values)) for values in (mean, std))
     return {"scale": [1 / s for s in std], "shift": [-m / s for m, s in zip(mean, std, strict=True)]}
-
-
-def _load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | None]:
-    import numpy as np
-    import torch
-
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"--data {path} is not an .npz file; it must be one, as numpy.savez writes it")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
-            found = ", ".join(arrays.files)
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"--data {path}: {error}") from error
-    if images is None:
-        raise ValueError(f"--data {path} holds {found or 'nothing'}; it must hold images (or x), and may hold labels (or y)")
-    if images.dtype != np.float32:
-        hint = (
-            "; save images.astype('float32') / 255, and --sigma is then in units of [0, 1]"
-            if images.dtype == np.uint8
-            else ""
-        )
-        raise TypeError(f"images in --data {path} has dtype {images.dtype}; it must be float32{hint}")
-    if images.ndim < 2 or images.size == 0:
-        raise ValueError(f"images in --data {path} has shape {list(images.shape)}; it must be [N, ...], and not empty")
-    finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"images[{finite.argmin()}] in --data {path} holds NaN or infinity; every image must be finite")
-    if labels is not None:
-        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"labels in --data {path} is {labels.dtype} {list(labels.shape)}; it must be integers [{len(images)}]"
-            )
-        if labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(
-                f"labels in --data {path} run from {labels.min()} to {labels.max()}; with --num-classes {num_classes} they "
-                f"must lie from 0 to {num_classes - 1}"
-            )
-    return torch.from_numpy(images), None if labels is None else labels.tolist()
-
-
-def _load_model(spec: str, weights: str | None) -> Model:
-    import torch
-
-    module, _, name = spec.partition(":")
-    if not (module and name):
-        raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        model: Model = attrgetter(name)(import_module(module))()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"--model {spec}: {type(error).__name__}: {error}") from error
-    if weights is not None:
-        _load_weights(model, spec, weights)
-    if isinstance(model, torch.nn.Module):
-        model.eval()
-    elif not callable(model):
-        raise TypeError(f"--model {spec} returned {model!r}; it must return a model, callable on a batch")
-    return model
-
-
-def _load_weights(model: Model, spec: str, path: str) -> None:
-    import safetensors.torch
-    import torch
-
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"--weights needs a torch.nn.Module, but --model {spec} returned a {type(model).__name__}")
-    try:
-        if Path(path).suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        # A damaged file can raise anything; and of a foreign pickle, torch's own message advises to load it all the same.
-        raise ValueError(
-            f"--weights {path} is damaged or holds more than tensors; it must be a .safetensors file, or a state_dict that "
-            "torch.save wrote"
-        ) from error
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)  # where Cohen et al.'s train.py puts it
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"--weights {path} does not fit --model {spec}: {error}") from error
-
-
-def _file_sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _state_dict_sha256(model: Model) -> str | None:
-    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for any other callable."""
-    import torch
-
-    if not isinstance(model, torch.nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -27,6 +27,7 @@ ORDER = [
     "plot",
     "doctor",
     "demo",
+    "loading",
     "cli",
     "__main__",
 ]

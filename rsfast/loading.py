@@ -1,0 +1,123 @@
+"""What the command line is given by name: data, models and weights. Nothing is unpickled or evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import zipfile
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from .sampler import Model
+
+_ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
+
+
+def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | None]:
+    """Return images float32 [N, ...] and labels [N], if it holds any, of an .npz file; errors name --data."""
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"--data {path} is not an .npz file; it must be one, as numpy.savez writes it")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
+            found = ", ".join(arrays.files)
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--data {path}: {error}") from error
+    if images is None:
+        raise ValueError(f"--data {path} holds {found or 'nothing'}; it must hold images (or x), and may hold labels (or y)")
+    if images.dtype != np.float32:
+        hint = (
+            "; save images.astype('float32') / 255, and --sigma is then in units of [0, 1]"
+            if images.dtype == np.uint8
+            else ""
+        )
+        raise TypeError(f"images in --data {path} has dtype {images.dtype}; it must be float32{hint}")
+    if images.ndim < 2 or images.size == 0:
+        raise ValueError(f"images in --data {path} has shape {list(images.shape)}; it must be [N, ...], and not empty")
+    finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"images[{finite.argmin()}] in --data {path} holds NaN or infinity; every image must be finite")
+    if labels is not None:
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels in --data {path} is {labels.dtype} {list(labels.shape)}; it must be integers [{len(images)}]"
+            )
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"labels in --data {path} run from {labels.min()} to {labels.max()}; with --num-classes {num_classes} they "
+                f"must lie from 0 to {num_classes - 1}"
+            )
+    return torch.from_numpy(images), None if labels is None else labels.tolist()
+
+
+def load_model(spec: str, weights: str | None) -> Model:
+    """Return what the factory MODULE:FACTORY returns, with the weights in that file; errors name --model or --weights."""
+    module, _, name = spec.partition(":")
+    if not (module and name):
+        raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        model: Model = attrgetter(name)(import_module(module))()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"--model {spec}: {type(error).__name__}: {error}") from error
+    if weights is not None:
+        _load_weights(model, spec, weights)
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    elif not callable(model):
+        raise TypeError(f"--model {spec} returned {model!r}; it must return a model, callable on a batch")
+    return model
+
+
+def _load_weights(model: Model, spec: str, path: str) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"--weights needs a torch.nn.Module, but --model {spec} returned a {type(model).__name__}")
+    try:
+        if Path(path).suffix == ".safetensors":
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        # A damaged file can raise anything; and of a foreign pickle, torch's own message advises to load it all the same.
+        raise ValueError(
+            f"--weights {path} is damaged or holds more than tensors; it must be a .safetensors file, or a state_dict that "
+            "torch.save wrote"
+        ) from error
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)  # where Cohen et al.'s train.py puts it
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"--weights {path} does not fit --model {spec}: {error}") from error
+
+
+def file_sha256(path: str) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def state_dict_sha256(model: Model) -> str | None:
+    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for any other callable."""
+    if not isinstance(model, torch.nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
