@@ -56,8 +56,8 @@ void use_isa(const std::string& name) {
                               "'; on this processor it must be one of " + names);
 }
 
-// IEEE arithmetic with subnormals, whatever the calling thread is set to.
-class IeeeMode {
+// IEEE arithmetic with subnormals, whatever the calling thread is set to (on x86-64; elsewhere the mode is left alone).
+class [[maybe_unused]] IeeeMode {
 #if defined(__SSE2__)
  public:
   IeeeMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
