@@ -47,7 +47,7 @@ class BuildKernels(build_ext):
             super().build_extension(ext)
         except CompileError as error:
             raise CompileError(
-                f"rsfast's kernels could not be compiled ({error}): install a C++17 compiler, GCC 9 or Clang 12 or newer "
+                f"rsfast's kernels could not be compiled ({error}): install a C++17 compiler, GCC 12 or Clang 14 or newer "
                 "(Debian: apt install g++; macOS: xcode-select --install), and set CXX to it if it is not the default."
             ) from error
 

@@ -78,7 +78,6 @@ typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef uint64_t Wides __attribute__((vector_size(kLanes * 4)));  // kLanes / 2 lanes of 64 bits
-typedef uint32_t HalfBits __attribute__((vector_size(kLanes * 2)));
 
 template <class V, class T>
 RSFAST_FN V load(const T* from) {
@@ -123,7 +122,7 @@ RSFAST_FN Floats root(Floats value) {
 RSFAST_FN Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
-#elif defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__)
   return _mm256_fmadd_ps(a, b, c);
 #elif defined(__ARM_FEATURE_FMA)
   for (int i = 0; i < kLanes; ++i) c[i] = fused(a[i], b[i], c[i]);

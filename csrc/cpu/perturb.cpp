@@ -78,28 +78,23 @@ RSFAST_FN Row row_of(const PerturbJob& job, int64_t row) {
   return {row_counter(job.samples[row], job.input_ids[input], job.stream), job.x + input * job.elements};
 }
 
-RSFAST_FN void put(float* out, Floats value) { store(out, value); }
-
-template <Type T>
-RSFAST_FN void put(uint16_t* out, Floats value) {
-  const Bits bits = as_bits(value);
-  const Bits half = T == Type::float16 ? to_float16(bits) : to_bfloat16(bits);
-#if defined(__AVX512F__)
-  store(out, _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(half)));
-#else
-  for (int i = 0; i < kLanes; ++i) out[i] = static_cast<uint16_t>(half[i]);
-#endif
-}
-
 template <Type T>
 struct Output {
   using type = uint16_t;
-  RSFAST_FN void write(uint16_t* out, Floats value) { put<T>(out, value); }
+  RSFAST_FN void write(uint16_t* out, Floats value) {
+    const Bits bits = as_bits(value);
+    const Bits half = T == Type::float16 ? to_float16(bits) : to_bfloat16(bits);
+#if defined(__AVX512F__)
+    store(out, _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(half)));
+#else
+    for (int i = 0; i < kLanes; ++i) out[i] = static_cast<uint16_t>(half[i]);
+#endif
+  }
 };
 template <>
 struct Output<Type::float32> {
   using type = float;
-  RSFAST_FN void write(float* out, Floats value) { put(out, value); }
+  RSFAST_FN void write(float* out, Floats value) { store(out, value); }
 };
 
 // Elements [tile, tile + N * kTile) of a row; x, scale and shift point at element `tile`. Stages run over all N tiles, so

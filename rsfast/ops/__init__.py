@@ -11,20 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..noise import STREAMS, Gaussian
-
-if TYPE_CHECKING:
-    from ..tally import Tally
+from ..tally import Tally
 
 BACKENDS = ("reference", "cpu")
 OUTPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LOGIT_TYPES = (*OUTPUT_TYPES, torch.float64)
-MAX_CLASSES = 1 << 20
 
 __all__ = ["BACKENDS", "accumulate", "backend_for", "perturb"]
 
@@ -337,7 +333,7 @@ def accumulate(
     >>> tally.counts.tolist()
     [[1, 1, 0, 0]]
     """
-    if not hasattr(tally, "soft_heads"):
+    if not isinstance(tally, Tally):
         raise TypeError(f"tally is {tally!r}; it must be a Tally")
     if not isinstance(logits, torch.Tensor) or logits.layout != torch.strided:
         what = f"a {type(logits).__name__}" if not isinstance(logits, torch.Tensor) else logits.layout
