@@ -139,21 +139,7 @@ def distributions(n: int) -> Iterator[tuple[str, float, Scores]]:
     yield "always 0.7", 0.7, lambda rng, shape: np.full(shape, 0.7)
 
 
-def range_ends(n: int, first: int = 32) -> np.ndarray:
-    """Return where ranges end: n, n / 2, n / 4 ..., rounded up, the first with at most `first` scores.
-
-    Examples
-    --------
-    >>> range_ends(1000).tolist()
-    [32, 63, 125, 250, 500, 1000]
-    """
-    ends = [n]
-    while ends[-1] > first:
-        ends.append(-(-ends[-1] // 2))
-    return np.array(ends[::-1])
-
-
-def histograms(q: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def histograms(q: np.ndarray, ends: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return counts and sums [samples, ranges, BINS] of integer scores [samples, n]."""
     samples, n = q.shape
     place = np.searchsorted(ends, np.arange(n), side="right") + len(ends) * np.arange(samples)[:, None]
@@ -168,7 +154,7 @@ def limits(q: np.ndarray, alpha: float) -> dict[str, tuple[np.ndarray, np.ndarra
     """Return every kind's lower and upper bound on the mean of integer scores [samples, n]; of a sequence, the last."""
     n = q.shape[1]
     low, high, variance = bounds.moments(q.sum(axis=1), (-(-q * q // UNIT)).sum(axis=1), n)
-    counts, sums = histograms(q, range_ends(n))
+    counts, sums = histograms(q, sequences.range_ends(n))
     return {
         "hoeffding": (bounds.hoeffding_lower(low, n, alpha), bounds.hoeffding_upper(high, n, alpha)),
         "empirical_bernstein": (

@@ -200,6 +200,38 @@ _NODES = np.append(_LOWER, _UNIT) / _UNIT
 _GROWTH = np.log1p(_NODES[:, None] * _RATES)  # [BINS + 1, rates]
 
 
+def range_ends(n: int) -> list[int]:
+    """Return where the ranges of a sample of n scores end that a betting bound for that n is to be given.
+
+    Each is about as long as all before it, so that the bets of a range rest on half of the scores so far; the first has at
+    most 32 scores, or a 64th of all.
+
+    Examples
+    --------
+    >>> range_ends(1000)
+    [32, 63, 125, 250, 500, 1000]
+    """
+    ends = [n]
+    while ends[-1] > max(32, n >> 6):
+        ends.append((ends[-1] + 1) // 2)
+    return ends[::-1]
+
+
+def look_ends(n: int) -> list[int]:
+    """Return the numbers of samples at which a bound that may be read at any time is read, the last of them n.
+
+    They are 16, 24, 32, 48, 64, 96 ... below n: always the same, so that neither a batch size nor the number of processes
+    shows in what is decided, and a third or half as many again each time, so that few samples are drawn in vain.
+
+    Examples
+    --------
+    >>> look_ends(100)
+    [16, 24, 32, 48, 64, 96, 100]
+    """
+    ends = sorted(factor << power for factor in (16, 24) for power in range(MAX_TRIALS.bit_length()))
+    return [end for end in ends if end < n] + [n]
+
+
 def _histogram(counts: ArrayLike, sums: ArrayLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     c = _integers("counts", counts, 0)
     if c.ndim < 2 or c.shape[-1] != BINS or not 1 <= c.shape[-2] <= MAX_RANGES:
@@ -221,16 +253,51 @@ def _prior(prior: Prior | None) -> tuple[NDArray[np.float64], NDArray[np.float64
     if prior is None:
         return grown, draws
     mean, variance, weight = prior
+    weight = _reals("prior's draws", weight, MAX_TRIALS, "from 0 to 2**33")[..., None]
+    return np.asarray(grown + weight[..., None] * _mean_growth(mean, variance)[..., None, :]), draws + weight
+
+
+def _mean_growth(mean: ArrayLike, variance: ArrayLike) -> NDArray[np.float64]:
+    """Return the mean [..., rates] of ``log(1 + t y)`` over scores of this mean and variance, for every rate t.
+
+    Of the scores that have them, two: one step up, one drop down, of a standard deviation each where both fit.
+    """
     mean = _reals("prior's mean", mean, 1, "in [0, 1]")[..., None]
     spread = np.minimum(_reals("prior's variance", variance, np.inf, "at least 0")[..., None], mean * (1 - mean))
-    weight = _reals("prior's draws", weight, MAX_TRIALS, "from 0 to 2**33")[..., None]
-    # Two scores with that mean and variance: one step up, one drop down; steps of a standard deviation where both fit.
     with np.errstate(divide="ignore", invalid="ignore"):
         step = np.clip(np.sqrt(spread), np.nan_to_num(spread / mean), 1 - mean)
         drop, share = np.nan_to_num(spread / step), np.nan_to_num(spread / (spread + step**2))
-    for score, part in ((mean + step, share), (mean - drop, 1 - share)):
-        grown = np.asarray(grown + (weight * part)[..., None] * np.log1p(_RATES * np.clip(score, 0, 1)[..., None]))
-    return grown, draws + weight
+    low, high = (np.log1p(_RATES * np.clip(score, 0, 1)) for score in (mean - drop, mean + step))
+    return np.asarray(share * high + (1 - share) * low)
+
+
+def typical_betting_lower(mean: ArrayLike, variance: ArrayLike, trials: ArrayLike, alpha: float) -> NDArray[np.float64]:
+    """Return about what `betting_lower` gives for a sample with this mean and variance: a forecast, no bound.
+
+    Parameters
+    ----------
+    mean, variance, trials : array_like of float
+        Of the scores, in [0, 1], and how many there are; of shapes that broadcast.
+    alpha : float
+        In (0, 1).
+
+    Returns
+    -------
+    ndarray of float64
+        The bound of the best constant bet on scores of two values.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If alpha is not a number in (0, 1), or mean or variance is out of range.
+
+    Examples
+    --------
+    >>> round(float(typical_betting_lower(0.75, 0.0, 1000, 0.001)), 3)
+    0.745
+    """
+    growth = _mean_growth(mean, variance) + math.log(check_alpha(alpha)) / np.asarray(trials, dtype=np.float64)[..., None]
+    return np.asarray(np.max(np.expm1(growth) / _RATES, axis=-1).clip(0))
 
 
 def _limits(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks.coverage import histograms, range_ends
+from benchmarks.coverage import histograms
 from rsfast import bounds, sequences
 
 UNIT = 2**30
@@ -163,7 +163,7 @@ def test_betting_against_mpmath(alpha, centre):
     rng = np.random.default_rng(int(100 * centre))
     ends, n = [20, 45, 100], 100
     q = on_edges(rng, n, centre)
-    counts, sums = histograms(q[None], np.array(ends))
+    counts, sums = histograms(q[None], ends)
     level = -mp.log(mp.mpf(alpha))
 
     capital = one_score_at_a_time(q, ends, alpha, [n])
@@ -213,7 +213,7 @@ def test_bins_lose_on_the_safe_side(with_sums):
 def test_upper_bounds_mirror():
     rng = np.random.default_rng(8)
     q = np.floor(rng.beta(2, 5, (4, 300)) * UNIT).astype(np.int64)
-    ends = range_ends(300)
+    ends = sequences.range_ends(300)
     # a score on an edge may be in either bin: none is
     counts, sums = histograms(q, ends)
     mirrored, mirrored_sums = histograms(UNIT - q, ends)
@@ -237,7 +237,7 @@ def test_no_bet_knows_what_it_is_about():
     """
     rng = np.random.default_rng(9)
     q = np.floor(rng.beta(5, 2, (5, 400)) * UNIT).astype(np.int64)
-    ends = range_ends(400)
+    ends = sequences.range_ends(400)
     counts, sums = histograms(q, ends)
     whole = sequences.betting_sequence_lower(counts, 0.05, 1000, sums=sums)
     for r in range(1, len(ends)):
@@ -253,7 +253,7 @@ def test_no_bet_knows_what_it_is_about():
 def test_a_sum_inside_a_bin_counts():
     """All of 1000 scores at 0.7, between edges 0.6875 and 0.75: with sums the bound is close to that of the score itself."""
     q = np.full((1, 1000), int(0.7 * UNIT))
-    counts, sums = histograms(q, range_ends(1000))
+    counts, sums = histograms(q, sequences.range_ends(1000))
     assert 0.685 < float(sequences.betting_lower(counts, 0.001, sums=sums)[0]) < 0.7
     assert float(sequences.betting_lower(counts, 0.001)[0]) < 0.6875
 
@@ -282,7 +282,7 @@ def test_betting_against_empirical_bernstein(name, n):
     rng = np.random.default_rng(n)
     samples = 20 if n < 100_000 else 4
     selection, q = (np.floor(SHAPES[name](rng, (samples, size)) * UNIT).astype(np.int64) for size in (100, n))
-    counts, sums = histograms(q, range_ends(n))
+    counts, sums = histograms(q, sequences.range_ends(n))
     mean, _, variance = bounds.moments(q.sum(1), (-(-q * q // UNIT)).sum(1), n)
     old = norm.ppf(np.maximum(bounds.empirical_bernstein_lower(mean, variance, n, 0.001), 0.5))
     for prior in (None, (selection.mean(1) / UNIT, (selection / UNIT).var(1, ddof=1), 100)):
@@ -299,7 +299,7 @@ def test_betting_against_empirical_bernstein(name, n):
 def test_wrong_priors_only_cost_tightness():
     """Priors far off, edges included: bounds stay below the sample mean, and come close to it again."""
     q = np.floor(np.random.default_rng(3).beta(5, 2, (1, 4096)) * UNIT).astype(np.int64)
-    counts, sums = histograms(q, range_ends(4096))
+    counts, sums = histograms(q, sequences.range_ends(4096))
     free = float(sequences.betting_lower(counts, 0.01, sums=sums)[0])
     for prior in ((0, 0, 50), (1, 0, 50), (1, np.inf, 50), (0, np.inf, 50), (0.5, 0, 50), (0.5, np.inf, 50), (0.9, 0.5, 0)):
         value = float(sequences.betting_lower(counts, 0.01, sums=sums, prior=prior)[0])
