@@ -8,6 +8,7 @@ namespace rsfast {
 
 constexpr uint64_t kOne = uint64_t{1} << 40;  // 1 within a row
 constexpr float kNegligible = -28.0f;         // exp of less is below 2^-40 and counts as 0
+constexpr int kBins = 128;                    // of a histogram of scores
 
 // exp(a) for kNegligible <= a <= 0 as mantissa * 2^(-24 - shift), to about 1 ulp. exp(0) is exactly 1.
 template <class F, class I>
@@ -96,6 +97,17 @@ RSFAST_FN auto clipped_score(F logit, float low, float high, float scale) {
 template <class W>
 RSFAST_FN W square_score(W score) {
   return (multiply_wide(score, score) + 0x3FFFFFFFu) >> 30;
+}
+
+// The bin of a score. Half of the bins are counted from 0, half from 1: exponent and two bits of mantissa of the distance
+// to the nearer of the two, in units of 2^-18, of which the first four have a bin each.
+template <class I>
+RSFAST_FN I score_bin(I score) {
+  constexpr int32_t half = 1 << 29;
+  I units = score < half ? score : 2 * half - score;
+  units = (units < half ? units : I{} + (half - 1)) >> 12;
+  const I bin = units < 4 ? units : (I)(as_bits(to_float(units)) >> 21) - 512;
+  return score < half ? bin : kBins - 1 - bin;
 }
 
 }  // namespace rsfast

@@ -38,9 +38,12 @@ struct AccumulateJob {
   Type type;
   int64_t row_stride, class_stride;  // in elements
   int64_t batch, classes, heads, inputs;
-  const int64_t* slots;  // [batch]: the input of each row
+  int64_t tracked_classes;  // of each input and head
+  const int64_t* slots;     // [batch]: the input of each row
   const HeadParameters* parameters;
   int64_t *n, *counts, *sums, *squares;  // [inputs], [inputs, classes + 1], [inputs, heads, classes] twice
+  const int64_t* tracked;                // [inputs, heads, tracked_classes]: the classes whose scores have a histogram
+  int64_t *bin_counts, *bin_sums;        // [inputs, heads, tracked_classes, kBins]
 };
 
 }  // namespace rsfast

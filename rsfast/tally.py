@@ -13,12 +13,49 @@ from safetensors.torch import save_file
 
 from . import heads as heads_module
 from .heads import Head, Votes
+from .sequences import BINS, bin_edges
 
 MAX_SAMPLES = (1 << 33) - 1
 """Most samples of one input: 2^33 scores of 2^30 would overflow int64."""
 
+MAX_TRACKED = 8
+"""Most classes of an input and head whose scores have histograms."""
+
 _FORMAT = "rsfast.Tally 1"
 _NAMES = ("n", "counts", "sums", "squares")
+_BIN_NAMES = ("bin_counts", "bin_sums")
+
+
+def check_range(name: str, values: torch.Tensor, limit: int) -> None:
+    """Raise ValueError unless all of `values` lie in [0, limit)."""
+    if values.numel() and (int(values.min()) < 0 or int(values.max()) >= limit):
+        raise ValueError(f"{name} runs from {int(values.min())} to {int(values.max())}; it must lie in [0, {limit})")
+
+
+def _integers(name: str, values: Any, shape: str) -> torch.Tensor:
+    """Return `values`, a tensor or what makes one, as int64; raise TypeError unless all are integers."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} is {values!r}; it must be int64 {shape}") from error
+    if tensor.numel() and (tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError(f"{name} has dtype {tensor.dtype}; it must be int64 {shape}")
+    return tensor.to(torch.int64)
+
+
+def _sparse(counts: list[int], sums: list[int]) -> list[list[int]]:
+    """Return [bin, count, sum] for each bin of a histogram that is not empty."""
+    return [[place, count, total] for place, (count, total) in enumerate(zip(counts, sums, strict=True)) if count]
+
+
+def _dense(bins: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the counts and sums that `_sparse` made this of."""
+    counts, sums, last = [0] * BINS, [0] * BINS, -1
+    for place, count, total in bins:
+        if not last < place < BINS:
+            raise ValueError(f"bins holds {bins!r}; bins must ascend from 0 to {BINS - 1}")
+        counts[place], sums[place], last = count, total, place
+    return [counts, sums]
 
 
 class Tally:
@@ -30,6 +67,9 @@ class Tally:
         I and K; K from 2 to 2^20.
     heads : sequence of Head
         What is averaged. Votes are always counted; each other head takes a place in sums and squares.
+    tracked : int64 tensor [I, M, C], optional
+        For each input and each of the M soft heads, the C classes (0 to 8) whose scores are put into histograms. None by
+        default: C is 0.
     device : torch.device
 
     Attributes
@@ -41,6 +81,11 @@ class Tally:
     sums, squares : int64 tensors [I, M, K]
         For each of the M soft heads, the sum of the scores in units of 2^-30 (each rounded down), and of their squares in
         the same units (each rounded up).
+    tracked : int64 tensor [I, M, C]
+        As given.
+    bin_counts, bin_sums : int64 tensors [I, M, C, BINS]
+        For each tracked class, how many of its scores fall into each bin (`sequences.bin_of`), and the sum of these. A row
+        whose logits are not all finite has a score of 0.
     heads, soft_heads : tuple of Head
         As given; and without Votes, in the order of the axis M.
     parameters : float32 tensor [M, 4]
@@ -54,7 +99,13 @@ class Tally:
     """
 
     def __init__(
-        self, num_inputs: int, num_classes: int, heads: Sequence[Head] = (Votes(),), *, device: torch.device | str = "cpu"
+        self,
+        num_inputs: int,
+        num_classes: int,
+        heads: Sequence[Head] = (Votes(),),
+        *,
+        tracked: Any = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         for name, value, low, high in (("num_inputs", num_inputs, 1, 1 << 32), ("num_classes", num_classes, 2, 1 << 20)):
             if isinstance(value, bool) or not isinstance(value, int):
@@ -72,16 +123,27 @@ class Tally:
         self.heads = heads
         self.soft_heads = tuple(head for head in heads if head != Votes())
         self.num_inputs, self.num_classes = num_inputs, num_classes
-        moments = (num_inputs, len(self.soft_heads), num_classes)
+        places = (num_inputs, len(self.soft_heads))
+        if tracked is None:
+            tracked = torch.zeros(*places, 0, dtype=torch.int64)
+        shape = f"[{places[0]}, {places[1]}, C], C from 0 to {MAX_TRACKED}"
+        tracked = _integers("tracked", tracked, shape)
+        if tracked.ndim != 3 or tracked.shape[:2] != places or tracked.shape[2] > MAX_TRACKED:
+            raise ValueError(f"tracked has shape {list(tracked.shape)}; it must be {shape}")
+        check_range("tracked", tracked, num_classes)
+        moments, bins = (*places, num_classes), (*tracked.shape, BINS)
         self.n = torch.zeros(num_inputs, dtype=torch.int64, device=device)
         self.counts = torch.zeros(num_inputs, num_classes + 1, dtype=torch.int64, device=device)
         self.sums = torch.zeros(moments, dtype=torch.int64, device=device)
         self.squares = torch.zeros(moments, dtype=torch.int64, device=device)
+        self.tracked = tracked.to(device, copy=True).contiguous()
+        self.bin_counts = torch.zeros(bins, dtype=torch.int64, device=device)
+        self.bin_sums = torch.zeros(bins, dtype=torch.int64, device=device)
         parameters = torch.tensor([head.parameters() for head in self.soft_heads], dtype=torch.float32)
         self.parameters = parameters.view(-1, 4).to(device)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return {name: getattr(self, name) for name in _NAMES}
+        return {name: getattr(self, name) for name in (*_NAMES, *(_BIN_NAMES if self.tracked.numel() else ()))}
 
     def _fill(self, tensors: dict[str, torch.Tensor]) -> Tally:
         for name, tensor in self._tensors().items():
@@ -96,7 +158,19 @@ class Tally:
                 raise ValueError(f"it holds {name} as {held}; it must be int64 {list(tensor.shape)}, none negative")
         if not torch.equal(tensors["n"], tensors["counts"].sum(1)) or int(tensors["n"].max()) > MAX_SAMPLES:
             raise ValueError("n must be the sum of counts, and at most 2^33 - 1")
+        if self.tracked.numel():
+            self._check_bins(*(tensors[name] for name in ("n", "sums", *_BIN_NAMES)))
         return self._fill(tensors)
+
+    def _check_bins(self, n: torch.Tensor, sums: torch.Tensor, bin_counts: torch.Tensor, bin_sums: torch.Tensor) -> None:
+        n = n[:, None, None]
+        if bool((bin_counts > n[..., None]).any()) or bool((bin_counts.sum(-1) != n).any()):
+            raise ValueError("the bin_counts of each tracked class must add up to n")
+        lower, upper = map(torch.from_numpy, bin_edges())
+        if bool((bin_sums < bin_counts * lower).any()) or bool((bin_sums > bin_counts * upper).any()):
+            raise ValueError("bin_sums must lie within what the scores of each bin can add up to")
+        if not torch.equal(bin_sums.sum(-1), sums.gather(2, self.tracked.cpu())):
+            raise ValueError("the bin_sums of each tracked class must add up to its sums")
 
     def __add__(self, other: Tally) -> Tally:
         """Return the tally of both sets of samples. Exact, commutative and associative."""
@@ -107,17 +181,21 @@ class Tally:
                 f"a tally of {other.num_inputs} inputs, {other.num_classes} classes and heads {other.heads} cannot be added "
                 f"to one of {self.num_inputs}, {self.num_classes} and {self.heads}; they must agree"
             )
+        if not torch.equal(self.tracked, other.tracked.to(self.tracked.device)):
+            raise ValueError("a tally cannot be added to one that tracks other classes; their tracked must be equal")
         most = int((self.n + other.n.to(self.n.device)).max())
         if most > MAX_SAMPLES:
             raise OverflowError(f"the sum would hold {most} samples of an input; a Tally holds 2^33 - 1")
         mine, theirs = self._tensors(), other._tensors()
-        total = Tally(self.num_inputs, self.num_classes, self.heads, device=self.n.device)
+        total = Tally(self.num_inputs, self.num_classes, self.heads, tracked=self.tracked, device=self.n.device)
         return total._fill({name: mine[name] + theirs[name].to(self.n.device) for name in mine})
 
     def __eq__(self, other: object) -> bool:
         """Tell whether both hold the same heads and the same integers, on whatever device."""
         if not isinstance(other, Tally):
             return NotImplemented
+        if not torch.equal(self.tracked.cpu(), other.tracked.cpu()):
+            return False
         mine, theirs = self._tensors(), other._tensors()
         return self.heads == other.heads and all(torch.equal(mine[name].cpu(), theirs[name].cpu()) for name in mine)
 
@@ -129,12 +207,37 @@ class Tally:
 
     def to(self, device: torch.device | str) -> Tally:
         """Return a copy on `device`."""
-        copy = Tally(self.num_inputs, self.num_classes, self.heads, device=device)
+        copy = Tally(self.num_inputs, self.num_classes, self.heads, tracked=self.tracked, device=device)
         return copy._fill(self._tensors())
 
+    def select(self, indices: Sequence[int] | torch.Tensor) -> Tally:
+        """Return the tally of these inputs alone, a copy, in this order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `indices` are not ints in [0, num_inputs), at least one.
+        """
+        places = _integers("indices", indices, "[B]")
+        if places.ndim != 1 or not len(places):
+            raise ValueError(f"indices has shape {list(places.shape)}; it must be [B], B at least 1")
+        check_range("indices", places, self.num_inputs)
+        places = places.to(self.n.device)
+        tracked = self.tracked[places]
+        part = Tally(len(places), self.num_classes, self.heads, tracked=tracked, device=self.n.device)
+        return part._fill({name: tensor[places] for name, tensor in self._tensors().items()})
+
     def integers(self, index: int) -> dict[str, Any]:
-        """Return n, counts, sums and squares of one input as Python integers and lists, for JSON."""
-        return {name: tensor[index].tolist() for name, tensor in self._tensors().items()}
+        """Return n, counts, sums and squares of one input as Python integers and lists, for JSON.
+
+        Where classes are tracked, also tracked, and as bins [M][C] the list of [bin, count, sum] of those that hold a score.
+        """
+        integers = {name: getattr(self, name)[index].tolist() for name in _NAMES}
+        if self.tracked.numel():
+            counts, sums = self.bin_counts[index].tolist(), self.bin_sums[index].tolist()
+            integers["tracked"] = self.tracked[index].tolist()
+            integers["bins"] = [list(map(_sparse, *histograms)) for histograms in zip(counts, sums, strict=True)]
+        return integers
 
     @classmethod
     def from_integers(cls, inputs: Sequence[dict[str, Any]], heads: Sequence[Head]) -> Tally:
@@ -142,7 +245,7 @@ class Tally:
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             If they do not fit together, or the heads.
         """
         if not inputs or any(name not in each for name in _NAMES for each in inputs):
@@ -150,7 +253,14 @@ class Tally:
         tensors = {name: torch.tensor([each[name] for each in inputs]) for name in _NAMES}  # of int64, if all are integers
         if tensors["counts"].ndim != 2:
             raise ValueError(f"counts are {inputs[0]['counts']!r}; they must be a list, one a class and one more")
-        tally = cls(len(inputs), tensors["counts"].shape[1] - 1, heads)
+        binned = {name in each for each in inputs for name in ("tracked", "bins")}
+        if len(binned) > 1:
+            raise ValueError("some inputs lack tracked or bins, which others have; each must hold both, or none either")
+        tracked = [each["tracked"] for each in inputs] if True in binned else None
+        tally = cls(len(inputs), tensors["counts"].shape[1] - 1, heads, tracked=tracked)
+        if tracked is not None:
+            dense = torch.tensor([[[_dense(c) for c in head] for head in each["bins"]] for each in inputs])
+            tensors |= zip(_BIN_NAMES, dense.unbind(-2), strict=True)
         for name in ("sums", "squares"):
             if tensors[name].shape == (len(inputs), 0):  # lists without a soft head say neither type nor classes
                 tensors[name] = torch.zeros(len(inputs), 0, tally.num_classes, dtype=torch.int64)
@@ -159,7 +269,8 @@ class Tally:
     def save(self, path: str | Path) -> None:
         """Write the tally to a safetensors file."""
         metadata = {"format": _FORMAT, "heads": json.dumps([head.to_dict() for head in self.heads])}
-        save_file({name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}, path, metadata)
+        tensors = self._tensors() | ({"tracked": self.tracked} if self.tracked.numel() else {})
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Tally:
@@ -180,8 +291,10 @@ class Tally:
             raise ValueError(f"{path} has format {metadata.get('format')!r}; it must be {_FORMAT!r}")
         try:
             heads = [heads_module.from_dict(head) for head in json.loads(metadata["heads"])]
-            counts = tensors["counts"]
-            return cls(counts.shape[0], counts.shape[1] - 1, heads, device=device)._fill_checked(tensors)
+            counts, tracked = tensors["counts"], tensors.get("tracked")
+            if tracked is None and "bin_counts" in tensors:
+                raise ValueError("it holds bin_counts and no tracked")
+            return cls(counts.shape[0], counts.shape[1] - 1, heads, tracked=tracked, device=device)._fill_checked(tensors)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is damaged ({type(error).__name__}: {error}); it must be as Tally.save wrote it"

@@ -72,4 +72,8 @@ extern "C" void perturb_grid(const PerturbJob* job, int64_t* out) {
   std::copy(std::begin(values), std::end(values), out);
 }
 
+extern "C" int bins() { return kBins; }
+
+extern "C" int32_t bin_of(int32_t score) { return score_bin(score); }
+
 extern "C" uint64_t divided(uint64_t n, int64_t by) { return quotient(n, make_divider(by)); }

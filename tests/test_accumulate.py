@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Flushing, bits
 
-from rsfast import ops
+from rsfast import ops, sequences
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.ops import accumulate, reference
 from rsfast.tally import MAX_SAMPLES, Tally
@@ -45,8 +45,8 @@ def hostile_logits(classes, batch, dtype=torch.float32, seed=0):
     return logits.to(dtype)
 
 
-def fill(logits, rows=None, *, heads=HEADS, slots=SLOTS, backend="cpu"):
-    tally = Tally(slots, logits.shape[1], heads)
+def fill(logits, rows=None, *, heads=HEADS, slots=SLOTS, tracked=None, backend="cpu"):
+    tally = Tally(slots, logits.shape[1], heads, tracked=tracked)
     accumulate(logits, tally, rows=rows, backend=backend)
     return tally
 
@@ -57,11 +57,17 @@ def row_scores(logits, *heads, backend="cpu"):
 
 
 def assert_same(found, expected):
-    for name in ("n", "counts", "sums", "squares"):
+    for name in ("n", "counts", "sums", "squares", "tracked", "bin_counts", "bin_sums"):
         a, b = getattr(found, name), getattr(expected, name)
         places = (a != b).nonzero()[:4].tolist()
         assert not places, (name, [(place, a[tuple(place)].item(), b[tuple(place)].item()) for place in places])
     assert found == expected
+
+
+def some_classes(classes, count, *, heads=HEADS, slots=SLOTS):
+    """Classes to track, now and then one twice."""
+    soft = sum(head != Votes() for head in heads)
+    return torch.randint(classes, (slots, soft, count), generator=generator(classes + count))
 
 
 def some_rows(batch, seed=0):
@@ -442,6 +448,113 @@ def test_extreme_finite_logits(isa):
     assert found.counts.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]]
     assert found.sums[0, 0].tolist() == [ONE // 2, 0, ONE // 2]
     assert found.sums[1, 0].tolist() == [0, ONE, 0]
+
+
+# Histograms
+
+
+def edge_scores():
+    """0 and 1, the edges of every bin, the integers beside them, and many between."""
+    edges = np.concatenate(sequences.bin_edges())
+    draws = np.random.default_rng(11).integers(0, ONE + 1, 10_000)
+    scores = np.concatenate([edges - 1, edges, edges + 1, [0, ONE], draws])
+    return scores[(scores >= 0) & (scores <= ONE)]
+
+
+def test_bins_of_the_reference():
+    q = edge_scores()
+    found = reference.bins(torch.from_numpy(q))
+    assert found.tolist() == sequences.bin_of(q).tolist()
+    assert set(found.tolist()) == set(range(sequences.BINS))
+
+
+def edge_logits():
+    """Rows whose first logit is an edge of a bin, or the float32 above or below it."""
+    edges = torch.from_numpy(np.concatenate(sequences.bin_edges()) / ONE).float()
+    logits = torch.cat([edges, *(torch.nextafter(edges, torch.tensor(to)) for to in (-1.0, 2.0))])
+    return torch.stack([logits, torch.zeros_like(logits)], dim=1)
+
+
+def histograms(q, rows, tracked):
+    """From each row's scores [B, M, K], what bin_counts and bin_sums must be."""
+    q, counts = q.numpy(), np.zeros((*tracked.shape, sequences.BINS), dtype=np.int64)
+    sums = counts.copy()
+    for row, slot in enumerate(rows):
+        for h, classes in enumerate(tracked[slot].tolist()):
+            for c, k in enumerate(classes):
+                place = slot, h, c, int(sequences.bin_of(q[row, h, k]))
+                counts[place] += 1
+                sums[place] += q[row, h, k]
+    return torch.from_numpy(counts), torch.from_numpy(sums)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_bins_at_every_edge(backend, isa):
+    logits, tracked = edge_logits(), torch.tensor([[[0, 1, 0]]])
+    heads, rows = (ClippedLogits(0.0, 1.0),), [0] * len(logits)
+    found = fill(logits, rows, heads=heads, slots=1, tracked=tracked, backend=backend)
+    counts, sums = histograms(row_scores(logits, *heads), rows, tracked)
+    assert torch.equal(found.bin_counts, counts)
+    assert torch.equal(found.bin_sums, sums)
+    assert (counts[0, 0, 0] > 0).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("classes", "batch", "count"), [(2, 100, 1), (2, 17, 2), (10, 300, 2), (1000, 40, 3), (5000, 5, 1)])
+def test_histograms_are_of_the_scores(classes, batch, count, backend, isa):
+    """Of every row that is there: one that is not finite has a score of 0, in bin 0. Counts add up to n, sums to sums."""
+    logits, rows, tracked = hostile_logits(classes, batch), some_rows(batch), some_classes(classes, count)
+    found = fill(logits, rows, tracked=tracked, backend=backend)
+    soft = [head for head in HEADS if head != Votes()]
+    counts, sums = histograms(row_scores(logits, *soft), rows.tolist(), tracked)
+    assert torch.equal(found.bin_counts, counts)
+    assert torch.equal(found.bin_sums, sums)
+    assert (found.bin_counts.sum(-1) == found.n[:, None, None]).all()
+    assert torch.equal(found.bin_sums.sum(-1), found.sums.gather(2, tracked))
+    for name in ("n", "counts", "sums", "squares"):
+        assert torch.equal(getattr(found, name), getattr(expected(classes, batch, torch.float32), name))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_histograms_of_the_cpu_are_the_reference(dtype, isa):
+    for classes, batch in SIZES:
+        logits, rows, tracked = hostile_logits(classes, batch, dtype), some_rows(batch), some_classes(classes, 1 + batch % 3)
+        wanted = fill(logits, rows, tracked=tracked, backend="reference")
+        assert_same(fill(logits, rows, tracked=tracked), wanted)
+        assert_same(fill(logits.t().contiguous().t(), rows, tracked=tracked), wanted)
+
+
+def test_histograms_of_parts_add_up(threads, isa):
+    logits, rows, tracked = hostile_logits(17, 300), some_rows(300), some_classes(17, 2)
+    wanted = fill(logits, rows, tracked=tracked)
+    for count in (1, 2, 5):
+        threads(count)
+        assert_same(fill(logits, rows, tracked=tracked), wanted)
+    for size in (150, 61, 6):
+        tally = Tally(SLOTS, 17, HEADS, tracked=tracked)
+        parts = []
+        for i in range(0, 300, size):
+            accumulate(logits[i : i + size], tally, rows=rows[i : i + size])
+            parts.append(fill(logits[i : i + size], rows[i : i + size], tracked=tracked))
+        assert_same(tally, wanted)
+        assert_same(sum(parts[1:], start=parts[0]), wanted)
+
+
+def test_a_class_tracked_twice_and_as_many_as_may_be(isa):
+    logits, rows = hostile_logits(10, 50), some_rows(50)
+    tracked = torch.tensor([3, 3, 0, 9, 1, 3, 2, 9]).expand(SLOTS, len(HEADS) - 1, 8)
+    found = fill(logits, rows, tracked=tracked)
+    assert_same(found, fill(logits, rows, tracked=tracked, backend="reference"))
+    assert torch.equal(found.bin_sums[:, :, 0], found.bin_sums[:, :, 5])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_rows_that_are_not_finite_score_0(backend, isa):
+    for batch in (1, 16, 33):
+        found = fill(torch.full((batch, 5), math.nan), [1] * batch, tracked=some_classes(5, 2), backend=backend)
+        assert (found.bin_counts[1, :, :, 0] == batch).all()
+        assert found.bin_counts.sum() == batch * 2 * (len(HEADS) - 1)
+        assert not found.bin_sums.any()
 
 
 # The cap, and errors

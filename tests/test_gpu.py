@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import assert_same_bits
-from test_accumulate import HEADS, SIZES, SLOTS, TYPES, assert_same, hostile_logits, some_rows
+from test_accumulate import HEADS, SIZES, SLOTS, TYPES, assert_same, edge_logits, hostile_logits, some_classes, some_rows
 from test_accumulate import expected as expected_tally
 from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
@@ -85,12 +85,30 @@ def test_accumulate_is_the_reference(dtype, backend):
         assert_same(tally.to("cpu"), expected_tally(classes, batch, dtype))
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_histograms_are_the_reference(count, backend):
+    for classes, batch in SIZES:
+        tracked, logits, rows = some_classes(classes, count), hostile_logits(classes, batch), some_rows(batch)
+        tallies = [Tally(SLOTS, classes, HEADS, tracked=tracked, device=device) for device in ("cpu", GPU)]
+        ops.accumulate(logits, tallies[0], rows=rows, backend="cpu")
+        ops.accumulate(logits.to(GPU), tallies[1], rows=rows.to(GPU), backend=backend)
+        assert_same(tallies[1].to("cpu"), tallies[0])
+
+
+def test_bins_at_every_edge(backend):
+    logits, heads = edge_logits(), (rsfast.ClippedLogits(0.0, 1.0),)
+    tallies = [Tally(1, 2, heads, tracked=[[[0]]], device=device) for device in ("cpu", GPU)]
+    ops.accumulate(logits, tallies[0], backend="reference")
+    ops.accumulate(logits.to(GPU), tallies[1], backend=backend)
+    assert_same(tallies[1].to("cpu"), tallies[0])
+
+
 @pytest.mark.parametrize("classes", [10, 1000, 70_000])
 def test_a_large_batch_of_one_input(classes, backend):
     """Many blocks add to the same counters; 70,000 logits are more than a block's shared memory."""
     heads = (Votes(), Softmax(1.0), rsfast.Sparsemax(1.0))
     logits = torch.randn(20_000 if classes == 10 else 100, classes, generator=torch.Generator().manual_seed(1)) * 3
-    tallies = [Tally(1, classes, heads, device=device) for device in ("cpu", GPU)]
+    tallies = [Tally(1, classes, heads, tracked=[[[0, 1]] * 2], device=device) for device in ("cpu", GPU)]
     ops.accumulate(logits, tallies[0])
     for _ in range(2):
         ops.accumulate(logits.to(GPU), tallies[1], backend=backend)
@@ -117,7 +135,7 @@ def test_strides_and_slots_in_any_order(classes, backend):
 def a_call(backend):
     """A function that makes a batch and adds it to a tally, on the GPU, and the tally."""
     x, samples = inputs(2, (3, 8, 8)).to(GPU), torch.arange(16, device=GPU)
-    rows, tally = samples % 2, Tally(2, 10, (Votes(), Softmax(1.0)), device=GPU)
+    rows, tally = samples % 2, Tally(2, 10, (Votes(), Softmax(1.0)), tracked=[[[3, 4]], [[5, 5]]], device=GPU)
     ids, out = torch.arange(2, device=GPU), torch.empty(16, 3, 8, 8, device=GPU)
     scale, shift = torch.ones(3, device=GPU), torch.zeros(3, device=GPU)
 
@@ -236,8 +254,8 @@ def test_opcheck(backend):
     x, samples, out = inputs(2, (3, 8, 8)).to(GPU), torch.arange(4, device=GPU), torch.empty(4, 3, 8, 8, device=GPU)
     indices = samples % 2, torch.arange(2, device=GPU), samples
     torch.library.opcheck(torch.ops.rsfast.perturb.default, (x, *indices, 0.5, 1, 1, None, None, None, False, backend, out))
-    tally = Tally(2, 10, (Votes(), Softmax(1.0)), device=GPU)
-    results = tally.n, tally.counts, tally.sums, tally.squares
+    tally = Tally(2, 10, (Votes(), Softmax(1.0)), tracked=[[[3, 4]], [[5, 5]]], device=GPU)
+    results = tally.n, tally.counts, tally.sums, tally.squares, tally.tracked, tally.bin_counts, tally.bin_sums
     torch.library.opcheck(
         torch.ops.rsfast.accumulate.default, (out.flatten(1)[:, :10], samples % 2, tally.parameters, backend, *results)
     )

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import assert_same_bits
-from test_accumulate import HEADS, SLOTS, TYPES, assert_same, fill, hostile_logits, some_rows
+from test_accumulate import HEADS, SLOTS, TYPES, assert_same, edge_scores, fill, hostile_logits, some_classes, some_rows
 from test_accumulate import expected as expected_tally
 from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
 
-from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, ops
+from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, ops, sequences
 from rsfast.ops import backends, jobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,6 +196,32 @@ def test_strides_and_votes_alone(grid):
         assert_same(fill(view, some_rows(40)), fill(view, some_rows(40), backend="reference"))
         only = {"heads": (Votes(),)}
         assert_same(fill(view, some_rows(40), **only), fill(view, some_rows(40), **only, backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("classes", "batch", "count"), [(2, 300, 1), (10, 300, 2), (17, 16, 3), (100, 300, 8), (1000, 17, 2)]
+)
+def test_histograms_are_the_reference(classes, batch, count, dtype, grid):
+    logits, tracked = hostile_logits(classes, batch, dtype), some_classes(classes, count)
+    for rows in (some_rows(batch), torch.full((batch,), 2)):
+        found = fill(logits, rows, tracked=tracked)
+        assert_same(found, fill(logits, rows, tracked=tracked, backend="reference"))
+
+
+@pytest.mark.parametrize("limit", [227 << 10, 48 << 10])
+def test_histograms_of_many_classes(limit, grid):
+    grid.device.update(most_shared=limit)
+    logits, tracked = hostile_logits(20_000, 5), some_classes(20_000, 2)
+    found = fill(logits, some_rows(5), tracked=tracked)
+    assert_same(found, fill(logits, some_rows(5), tracked=tracked, backend="reference"))
+
+
+def test_the_bin_of_a_score(library):
+    """What the native kernels share is `sequences.bin_of`."""
+    assert library.bins() == sequences.BINS
+    scores = edge_scores()
+    assert [library.bin_of(int(q)) for q in scores] == sequences.bin_of(scores).tolist()
 
 
 def test_a_slot_out_of_range_stops_the_kernel(grid, monkeypatch):

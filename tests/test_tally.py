@@ -2,16 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.ops import accumulate
+from rsfast.sequences import BINS
 from rsfast.tally import MAX_SAMPLES, Tally
 
 HEADS = (Votes(), Softmax(0.25), Sparsemax(0.1), ClippedLogits(-1.0, 3.0))
 TENSORS = ("n", "counts", "sums", "squares")
+BIN_TENSORS = ("bin_counts", "bin_sums")
+TRACKED = torch.randint(5, (3, 3, 2), generator=torch.Generator().manual_seed(9))
 
 
 def batch(rows, seed):
@@ -19,8 +23,8 @@ def batch(rows, seed):
     return torch.randn(rows, 5, generator=draw) * 2, torch.randint(3, (rows,), generator=draw)
 
 
-def filled(rows=40, seed=0, heads=HEADS):
-    tally = Tally(3, 5, heads)
+def filled(rows=40, seed=0, heads=HEADS, tracked=None):
+    tally = Tally(3, 5, heads, tracked=tracked)
     logits, slots = batch(rows, seed)
     logits[0, 2] = torch.nan
     accumulate(logits, tally, rows=slots)
@@ -214,9 +218,9 @@ def test_loading_another_safetensors_file(tmp_path):
         Tally.load(tmp_path / "other")
 
 
-def tampered(path, change):
+def tampered(path, change, tracked=None):
     """Save a Tally, apply change(tensors, metadata), and write the file again."""
-    filled().save(path)
+    filled(tracked=tracked).save(path)
     tensors, metadata = (
         load_file(path),
         {"format": "rsfast.Tally 1", "heads": json.dumps([head.to_dict() for head in HEADS])},
@@ -329,3 +333,197 @@ def test_integers_and_back():
 def test_integers_that_are_no_tally(inputs, message):
     with pytest.raises(ValueError, match=message):
         Tally.from_integers(inputs, (Votes(),))
+
+
+# Histograms
+
+
+def test_shapes_of_histograms():
+    tally = Tally(3, 5, HEADS, tracked=TRACKED)
+    assert torch.equal(tally.tracked, TRACKED)
+    assert tally.tracked.data_ptr() != TRACKED.data_ptr()
+    for name in BIN_TENSORS:
+        assert getattr(tally, name).shape == (3, 3, 2, BINS)
+        assert getattr(tally, name).dtype == torch.int64
+        assert not getattr(tally, name).any()
+    for plain in (Tally(3, 5, HEADS), Tally(3, 5, HEADS, tracked=np.zeros((3, 3, 0), dtype=np.int64))):
+        assert plain.tracked.shape == (3, 3, 0)
+        assert plain.tracked.dtype == torch.int64
+        assert plain.bin_counts.shape == plain.bin_sums.shape == (3, 3, 0, BINS)
+    assert Tally(3, 5, HEADS, tracked=TRACKED.tolist()) == Tally(3, 5, HEADS, tracked=TRACKED.int().numpy()) == tally
+    assert Tally(3, 5, HEADS, tracked=TRACKED.transpose(0, 1)).tracked.is_contiguous()
+    assert Tally(1, 5, HEADS, tracked=TRACKED[:1], device="meta").bin_sums.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "tracked"),
+    [
+        (TypeError, r"^tracked is 'all'; it must be int64 \[3, 3, C\], C from 0 to 8", "all"),
+        (TypeError, r"^tracked has dtype torch.float64; it must be int64 \[3, 3, C\]", TRACKED.double()),
+        (TypeError, r"^tracked has dtype torch.bool; ", TRACKED > 2),
+        (TypeError, r"^tracked is \[\[0\], \[1, 2\]\]; ", [[0], [1, 2]]),
+        (ValueError, r"^tracked has shape \[3, 3\]; it must be \[3, 3, C\], C from 0 to 8", TRACKED[:, :, 0]),
+        (ValueError, r"^tracked has shape \[2, 3, 2\]; ", TRACKED[:2]),
+        (ValueError, r"^tracked has shape \[3, 2, 2\]; ", TRACKED[:, :2]),
+        (ValueError, r"^tracked has shape \[3, 3, 9\]; ", TRACKED[:, :, :1].repeat(1, 1, 9)),
+        (ValueError, r"^tracked runs from 1 to 5; it must lie in \[0, 5\)", TRACKED * 0 + torch.tensor([1, 5])),
+        (ValueError, r"^tracked runs from -1 to 0; ", TRACKED * 0 + torch.tensor([0, -1])),
+    ],
+)
+def test_errors_of_tracked(error, message, tracked):
+    with pytest.raises(error, match=message):
+        Tally(3, 5, HEADS, tracked=tracked)
+
+
+def test_addition_of_histograms():
+    a, b = filled(seed=1, tracked=TRACKED), filled(33, seed=2, tracked=TRACKED)
+    total = a + b
+    for name in (*TENSORS, *BIN_TENSORS):
+        assert torch.equal(getattr(total, name), getattr(a, name) + getattr(b, name))
+    assert torch.equal(total.tracked, TRACKED)
+    assert total == b + a
+    assert total != a
+    assert a == filled(seed=1, tracked=TRACKED)
+
+
+@pytest.mark.parametrize("tracked", [None, TRACKED[:, :, :1], (TRACKED + 1) % 5])
+def test_tallies_that_track_other_classes(tracked):
+    a, b = filled(tracked=TRACKED), filled(tracked=tracked)
+    assert a != b
+    for first, second in ((a, b), (b, a)):
+        with pytest.raises(ValueError, match="tracks other classes; their tracked must be equal"):
+            first + second
+
+
+def test_equality_and_copies_of_histograms():
+    tally = filled(tracked=TRACKED)
+    copy = tally.to("cpu")
+    assert copy == tally
+    for name in (*BIN_TENSORS, "tracked"):
+        other = filled(tracked=TRACKED)
+        getattr(other, name).view(-1)[-1] += 1
+        assert tally != other
+        assert getattr(copy, name).data_ptr() != getattr(tally, name).data_ptr()
+    accumulate(torch.zeros(1, 5), copy, rows=[0])
+    assert tally == filled(tracked=TRACKED)
+
+
+def test_files_with_histograms_and_without(tmp_path):
+    """A file of a tally that tracks nothing holds no more than it did."""
+    filled().save(tmp_path / "plain")
+    assert set(load_file(tmp_path / "plain")) == set(TENSORS)
+    tally = filled(tracked=TRACKED)
+    tally.save(tmp_path / "tally")
+    assert set(load_file(tmp_path / "tally")) == {*TENSORS, *BIN_TENSORS, "tracked"}
+    loaded = Tally.load(tmp_path / "tally")
+    assert loaded == tally
+    accumulate(torch.zeros(1, 5), loaded, rows=[0])
+    assert (loaded.bin_counts.sum(-1) == loaded.n[:, None, None]).all()
+
+
+def move_a_score(tensors):
+    """From the bin that most are in to the next."""
+    counts = tensors["bin_counts"][0, 0, 0]
+    place = int(counts.argmax())
+    counts[place] -= 1
+    counts[(place + 1) % BINS] += 1
+
+
+DAMAGED_HISTOGRAMS = {
+    "no bin_counts": (r"holds bin_counts as None; ", lambda t: t.pop("bin_counts")),
+    "no bin_sums": (r"holds bin_sums as None; ", lambda t: t.pop("bin_sums")),
+    "no tracked": (r"holds bin_counts and no tracked", lambda t: t.pop("tracked")),
+    "tracked of floats": (r"tracked has dtype torch.float64", lambda t: t.update(tracked=t["tracked"].double())),
+    "tracked out of range": (r"tracked runs from . to 9; .*\[0, 5\)", lambda t: t["tracked"][0, 0].fill_(9)),
+    "another class": (r"bin_sums of each tracked class must add up to its sums", lambda t: t["tracked"].add_(1).fmod_(5)),
+    "one class less": (r"holds bin_counts as \[3, 3, 2, 128\]; ", lambda t: t.update(tracked=t["tracked"][:, :, :1])),
+    "a bin less": (r"holds bin_sums as \[3, 3, 2, 127\]; ", lambda t: t.update(bin_sums=t["bin_sums"][..., 1:])),
+    "negative counts": (r"holds bin_counts as .*none negative", lambda t: t["bin_counts"].sub_(1)),
+    "a score more": (r"bin_counts of each tracked class must add up to n", lambda t: t["bin_counts"][1, 0, 0, 5].add_(1)),
+    "counts that wrap": (r"bin_counts of each tracked", lambda t: t["bin_counts"][1, 0, 0, 5:9].add_(1 << 62)),
+    "a score in another bin": (r"bin_sums must lie within", move_a_score),
+    "sums of another head": (r"bin_sums must lie within", lambda t: t.update(bin_sums=t["bin_sums"].flip(1))),
+    "sums that do not add up": (r"must add up to its sums", lambda t: t["sums"][0, 0].add_(1)),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_HISTOGRAMS)
+def test_loading_damaged_histograms(case, tmp_path):
+    message, change = DAMAGED_HISTOGRAMS[case]
+    tampered(tmp_path / "tally", lambda tensors, metadata: change(tensors), TRACKED)
+    with pytest.raises(ValueError, match=rf"tally is damaged .*{message}"):
+        Tally.load(tmp_path / "tally")
+
+
+def test_histograms_as_integers():
+    """Through JSON and back: only bins that hold a score are written, and none where nothing is tracked."""
+    tally = filled(tracked=TRACKED)
+    integers = json.loads(json.dumps([tally.integers(i) for i in range(3)]))
+    assert set(integers[0]) == {*TENSORS, "tracked", "bins"}
+    assert integers[1]["tracked"] == TRACKED[1].tolist()
+    for i, h, c in np.ndindex(3, 3, 2):
+        for place, count, total in integers[i]["bins"][h][c]:
+            assert count == tally.bin_counts[i, h, c, place] > 0
+            assert total == tally.bin_sums[i, h, c, place]
+        assert len(integers[i]["bins"][h][c]) == (tally.bin_counts[i, h, c] > 0).sum() < 40
+    assert Tally.from_integers(integers, HEADS) == tally
+    assert Tally.from_integers(integers[1:2], HEADS) == tally.select([1])
+    assert set(filled().integers(0)) == set(TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (r"some inputs lack tracked or bins", lambda inputs: inputs[1].pop("bins")),
+        (r"some inputs lack tracked or bins", lambda inputs: [each.pop("tracked") for each in inputs]),
+        (r"some inputs lack tracked or bins", lambda inputs: (inputs[1].pop("tracked"), inputs[1].pop("bins"))),
+        (r"^bins holds .*must ascend from 0 to 127", lambda inputs: inputs[0]["bins"][0][0].reverse()),
+        (r"^bins holds .*must ascend from 0 to 127", lambda inputs: inputs[0]["bins"][0][0].append([128, 0, 0])),
+        (r"^bins holds .*must ascend from 0 to 127", lambda inputs: inputs[0]["bins"][0][0].insert(0, [-1, 0, 0])),
+        (r"must add up to n", lambda inputs: inputs[0]["bins"][0][0].pop()),
+        (r"it holds bin_counts as .*must be int64", lambda inputs: inputs[0]["bins"][0][0][0].__setitem__(1, 1.0)),
+        (r"values to unpack", lambda inputs: inputs[0]["bins"][0][0][0].pop()),
+        (r"^tracked has shape ", lambda inputs: [each["tracked"].pop() for each in inputs]),
+        (r"^tracked runs from . to 7", lambda inputs: inputs[0]["tracked"][0].__setitem__(0, 7)),
+    ],
+)
+def test_integers_that_are_no_histograms(message, change):
+    tally = filled(tracked=TRACKED)
+    integers = [tally.integers(i) for i in range(3)]
+    change(integers)
+    with pytest.raises(ValueError, match=message):
+        Tally.from_integers(integers, HEADS)
+
+
+# Parts
+
+
+@pytest.mark.parametrize("tracked", [None, TRACKED])
+def test_select(tracked):
+    """A copy, in the order asked for, and as if only these inputs had been sampled."""
+    tally = filled(tracked=tracked)
+    for places in ([2], [0, 2], torch.tensor([2, 0]), range(3), [1, 1], np.array([1])):
+        part = tally.select(places)
+        assert (part.num_inputs, part.num_classes, part.heads) == (len(places), 5, HEADS)
+        for name in (*TENSORS, *BIN_TENSORS, "tracked"):
+            assert torch.equal(getattr(part, name), getattr(tally, name)[torch.as_tensor(places)])
+    assert tally.select(range(3)) == tally
+    part.n += 1
+    assert tally == filled(tracked=tracked)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "places"),
+    [
+        (TypeError, r"^indices has dtype torch.float32; it must be int64 \[B\]", [0.5]),
+        (TypeError, r"^indices has dtype torch.bool; ", torch.tensor([True, False, True])),
+        (TypeError, r"^indices is None; ", None),
+        (ValueError, r"^indices has shape \[\]; it must be \[B\], B at least 1", 1),
+        (ValueError, r"^indices has shape \[0\]; ", range(0)),
+        (ValueError, r"^indices runs from 0 to 3; it must lie in \[0, 3\)", [0, 3]),
+        (ValueError, r"^indices runs from -1 to -1; ", [-1]),
+    ],
+)
+def test_errors_of_select(error, message, places):
+    with pytest.raises(error, match=message):
+        filled().select(places)

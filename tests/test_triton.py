@@ -141,10 +141,10 @@ def test_perturb_with_indices_out_of_range():
 # accumulate
 
 
-def check_accumulate(logits, rows, *, heads=accumulating.HEADS, slots=accumulating.SLOTS, times=1):
+def check_accumulate(logits, rows, *, heads=accumulating.HEADS, slots=accumulating.SLOTS, tracked=None, times=1):
     """Fail unless the kernel makes the integers of the reference. Returns those."""
-    expected = Tally(slots, logits.shape[1], heads)
-    found = Tally(slots, logits.shape[1], heads, device=DEVICE)
+    expected = Tally(slots, logits.shape[1], heads, tracked=tracked)
+    found = Tally(slots, logits.shape[1], heads, tracked=tracked, device=DEVICE)
     on_device = logits if INTERPRETED else logits.to(DEVICE)
     for _ in range(times):
         accumulate(logits, expected, rows=rows, backend="reference")
@@ -189,6 +189,25 @@ def test_votes_alone():
         check_accumulate(accumulating.hostile_logits(classes, batch), accumulating.some_rows(batch), heads=(Votes(),))
 
 
+@pytest.mark.parametrize(
+    ("classes", "batch", "count"), [(2, 130, 1), (10, 129, 2), (1000, 5, 3), (2048, 2, 8), (2100, 9, 3)]
+)
+def test_histograms(classes, batch, count):
+    """Of rows whose slots are in no order, and in one slot; twice."""
+    logits, tracked = accumulating.hostile_logits(classes, batch), accumulating.some_classes(classes, count)
+    check_accumulate(logits, accumulating.some_rows(batch), tracked=tracked, times=2)
+    check_accumulate(logits, torch.full((batch,), 2), tracked=tracked)
+
+
+def test_bins_at_every_edge():
+    logits, heads = accumulating.edge_logits(), (ClippedLogits(0.0, 1.0),)
+    for wide in (logits, torch.nn.functional.pad(logits, (0, 2100))[::7]):
+        found = check_accumulate(
+            wide, torch.zeros(len(wide), dtype=torch.int64), heads=heads, slots=1, tracked=torch.tensor([[[0, 1, 0]]])
+        )
+        assert (found.bin_counts > 0).any(2).sum() > 50
+
+
 def test_a_slot_a_row():
     for classes in (10, 2100):
         logits = accumulating.hostile_logits(classes, 12, seed=2)
@@ -230,7 +249,8 @@ def test_accumulate_with_rows_out_of_range():
     """What has no slot is not counted (an assertion tells of it on a GPU)."""
     for classes in (10, 2100):
         logits = accumulating.hostile_logits(classes, 6, seed=3)
-        expected, found = (Tally(2, classes, accumulating.HEADS) for _ in range(2))
+        tracked = accumulating.some_classes(classes, 2, slots=2)
+        expected, found = (Tally(2, classes, accumulating.HEADS, tracked=tracked) for _ in range(2))
         accumulate(logits[:3], expected, rows=[1, 0, 1], backend="reference")
         accumulate(logits, found, rows=torch.tensor([1, 0, 1, 2, -1, 2**62]), backend="triton")
         accumulating.assert_same(found, expected)
@@ -291,6 +311,7 @@ for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[
     else:
         triton_kernels.accumulate(SimpleNamespace(
             logits=x.to(dtype), rows=index, parameters=torch.zeros(3, 4), n=index, counts=index, sums=index, squares=index,
+            tracked=torch.zeros(4, 3, full or 0, dtype=torch.int64), bin_counts=index, bin_sums=index,
         ))
     metadata, ptx = Compiler.result.metadata, Compiler.result.asm.get("ptx", "")
     words = ("fma.rn.f32", "st.global.v4.b32", ".local", ".ftz", "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32", "sqrt.rn.f32")
@@ -300,6 +321,7 @@ for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[
 
 SM90, SM80, GFX942 = ("cuda", 90, 32), ("cuda", 80, 32), ("hip", "gfx942", 64)
 IMAGE = (3, 224, 224)
+# Target, operation, type, shape; of perturb whether with all transforms, of accumulate how many classes are tracked; layout.
 VARIANTS = [
     (SM90, "perturb", "float32", IMAGE, False, False),
     *((SM90, "perturb", dtype, IMAGE, True, False) for dtype in ("float32", "float16", "bfloat16")),
@@ -308,6 +330,7 @@ VARIANTS = [
     (SM90, "perturb", "float16", (3, 5, 7), True, False),
     *((SM90, "accumulate", dtype, (10,), None, None) for dtype in ("float32", "float64")),
     *((SM90, "accumulate", dtype, (classes,), None, None) for dtype, classes in (("bfloat16", 1000), ("float16", 5000))),
+    *((SM90, "accumulate", "float32", (classes,), tracked, None) for classes in (10, 5000) for tracked in (1, 2)),
     *((target, "perturb", "bfloat16", IMAGE, True, True) for target in (SM80, GFX942)),
     *((target, "accumulate", "float32", (classes,), None, None) for target in (SM80, GFX942) for classes in (10, 5000)),
 ]
@@ -350,4 +373,5 @@ def test_ptx(compiled):
             classes = shape[0]
             held = triton_kernels._TILE
             held = 2 * triton_kernels._CHUNK if classes > triton_kernels._TILE else held  # once to sum, once to score
-            assert facts["fma.rn.f32"] == 8 * held // lanes
+            scored = held // lanes + (1 if full and classes > triton_kernels._TILE else 0)  # the tracked ones a second time
+            assert facts["fma.rn.f32"] == 8 * scored

@@ -20,6 +20,12 @@ RSFAST_FN Pair widen(Ints v) {
   return {__builtin_convertvector(halves[0], Wides), __builtin_convertvector(halves[1], Wides)};
 }
 
+RSFAST_FN Ints narrow(const Pair& v) {
+  typedef int32_t HalfInts __attribute__((vector_size(kHalf * 4)));
+  const HalfInts halves[2] = {__builtin_convertvector(v.low, HalfInts), __builtin_convertvector(v.high, HalfInts)};
+  return load<Ints>(halves);
+}
+
 template <class V>
 RSFAST_FN bool any(V mask) {
 #if defined(__AVX512F__)
@@ -134,7 +140,34 @@ RSFAST_FN void add(const Scratch& s, int64_t k, const Pair& score) {
   s.squares[k].high += square_score(score.high);
 }
 
-void add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale) {
+// Where the histograms of one head get a tile's scores.
+struct Histograms {
+  int64_t classes;
+  const int64_t* tracked;
+  int64_t *counts, *sums;
+  int rows;  // of the tile
+};
+
+// `score` is a function of the class.
+template <class Score>
+RSFAST_FN void add_bins(const Histograms& to, const Score& score) {
+  for (int64_t c = 0; c < to.classes; ++c) {
+    const Ints q = narrow(score(to.tracked[c])), bin = score_bin(q);
+    for (int lane = 0; lane < to.rows; ++lane) {
+      ++to.counts[c * kBins + bin[lane]];
+      to.sums[c * kBins + bin[lane]] += q[lane];
+    }
+  }
+}
+
+RSFAST_FN Pair softmax_units(Floats a, Ints counts) {
+  Ints mantissa, shift;
+  exp_parts(a, mantissa, shift);
+  const Pair m = widen(mantissa & counts), n = widen(shift & counts);
+  return {exp_units(m.low, n.low), exp_units(m.high, n.high)};
+}
+
+void add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale, const Histograms& histograms) {
   const Floats* logits = s.logits + t * job.classes;
   const Floats maximum = s.maximum[t];
   const Ints valid = s.valid[t];
@@ -145,10 +178,7 @@ void add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float sc
     const Floats a = (logits[k] - maximum) * scale;
     const Ints counts = (a >= kNegligible) & valid;
     if (!any(counts)) continue;
-    Ints mantissa, shift;
-    exp_parts(a, mantissa, shift);
-    const Pair m = widen(mantissa & counts), n = widen(shift & counts);
-    const Pair units = {exp_units(m.low, n.low), exp_units(m.high, n.high)};
+    const Pair units = softmax_units(a, counts);
     total.low += units.low;
     total.high += units.high;
     s.units[active] = units;
@@ -158,9 +188,26 @@ void add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float sc
   const Pair factor = {softmax_factor(total.low), softmax_factor(total.high)};
   for (int64_t i = 0; i < active; ++i)
     add(s, s.active[i], {softmax_score(s.units[i].low, factor.low), softmax_score(s.units[i].high, factor.high)});
+  add_bins(histograms, [&](int64_t k) {
+    const Floats a = (logits[k] - maximum) * scale;
+    const Pair units = softmax_units(a, (a >= kNegligible) & valid);
+    return Pair{softmax_score(units.low, factor.low), softmax_score(units.high, factor.high)};
+  });
 }
 
-void add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale) {
+RSFAST_FN Pair sparsemax_units(Ints mantissa) {
+  const Pair m = widen(mantissa);
+  return {m.low << 16, m.high << 16};
+}
+
+RSFAST_FN Wides above(Wides units, Wides threshold) { return reinterpret_cast<Wides>(units > threshold); }
+
+RSFAST_FN Pair sparsemax_score(const Pair& units, const Pair& threshold) {
+  return {((units.low - threshold.low) & above(units.low, threshold.low)) >> 10,
+          ((units.high - threshold.high) & above(units.high, threshold.high)) >> 10};
+}
+
+void add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale, const Histograms& histograms) {
   const Floats* logits = s.logits + t * job.classes;
   const Floats maximum = s.maximum[t];
   const Ints valid = s.valid[t];
@@ -169,8 +216,7 @@ void add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float 
   for (int64_t k = 0; k < job.classes; ++k) {
     const Ints mantissa = sparsemax_mantissa((logits[k] - maximum) * scale) & valid;
     if (!any(mantissa > 0)) continue;
-    Pair units = widen(mantissa);
-    units.low <<= 16, units.high <<= 16;
+    const Pair units = sparsemax_units(mantissa);
     total.low += units.low, total.high += units.high;
     count.low -= reinterpret_cast<Wides>(units.low > 0), count.high -= reinterpret_cast<Wides>(units.high > 0);
     s.units[active] = units;
@@ -186,36 +232,41 @@ void add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float 
     total = {spare.low * kOne, spare.high * kOne}, count = spare;
     for (int64_t i = 0; i < active; ++i) {
       const Pair& units = s.units[i];
-      const Wides low = reinterpret_cast<Wides>(units.low > threshold.low);
-      const Wides high = reinterpret_cast<Wides>(units.high > threshold.high);
+      const Wides low = above(units.low, threshold.low), high = above(units.high, threshold.high);
       total.low += units.low & low, total.high += units.high & high;
       count.low -= low, count.high -= high;
     }
     dropped = any((before.low ^ count.low) | (before.high ^ count.high));
   }
   const Pair threshold = {sparsemax_ceiling(total.low, count.low), sparsemax_ceiling(total.high, count.high)};
-  for (int64_t i = 0; i < active; ++i) {
-    const Pair& units = s.units[i];
-    const Wides low = reinterpret_cast<Wides>(units.low > threshold.low);
-    const Wides high = reinterpret_cast<Wides>(units.high > threshold.high);
-    add(s, s.active[i], {((units.low - threshold.low) & low) >> 10, ((units.high - threshold.high) & high) >> 10});
-  }
+  for (int64_t i = 0; i < active; ++i) add(s, s.active[i], sparsemax_score(s.units[i], threshold));
+  add_bins(histograms, [&](int64_t k) {
+    const Ints mantissa = sparsemax_mantissa((logits[k] - maximum) * scale) & valid;
+    return sparsemax_score(sparsemax_units(mantissa), threshold);
+  });
 }
 
-void add_clipped(const AccumulateJob& job, const Scratch& s, int64_t t, const HeadParameters& head) {
+void add_clipped(const AccumulateJob& job, const Scratch& s, int64_t t, const HeadParameters& head,
+                 const Histograms& histograms) {
   const Floats* logits = s.logits + t * job.classes;
-  for (int64_t k = 0; k < job.classes; ++k)
-    add(s, k, widen(clipped_score(logits[k], head.low, head.high, head.scale) & s.valid[t]));
+  const Ints valid = s.valid[t];
+  const auto score = [&](int64_t k) { return widen(clipped_score(logits[k], head.low, head.high, head.scale) & valid); };
+  for (int64_t k = 0; k < job.classes; ++k) add(s, k, score(k));
+  add_bins(histograms, score);
 }
 
 void add_head(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t rows, int64_t h) {
   const HeadParameters& head = job.parameters[h];
+  const int64_t tracked = (slot * job.heads + h) * job.tracked_classes, bins = tracked * kBins;
+  Histograms to = {job.tracked_classes, job.tracked + tracked, job.bin_counts + bins, job.bin_sums + bins, 0};
   for (int64_t k = 0; k < job.classes; ++k) s.sums[k] = s.squares[k] = Pair{};
   for (int64_t t = 0; t * kLanes < rows; ++t) {
+    const int64_t left = rows - t * kLanes;
+    to.rows = static_cast<int>(left < kLanes ? left : kLanes);
     switch (static_cast<HeadKind>(static_cast<int>(head.kind))) {
-      case HeadKind::softmax: add_softmax(job, s, t, head.scale); break;
-      case HeadKind::sparsemax: add_sparsemax(job, s, t, head.scale); break;
-      case HeadKind::clipped: add_clipped(job, s, t, head); break;
+      case HeadKind::softmax: add_softmax(job, s, t, head.scale, to); break;
+      case HeadKind::sparsemax: add_sparsemax(job, s, t, head.scale, to); break;
+      case HeadKind::clipped: add_clipped(job, s, t, head, to); break;
     }
   }
   int64_t* sums = job.sums + (slot * job.heads + h) * job.classes;

@@ -243,7 +243,24 @@ RSFAST_KERNEL_FN void find_sparsemax_thresholds(const Block& block, const Tile<T
   }
 }
 
-// The sums and squares of one head. `score` is a function of (row, k).
+// The histograms of one head.
+template <class T, class Score>
+RSFAST_KERNEL_FN void add_bins(const Block& block, const Tile<T>& tile, int64_t head, const Score& score) {
+  const AccumulateJob& job = tile.g.job;
+  const int tracked = static_cast<int>(job.tracked_classes);
+  block.each([&](int thread) {
+    for (int i = thread; i < tile.rows * tracked; i += tile.g.threads) {
+      const int row = i / tracked;
+      const int64_t place = (tile.s.slots[row] * job.heads + head) * tracked + i % tracked;
+      const uint64_t q = score(row, job.tracked[place]);
+      const int64_t bin = place * kBins + score_bin(static_cast<int32_t>(q));
+      add_atomically(job.bin_counts + bin, 1);
+      if (q > 0) add_atomically(job.bin_sums + bin, static_cast<int64_t>(q));
+    }
+  });
+}
+
+// The sums, squares and histograms of one head. `score` is a function of (row, k), and 0 for a row that does not vote.
 template <class T, class Score>
 RSFAST_KERNEL_FN void add_scores(const Block& block, const Tile<T>& tile, int64_t head, const Score& score) {
   const AccumulateGrid& g = tile.g;
@@ -278,6 +295,7 @@ RSFAST_KERNEL_FN void add_scores(const Block& block, const Tile<T>& tile, int64_
       if ((thread & (g.class_threads - 1)) == 0 && k < job.classes) add(k, s.totals[thread], s.others[thread]);
     });
   }
+  if (job.tracked_classes > 0) add_bins(block, tile, head, score);
 }
 
 template <class T>

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ..noise import STREAMS, Gaussian
-from ..tally import Tally
-from .backends import BACKENDS, backend_for, check_range
+from ..tally import Tally, check_range
+from .backends import BACKENDS, backend_for
 
 OUTPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LOGIT_TYPES = (*OUTPUT_TYPES, torch.float64)
@@ -268,6 +268,8 @@ def accumulate(
 ) -> None:
     """Add a batch of logits to `tally`: one vote a row, and the scores of every soft head, in one pass.
 
+    Where the tally tracks classes, their scores go into its histograms, too.
+
     Parameters
     ----------
     logits : tensor [B, K], float32, float16, bfloat16 or float64, any strides
@@ -291,8 +293,9 @@ def accumulate(
     On a GPU as `perturb`: rows out of range, and a tally that is full, stop the program with a device-side assertion.
 
     Numerics: logits become float32; a row with one that is not finite counts in n and in the last of counts, votes for no
-    class and adds no score. Ties go to the lowest class. Scores are integers in units of 2^-30, rounded down; squares are
-    rounded up. Within a row sums are of integers in units of 2^-40, so every backend gives the same Tally.
+    class and adds no score (in histograms one of 0). Ties go to the lowest class. Scores are integers in units of 2^-30,
+    rounded down; squares are rounded up. Within a row sums are of integers in units of 2^-40, so every backend gives the
+    same Tally.
 
     Examples
     --------
@@ -334,4 +337,7 @@ def accumulate(
         tally.counts,
         tally.sums,
         tally.squares,
+        tally.tracked,
+        tally.bin_counts,
+        tally.bin_sums,
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..tally import MAX_SAMPLES
+from ..tally import MAX_SAMPLES, check_range
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 
@@ -48,12 +48,9 @@ class Accumulation(NamedTuple):
     counts: torch.Tensor
     sums: torch.Tensor
     squares: torch.Tensor
-
-
-def check_range(name: str, values: torch.Tensor, limit: int) -> None:
-    """Raise ValueError unless all of `values` lie in [0, limit)."""
-    if values.numel() and (int(values.min()) < 0 or int(values.max()) >= limit):
-        raise ValueError(f"{name} runs from {int(values.min())} to {int(values.max())}; it must lie in [0, {limit})")
+    tracked: torch.Tensor  # int64 [I, M, C], C often 0
+    bin_counts: torch.Tensor
+    bin_sums: torch.Tensor
 
 
 _usable: set[tuple[str, torch.device]] = set()  # failures are not kept: they may pass
@@ -123,7 +120,7 @@ _library.define(
 )
 _library.define(
     "accumulate(Tensor logits, Tensor rows, Tensor parameters, str backend, Tensor(a!) n, Tensor(b!) counts, "
-    "Tensor(c!) sums, Tensor(d!) squares) -> ()"
+    "Tensor(c!) sums, Tensor(d!) squares, Tensor tracked, Tensor(e!) bin_counts, Tensor(f!) bin_sums) -> ()"
 )
 
 
@@ -178,6 +175,9 @@ def _accumulate(
     counts: torch.Tensor,
     sums: torch.Tensor,
     squares: torch.Tensor,
+    tracked: torch.Tensor,
+    bin_counts: torch.Tensor,
+    bin_sums: torch.Tensor,
 ) -> None:
     backend = backend_for(backend, logits.device)
     if backend in ("cpu", "reference"):
@@ -185,7 +185,9 @@ def _accumulate(
         if (most := int(n.max())) + len(rows) > MAX_SAMPLES:
             raise OverflowError(f"an input has {most} samples and {len(rows)} more are added; a Tally holds 2^33 - 1")
     if logits.numel():
-        _module(backend).accumulate(Accumulation(logits, rows, parameters, n, counts, sums, squares))
+        _module(backend).accumulate(
+            Accumulation(logits, rows, parameters, n, counts, sums, squares, tracked, bin_counts, bin_sums)
+        )
 
 
 for _name, _function in (("perturb", _perturb), ("accumulate", _accumulate)):

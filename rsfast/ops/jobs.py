@@ -49,12 +49,16 @@ class AccumulateJob(ctypes.Structure):
         ("classes", ctypes.c_int64),
         ("heads", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
+        ("tracked_classes", ctypes.c_int64),
         ("slots", ctypes.c_void_p),
         ("parameters", ctypes.c_void_p),
         ("n", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
         ("sums", ctypes.c_void_p),
         ("squares", ctypes.c_void_p),
+        ("tracked", ctypes.c_void_p),
+        ("bin_counts", ctypes.c_void_p),
+        ("bin_sums", ctypes.c_void_p),
     )
 
 
@@ -99,10 +103,14 @@ def accumulate_job(job: Accumulation) -> AccumulateJob:
         classes=job.logits.shape[1],
         heads=job.parameters.shape[0],
         inputs=job.n.shape[0],
+        tracked_classes=job.tracked.shape[2],
         slots=job.rows.data_ptr(),
         parameters=job.parameters.data_ptr(),
         n=job.n.data_ptr(),
         counts=job.counts.data_ptr(),
         sums=job.sums.data_ptr(),
         squares=job.squares.data_ptr(),
+        tracked=job.tracked.data_ptr(),
+        bin_counts=job.bin_counts.data_ptr(),
+        bin_sums=job.bin_sums.data_ptr(),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..sequences import BINS, bin_edges
 from .backends import Accumulation, Perturbation
 
 Tensor = torch.Tensor
@@ -173,12 +174,30 @@ def scores(kind: float, scale: float, low: float, high: float, logits: Tensor) -
     return sparsemax_scores(a) if kind == 1 else softmax_scores(a)
 
 
+def bins(q: Tensor) -> Tensor:
+    """Return `rsfast.sequences.bin_of` of int64 scores: the bins from 1/2 on mirror those below it."""
+    half = 1 << 29
+    distance = torch.where(q < half, q, 2 * half - q).clamp(max=half - 1)
+    edges = torch.from_numpy(bin_edges()[0][: BINS // 2]).to(q.device)
+    place = torch.bucketize(distance, edges, right=True) - 1
+    return torch.where(q < half, place, BINS - 1 - place)
+
+
+def add_to_histograms(job: Accumulation, h: int, rows: Tensor, q: Tensor) -> None:
+    """Add the scores int64 [B, K] of head `h` to the histograms of its tracked classes."""
+    tracked = q.gather(1, job.tracked[rows, h])
+    place = rows[:, None], torch.arange(tracked.shape[1], device=q.device), bins(tracked)
+    job.bin_counts[:, h].index_put_(place, torch.ones_like(tracked), accumulate=True)
+    job.bin_sums[:, h].index_put_(place, tracked, accumulate=True)
+
+
 def accumulate(job: Accumulation) -> None:
     """Add every row of the logits to its input's slot."""
     logits, rows = job.logits.float(), job.rows
     valid = torch.isfinite(logits).all(1)
     job.n.index_add_(0, rows, torch.ones_like(rows))
     job.counts[:, -1].index_add_(0, rows, (~valid).long())
+    job.bin_counts[..., 0].index_add_(0, rows, (~valid).long()[:, None, None].expand(-1, *job.tracked.shape[1:]))
     logits, rows = logits[valid], rows[valid]
     if not rows.numel():
         return
@@ -187,3 +206,5 @@ def accumulate(job: Accumulation) -> None:
         q = scores(kind, scale, low, high, logits)
         job.sums[:, h].index_add_(0, rows, q)
         job.squares[:, h].index_add_(0, rows, (q * q + (1 << 30) - 1) >> 30)
+        if job.tracked.shape[2]:
+            add_to_histograms(job, h, rows, q)

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..sequences import BINS
 from ..tally import MAX_SAMPLES
 from .backends import Accumulation, Perturbation
 
@@ -29,6 +30,7 @@ _CHUNK = 1024  # logits that it reads at once where a row has more than that
 _FILL = 512  # programs that fill a large GPU
 _MOST = 65535  # programs along the second or third axis of a grid
 _MAX_SAMPLES = tl.constexpr(MAX_SAMPLES)
+_BINS = tl.constexpr(BINS)
 
 
 def _coefficients(text: str) -> Any:
@@ -282,6 +284,23 @@ def add(to_ptr, slot, stride, place, values, one_slot):
         tl.atomic_add(to_ptr + slot[:, None] * stride + place[None, :], values, mask=values > 0, sem="relaxed")
 
 
+@triton.jit
+def score_bin(score):
+    score = score.to(tl.int32)
+    below = score < (1 << 29)
+    units = tl.minimum(tl.where(below, score, (1 << 30) - score), (1 << 29) - 1) >> 12
+    place = tl.where(units < 4, units, (units.to(tl.float32).to(tl.int32, bitcast=True) >> 21) - 512)
+    return tl.where(below, place, _BINS - 1 - place)
+
+
+@triton.jit
+def add_bins(counts_ptr, sums_ptr, histogram, score, inside):
+    """Add each score to its histogram."""
+    place = histogram * _BINS + score_bin(score)
+    tl.atomic_add(counts_ptr + place, 1, mask=inside, sem="relaxed")
+    tl.atomic_add(sums_ptr + place, score, mask=inside & (score > 0), sem="relaxed")
+
+
 @triton.jit(do_not_specialize=["batch", "slots", "heads"])
 def accumulate_kernel(
     logits_ptr,
@@ -291,6 +310,9 @@ def accumulate_kernel(
     counts_ptr,
     sums_ptr,
     squares_ptr,
+    tracked_ptr,
+    bin_counts_ptr,
+    bin_sums_ptr,
     batch,
     slots,
     heads,
@@ -299,6 +321,7 @@ def accumulate_kernel(
     class_stride,
     ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    TRACKED: tl.constexpr,
 ):
     # Program (t, g) holds a tile of ROWS rows with all their classes, for every head that is g modulo the programs of t.
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -341,6 +364,11 @@ def accumulate_kernel(
         score = tl.where(scored, score, 0)
         add(sums_ptr + h * classes, slot, heads * classes, k, score, one_slot)
         add(squares_ptr + h * classes, slot, heads * classes, k, square_score(score), one_slot)
+        for c in range(TRACKED):
+            histogram = (slot * heads + h) * TRACKED + c
+            tracked = tl.load(tracked_ptr + histogram)
+            tracked_score = tl.sum(tl.where(k[None, :] == tracked[:, None], score, 0), 1)
+            add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, present)
 
 
 @triton.jit
@@ -373,6 +401,19 @@ def sparsemax_sums(row_ptr, maximum, scale, floor, classes, class_stride, BLOCK_
     return tl.sum(total, 0) << 16, tl.sum(count, 0)
 
 
+@triton.jit
+def wide_score(logits, maximum, total, count, kind, scale, low, high):
+    """The scores of some logits of a row, from what the row sums."""
+    a = (logits - maximum) * scale
+    if kind == 0.0:
+        score = softmax_score(exp_units(a), softmax_factor(total))
+    elif kind == 1.0:
+        score = sparsemax_score(sparsemax_mantissa(a), total, count)
+    else:
+        score = clipped_score(logits, scale, low, high)
+    return score
+
+
 @triton.jit(do_not_specialize=["slots", "heads"])
 def accumulate_wide_kernel(
     logits_ptr,
@@ -382,12 +423,17 @@ def accumulate_wide_kernel(
     counts_ptr,
     sums_ptr,
     squares_ptr,
+    tracked_ptr,
+    bin_counts_ptr,
+    bin_sums_ptr,
     slots,
     heads,
     classes,
     row_stride,
     class_stride,
     BLOCK_SIZE: tl.constexpr,
+    TRACKED: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     # Program (b, g) takes row b, in as many passes as its sums need, for every head that is g modulo the programs of b.
     row = tl.program_id(0).to(tl.int64)
@@ -416,6 +462,7 @@ def accumulate_wide_kernel(
         tl.atomic_add(n_ptr + slot, 1, sem="relaxed")
         tl.atomic_add(counts_ptr + slot * (classes + 1) + vote, 1, sem="relaxed")
 
+    lane = tl.arange(0, LANES)  # of the tracked classes
     heads_to_do = tl.where(present & (valid > 0), heads, 0)
     for h in range(tl.program_id(1), heads_to_do, tl.num_programs(1)):
         kind = tl.load(parameters_ptr + 4 * h)
@@ -434,17 +481,22 @@ def accumulate_wide_kernel(
                 total, count = sparsemax_sums(row_ptr, maximum, scale, floor, classes, class_stride, BLOCK_SIZE)
         for start in range(0, classes, BLOCK_SIZE):
             logits, k = read_chunk(row_ptr, start, classes, class_stride, BLOCK_SIZE)
-            a = (logits - maximum) * scale
-            if kind == 0.0:
-                score = softmax_score(exp_units(a), softmax_factor(total))
-            elif kind == 1.0:
-                score = sparsemax_score(sparsemax_mantissa(a), total, count)
-            else:
-                score = clipped_score(logits, scale, low, high)
+            score = wide_score(logits, maximum, total, count, kind, scale, low, high)
             place = (slot * heads + h) * classes + k
             inside = (k < classes) & (score > 0)
             tl.atomic_add(sums_ptr + place, score, mask=inside, sem="relaxed")
             tl.atomic_add(squares_ptr + place, square_score(score), mask=inside, sem="relaxed")
+        if TRACKED > 0:
+            histogram = (slot * heads + h) * TRACKED + lane
+            tracked = tl.load(tracked_ptr + histogram, mask=lane < TRACKED, other=0)
+            tracked_logits = tl.load(row_ptr + tracked * class_stride).to(tl.float32)
+            tracked_score = wide_score(tracked_logits, maximum, total, count, kind, scale, low, high)
+            add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, lane < TRACKED)
+    if TRACKED > 0:
+        heads_of_zeros = tl.where(present & (valid == 0), heads, 0)
+        for h in range(tl.program_id(1), heads_of_zeros, tl.num_programs(1)):
+            histogram = (slot * heads + h) * TRACKED + lane
+            tl.atomic_add(bin_counts_ptr + histogram * _BINS, 1, mask=lane < TRACKED, sem="relaxed")
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -528,10 +580,15 @@ def accumulate(job: Accumulation) -> None:
     rows = 1 if wide else min(128, _TILE // block)
     tiles = triton.cdiv(batch, rows)
     groups = max(1, min(heads, triton.cdiv(_FILL, tiles)))
-    tensors = (job.logits, job.rows, job.parameters, job.n, job.counts, job.sums, job.squares)
+    tracked = job.tracked.shape[2]
+    results = (job.n, job.counts, job.sums, job.squares, job.tracked, job.bin_counts, job.bin_sums)
+    tensors = (job.logits, job.rows, job.parameters, *results)
     sizes = (job.n.shape[0], heads, classes, *job.logits.stride())
     with _on(job.logits.device):
         if wide:
-            accumulate_wide_kernel[(tiles, groups)](*tensors, *sizes, BLOCK_SIZE=block, **_OPTIONS)
+            lanes = triton.next_power_of_2(max(1, tracked))
+            options = {"BLOCK_SIZE": block, "TRACKED": tracked, "LANES": lanes, **_OPTIONS}
+            accumulate_wide_kernel[(tiles, groups)](*tensors, *sizes, **options)
         else:
-            accumulate_kernel[(tiles, groups)](*tensors, batch, *sizes, ROWS=rows, BLOCK_SIZE=block, **_OPTIONS)
+            options = {"ROWS": rows, "BLOCK_SIZE": block, "TRACKED": tracked, **_OPTIONS}
+            accumulate_kernel[(tiles, groups)](*tensors, batch, *sizes, **options)
