@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from . import bounds, heads, noise, sequences
 from .certificate import ABSTAIN, Certificate, certificates, predictions
+from .evidence import leading_classes
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian
 
 if TYPE_CHECKING:
     from . import ops
-    from .api import Smooth, certify, predict, sample
+    from .api import Smooth, certify, predict, sample, tune_head
     from .lipschitz import lipschitz_bound
     from .tally import Tally
 
@@ -33,6 +34,7 @@ __all__ = [
     "certificates",
     "certify",
     "heads",
+    "leading_classes",
     "lipschitz_bound",
     "noise",
     "ops",
@@ -40,6 +42,7 @@ __all__ = [
     "predictions",
     "sample",
     "sequences",
+    "tune_head",
 ]
 
 # What needs torch is imported when it is first used, so that rsfast.bounds and rsfast.certificate do without it.
@@ -51,6 +54,7 @@ _NEEDS_TORCH = {
     "ops": "ops",
     "predict": "api",
     "sample": "api",
+    "tune_head": "api",
 }
 
 

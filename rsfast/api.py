@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict, overload
 
 import numpy as np
 import torch
@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
-from . import bounds, certificate, ops
+from . import bounds, certificate, looks, ops, rules
 from .certificate import ABSTAIN, Certificate
 from .heads import Head, Votes
+from .looks import Goal
 from .noise import Gaussian
+from .rules import Method
 from .sampler import Model, automatic_batch_size, draw
 from .tally import MAX_SAMPLES, Tally
 
 _VOTES = Votes()
+_GROUP = 1024  # inputs whose Tallies are held at once
 
 
 def _count(name: str, value: object, most: int = MAX_SAMPLES) -> int:
@@ -117,14 +120,28 @@ class Sampling:
             disable=None if self.progress else True,
         )
 
-    def run(self, heads: Sequence[Head], samples: range, stream: str, bar: tqdm[Any]) -> Tally:
-        tally = Tally(self.inputs.shape[0], self.num_classes, heads, device=self.inputs.device)
+    def run(
+        self,
+        heads: Sequence[Head],
+        samples: range,
+        stream: str,
+        bar: tqdm[Any],
+        *,
+        which: NDArray[np.int64] | None = None,
+        tracked: NDArray[np.int64] | torch.Tensor | None = None,
+    ) -> Tally:
+        """Return the Tally of these samples of all inputs, or of those numbered `which`."""
+        inputs, ids = self.inputs, self.input_ids
+        if which is not None and not np.array_equal(which, np.arange(len(inputs))):
+            places = torch.from_numpy(which).to(inputs.device)
+            inputs, ids = inputs[places], ids[places]
+        tally = Tally(len(inputs), self.num_classes, heads, tracked=tracked, device=inputs.device)
         draw(
             self.model,
-            self.inputs,
+            inputs,
             self.noise,
             tally,
-            input_ids=self.input_ids,
+            input_ids=ids,
             samples=samples,
             seed=self.seed,
             stream=stream,
@@ -133,6 +150,37 @@ class Sampling:
             bar=bar,
         )
         return tally
+
+    def certify(
+        self,
+        methods: Sequence[Method],
+        goal: Goal,
+        n0: int,
+        n: int,
+        bar: tqdm[Any],
+        streams: tuple[str, str] = ("selection", "estimation"),
+    ) -> list[list[Certificate]]:
+        """Return, for each input, its certificate by each method."""
+        heads = tuple(dict.fromkeys(method.head for method in methods))
+        found = []
+        for first in range(0, len(self.inputs), _GROUP):
+            group = np.arange(first, min(first + _GROUP, len(self.inputs)))
+
+            def take(
+                which: NDArray[np.int64],
+                samples: range,
+                stream: str,
+                tracked: NDArray[np.int64] | None,
+                group: NDArray[np.int64] = group,
+            ) -> Tally:
+                return self.run(heads, samples, stream, bar, which=group[which], tracked=tracked)
+
+            ids = self.input_ids[group[0] : group[-1] + 1].tolist()
+            backend = self.preparation["backend"]
+            found += looks.run(
+                take, methods, goal, n0=n0, n=n, seed=self.seed, input_ids=ids, backend=backend, streams=streams
+            )
+        return found
 
 
 def sample(
@@ -145,6 +193,7 @@ def sample(
     start: int = 0,
     stream: str = "estimation",
     heads: Sequence[Head] = (_VOTES,),
+    tracked: NDArray[np.int64] | torch.Tensor | None = None,
     seed: int,
     **options: Unpack[SamplingOptions],
 ) -> Tally:
@@ -171,6 +220,8 @@ def sample(
         "selection", "estimation", "training" or "user".
     heads : sequence of Head
         The scores to sum; all are taken from the same logits.
+    tracked : int64 array [I, M, C], optional
+        Classes whose scores' histograms the Tally keeps, for betting bounds: `leading_classes` of the selection sample.
     seed : int
         In [0, 2^64).
     batch_size : int or "auto"
@@ -201,7 +252,47 @@ def sample(
         raise ValueError(f"start is {start!r}; it must be an int from 0 to 2^56 - n")
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     with sampling.bar(n, "sampling") as bar:
-        return sampling.run(heads, range(start, start + n), ops.check_stream(stream), bar)
+        return sampling.run(heads, range(start, start + n), ops.check_stream(stream), bar, tracked=tracked)
+
+
+class CertifyOptions(SamplingOptions, total=False):
+    """Those that `certify` with one head and with several share, and `tune_head`; `certify` documents them."""
+
+    n0: int
+    n: int
+    alpha: float
+    bound: str
+    rule: str
+    lipschitz: float | None
+    seed: int | None
+
+
+@overload
+def certify(
+    model: Model,
+    inputs: torch.Tensor,
+    noise: Gaussian,
+    *,
+    num_classes: int,
+    head: Head = ...,
+    radius: float | None = ...,
+    rtol: float | None = ...,
+    **options: Unpack[CertifyOptions],
+) -> list[Certificate]: ...
+
+
+@overload
+def certify(
+    model: Model,
+    inputs: torch.Tensor,
+    noise: Gaussian,
+    *,
+    num_classes: int,
+    head: Sequence[Head],
+    radius: float | None = ...,
+    rtol: float | None = ...,
+    **options: Unpack[CertifyOptions],
+) -> list[list[Certificate]]: ...
 
 
 def certify(
@@ -213,42 +304,52 @@ def certify(
     n0: int = 100,
     n: int = 100_000,
     alpha: float = 0.001,
-    head: Head = _VOTES,
+    head: Head | Sequence[Head] = _VOTES,
     bound: str = "auto",
     rule: str = "auto",
     lipschitz: float | None = None,
+    radius: float | None = None,
+    rtol: float | None = None,
     seed: int | None = None,
     **options: Unpack[SamplingOptions],
-) -> list[Certificate]:
+) -> list[Certificate] | list[list[Certificate]]:
     """Return one Certificate for each input: the smoothed classifier's class, and the radius within which it is constant.
 
-    Each is wrong with probability at most alpha, over the noise. The class is chosen on n0 samples and bounded on n others.
+    Each is wrong with probability at most alpha, over the noise. The class is chosen on n0 samples and bounded on others: n,
+    or as many as it takes to decide.
 
     Parameters
     ----------
     model, inputs, noise, num_classes, **options
         As in `sample`.
     n0, n : int
-        Selection and estimation samples of each input.
+        Selection samples, and estimation samples of each input; the most of them if `radius` or `rtol` is given.
     alpha : float
-        Failure probability, in (0, 1).
-    head : Head
-        The score that is averaged: part of the classifier, to be fixed before sampling.
+        Failure probability, in (0, 1), of an input.
+    head : Head or sequence of Head
+        The score that is averaged: part of the classifier, to be fixed before sampling. Of several each gets a certificate,
+        at alpha over their number, so that all of an input hold together and the best may be quoted.
     bound : str
-        "auto" (Clopper-Pearson for votes, empirical Bernstein for scores), "clopper_pearson", "empirical_bernstein" or
-        "hoeffding".
+        "auto": Clopper-Pearson for votes, betting for scores; with `radius` or `rtol`, the beta-binomial and the betting
+        sequence. Or a name, as in `certificates`.
     rule : str
         "auto" (for each input what its selection sample promises more of, one-vs-rest or top-two), "one_vs_rest",
         "top_two", "class_partitioning" or "bonferroni".
     lipschitz : float, optional
         As in `certificates`: an l2 Lipschitz constant, per unit of inputs, of every class's score under `head`.
+    radius : float, optional
+        Stop sampling an input as soon as its radius is proved to be as large, or the samples say that it will not be. The
+        certificate holds either way; its radius may be larger or smaller, and n is the number of samples it took.
+    rtol : float, optional
+        Stop sampling an input as soon as its radius is proved to within this share, in (0, 1), of what it could become.
     seed : int, optional
         In [0, 2^64); drawn from the operating system if left out. Either way it is in the Certificate.
 
     Returns
     -------
     list of Certificate
-        Each unpacks as ``prediction, radius``; ``rsfast.ABSTAIN, 0.0`` where nothing can be certified.
+        Each unpacks as ``prediction, radius``; ``rsfast.ABSTAIN, 0.0`` where nothing can be certified. With a sequence of
+        heads, for each input the list of its certificates, one a head.
 
     Raises
     ------
@@ -260,6 +361,10 @@ def certify(
     UserWarning
         If n is so small that even unanimous votes certify nothing.
 
+    Notes
+    -----
+    Samples are looked at after 16, 20, 24, 28, 32, 40 ... (`sequences.look_ends`), whatever the batch size.
+
     References
     ----------
     Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", 2019, CERTIFY.
@@ -270,30 +375,123 @@ def certify(
     >>> [(prediction, radius)] = certify(model, torch.full((1, 1), 0.5), Gaussian(0.25), num_classes=2, n=10_000, seed=1)
     >>> prediction, 0.45 < radius <= 0.5
     (0, True)
+    >>> [found] = certify(model, torch.full((1, 1), 0.5), Gaussian(0.25), num_classes=2, radius=0.25, seed=1)
+    >>> found.radius >= 0.25, found.n
+    (True, 64)
     """
     n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
-    if not isinstance(head, Head):
-        raise TypeError(f"head is {head!r}; it must be one of Votes, Softmax, Sparsemax, ClippedLogits")
-    certificate.resolve(head, bound, rule, lipschitz)
+    goal = Goal(radius, rtol)
+    heads = _heads(head)
+    methods = [Method(noise, alpha / len(heads), each, bound, rule, lipschitz, looks=bool(goal)) for each in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
-    if isinstance(head, Votes):
+    if heads == (_VOTES,):
         _warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
     with sampling.bar(n0 + n, "certifying") as bar:
-        selection = sampling.run((head,), range(n0), "selection", bar)
-        estimation = sampling.run((head,), range(n), "estimation", bar)
-    return certificate.certificates(
-        selection,
-        estimation,
-        noise,
-        head=head,
-        alpha=alpha,
-        bound=bound,
-        rule=rule,
-        lipschitz=lipschitz,
-        seed=sampling.seed,
-        input_ids=sampling.input_ids.tolist(),
-        backend=sampling.preparation["backend"],
-    )
+        found = sampling.certify(methods, goal, n0, n, bar)
+    return [certificates[0] for certificates in found] if isinstance(head, Head) else found
+
+
+def _heads(head: Head | Sequence[Head]) -> tuple[Head, ...]:
+    heads = (head,) if isinstance(head, Head) else head
+    if isinstance(heads, str) or not isinstance(heads, Sequence):
+        raise TypeError(f"head is {head!r}; it must be one of Votes, Softmax, Sparsemax, ClippedLogits, or a list of them")
+    Tally(1, 2, heads)  # checks them
+    return tuple(heads)
+
+
+class Tuned(NamedTuple):
+    """What `tune_head` found: the head to deploy, and the score of every head."""
+
+    head: Head
+    scores: dict[Head, float]
+
+
+_CRITERIA = ("average_radius", "certified_accuracy")
+
+
+def tune_head(
+    model: Model,
+    inputs: torch.Tensor,
+    labels: torch.Tensor | Sequence[int],
+    noise: Gaussian,
+    heads: Sequence[Head],
+    *,
+    num_classes: int,
+    criterion: str | float = "average_radius",
+    n0: int = 100,
+    n: int = 10_000,
+    alpha: float = 0.001,
+    bound: str = "auto",
+    rule: str = "auto",
+    lipschitz: float | None = None,
+    seed: int | None = None,
+    **options: Unpack[SamplingOptions],
+) -> Tuned:
+    """Return the head that certifies best on calibration inputs, for the classifier that is then deployed and certified.
+
+    All heads are evaluated on the same samples. Certify with ``head=tuned.head`` on other inputs: the choice is then fixed
+    before any sample that is certified, and costs nothing. Choosing a head for each input, from the samples that are
+    certified, would prove nothing about any one classifier.
+
+    Parameters
+    ----------
+    model, noise, num_classes, n0, n, alpha, bound, rule, lipschitz, **options
+        As in `certify`, and best as they will be in deployment.
+    inputs : float32 tensor [I, *shape]
+        Calibration inputs; none of those that are certified later.
+    labels : int64 [I]
+        Their true classes.
+    heads : sequence of Head
+        To choose from.
+    criterion : str or float
+        "average_radius": the mean over inputs of the radius, 0 where the prediction is wrong. "certified_accuracy": the
+        share of inputs that are predicted right, and not abstained from. A number: the share that is right with a radius of
+        at least that much.
+    seed : int, optional
+        In [0, 2^64); drawn from the operating system if left out. It may be the seed of the certification: noise comes from
+        the stream "training".
+
+    Returns
+    -------
+    Tuned
+        ``head``, the first of those with the largest score; ``scores``, of every head.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was and what it must be; before any sampling, but for what the model returns.
+
+    Examples
+    --------
+    >>> from rsfast.heads import Softmax
+    >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
+    >>> inputs, labels = torch.tensor([[0.5], [-0.4]]), [0, 1]
+    >>> heads = [Votes(), Softmax(1.0), Softmax(0.01)]
+    >>> tune_head(model, inputs, labels, Gaussian(0.25), heads, num_classes=2, n=1000, seed=1).head
+    Votes()
+    """
+    n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
+    heads = _heads(heads)
+    least = criterion
+    if isinstance(criterion, str):
+        if criterion not in _CRITERIA:
+            raise ValueError(f"criterion is {criterion!r}; it must be a radius, or one of {', '.join(_CRITERIA)}")
+        least = 0.0
+    elif isinstance(criterion, bool) or not isinstance(criterion, (int, float, np.floating, np.integer)):
+        raise TypeError(f"criterion is {criterion!r}; it must be a radius, or one of {', '.join(_CRITERIA)}")
+    elif not 0 <= criterion < np.inf:
+        raise ValueError(f"criterion is {criterion!r}; as a radius it must be finite and not negative")
+    methods = [Method(noise, alpha, head, bound, rule, lipschitz) for head in heads]
+    sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    truth = ops.indices("labels", labels, len(sampling.inputs), num_classes, sampling.inputs.device)
+    ops.check_range("labels", truth, num_classes)
+    with sampling.bar(n0 + n, "tuning") as bar:
+        found = sampling.certify(methods, Goal(), n0, n, bar, streams=("training", "training"))
+    radii = np.array([[each.radius for each in of_input] for of_input in found])
+    right = np.array([[each.prediction for each in of_input] for of_input in found]) == truth.cpu().numpy()[:, None]
+    values = radii if criterion == "average_radius" else radii >= least
+    scores = dict(zip(heads, np.where(right, values, 0).mean(axis=0).tolist(), strict=True))
+    return Tuned(max(scores, key=lambda head: scores[head]), scores)
 
 
 def _warn_if_hopeless(what: str, n: int, alpha: float, smallest: int) -> None:
@@ -425,7 +623,7 @@ class Smooth:
         finally:
             self._finish()
         p_lower = self._lower_confidence_bound(votes, n, alpha)
-        radius = float(certificate.radius(self.noise, p_lower, 1 - p_lower))
+        radius = float(rules.radius(self.noise, p_lower, 1 - p_lower))
         return (chosen, radius) if radius > 0 else (ABSTAIN, 0.0)
 
     def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:

@@ -19,22 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__, bounds
-from .certificate import (
-    ABSTAIN,
-    BOUNDS,
-    RULES,
-    Certificate,
-    certificates,
-    predictions,
-    resolve,
-    smallest_certifiable_n,
-    smallest_predictable_n,
-)
+from .certificate import ABSTAIN, Certificate, predictions, smallest_certifiable_n, smallest_predictable_n
+from .evidence import BOUNDS
 from .heads import ClippedLogits, Head, Softmax, Sparsemax, Votes
+from .looks import Goal
+from .looks import run as look
 from .noise import STREAM_VERSION, Gaussian
+from .rules import RULES, Method
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from .results import Results
     from .tally import Tally
@@ -98,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         help="score that is averaged: votes, softmax:T, sparsemax:T or clipped:LOW:HIGH (default: votes)",
     )
     _add_bound_and_rule(certify)
+    early = certify.add_mutually_exclusive_group()
+    early.add_argument(
+        "--radius", type=float, metavar="R", help="stop sampling an image once its radius is R or will not be"
+    )
+    early.add_argument("--rtol", type=float, metavar="X", help="stop once its radius is known to this share, such as 0.05")
 
     predict = command("predict", _predict, "Predict with the smoothed model on a file of images and write a run folder.")
     _add_sampling_options(predict)
@@ -256,30 +257,41 @@ def _default_radii(runs: Iterable[Results]) -> list[float]:
 def _certify(args: argparse.Namespace) -> int:
     from . import results
 
-    bound, rule = resolve(args.head, args.bound, args.rule, args.lipschitz)
-    alpha = bounds.check_alpha(args.alpha)
+    goal = Goal(args.radius, args.rtol)
+    noise, alpha = Gaussian(args.sigma), bounds.check_alpha(args.alpha)
+    method = Method(noise, alpha, args.head, args.bound, args.rule, args.lipschitz, looks=bool(goal))
     if args.head == Votes():
         _warn_if_hopeless(args, smallest_certifiable_n(alpha))
     job = _Job(args, args.head)
-    settings = {"n0": args.n0, "n": args.n, "alpha": alpha, "head": args.head.to_dict(), "bound": bound, "rule": rule}
-    settings["lipschitz"] = args.lipschitz
+    settings = {
+        "n0": args.n0,
+        "n": args.n,
+        "alpha": alpha,
+        "head": args.head.to_dict(),
+        "bound": method.bound,
+        "rule": method.rule,
+        "lipschitz": args.lipschitz,
+        "radius": goal.radius,
+        "rtol": goal.rtol,
+    }
     began = time.perf_counter()
     with job.recorder(settings, results.CERTIFY_COLUMNS, args.n0 + args.n) as record:
         for index in job.indices:
-            selection = job.draw(index, args.n0, "selection")
-            estimation = job.draw(index, args.n, "estimation")
-            (certificate,) = certificates(
-                selection,
-                estimation,
-                job.noise,
-                head=args.head,
-                alpha=alpha,
-                bound=bound,
-                rule=rule,
-                lipschitz=args.lipschitz,
-                seed=job.seed,
-            )
-            record(index, certificate, selection=selection, estimation=estimation)
+            drawn: list[Tally] = []
+
+            def draw(
+                _: object,
+                samples: range,
+                stream: str,
+                tracked: NDArray[np.int64] | None,
+                index: int = index,
+                drawn: list[Tally] = drawn,
+            ) -> Tally:
+                drawn.append(job.draw(index, samples, stream, tracked))
+                return drawn[-1]
+
+            [[certificate]] = look(draw, [method], goal, n0=args.n0, n=args.n, seed=job.seed, input_ids=[index])
+            record(index, certificate, drawn[:1], drawn[1:])
     _print_certified(args, results.read(args.out), time.perf_counter() - began)
     return 0
 
@@ -307,9 +319,9 @@ def _predict(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     with job.recorder({"n": args.n, "alpha": alpha}, results.PREDICT_COLUMNS, args.n) as record:
         for index in job.indices:
-            tally = job.draw(index, args.n, "estimation")
+            tally = job.draw(index, range(args.n), "estimation")
             (prediction,) = predictions(tally, alpha)
-            record(index, prediction, estimation=tally)
+            record(index, prediction, [], [tally])
             predicted.append(prediction)
     score = "no labels"
     if job.labels is not None:
@@ -367,12 +379,12 @@ class _Job:
         }
         self.progress: Callable[[int], object] = lambda samples: None
         try:  # so that a model that does not fit fails before there is a run folder
-            self.draw(self.indices[0], 1, "user")
+            self.draw(self.indices[0], range(1), "user")
         except RuntimeError as error:
             shape = [1, *self.images.shape[1:]]
             raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}") from error
 
-    def draw(self, index: int, n: int, stream: str) -> Tally:
+    def draw(self, index: int, samples: range, stream: str, tracked: NDArray[np.int64] | None = None) -> Tally:
         """Sample one image, under its place in the file: other images change nothing, so neither does sharding."""
         from .api import sample
 
@@ -381,9 +393,11 @@ class _Job:
             self.images[index : index + 1].to(self.device),
             self.noise,
             num_classes=self.args.num_classes,
-            n=n,
+            n=len(samples),
+            start=samples.start,
             stream=stream,
             heads=(self.head,),
+            tracked=tracked,
             seed=self.seed,
             input_ids=[index],
             **self.options,
@@ -404,15 +418,18 @@ class _Job:
         with RunWriter(self.args.out, self._sidecar(settings), columns) as run:
             began = time.perf_counter()
 
-            def record(index: int, outcome: Certificate | int, **tallies: Tally) -> None:
+            def record(index: int, outcome: Certificate | int, selection: list[Tally], estimation: list[Tally]) -> None:
                 nonlocal began
-                counts = {stream: tally.integers(0) for stream, tally in tallies.items()}
+                counts: dict[str, Any] = {}
+                for stream, tallies in (("selection", selection), ("estimation", estimation)):
+                    ranges = [tally.integers(0) for tally in tallies]
+                    counts |= {stream: ranges[0] if len(ranges) == 1 else ranges} if ranges else {}
+                bar.total -= samples - sum(int(tally.n) for tally in selection + estimation)  # stopped early
                 ended = time.perf_counter()
                 run.write(index, None if self.labels is None else self.labels[index], outcome, ended - began, counts)
                 began = ended
 
-            total = len(self.indices) * samples
-            with tqdm(total=total, unit="sample", unit_scale=True, disable=None) as bar:
+            with tqdm(total=len(self.indices) * samples, unit="sample", unit_scale=True, disable=None) as bar:
                 self.progress = bar.update
                 yield record
 

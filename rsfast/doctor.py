@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import __version__, ops
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian
+from .noise import STREAM_VERSION, Gaussian, philox
 from .ops import backends, reference
 from .tally import Tally
 
@@ -137,7 +137,7 @@ def _device(backend: str) -> str:
 def _philox(backend: str, counter: tuple[int, int, int, int], key: int) -> tuple[int, ...]:
     c0, c1, c2, c3 = counter
     if backend == "reference":
-        words = reference.philox((torch.tensor(c0), torch.tensor(c1), torch.tensor(c2), torch.tensor(c3)), key)
+        words = philox((torch.tensor(c0), torch.tensor(c1), torch.tensor(c2), torch.tensor(c3)), key)
         return tuple(int(word) for word in words)
     from . import _cpu
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from . import results
-from .bounds import check_alpha
-from .certificate import certificates, resolve
+from .certificate import prove
 from .heads import from_dict as head_from_dict
+from .looks import Goal
 from .noise import from_dict as noise_from_dict
 from .results import Results, RunWriter
+from .rules import Method
 from .tally import Tally
 
 
@@ -49,7 +50,8 @@ def recertify(
     FileNotFoundError, FileExistsError
         If `run` lacks a file, or `out` holds a run.
     ValueError
-        If `run` holds predictions or is damaged, or the bound or the rule does not fit its head.
+        If `run` holds predictions or is damaged, lacks what the bound needs, or bound and rule do not fit its head, or the
+        samples were looked at more than once and the bound holds for one look.
     """
     run = Path(run)
     rows = results.read(run)
@@ -57,11 +59,12 @@ def recertify(
     missing = [name for name in ("alpha", "head", "noise", "seed", "n0", "n") if name not in sidecar]
     if missing:
         raise ValueError(f"{run / results.SIDECAR} lacks {', '.join(missing)}; it must be of a run of rsfast certify")
-    alpha = check_alpha(sidecar["alpha"] if alpha is None else alpha)
-    head, noise, seed = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"]), sidecar["seed"]
-    bound, rule = resolve(head, bound, rule, lipschitz)
+    head, noise = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"])
+    early = bool(Goal(sidecar.get("radius"), sidecar.get("rtol")))
+    method = Method(noise, sidecar["alpha"] if alpha is None else alpha, head, bound, rule, lipschitz, looks=early)
     counts = results.read_counts(run)
-    sidecar |= {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz, "recertified_from": str(run)}
+    sidecar |= {"alpha": method.alpha, "bound": method.bound, "rule": method.rule, "lipschitz": lipschitz}
+    sidecar["recertified_from"] = str(run)
     sidecar["counts_sha256"] = hashlib.sha256((run / results.COUNTS).read_bytes()).hexdigest()
     outcomes = []
     for idx in rows.idx.tolist():
@@ -69,23 +72,17 @@ def recertify(
         if idx not in counts:
             raise ValueError(f"{run / results.COUNTS} has no line of idx {idx}, which {results.TABLE} has")
         try:
-            selection, estimation = (
-                Tally.from_integers([counts[idx][stream]], (head,)) for stream in ("selection", "estimation")
-            )
+            selection, estimation = (counts[idx][stream] for stream in ("selection", "estimation"))
+            ranges = estimation if isinstance(estimation, list) else [estimation]
+            first, *rest = (Tally.from_integers([each], (head,)) for each in (selection, *ranges))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{run / results.COUNTS}, idx {idx}: {type(error).__name__}: {error}") from error
-        (certificate,) = certificates(
-            selection,
-            estimation,
-            noise,
-            head=head,
-            alpha=alpha,
-            bound=bound,
-            rule=rule,
-            lipschitz=lipschitz,
-            seed=seed,
-            input_ids=[idx],
-        )
+        try:
+            (certificate,), *_ = prove(
+                method, first, rest, cap=sidecar["n"], seed=sidecar["seed"], input_ids=[idx], backend=""
+            )
+        except ValueError as error:
+            raise ValueError(f"{run / results.COUNTS}, idx {idx}: {error}") from error
         outcomes.append((certificate, time.perf_counter() - began))
     with RunWriter(out, sidecar | (about or {})) as writer:
         for idx, label, (certificate, seconds) in zip(rows.idx.tolist(), rows.label.tolist(), outcomes, strict=True):

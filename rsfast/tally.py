@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from . import heads as heads_module
@@ -210,7 +212,7 @@ class Tally:
         copy = Tally(self.num_inputs, self.num_classes, self.heads, tracked=self.tracked, device=device)
         return copy._fill(self._tensors())
 
-    def select(self, indices: Sequence[int] | torch.Tensor) -> Tally:
+    def select(self, indices: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> Tally:
         """Return the tally of these inputs alone, a copy, in this order.
 
         Raises

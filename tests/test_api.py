@@ -45,6 +45,11 @@ def first_three(x):
         (Votes(), "hoeffding", "one_vs_rest"),
         (Softmax(0.05), "empirical_bernstein", "one_vs_rest"),
         (Sparsemax(0.1), "empirical_bernstein", "top_two"),
+        (Votes(), "randomized_clopper_pearson", "auto"),
+        (Votes(), "beta_binomial_sequence", "one_vs_rest"),
+        (Softmax(0.05), "betting", "auto"),
+        (Sparsemax(0.1), "betting_sequence", "top_two"),
+        (ClippedLogits(-1.0, 1.0), "betting", "top_two"),
     ],
 )
 def test_radius_of_a_linear_classifier_exceeds_its_margin_no_more_than_chance_allows(head, bound, rule):
@@ -72,6 +77,127 @@ def test_radius_of_a_linear_classifier_comes_within_five_percent(distance):
     [(prediction, radius)] = certify(model, x, Gaussian(0.25), num_classes=2, n=100_000, alpha=0.001, seed=4)
     assert prediction == 1
     assert 0.95 * distance < radius <= distance
+
+
+@pytest.mark.parametrize(("head", "inputs"), [(Votes(), 1000), (Softmax(0.05), 200)])
+def test_deciding_at_a_radius_errs_no_more_than_chance_allows(head, inputs):
+    """Inputs whose radius is just below the one asked for, with alpha = 0.05: more wrong ones have chance 1e-9."""
+    model = Linear(8)
+    x = model.at(np.full(inputs, 0.2 - 1e-6))
+    found = certify(model, x, Gaussian(0.25), num_classes=2, n=2000, alpha=0.05, head=head, radius=0.2, seed=12)
+    assert sum(certificate.radius >= 0.2 for certificate in found) <= binom.isf(1e-9, inputs, 0.05)
+    assert any(certificate.n < 2000 for certificate in found)
+
+
+def test_batches_and_groups_do_not_show_in_early_decisions(monkeypatch):
+    model = Linear(6)
+    x = model.at([0.5, 0.2, -0.1, 0.31, 0.0, -0.6, 0.28])
+    options = {"num_classes": 2, "n": 4000, "radius": 0.3, "seed": 2}
+    found = certify(model, x, Gaussian(0.25), **options)
+    assert {certificate.n < 4000 for certificate in found} == {True, False} or found[0].n < 4000
+    assert [certificate.radius >= 0.3 for certificate in found] == [True, False, False, False, False, True, False]
+    assert len({certificate.n for certificate in found}) > 2
+    assert certify(model, x, Gaussian(0.25), batch_size=7, **options) == found
+    monkeypatch.setattr(rsfast.api, "_GROUP", 3)
+    assert certify(model, x, Gaussian(0.25), **options) == found
+    alone = [certify(model, x[i : i + 1], Gaussian(0.25), input_ids=[i], **options)[0] for i in range(7)]
+    assert alone == found
+
+
+def test_several_heads_share_alpha():
+    """Each is what it would be alone, at half of alpha; on the same samples."""
+    model, heads = Linear(6), [Votes(), Softmax(0.1)]
+    x = model.at([0.5, -0.2])
+    options = {"num_classes": 2, "n": 500, "seed": 2}
+    found = certify(model, x, Gaussian(0.25), head=heads, alpha=0.01, **options)
+    assert [[certificate.head for certificate in of_input] for of_input in found] == [heads, heads]
+    for k, head in enumerate(heads):
+        alone = certify(model, x, Gaussian(0.25), head=head, alpha=0.005, **options)
+        assert [of_input[k] for of_input in found] == alone
+    assert [c.bound for c in found[0]] == ["clopper_pearson", "betting"]
+    assert [c.bound for c in certify(model, x, Gaussian(0.25), head=heads, radius=0.1, **options)[0]] == [
+        "beta_binomial_sequence",
+        "betting_sequence",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"head": []}, ValueError, "it must hold at least one head, and none twice"),
+        ({"head": [Votes(), Votes()]}, ValueError, "none twice"),
+        ({"head": ["votes"]}, TypeError, "heads holds 'votes'; each must be one of Votes"),
+        ({"head": "votes"}, TypeError, "head is 'votes'; it must be one of Votes, .* or a list of them"),
+        ({"head": [Votes(), Softmax()], "bound": "clopper_pearson"}, ValueError, "with the head Softmax"),
+        ({"radius": 0.5, "bound": "clopper_pearson"}, ValueError, "which holds for one look"),
+        ({"radius": 0.5, "rtol": 0.5}, ValueError, "one of them must be None"),
+        ({"rtol": 0}, ValueError, "rtol is 0; it must be above 0 and below 1"),
+    ],
+)
+def test_wrong_heads_and_goals(options, error, message):
+    def never(x):
+        raise AssertionError("sampled before the arguments were checked")
+
+    with pytest.raises(error, match=message):
+        certify(never, torch.ones(1, 2), Gaussian(0.25), num_classes=2, seed=1, **options)
+
+
+# tune_head: class 0 has the larger logit on three inputs of four, by little, so a soft head sees little of it.
+
+CALIBRATION, LABELS = torch.tensor([[0.3], [0.2], [0.4], [-0.5]]), [0, 0, 0, 1]
+
+
+def two_classes(x):
+    return torch.stack([x[:, 0], -x[:, 0]], dim=1)
+
+
+def tune(**options):
+    heads = options.pop("heads", [Softmax(10.0), Votes(), Softmax(0.01)])
+    options = {"num_classes": 2, "n": 500, "seed": 3} | options
+    return rsfast.tune_head(two_classes, CALIBRATION, LABELS, Gaussian(0.25), heads, **options)
+
+
+@pytest.mark.parametrize("criterion", ["average_radius", "certified_accuracy", 0.25])
+def test_tune_head_scores_every_head_as_certification_would(criterion):
+    tuned = tune(criterion=criterion)
+    assert tuned.head == max(tuned.scores, key=tuned.scores.get)
+    assert tuned.scores[Softmax(10.0)] < tuned.scores[Votes()] or criterion == "certified_accuracy"
+    expected = {"average_radius": (0.2, 0.36), "certified_accuracy": (1.0, 1.0), 0.25: (0.5, 0.75)}[criterion]
+    assert expected[0] <= tuned.scores[Votes()] <= expected[1]
+    assert tune(criterion=criterion) == tuned
+
+
+def test_tune_head_counts_right_predictions_alone():
+    assert rsfast.tune_head(
+        two_classes, CALIBRATION, [1, 1, 1, 0], Gaussian(0.25), [Votes()], num_classes=2, n=500, seed=3
+    ).scores == {Votes(): 0.0}
+
+
+def test_tune_head_takes_no_sample_that_certification_takes(monkeypatch):
+    streams = []
+    draw = rsfast.api.draw
+    monkeypatch.setattr(rsfast.api, "draw", lambda *a, **k: streams.append((k["stream"], k["samples"])) or draw(*a, **k))
+    tune(heads=[Votes(), Sparsemax(1.0)], n0=10, n=100)
+    assert {stream for stream, _ in streams} == {"training"}
+    assert [samples for _, samples in streams] == [range(10), range(10, 35), range(35, 60), range(60, 110)]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"heads": []}, ValueError, "at least one head"),
+        ({"criterion": "best"}, ValueError, "criterion is 'best'; it must be a radius, or one of average_radius"),
+        ({"criterion": -1.0}, ValueError, "criterion is -1.0; as a radius it must be finite and not negative"),
+        ({"criterion": None}, TypeError, "criterion is None; it must be a radius"),
+        ({"bound": "clopper_pearson"}, ValueError, "with the head Softmax"),
+    ],
+)
+def test_tune_head_wrong_uses(options, error, message):
+    with pytest.raises(error, match=message):
+        tune(**options)
+    for labels in ([0, 1], [0, 1, 2, 0]):
+        with pytest.raises(ValueError, match="labels "):
+            rsfast.tune_head(two_classes, CALIBRATION, labels, Gaussian(0.25), [Votes()], num_classes=2)
 
 
 def test_certify_records_what_was_done():

@@ -19,13 +19,12 @@ from rsfast.certificate import (
     certificates,
     prediction,
     predictions,
-    radius,
-    resolve,
     smallest_certifiable_n,
     smallest_predictable_n,
 )
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import STREAM_VERSION, Gaussian
+from rsfast.rules import radius, resolve
 from rsfast.tally import Tally
 
 UNIT = 2**30
@@ -192,8 +191,8 @@ ESTIMATION = tally_of(
 )
 
 
-def soft(head, **options):
-    (result,) = certificates(SELECTION, ESTIMATION, NOISE, head=head, alpha=ALPHA, seed=0, **options)
+def soft(head, bound="empirical_bernstein", **options):
+    (result,) = certificates(SELECTION, ESTIMATION, NOISE, head=head, alpha=ALPHA, bound=bound, seed=0, **options)
     return result
 
 
@@ -251,7 +250,8 @@ def test_larger_variance_wins():
     counts = [[N, 0, 0, 0]]
     scores = [[([9000, 310, 300], [8500, 20, 290])]]
     first, second = (tally_of(counts, scores, (Softmax(1.0),)) for _ in range(2))
-    (result,) = certificates(first, second, NOISE, head=Softmax(1.0), alpha=ALPHA, seed=0, rule="top_two")
+    options = {"bound": "empirical_bernstein", "rule": "top_two"}
+    (result,) = certificates(first, second, NOISE, head=Softmax(1.0), alpha=ALPHA, seed=0, **options)
     _, high, variance = bounds.moments(second.sums[0, 0].numpy(), second.squares[0, 0].numpy(), N)
     uppers = bounds.empirical_bernstein_upper(high, variance, N, ALPHA / 2)
     assert uppers[1] < uppers[2] == result.p_upper < 1 - result.p_lower
@@ -262,7 +262,8 @@ def test_cap_needs_scores_that_sum_to_one():
     counts, scores = [[N, 0, 0]], [[([9900, 1500], [9850, 1200])]]
     for head, capped in ((Softmax(1.0), True), (ClippedLogits(0.0, 1.0), False)):
         first, second = (tally_of(counts, scores, (head,)) for _ in range(2))
-        (result,) = certificates(first, second, NOISE, head=head, alpha=ALPHA, seed=0, rule="top_two")
+        options = {"bound": "empirical_bernstein", "rule": "top_two"}
+        (result,) = certificates(first, second, NOISE, head=head, alpha=ALPHA, seed=0, **options)
         assert (result.p_upper == 1 - result.p_lower) == capped
         assert capped or result.p_upper > 0.15
 
@@ -368,10 +369,33 @@ def test_tally_errors():
 
 def test_resolve():
     assert resolve(Votes(), "auto", "auto") == ("clopper_pearson", "auto")
-    assert resolve(Softmax(1.0), "auto", "auto") == ("empirical_bernstein", "auto")
-    assert resolve(Softmax(1.0), "auto", "one_vs_rest") == ("empirical_bernstein", "one_vs_rest")
+    assert resolve(Softmax(1.0), "auto", "auto") == ("betting", "auto")
+    assert resolve(Softmax(1.0), "auto", "one_vs_rest") == ("betting", "one_vs_rest")
     assert resolve(Sparsemax(1.0), "hoeffding", "top_two") == ("hoeffding", "top_two")
-    assert resolve(ClippedLogits(0, 1), "auto", "auto") == ("empirical_bernstein", "top_two")
+    assert resolve(ClippedLogits(0, 1), "auto", "auto") == ("betting", "top_two")
+    assert resolve(Votes(), "auto", "auto", looks=True) == ("beta_binomial_sequence", "auto")
+    assert resolve(Sparsemax(1.0), "auto", "auto", looks=True) == ("betting_sequence", "auto")
+    with pytest.raises(TypeError, match="head is 'votes'; it must be one of Votes"):
+        resolve("votes", "auto", "auto")
+    for bound in ("randomized_clopper_pearson", "beta_binomial_sequence"):
+        with pytest.raises(ValueError, match=f"bound is '{bound}'; with the head Softmax.* betting_sequence"):
+            resolve(Softmax(1.0), bound, "auto")
+
+
+def test_a_cap_and_ranges_that_do_not_fit():
+    with pytest.raises(ValueError, match="cap is 99; it must be at least the estimation samples of every input, 100"):
+        certify([[9, 1, 0]], [[90, 10, 0]], cap=99)
+    selection, estimation = tally_of([[9, 1, 0]]), tally_of([[90, 10, 0]])
+    for wrong, message in (
+        ([], "estimation is empty"),
+        ([estimation, selection], "estimation is selection"),
+        ([estimation, tally_of([[1, 1, 1, 0]])], "estimation.num_classes is 3; it must be selection.num_classes, 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            certificates(selection, wrong, NOISE, alpha=ALPHA, seed=0)
+    parts = [tally_of([[40, 5, 0]]), tally_of([[50, 5, 0]])]
+    options = {"alpha": ALPHA, "seed": 0}
+    assert certificates(selection, parts, NOISE, **options) == certificates(selection, estimation, NOISE, **options)
 
 
 @pytest.mark.parametrize("head", [Votes(), Softmax(0.3), Sparsemax(1e-7), ClippedLogits(-3.5, 0.1)])

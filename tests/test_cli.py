@@ -159,7 +159,7 @@ def test_certify_writes_the_certificates_of_the_library(options, arguments):
 
 
 def test_counts_are_the_integers_of_both_tallies():
-    run(f"certify {BASE} --n0 20 --n 50 --head softmax:0.25 --start 2 --end 4 --out run")
+    run(f"certify {BASE} --n0 20 --n 50 --head softmax:0.25 --bound hoeffding --start 2 --end 4 --out run")
     images, _ = data()
     shared = {"num_classes": 4, "heads": (Softmax(0.25),), "seed": 11}
     lines = counts("run")
@@ -170,6 +170,43 @@ def test_counts_are_the_integers_of_both_tallies():
             tally = rsfast.sample(net(), images[i : i + 1], Gaussian(0.5), n=n, stream=stream, input_ids=[i], **shared)
             assert line[stream] == {k: getattr(tally, k)[0].tolist() for k in ("n", "counts", "sums", "squares")}
             assert line[stream]["n"] == n
+
+
+def test_counts_of_ranges_hold_the_histograms():
+    run(f"certify {BASE} --n0 20 --n 100 --head softmax:0.25 --end 2 --out run")
+    for line in counts("run"):
+        (tracked,) = line["selection"]["sums"]
+        leading = np.argsort(-np.array(tracked), kind="stable")[:2].tolist()
+        assert [tally["n"] for tally in line["estimation"]] == [25, 25, 50]
+        for tally in line["estimation"]:
+            assert tally["tracked"] == [leading]
+            for k, bins in zip(leading, tally["bins"][0], strict=True):
+                assert sum(count for _, count, _ in bins) == tally["n"]
+                assert sum(total for *_, total in bins) == tally["sums"][0][k]
+
+
+def test_a_radius_to_decide(capsys):
+    """Fewer samples, which the counts tell; the sidecar says what was asked."""
+    assert run(f"certify {BASE} --n0 20 --n 5000 --alpha 0.01 --radius 0.3 --out run") == 0
+    images, _ = data()
+    expected = rsfast.certify(net(), images, Gaussian(0.5), num_classes=4, n0=20, n=5000, alpha=0.01, radius=0.3, seed=11)
+    assert [row["radius"] for row in rows("run")] == [format_radius(certificate.radius) for certificate in expected]
+    for line, certificate in zip(counts("run"), expected, strict=True):
+        ranges = line["estimation"] if isinstance(line["estimation"], list) else [line["estimation"]]
+        assert sum(tally["n"] for tally in ranges) == certificate.n
+    assert min(certificate.n for certificate in expected) < 1000
+    assert (sidecar("run")["radius"], sidecar("run")["rtol"]) == (0.3, None)
+    assert sidecar("run")["bound"] == "beta_binomial_sequence"
+    capsys.readouterr()
+    for options, message in (
+        ("--radius 0.5 --rtol 0.1", "--rtol: not allowed with argument --radius"),
+        ("--radius -1", "radius is -1.0; it must be above 0 and finite"),
+        ("--radius 0.5 --bound clopper_pearson", "which holds for one look"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(f"certify {BASE} --out other {options}")
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_shards_hold_the_rows_and_counts_of_one_run():

@@ -9,6 +9,7 @@ import pytest
 
 from rsfast.cli import main
 from rsfast.recertify import recertify
+from rsfast.sequences import look_ends
 
 NETS = """
 import torch
@@ -58,6 +59,8 @@ def sidecar(folder):
         ("softmax:0.5", "--rule top_two --bound hoeffding --alpha 0.01"),
         ("clipped:-2:4", "--rule bonferroni"),
         ("softmax:0.5", "--lipschitz 0.25"),
+        ("softmax:0.5", "--bound empirical_bernstein"),
+        ("votes", "--bound randomized_clopper_pearson"),
     ],
 )
 def test_as_if_certified_so_at_first(head, options, capsys):
@@ -74,6 +77,35 @@ def test_as_if_certified_so_at_first(head, options, capsys):
     assert {key: found[key] for key in same} == {key: wanted[key] for key in same}
     assert found["recertified_from"] == "run"
     assert found["command"].startswith("rsfast recertify run")
+
+
+@pytest.mark.parametrize("options", ["--radius 0.4", "--head softmax:0.5 --radius 0.4", "--rtol 0.7"])
+def test_runs_that_stopped_early(options, capsys):
+    """From their counts, range by range, come the same rows; bounds that hold for one look are refused."""
+    certify("run", options)
+    with open("run/counts.jsonl") as file:
+        estimation = [json.loads(line)["estimation"] for line in file]
+    used = [sum(tally["n"] for tally in (ranges if isinstance(ranges, list) else [ranges])) for ranges in estimation]
+    assert set(used) <= set(look_ends(500))
+    assert min(used) < 500
+    assert main(["recertify", "run", "--out", "again"]) == 0
+    assert rows("again") == rows("run")
+    assert main(["recertify", "run", "--out", "other", "--bound", "betting_sequence", "--alpha", "0.02"]) == 0
+    assert rows("other") != rows("run")
+    for bound in ("hoeffding", "betting"):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(f"recertify run --out refused --bound {bound}".split())
+        assert stopped.value.code == 2
+        assert "holds for one look at a number of samples fixed before" in capsys.readouterr().err
+
+
+def test_histograms_that_are_not_there(capsys):
+    certify("run", "--head softmax:1 --bound hoeffding")
+    with pytest.raises(SystemExit) as stopped:
+        main(["recertify", "run", "--out", "again", "--bound", "betting"])
+    assert stopped.value.code == 2
+    assert "counts.jsonl, idx 0: estimation has no histograms; the bound 'betting'" in capsys.readouterr().err
 
 
 def test_defaults_keep_alpha():

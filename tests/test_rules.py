@@ -6,9 +6,10 @@ import torch
 from scipy.special import gammaln, ndtri
 
 from rsfast import bounds
-from rsfast.certificate import RULES, certificates, partition, resolve
+from rsfast.certificate import certificates
 from rsfast.heads import Softmax, Votes
 from rsfast.noise import Gaussian
+from rsfast.rules import RULES, partition, resolve
 from rsfast.tally import Tally
 
 NOISE = Gaussian(1.0)
@@ -135,7 +136,7 @@ def test_class_partitioning_is_for_votes():
         resolve(Softmax(1.0), "auto", "class_partitioning")
     with pytest.raises(ValueError, match="not 'hoeffding'"):
         resolve(Votes(), "hoeffding", "class_partitioning")
-    assert resolve(Softmax(1.0), "auto", "bonferroni") == ("empirical_bernstein", "bonferroni")
+    assert resolve(Softmax(1.0), "auto", "bonferroni") == ("betting", "bonferroni")
 
 
 def test_the_enumeration_finds_a_rule_that_is_wrong():
@@ -200,7 +201,8 @@ def test_auto_of_soft_scores():
         tally.counts[:, 0] = n
         tally.n += n
         tallies.append(tally)
-    spread, concentrated = certificates(*tallies, NOISE, head=Softmax(1.0), alpha=0.001, seed=0)
+    options = {"head": Softmax(1.0), "alpha": 0.001, "bound": "empirical_bernstein", "seed": 0}
+    spread, concentrated = certificates(*tallies, NOISE, **options)
     assert (spread.rule, concentrated.rule) == ("top_two", "one_vs_rest")
     assert 0 < spread.radius < ndtri(0.6) + 0.3
     assert 0 < concentrated.radius < 3

@@ -417,7 +417,7 @@ def test_beta_binomial_errors(function):
         function(0.5, 10, 0.05)
     with pytest.raises(ValueError, match="trials is 0; it must be at least 1"):
         function(0, 0, 0.05)
-    for value, error in ((0, ValueError), (np.nan, ValueError), (2**34, ValueError), ("1", TypeError), (True, TypeError)):
+    for value, error in ((0, ValueError), (np.nan, ValueError), (2**35, ValueError), ("1", TypeError), (True, TypeError)):
         with pytest.raises(error, match=r"a is .* it must be"):
             function(5, 10, 0.05, **{"a" if function is sequences.beta_binomial_sequence_lower else "b": value})
 

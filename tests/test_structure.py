@@ -23,7 +23,10 @@ ORDER = [
     "_cuda",
     "tally",
     "ops",
+    "evidence",
+    "rules",
     "certificate",
+    "looks",
     "sampler",
     "api",
     "results",
@@ -35,7 +38,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NO_TORCH = ("noise", "heads", "bounds", "sequences", "certificate", "results", "plot")
+NO_TORCH = ("noise", "heads", "bounds", "sequences", "evidence", "rules", "certificate", "looks", "results", "plot")
 
 
 def sources():

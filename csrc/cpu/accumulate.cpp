@@ -140,26 +140,6 @@ RSFAST_FN void add(const Scratch& s, int64_t k, const Pair& score) {
   s.squares[k].high += square_score(score.high);
 }
 
-// Where the histograms of one head get a tile's scores.
-struct Histograms {
-  int64_t classes;
-  const int64_t* tracked;
-  int64_t *counts, *sums;
-  int rows;  // of the tile
-};
-
-// `score` is a function of the class.
-template <class Score>
-RSFAST_FN void add_bins(const Histograms& to, const Score& score) {
-  for (int64_t c = 0; c < to.classes; ++c) {
-    const Ints q = narrow(score(to.tracked[c])), bin = score_bin(q);
-    for (int lane = 0; lane < to.rows; ++lane) {
-      ++to.counts[c * kBins + bin[lane]];
-      to.sums[c * kBins + bin[lane]] += q[lane];
-    }
-  }
-}
-
 RSFAST_FN Pair softmax_units(Floats a, Ints counts) {
   Ints mantissa, shift;
   exp_parts(a, mantissa, shift);
@@ -167,7 +147,7 @@ RSFAST_FN Pair softmax_units(Floats a, Ints counts) {
   return {exp_units(m.low, n.low), exp_units(m.high, n.high)};
 }
 
-void add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale, const Histograms& histograms) {
+Pair add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale) {
   const Floats* logits = s.logits + t * job.classes;
   const Floats maximum = s.maximum[t];
   const Ints valid = s.valid[t];
@@ -188,11 +168,7 @@ void add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float sc
   const Pair factor = {softmax_factor(total.low), softmax_factor(total.high)};
   for (int64_t i = 0; i < active; ++i)
     add(s, s.active[i], {softmax_score(s.units[i].low, factor.low), softmax_score(s.units[i].high, factor.high)});
-  add_bins(histograms, [&](int64_t k) {
-    const Floats a = (logits[k] - maximum) * scale;
-    const Pair units = softmax_units(a, (a >= kNegligible) & valid);
-    return Pair{softmax_score(units.low, factor.low), softmax_score(units.high, factor.high)};
-  });
+  return factor;
 }
 
 RSFAST_FN Pair sparsemax_units(Ints mantissa) {
@@ -207,7 +183,7 @@ RSFAST_FN Pair sparsemax_score(const Pair& units, const Pair& threshold) {
           ((units.high - threshold.high) & above(units.high, threshold.high)) >> 10};
 }
 
-void add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale, const Histograms& histograms) {
+Pair add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale) {
   const Floats* logits = s.logits + t * job.classes;
   const Floats maximum = s.maximum[t];
   const Ints valid = s.valid[t];
@@ -240,34 +216,56 @@ void add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float 
   }
   const Pair threshold = {sparsemax_ceiling(total.low, count.low), sparsemax_ceiling(total.high, count.high)};
   for (int64_t i = 0; i < active; ++i) add(s, s.active[i], sparsemax_score(s.units[i], threshold));
-  add_bins(histograms, [&](int64_t k) {
-    const Ints mantissa = sparsemax_mantissa((logits[k] - maximum) * scale) & valid;
-    return sparsemax_score(sparsemax_units(mantissa), threshold);
-  });
+  return threshold;
 }
 
-void add_clipped(const AccumulateJob& job, const Scratch& s, int64_t t, const HeadParameters& head,
-                 const Histograms& histograms) {
+void add_clipped(const AccumulateJob& job, const Scratch& s, int64_t t, const HeadParameters& head) {
   const Floats* logits = s.logits + t * job.classes;
+  for (int64_t k = 0; k < job.classes; ++k)
+    add(s, k, widen(clipped_score(logits[k], head.low, head.high, head.scale) & s.valid[t]));
+}
+
+// The histograms of one head, of the first `rows` rows of a tile. `found` is the softmax factor or the sparsemax threshold.
+// The scores are made a second time, so that the loops over all classes need not keep them.
+void add_bins(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t h, int64_t t, int64_t rows,
+              const Pair& found) {
+  const HeadParameters& head = job.parameters[h];
   const Ints valid = s.valid[t];
-  const auto score = [&](int64_t k) { return widen(clipped_score(logits[k], head.low, head.high, head.scale) & valid); };
-  for (int64_t k = 0; k < job.classes; ++k) add(s, k, score(k));
-  add_bins(histograms, score);
+  const int64_t first = (slot * job.heads + h) * job.tracked_classes;
+  for (int64_t c = first; c < first + job.tracked_classes; ++c) {
+    const Floats logit = s.logits[t * job.classes + job.tracked[c]], a = (logit - s.maximum[t]) * head.scale;
+    Ints score{};
+    switch (static_cast<HeadKind>(static_cast<int>(head.kind))) {
+      case HeadKind::softmax: {
+        const Pair units = softmax_units(a, (a >= kNegligible) & valid);
+        score = narrow({softmax_score(units.low, found.low), softmax_score(units.high, found.high)});
+        break;
+      }
+      case HeadKind::sparsemax:
+        score = narrow(sparsemax_score(sparsemax_units(sparsemax_mantissa(a) & valid), found));
+        break;
+      case HeadKind::clipped: score = clipped_score(logit, head.low, head.high, head.scale) & valid; break;
+    }
+    const Ints bin = score_bin(score);
+    for (int lane = 0; lane < kLanes && lane < rows; ++lane) {
+      const int64_t place = c * kBins + bin[lane];
+      ++job.bin_counts[place];
+      job.bin_sums[place] += score[lane];
+    }
+  }
 }
 
 void add_head(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t rows, int64_t h) {
   const HeadParameters& head = job.parameters[h];
-  const int64_t tracked = (slot * job.heads + h) * job.tracked_classes, bins = tracked * kBins;
-  Histograms to = {job.tracked_classes, job.tracked + tracked, job.bin_counts + bins, job.bin_sums + bins, 0};
   for (int64_t k = 0; k < job.classes; ++k) s.sums[k] = s.squares[k] = Pair{};
   for (int64_t t = 0; t * kLanes < rows; ++t) {
-    const int64_t left = rows - t * kLanes;
-    to.rows = static_cast<int>(left < kLanes ? left : kLanes);
+    Pair found{};
     switch (static_cast<HeadKind>(static_cast<int>(head.kind))) {
-      case HeadKind::softmax: add_softmax(job, s, t, head.scale, to); break;
-      case HeadKind::sparsemax: add_sparsemax(job, s, t, head.scale, to); break;
-      case HeadKind::clipped: add_clipped(job, s, t, head, to); break;
+      case HeadKind::softmax: found = add_softmax(job, s, t, head.scale); break;
+      case HeadKind::sparsemax: found = add_sparsemax(job, s, t, head.scale); break;
+      case HeadKind::clipped: add_clipped(job, s, t, head); break;
     }
+    if (job.tracked_classes > 0) add_bins(job, s, slot, h, t, rows - t * kLanes, found);
   }
   int64_t* sums = job.sums + (slot * job.heads + h) * job.classes;
   int64_t* squares = job.squares + (slot * job.heads + h) * job.classes;

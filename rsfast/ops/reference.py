@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..noise import philox
 from ..sequences import BINS, bin_edges
 from .backends import Accumulation, Perturbation
 
@@ -15,17 +16,6 @@ Tensor = torch.Tensor
 
 _MASK = 0xFFFFFFFF
 _ONE = 1 << 40  # 1 within a row of scores
-
-
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the four words of Philox4x32-10 (Salmon et al. 2011) for int64 counters that hold 32 bits each."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = seed & _MASK, seed >> 32
-    for _ in range(10):
-        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return c0, c1, c2, c3
 
 
 def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:

@@ -1,0 +1,214 @@
+"""rsfast.looks: when sampling stops, that stopping on the results costs no more than alpha, and that nothing else shows."""
+
+import doctest
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import ndtri
+from scipy.stats import binom
+
+from rsfast import evidence, looks, sequences
+from rsfast.certificate import certificates
+from rsfast.heads import Softmax, Votes
+from rsfast.looks import Goal
+from rsfast.noise import Gaussian
+from rsfast.rules import Method
+from rsfast.tally import Tally
+
+NOISE = Gaussian(1.0)
+UNIT = 1 << 30
+
+
+class Simulated:
+    """Draws votes, or scores of classes 0 and 1 under Softmax(1), without a model; remembers what was drawn."""
+
+    def __init__(self, inputs, p, seed=0, scores=None):
+        self.inputs, self.p, self.scores = inputs, np.asarray(p, dtype=float), scores
+        self.rng = np.random.default_rng(seed)
+        self.drawn = np.zeros(inputs, dtype=int)
+        self.calls = []
+
+    def __call__(self, which, samples, stream, tracked):
+        self.calls.append((stream, samples, len(which)))
+        if stream == "estimation":
+            assert (self.drawn[which] == samples.start).all()
+            self.drawn[which] += len(samples)
+        if self.scores is None:
+            tally = Tally(len(which), len(self.p))
+            tally.counts[:, :-1] = torch.from_numpy(self.rng.multinomial(len(samples), self.p, size=len(which)))
+        else:
+            tally = Tally(len(which), 2, [Softmax(1.0)], tracked=tracked)
+            q = np.floor(self.scores(self.rng, (len(which), len(samples))) * UNIT).astype(np.int64)
+            q = np.stack([q, UNIT - q], axis=1)
+            tally.counts[:, 0] = torch.from_numpy((q[:, 0] >= UNIT // 2).sum(-1))
+            tally.counts[:, 1] = len(samples) - tally.counts[:, 0]
+            tally.sums[:, 0] = torch.from_numpy(q.sum(-1))
+            tally.squares[:, 0] = torch.from_numpy((-(-q * q // UNIT)).sum(-1))
+            for i in range(0 if tracked is None else len(which)):
+                for place, k in enumerate(tracked[i, 0]):
+                    bins = sequences.bin_of(q[i, k])
+                    counts, sums = np.zeros((2, sequences.BINS), dtype=np.int64)
+                    np.add.at(counts, bins, 1)
+                    np.add.at(sums, bins, q[i, k])
+                    tally.bin_counts[i, 0, place], tally.bin_sums[i, 0, place] = map(torch.from_numpy, (counts, sums))
+        tally.n += len(samples)
+        return tally
+
+
+def run(draw, *methods, n0=100, n=10_000, **goal):
+    found = looks.run(draw, methods, Goal(**goal), n0=n0, n=n, seed=1, input_ids=list(range(draw.inputs)))
+    return [of_input[0] for of_input in found] if len(methods) == 1 else found
+
+
+def method(**options):
+    return Method(NOISE, **{"alpha": 0.05, "looks": True} | options)
+
+
+# Peeking. The radius asked for is just above the true one, so every input that is certified at it is certified wrongly.
+
+P = np.array([0.8, 0.15, 0.05])
+TRUE_RADIUS = {"one_vs_rest": ndtri(0.8), "top_two": (ndtri(0.8) - ndtri(0.15)) / 2}
+
+
+def wrongly_certified(inputs, how, p=P, scores=None):
+    truth = TRUE_RADIUS.get(how.rule, TRUE_RADIUS["top_two"])
+    found = run(Simulated(inputs, p, scores=scores), how, radius=truth * (1 + 1e-9), n=3000)
+    return sum(certificate.radius > truth for certificate in found)
+
+
+@pytest.mark.parametrize("rule", ["one_vs_rest", "top_two", "bonferroni", "auto"])
+@pytest.mark.parametrize("bound", ["beta_binomial_sequence", "betting_sequence"])
+def test_stopping_on_the_results_errs_within_alpha(rule, bound):
+    """3000 inputs, or 150 of the slower bound; a rule that errs with probability 0.05 shows more with chance 1e-9."""
+    inputs = 3000 if bound.startswith("beta") else 150
+    assert wrongly_certified(inputs, method(rule=rule, bound=bound)) <= binom.isf(1e-9, inputs, 0.05)
+
+
+def test_a_bound_for_one_look_would_fail_so(monkeypatch):
+    monkeypatch.setitem(evidence.BOUNDS, "clopper_pearson", evidence.Kind(scores=False, sequence=True))
+    how = method(rule="one_vs_rest", bound="clopper_pearson")
+    assert wrongly_certified(3000, how) > binom.isf(1e-9, 3000, 0.05)
+
+
+def test_scores_that_stop_on_the_results():
+    """Scores 0.8 on average: the true radius is Q(0.8), whichever rule, with two classes."""
+
+    def draw(rng, shape):
+        return rng.beta(4, 1, shape)
+
+    how = method(head=Softmax(1.0), rule="one_vs_rest")
+    assert how.bound == "betting_sequence"
+    assert wrongly_certified(200, how, P[:2], draw) <= binom.isf(1e-9, 400, 0.05)
+
+
+# When it stops.
+
+
+def test_certified_declined_and_undecided():
+    draw = Simulated(3, [0.9, 0.1])
+    for certificate in run(draw, method(), radius=0.5):  # the true radius is 1.28
+        assert certificate.radius >= 0.5
+        assert certificate.n < 200
+    for certificate in run(Simulated(3, [0.9, 0.1]), method(), radius=2.0):
+        assert certificate.radius < 2.0
+        assert certificate.n < 2000
+    for certificate in run(Simulated(3, [0.9, 0.1]), method(), radius=float(ndtri(0.9))):
+        assert certificate.n in (*sequences.look_ends(10_000),)
+        assert certificate.cap == 10_000
+    assert draw.drawn.tolist() == [certificate.n for certificate in run(Simulated(3, [0.9, 0.1]), method(), radius=0.5)]
+
+
+def test_a_relative_precision():
+    exact = float(ndtri(0.9))
+    for rtol, most in ((0.5, 400), (0.2, 6000), (0.05, 80_000)):
+        for certificate in run(Simulated(5, [0.9, 0.1]), method(rule="one_vs_rest"), rtol=rtol, n=100_000):
+            assert exact * (1 - rtol) * 0.8 <= certificate.radius <= exact
+            assert certificate.n < most
+    assert all(
+        c.prediction == -1 and c.n < 10_000 for c in run(Simulated(5, [0.3, 0.3, 0.4]), method(rule="one_vs_rest"), rtol=0.1)
+    )
+
+
+def test_looks_are_at_the_schedule_and_nothing_is_drawn_in_vain():
+    draw = Simulated(40, [0.6, 0.3, 0.1])
+    found = run(draw, method(), radius=0.3)
+    ends = sequences.look_ends(10_000)
+    estimation = [samples for stream, samples, _ in draw.calls if stream == "estimation"]
+    assert estimation == [range(a, b) for a, b in zip([0, *ends], ends, strict=False)][: len(estimation)]
+    assert draw.drawn.tolist() == [certificate.n for certificate in found]
+    assert len(set(draw.drawn)) > 3
+    active = [count for stream, _, count in draw.calls if stream == "estimation"]
+    assert active == [int((draw.drawn >= samples.stop).sum()) for samples in estimation]
+
+
+def test_one_range_where_one_look_is_all():
+    for how, ends in (
+        (method(looks=False), [10_000]),
+        (method(looks=False, bound="beta_binomial_sequence"), [10_000]),
+        (method(looks=False, bound="betting"), sequences.range_ends(10_000)),
+        (method(looks=False, bound="betting_sequence"), sequences.look_ends(10_000)),
+    ):
+        draw = Simulated(2, P)
+        assert all(certificate.n == 10_000 for certificate in run(draw, how))
+        assert [samples.stop for stream, samples, _ in draw.calls if stream == "estimation"] == ends
+
+
+def test_what_is_proved_at_the_stop_is_what_the_counts_prove():
+    draw, tallies = Simulated(1, [0.9, 0.1]), []
+
+    def keep(*arguments):
+        tallies.append(draw(*arguments))
+        return tallies[-1]
+
+    for bound in ("beta_binomial_sequence", "betting_sequence"):
+        draw, tallies = Simulated(1, [0.9, 0.1]), []
+        (found,) = looks.run(keep, [method(bound=bound)], Goal(radius=1.0), n0=100, n=5000, seed=1, input_ids=[7])
+        options = {"alpha": 0.05, "bound": bound, "cap": 5000, "seed": 1, "input_ids": [7]}
+        assert found == certificates(tallies[0], tallies[1:], NOISE, **options)
+        assert found[0].radius >= 1.0
+        assert len(tallies) > 3
+
+
+def test_several_methods_stop_together():
+    one, two = method(), method(rule="bonferroni", alpha=0.001)
+    draw = Simulated(30, [0.7, 0.2, 0.1])
+    found = run(draw, one, two, radius=0.5)
+    for first, second in found:
+        assert first.n == second.n
+        assert (first.rule, second.rule) != ("bonferroni", "one_vs_rest")
+    alone = run(Simulated(30, [0.7, 0.2, 0.1]), two, radius=0.5)
+    assert np.mean([pair[0].n for pair in found]) >= np.mean([certificate.n for certificate in alone]) / 2
+
+
+def test_a_single_stream_is_cut_in_two():
+    draw = Simulated(1, P)
+    looks.run(draw, [method()], Goal(), n0=50, n=300, seed=1, input_ids=[0], streams=("training", "training"))
+    assert draw.calls == [("training", range(50), 1), ("training", range(50, 350), 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"radius": 0.5, "rtol": 0.1}, ValueError, "radius is 0.5 and rtol is 0.1; one of them must be None"),
+        ({"radius": 0.0}, ValueError, "radius is 0.0; it must be above 0 and finite"),
+        ({"radius": float("inf")}, ValueError, "radius is inf; it must be above 0 and finite"),
+        ({"radius": float("nan")}, ValueError, "radius is nan; it must be above 0"),
+        ({"radius": "1"}, TypeError, "radius is '1'; it must be a number"),
+        ({"rtol": 1.0}, ValueError, "rtol is 1.0; it must be above 0 and below 1"),
+        ({"rtol": True}, TypeError, "rtol is True; it must be a number"),
+    ],
+)
+def test_goals_that_are_none(options, error, message):
+    with pytest.raises(error, match=message):
+        Goal(**options)
+
+
+@pytest.mark.parametrize("bound", [name for name, kind in evidence.BOUNDS.items() if not kind.sequence])
+def test_a_bound_for_one_look_is_refused(bound):
+    with pytest.raises(ValueError, match=f"bound is '{bound}', which holds for one look .* beta_binomial_sequence"):
+        method(head=Votes(), bound=bound)
+
+
+def test_examples():
+    assert doctest.testmod(looks).failed == 0
