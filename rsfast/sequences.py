@@ -199,6 +199,7 @@ def bin_edges() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 _LOWER, _UPPER = bin_edges()
 _NODES = np.append(_LOWER, _UNIT) / _UNIT
 _GROWTH = np.log1p(_NODES[:, None] * _RATES)  # [BINS + 1, rates]
+_ROWS = 256  # of log growths added up at once: they fit the cache
 
 
 def range_ends(n: int) -> list[int]:
@@ -301,6 +302,22 @@ def typical_betting_lower(mean: ArrayLike, variance: ArrayLike, trials: ArrayLik
     return np.asarray(np.max(np.expm1(growth) / _RATES, axis=-1).clip(0))
 
 
+def _growth(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the log growth [..., rates] of weights [..., BINS + 1] at the edges, added up from the lowest edge.
+
+    A product of matrices would add up as its blocking asks. Rows come in blocks that fit the cache, without edges that none
+    of them has.
+    """
+    flat = weights.reshape(-1, BINS + 1)
+    growth = np.zeros((len(flat), _RATES.size))
+    for start in range(0, len(flat), _ROWS):
+        part, total = flat[start : start + _ROWS], growth[start : start + _ROWS]
+        term = np.empty_like(total)
+        for edge in np.flatnonzero(part.any(axis=0)):
+            total += np.multiply(part[:, edge, None], _GROWTH[edge], out=term)
+    return growth.reshape(*weights.shape[:-1], _RATES.size)
+
+
 def _limits(
     counts: NDArray[np.int64],
     sums: NDArray[np.int64] | None,
@@ -318,9 +335,7 @@ def _limits(
     weights[..., :-1] = counts - above
     weights[..., 1:] += above
     trials = counts.sum(axis=-1)  # [..., R]
-    growth = np.zeros((*trials.shape, _RATES.size))
-    for weight, row in zip(np.moveaxis(weights, -1, 0), _GROWTH, strict=True):  # @ would add up as its blocking asks
-        growth += weight[..., None] * row
+    growth = _growth(weights)
 
     # What is known before each range: no sum here may touch a later range, not even to cancel it again.
     grown, draws = _prior(prior)
