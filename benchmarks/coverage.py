@@ -1,4 +1,4 @@
-"""How often each bound is wrong: exactly where that can be computed, else over many samples of hostile distributions.
+"""How often each bound and rule is wrong: exactly where that can be computed, else over samples of hostile distributions.
 
 Run as ``python -m benchmarks.coverage``; it writes coverage.md and coverage.json.
 """
@@ -12,19 +12,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from scipy.special import gammaln, ndtri, xlogy
 from scipy.stats import binom
 
 from rsfast import bounds, sequences
+from rsfast.certificate import certificates
+from rsfast.noise import Gaussian
+from rsfast.rules import RULES
+from rsfast.tally import Tally
 
 RESULTS = Path(__file__).resolve().parent / "results"
 UNIT = 1 << 30
+BATCH = 250  # samples at once: they fit the cache
 CHANCE = 1e-9
 """Probability that a simulated row of a bound that errs exactly as often as alpha says shows more failures than allowed."""
+
+HEAD = f"""# How often each bound and rule is wrong
+
+Wrong is a lower bound above the mean, an upper bound below it, or a radius above the true one; of a sequence, at any of its
+looks. The column "wrong" is the probability of that, exact or as the share of so many seeded samples; a row holds if it is
+at most alpha, or with samples no more than a bound that errs as often as alpha says exceeds once in {1 / CHANCE:,.0f}.
+
+"""
 
 
 @dataclass
 class Row:
-    """A line of the table: how often one bound was wrong."""
+    """A line of the table: how often one bound or rule was wrong."""
 
     bound: str
     scores: str
@@ -56,7 +71,7 @@ def line(row: Row) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows in Markdown."""
-    head = ("bound", "scores", "n", "alpha", "how", "wrong", "alpha / wrong", "holds")
+    head = ("bound or rule", "scores", "n", "alpha", "how", "wrong", "alpha / wrong", "holds")
     return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *map(line, rows)]) + "\n"
 
 
@@ -69,16 +84,12 @@ def enumerated(lower: np.ndarray, n: int, p: np.ndarray) -> np.ndarray:
     return np.asarray(np.sum(np.where(wrong, binom.pmf(np.arange(n + 1), n, p[:, None]), 0), axis=1))
 
 
-def randomized(n: int, p: np.ndarray, alpha: float) -> np.ndarray:
-    """Return, for each p, the probability, over count and uniform, that the randomized Clopper-Pearson limit is above p.
+def randomized(limit: Callable[[np.ndarray, float | np.ndarray], np.ndarray], n: int, p: np.ndarray) -> np.ndarray:
+    """Return, for each p, the probability, over count and uniform, that the randomized lower limit is above p.
 
     The limit falls as the uniform rises and rises with the count: all counts above one are wrong whatever the uniform, all
     below it right, and of that one the uniforms up to a point, which is bisected with the bound itself.
     """
-
-    def limit(k: np.ndarray, u: float | np.ndarray) -> np.ndarray:
-        return bounds.randomized_clopper_pearson_lower(k, n, alpha, u)
-
     counts = np.arange(n + 1)
     least, most = limit(counts, 1.0), limit(counts, 0.0)
     if np.any(np.diff(least) < 0) or np.any(np.diff(most) < 0) or np.any(least[1:] > most[1:]):
@@ -121,6 +132,64 @@ def crossing(lower: Callable[[np.ndarray, np.ndarray], np.ndarray], n: int, p: n
     return crossed
 
 
+# Exactly, for rules.
+
+NOISE = Gaussian(1.0)
+
+SELECTIONS = ([90, 6, 4], [50, 26, 24], [40, 30, 30], [99, 1, 0], [34, 33, 33], [5, 50, 45])
+"""They lead to every partition of three classes, and to a class that is not the largest."""
+
+
+def tally_of(votes: np.ndarray) -> Tally:
+    """Return a Tally of votes [inputs, classes], all of them for a class."""
+    counts = torch.as_tensor(np.asarray(votes))
+    tally = Tally(*counts.shape)
+    tally.counts[:, :-1] = counts
+    tally.n.copy_(counts.sum(1))
+    return tally
+
+
+def radii(selection: Sequence[int] | np.ndarray, votes: np.ndarray, rule: str, alpha: float) -> np.ndarray:
+    """Return the radius of each row of votes [inputs, classes] after one selection [classes]."""
+    first, second = tally_of(np.tile(selection, (len(votes), 1))), tally_of(votes)
+    found = certificates(first, second, NOISE, alpha=alpha, rule=rule, seed=0)
+    return np.array([certificate.radius for certificate in found])
+
+
+def outcomes(n: int) -> np.ndarray:
+    """Return all votes [outcomes, 3] of n draws."""
+    return np.array([(a, b, n - a - b) for a in range(n + 1) for b in range(n + 1 - a)])
+
+
+def trinomials() -> np.ndarray:
+    """Return a grid of probabilities [trinomials, 3]: corners, edges, near ties and the middle."""
+    grid = np.linspace(0, 1, 15)
+    points = [(a, b, 1 - a - b) for a in grid for b in grid if a + b <= 1 + 1e-12]
+    points += [(1 - 2 * e, e, e) for e in (1e-6, 1e-3, 0.01, 0.2)] + [(0.5 + e, 0.5 - e, 0.0) for e in (1e-9, 1e-3, 0.05)]
+    return np.clip(points, 0, 1)
+
+
+def chances(votes: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Return the probability [trinomials, outcomes] of each row of votes under each row of p."""
+    ways = gammaln(votes.sum(axis=1) + 1) - gammaln(votes + 1).sum(axis=1)
+    return np.exp(ways + xlogy(votes, p[:, None]).sum(axis=2))
+
+
+def overclaimed(rule: str, n: int, alpha: float) -> np.ndarray:
+    """Return the probability [selections, trinomials] that n votes give a radius above the true one."""
+    votes, p = outcomes(n), trinomials()
+    chance = chances(votes, p)
+    rates = []
+    for selection in SELECTIONS:
+        label = int(np.argmax(selection))
+        ours, rival = p[:, label], np.delete(p, label, axis=1).max(axis=1)
+        ahead = ours > rival
+        truth = np.zeros(len(p))
+        truth[ahead] = (ndtri(ours[ahead]) - ndtri(rival[ahead])) / 2
+        rates.append(np.sum(np.where(radii(selection, votes, rule, alpha) > truth[:, None], chance, 0), axis=1))
+    return np.array(rates)
+
+
 # By simulation, for scores.
 
 Scores = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
@@ -151,10 +220,14 @@ def histograms(q: np.ndarray, ends: Sequence[int]) -> tuple[np.ndarray, np.ndarr
 
 
 def limits(q: np.ndarray, alpha: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return every kind's lower and upper bound on the mean of integer scores [samples, n]; of a sequence, the last."""
+    """Return every kind's lower and upper bound on the mean of integer scores [samples, n]; of a sequence, the last.
+
+    A sequence's lower bound is the largest so far, its upper one the smallest: the last is wrong if any was.
+    """
     n = q.shape[1]
     low, high, variance = bounds.moments(q.sum(axis=1), (-(-q * q // UNIT)).sum(axis=1), n)
     counts, sums = histograms(q, sequences.range_ends(n))
+    looks, totals = histograms(q, sequences.look_ends(n))
     return {
         "hoeffding": (bounds.hoeffding_lower(low, n, alpha), bounds.hoeffding_upper(high, n, alpha)),
         "empirical_bernstein": (
@@ -163,8 +236,8 @@ def limits(q: np.ndarray, alpha: float) -> dict[str, tuple[np.ndarray, np.ndarra
         ),
         "betting": (sequences.betting_lower(counts, alpha, sums=sums), sequences.betting_upper(counts, alpha, sums=sums)),
         "betting_sequence": (
-            sequences.betting_sequence_lower(counts, alpha, n, sums=sums)[:, -1],
-            sequences.betting_sequence_upper(counts, alpha, n, sums=sums)[:, -1],
+            sequences.betting_sequence_lower(looks, alpha, n, sums=totals)[:, -1],
+            sequences.betting_sequence_upper(looks, alpha, n, sums=totals)[:, -1],
         ),
     }
 
@@ -174,36 +247,57 @@ def simulated(n: int, alpha: float, samples: int, seed: int = 1) -> Iterator[Row
     for index, (name, mean, draw) in enumerate(distributions(n)):
         rng = np.random.default_rng([seed, n, index])
         wrong: dict[str, int] = {}
-        batch = max(1, min(samples, 1_000_000 // n))
-        for start in range(0, samples, batch):
-            scores = draw(rng, (min(batch, samples - start), n))
+        for start in range(0, samples, BATCH):
+            scores = draw(rng, (min(BATCH, samples - start), n))
             for bound, (lower, upper) in limits(np.floor(scores * UNIT).astype(np.int64), alpha).items():
                 for side, failures in ((f"{bound}_lower", lower > mean), (f"{bound}_upper", upper < mean)):
                     wrong[side] = wrong.get(side, 0) + int(failures.sum())
         yield from (Row(bound, name, n, alpha, count / samples, samples) for bound, count in wrong.items())
 
 
+def counted(n: int, alpha: float, p: np.ndarray) -> Iterator[Row]:
+    """Yield the rows of the limits for n trials; an upper one is wrong at 1 - p where its mirror image is at p."""
+    name, k = f"Bernoulli, the worst of {p.size}", np.arange(n + 1)
+    for bound, lower in (
+        ("clopper_pearson_lower", bounds.clopper_pearson_lower(k, n, alpha)),
+        ("clopper_pearson_upper", 1 - bounds.clopper_pearson_upper(n - k, n, alpha)),
+    ):
+        yield Row(bound, name, n, alpha, float(enumerated(lower, n, p).max()))
+    for bound, limit in (
+        ("randomized_clopper_pearson_lower", lambda k, u: bounds.randomized_clopper_pearson_lower(k, n, alpha, u)),
+        ("randomized_clopper_pearson_upper", lambda k, u: 1 - bounds.randomized_clopper_pearson_upper(n - k, n, alpha, u)),
+    ):
+        yield Row(bound, name, n, alpha, float(randomized(limit, n, p).max()))
+
+
+def watched(n: int, alpha: float, p: np.ndarray) -> Iterator[Row]:
+    """Yield the rows of the limits that may be read after every trial up to n; the upper one by its mirror image."""
+    for bound, lower in (
+        ("beta_binomial_sequence_lower", lambda k, t: sequences.beta_binomial_sequence_lower(k, t, alpha)),
+        ("beta_binomial_sequence_upper", lambda k, t: 1 - sequences.beta_binomial_sequence_upper(t - k, t, alpha)),
+    ):
+        yield Row(bound, f"Bernoulli, the worst of {p.size}", n, alpha, float(crossing(lower, n, p).max()))
+
+
 def rows(quick: bool) -> Iterator[Row]:
     """Yield the whole table, or a small one."""
-    alpha = 0.05
-    p = np.linspace(0, 1, 52 if quick else 502)[1:-1]
+    levels = (0.001, 0.05)
     for n in (10, 30) if quick else (10, 30, 100, 300):
-        name = f"Bernoulli, the worst of {p.size}"
-        for level in (0.001, alpha):
-            exact = enumerated(bounds.clopper_pearson_lower(np.arange(n + 1), n, level), n, p)
-            yield Row("clopper_pearson_lower", name, n, level, float(exact.max()))
-            yield Row("randomized_clopper_pearson_lower", name, n, level, float(randomized(n, p, level).max()))
-    p = np.linspace(0, 1, 7 if quick else 52)[1:-1]
-    n = 300 if quick else 10_000
-    for level in (0.001, alpha):
-        exact = crossing(lambda k, t, level=level: sequences.beta_binomial_sequence_lower(k, t, level), n, p)
-        yield Row("beta_binomial_sequence_lower", f"Bernoulli, the worst of {p.size}", n, level, float(exact.max()))
+        for alpha in levels:
+            yield from counted(n, alpha, np.linspace(0, 1, 52 if quick else 502)[1:-1])
+    for alpha in levels:
+        yield from watched(300 if quick else 10_000, alpha, np.linspace(0, 1, 7 if quick else 52)[1:-1])
+    n = 20 if quick else 60
+    for rule in (*RULES, "auto"):
+        for alpha in levels:
+            rates = overclaimed(rule, n, alpha)
+            yield Row(rule, f"trinomials and selections, the worst of {rates.size}", n, alpha, float(rates.max()))
     for n in (100,) if quick else (100, 1000):
-        yield from simulated(n, alpha, 300 if quick else 100_000)
+        yield from simulated(n, 0.05, 300 if quick else 100_000)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table as it comes and write it; return 1 if a bound does not hold."""
+    """Print the table as it comes and write it; return 1 if a row does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer samples, in seconds")
     parser.add_argument("--out", type=Path, help="where coverage.md and coverage.json go")
@@ -215,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or (None if options.quick else RESULTS)
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "coverage.md").write_text("# How often each bound is wrong\n\n" + table(found))
+        (out / "coverage.md").write_text(HEAD + table(found))
         (out / "coverage.json").write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
     return 0 if all(row.holds for row in found) else 1
 

@@ -3,67 +3,43 @@
 import numpy as np
 import pytest
 import torch
-from scipy.special import gammaln, ndtri
+from scipy.special import ndtri
+from scipy.stats import binom
 
+from benchmarks import coverage
+from benchmarks.coverage import NOISE, tally_of
 from rsfast import bounds
 from rsfast.certificate import certificates
 from rsfast.heads import Softmax, Votes
-from rsfast.noise import Gaussian
 from rsfast.rules import RULES, partition, resolve
 from rsfast.tally import Tally
 
-NOISE = Gaussian(1.0)
 N, ALPHA = 60, 0.05
 
 
-def tally_of(votes):
-    """A Tally of votes [I, K], all of them for a class."""
-    votes = torch.as_tensor(np.asarray(votes))
-    tally = Tally(*votes.shape)
-    tally.counts[:, :-1] = votes
-    tally.n.copy_(votes.sum(1))
-    return tally
-
-
-def radii(selection, votes, rule, alpha=ALPHA):
-    """The radius of each row of votes [I, K] after one selection [K], and the class."""
-    votes = np.asarray(votes)
-    first, second = tally_of(np.tile(selection, (len(votes), 1))), tally_of(votes)
-    found = certificates(first, second, NOISE, alpha=alpha, rule=rule, seed=0)
-    return np.array([certificate.radius for certificate in found])
-
-
-OUTCOMES = np.array([(a, b, N - a - b) for a in range(N + 1) for b in range(N + 1 - a)])
-# Selections that lead to every partition of three classes, and to a class that is not the largest.
-SELECTIONS = ([90, 6, 4], [50, 26, 24], [40, 30, 30], [99, 1, 0], [34, 33, 33], [5, 50, 45])
-
-
-def probabilities():
-    """A grid of trinomials: corners, edges, near ties and the middle."""
-    grid = np.linspace(0, 1, 15)
-    points = [(a, b, 1 - a - b) for a in grid for b in grid if a + b <= 1 + 1e-12]
-    points += [(1 - 2 * e, e, e) for e in (1e-6, 1e-3, 0.01, 0.2)] + [(0.5 + e, 0.5 - e, 0.0) for e in (1e-9, 1e-3, 0.05)]
-    return np.clip(points, 0, 1)
+def radii(selection, votes, rule):
+    """The radius of each row of votes [I, K] after one selection [K]."""
+    return coverage.radii(selection, np.asarray(votes), rule, ALPHA)
 
 
 @pytest.mark.parametrize("rule", [*RULES, "auto"])
 def test_failure_probability_of_every_trinomial(rule):
     """Whatever was selected, a radius above the true one comes with probability at most alpha; and not never."""
-    ways = gammaln(N + 1) - gammaln(OUTCOMES + 1).sum(1)
-    largest = 0.0
-    for selection in SELECTIONS:
-        claimed, label = radii(selection, OUTCOMES, rule), int(np.argmax(selection))
-        for p in probabilities():
-            with np.errstate(divide="ignore", invalid="ignore"):
-                logs = np.where(OUTCOMES > 0, OUTCOMES * np.log(p), 0.0)
-            chance = np.exp(ways + logs.sum(1))
-            assert chance.sum() == pytest.approx(1, abs=1e-9)
-            rival = max(q for k, q in enumerate(p) if k != label)
-            truth = max((ndtri(p[label]) - ndtri(rival)) / 2, 0.0) if p[label] > rival else 0.0
-            failed = chance[claimed > truth].sum()
-            assert failed <= ALPHA * (1 + 1e-9), (selection, p)
-            largest = max(largest, failed)
-    assert largest > ALPHA / 10  # the test could fail
+    rates = coverage.overclaimed(rule, N, ALPHA)
+    assert rates.shape == (6, 127)
+    assert np.all(rates <= ALPHA * (1 + 1e-9))
+    assert rates.max() > ALPHA / 10  # the test could fail
+
+
+def test_the_enumeration_is_of_all_outcomes():
+    """The probabilities of each trinomial add up to 1, and are those of its counts one by one."""
+    p, votes = coverage.trinomials(), coverage.outcomes(N)
+    assert len(np.unique(votes, axis=0)) == len(votes) == (N + 1) * (N + 2) // 2
+    found = coverage.chances(votes, p)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=0, atol=1e-9)
+    first = np.zeros((len(p), N + 1))
+    np.add.at(first.T, votes[:, 0], found.T)
+    np.testing.assert_allclose(first, binom.pmf(np.arange(N + 1), N, p[:, :1]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
@@ -141,9 +117,9 @@ def test_class_partitioning_is_for_votes():
 
 def test_the_enumeration_finds_a_rule_that_is_wrong():
     """Picking, on the very votes that are bounded, the largest class as A: the enumeration sees it fail at p = 1/3."""
-    claimed = np.array([bounds.clopper_pearson_lower(int(max(v)), N, ALPHA) for v in OUTCOMES])
-    ways = gammaln(N + 1) - gammaln(OUTCOMES + 1).sum(1)
-    chance = np.exp(ways + OUTCOMES.sum(1) * np.log(1 / 3))
+    votes = coverage.outcomes(N)
+    claimed = np.array([bounds.clopper_pearson_lower(int(max(v)), N, ALPHA) for v in votes])
+    (chance,) = coverage.chances(votes, np.full((1, 3), 1 / 3))
     assert chance[claimed > 1 / 3].sum() > 1.5 * ALPHA
 
 
