@@ -1,28 +1,48 @@
-"""The demo: a small network trained on scikit-learn's handwritten digits, its certificates, and the 2019 loop's time."""
+"""The demo: a small network trained on scikit-learn's handwritten digits, its certificates by several bounds, an early
+decision, and the 2019 loop's time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import beta, norm
+from tabulate import tabulate
 from torch import nn
 from tqdm.auto import tqdm
 
 from . import api, ops, results
 from .certificate import ABSTAIN, Certificate, certificates
+from .evidence import leading_classes
 from .heads import Head, Softmax, Votes
 from .noise import Gaussian
 from .plot import plot
+from .sequences import range_ends
 
 SIGMA, N0, N, ALPHA, BATCH = 0.25, 100, 10_000, 0.001, 1000
+DECIDED, CAP = 0.5, 100_000
 RADII = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-HEADS: dict[str, Head] = {"votes, Clopper-Pearson": Votes(), "softmax, empirical Bernstein": Softmax(0.5)}
+HEADS: dict[str, Head] = {"votes, Clopper-Pearson": Votes(), "softmax, betting": Softmax(0.5)}
+COMPARED: tuple[tuple[Head, str, str], ...] = (
+    (Votes(), "clopper_pearson", "one_vs_rest"),
+    (Votes(), "clopper_pearson", "auto"),
+    (Votes(), "randomized_clopper_pearson", "auto"),
+    (Votes(), "betting", "auto"),
+    (Votes(), "beta_binomial_sequence", "auto"),
+    (Votes(), "betting_sequence", "auto"),
+    (Votes(), "clopper_pearson", "class_partitioning"),
+    (Votes(), "clopper_pearson", "bonferroni"),
+    (Softmax(0.5), "betting", "auto"),
+    (Softmax(0.5), "empirical_bernstein", "auto"),
+    (Softmax(0.5), "hoeffding", "auto"),
+)
 
 
 class Loop2019:
@@ -125,25 +145,21 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
 
     noise = Gaussian(SIGMA)
     began = time.perf_counter()
-    selection, estimation = (
-        api.sample(
-            model,
-            x,
-            noise,
-            num_classes=10,
-            n=n,
-            stream=stream,
-            heads=tuple(HEADS.values()),
-            seed=seed,
-            batch_size=BATCH,
-            progress=True,
+    options: dict[str, Any] = {"num_classes": 10, "seed": seed, "batch_size": BATCH, "progress": True}
+    heads = tuple(HEADS.values())
+    selection = api.sample(model, x, noise, n=N0, stream="selection", heads=heads, **options)
+    tracked = leading_classes(selection)
+    ranges = [
+        api.sample(model, x, noise, n=end - start, start=start, heads=heads, tracked=tracked, **options)
+        for start, end in pairwise([0, *range_ends(N)])
+    ]
+
+    def certify(head: Head, bound: str = "auto", rule: str = "auto") -> list[Certificate]:
+        return certificates(
+            selection, ranges, noise, head=head, alpha=ALPHA, bound=bound, rule=rule, seed=seed, backend="cpu"
         )
-        for stream, n in (("selection", N0), ("estimation", N))
-    )
-    certified = {
-        name: certificates(selection, estimation, noise, head=head, alpha=ALPHA, seed=seed, backend="cpu")
-        for name, head in HEADS.items()
-    }
+
+    certified = {name: certify(head) for name, head in HEADS.items()}
     ours = time.perf_counter() - began
 
     loop = Loop2019(model, 10, SIGMA)
@@ -157,7 +173,7 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
         folder = out / name.split(",")[0]
         with replace_run(folder, of_head[0]) as writer:
             for i, (certificate, label) in enumerate(zip(of_head, labels, strict=True)):
-                counts = {"selection": selection.integers(i), "estimation": estimation.integers(i)}
+                counts = {"selection": selection.integers(i), "estimation": [tally.integers(i) for tally in ranges]}
                 writer.write(i, label, certificate, ours / images, counts)
         runs[name] = results.read(folder)
     print(
@@ -165,6 +181,18 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
     )
     print(results.table(runs, RADII))
     plot(runs, out / "certified_accuracy.png", title=f"Handwritten digits, sigma = {SIGMA}, n = {N:,}")
+    print("\nFrom the same samples, by bound and rule:\n")
+    print(gains({how: certify(*how) for how in COMPARED}, labels))
+
+    began = time.perf_counter()
+    early = api.certify(model, x, noise, n0=N0, n=CAP, alpha=ALPHA, radius=DECIDED, **options)
+    seconds = time.perf_counter() - began
+    used = sum(certificate.n0 + certificate.n for certificate in early) / images
+    print(
+        f"\nDecided at radius {DECIDED} with at most {CAP:,} samples an image: {used:,.0f} of them on average, "
+        f"{(CAP + N0) / used:.1f} times fewer, in {seconds:.1f} s; "
+        f"{sum(certificate.radius >= DECIDED for certificate in early)} of {images} certified."
+    )
     both = [a.prediction == b[0] for a, b in zip(certified["votes, Clopper-Pearson"], theirs, strict=True)]
     print(f"\nPlot: {out / 'certified_accuracy.png'}. Runs: {', '.join(str(out / name.split(',')[0]) for name in HEADS)}.")
     print(
@@ -172,6 +200,16 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
         f"one pass), 2019 loop {loop_seconds:.1f} s (votes alone), {loop_seconds / ours:.2f} times as long. "
         f"Same class on {sum(both)} of {images} images."
     )
+
+
+def gains(certified: Mapping[tuple[Head, str, str], list[Certificate]], labels: list[int]) -> str:
+    """Return a table of the average certified radius by each head, bound and rule, and what it is of the head's first."""
+    rows, first = [], dict[Head, float]()
+    for (head, bound, rule), found in certified.items():
+        right = [c.radius if c.prediction == label else 0.0 for c, label in zip(found, labels, strict=True)]
+        acr = sum(right) / len(right)
+        rows.append((type(head).__name__, bound, rule, acr, f"{acr / first.setdefault(head, acr) - 1:+.1%}"))
+    return str(tabulate(rows, headers=("head", "bound", "rule", "ACR", "gain"), floatfmt=".4f"))
 
 
 def replace_run(folder: Path, certificate: Certificate) -> results.RunWriter:

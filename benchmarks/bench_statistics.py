@@ -1,0 +1,70 @@
+"""What the statistics cost, and what they save: on the demo's network and test images."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+import rsfast
+from benchmarks.bench_certify import KEEP_MEMORY
+from benchmarks.conftest import in_fresh_process, record
+from rsfast import demo, looks
+
+N = 10_000
+
+
+@cache
+def trained() -> tuple[torch.nn.Module, torch.Tensor]:
+    """Return the demo's network and its first 200 test images."""
+    train_x, train_y, test_x, _ = demo.digits()
+    return demo.train(train_x, train_y, seed=2026), test_x[:200]
+
+
+def certify(**options: object) -> list[rsfast.Certificate]:
+    model, x = trained()
+    options = {"num_classes": 10, "seed": 2026, "batch_size": 1000} | options
+    return rsfast.certify(model, x, rsfast.Gaussian(demo.SIGMA), **options)
+
+
+def share_of_bounds(head: rsfast.heads.Head) -> tuple[float, float]:
+    """Return which part of certify's time passes from Tallies to Certificates, and that time in ms an image."""
+    trained()
+    spent, prove = 0.0, looks.prove
+
+    def timed(*arguments: object, **options: object) -> object:
+        nonlocal spent
+        began = time.perf_counter()
+        result = prove(*arguments, **options)
+        spent += time.perf_counter() - began
+        return result
+
+    looks.prove = timed
+    certify(head=head, n=100)  # warm
+    spent, began = 0.0, time.perf_counter()
+    found = certify(head=head, n=N)
+    share = spent / (time.perf_counter() - began)
+    assert len(found) == 200
+    assert sum(certificate.radius > 0.25 for certificate in found) > 150
+    return share, spent / len(found) * 1e3
+
+
+def samples_to_decide() -> tuple[float, int]:
+    """Return how many samples an image, selection included, radius 0.5 takes of 100,100, and how many images have it."""
+    found = certify(radius=demo.DECIDED, n=demo.CAP)
+    used = sum(certificate.n0 + certificate.n for certificate in found) / len(found)
+    return used, sum(certificate.radius >= demo.DECIDED for certificate in found)
+
+
+def test_share_of_bounds():
+    for name, head in (("votes, Clopper-Pearson", rsfast.Votes()), ("softmax, betting", rsfast.Softmax(0.5))):
+        share, each = in_fresh_process(share_of_bounds, head, **KEEP_MEMORY)
+        what = f"time in bounds, {name}, n = {N:,}"
+        record(what, "certify on the demo", share, 0.05, f"{each:.2f} ms an image", at_most=True)
+
+
+def test_samples_to_decide():
+    used, certified = in_fresh_process(samples_to_decide, **KEEP_MEMORY)
+    detail = f"{used:,.0f} samples an image, {certified} of 200 certified"
+    record("samples, demo decided at radius 0.5", "n = 100,000 fixed", (demo.CAP + demo.N0) / used, 20, detail)
