@@ -168,8 +168,8 @@ def certificates(
         An l2 Lipschitz constant, per unit of the inputs, of every class's base score: of the head's scores, not the logits.
         Radii are then those of `Gaussian.potential` with it. It is taken on trust (`lipschitz_bound` proves one).
     cap : int, optional
-        The most estimation samples of an input there could have been, if sampling may have stopped early. By default as
-        many as each has.
+        The most estimation samples of an input there could have been, if sampling may have stopped early; `estimation` then
+        has one Tally for each look. By default as many as each has.
     seed : int
         The seed both were sampled with. Recorded; randomized bounds take their uniforms from it.
     input_ids : sequence of int, optional

@@ -274,6 +274,7 @@ def _certify(args: argparse.Namespace) -> int:
         "radius": goal.radius,
         "rtol": goal.rtol,
     }
+    used = 0
     began = time.perf_counter()
     with job.recorder(settings, results.CERTIFY_COLUMNS, args.n0 + args.n) as record:
         for index in job.indices:
@@ -292,7 +293,10 @@ def _certify(args: argparse.Namespace) -> int:
 
             [[certificate]] = look(draw, [method], goal, n0=args.n0, n=args.n, seed=job.seed, input_ids=[index])
             record(index, certificate, drawn[:1], drawn[1:])
+            used += certificate.n0 + certificate.n
     _print_certified(args, results.read(args.out), time.perf_counter() - began)
+    if goal:
+        print(f"{used / len(job.indices):,.0f} samples an image, of {args.n0 + args.n:,}")
     return 0
 
 

@@ -197,7 +197,8 @@ def test_a_radius_to_decide(capsys):
     assert min(certificate.n for certificate in expected) < 1000
     assert (sidecar("run")["radius"], sidecar("run")["rtol"]) == (0.3, None)
     assert sidecar("run")["bound"] == "beta_binomial_sequence"
-    capsys.readouterr()
+    used = sum(certificate.n0 + certificate.n for certificate in expected) / len(expected)
+    assert capsys.readouterr().out.endswith(f"\n{used:,.0f} samples an image, of 5,020\n")
     for options, message in (
         ("--radius 0.5 --rtol 0.1", "--rtol: not allowed with argument --radius"),
         ("--radius -1", "radius is -1.0; it must be above 0 and finite"),
