@@ -12,7 +12,7 @@ from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian
 
 if TYPE_CHECKING:
-    from . import ops
+    from . import nn, ops
     from .api import Smooth, certify, predict, sample, tune_head
     from .lipschitz import lipschitz_bound
     from .tally import Tally
@@ -36,6 +36,7 @@ __all__ = [
     "heads",
     "leading_classes",
     "lipschitz_bound",
+    "nn",
     "noise",
     "ops",
     "predict",
@@ -51,6 +52,7 @@ _NEEDS_TORCH = {
     "Tally": "tally",
     "certify": "api",
     "lipschitz_bound": "lipschitz",
+    "nn": "nn",
     "ops": "ops",
     "predict": "api",
     "sample": "api",

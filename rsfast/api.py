@@ -363,7 +363,7 @@ def certify(
 
     Notes
     -----
-    Samples are looked at after 16, 20, 24, 28, 32, 40 ... (`sequences.look_ends`), whatever the batch size.
+    Samples are looked at after 16, 24, 32, 48, 64 ... (`sequences.look_ends`), whatever the batch size.
 
     References
     ----------

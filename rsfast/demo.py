@@ -18,10 +18,11 @@ from tabulate import tabulate
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import api, ops, results
+from . import api, results
 from .certificate import ABSTAIN, Certificate, certificates
 from .evidence import leading_classes
 from .heads import Head, Softmax, Votes
+from .nn import GaussianNoise
 from .noise import Gaussian
 from .plot import plot
 from .sequences import range_ends
@@ -104,19 +105,17 @@ def network() -> nn.Sequential:
 
 
 def train(images: torch.Tensor, labels: torch.Tensor, *, seed: int, epochs: int = 30) -> nn.Sequential:
-    """Return the network trained under Gaussian noise, drawn by `ops.perturb` from the stream "training"."""
+    """Return the network trained under Gaussian noise."""
     torch.manual_seed(seed)
-    model = network()
+    model, noise = network(), GaussianNoise(SIGMA, seed=seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     steps = epochs * ceil(len(images) / 128)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
-    for epoch in tqdm(range(epochs), desc="training", unit="epoch", disable=None):
+    for _ in tqdm(range(epochs), desc="training", unit="epoch", disable=None):
         order = torch.randperm(len(images))
         for begin in range(0, len(images), 128):
             rows = order[begin : begin + 128]
-            samples = torch.full_like(rows, epoch)
-            batch = ops.perturb(images, Gaussian(SIGMA), seed=seed, samples=samples, rows=rows, stream="training")
-            loss = nn.functional.cross_entropy(model(batch), labels[rows])
+            loss = nn.functional.cross_entropy(model(noise(images[rows])), labels[rows])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

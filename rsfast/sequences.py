@@ -222,15 +222,15 @@ def range_ends(n: int) -> list[int]:
 def look_ends(n: int) -> list[int]:
     """Return the numbers of samples at which a bound that may be read at any time is read, the last of them n.
 
-    They are 16, 20, 24, 28, 32, 40, 48, 56, 64 ... below n: always the same, so that neither a batch size nor the number of
-    processes shows in what is decided, and a seventh to a quarter more each time, so that few samples are drawn in vain.
+    They are 16, 24, 32, 48, 64, 96 ... below n: always the same, so that neither a batch size nor the number of processes
+    shows in what is decided, and a third or half as many again each time, so that few samples are drawn in vain.
 
     Examples
     --------
     >>> look_ends(100)
-    [16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 100]
+    [16, 24, 32, 48, 64, 96, 100]
     """
-    ends = sorted(factor << power for factor in (16, 20, 24, 28) for power in range(MAX_TRIALS.bit_length()))
+    ends = sorted(factor << power for factor in (16, 24) for power in range(MAX_TRIALS.bit_length()))
     return [end for end in ends if end < n] + [n]
 
 

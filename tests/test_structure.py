@@ -23,6 +23,7 @@ ORDER = [
     "_cuda",
     "tally",
     "ops",
+    "nn",
     "evidence",
     "rules",
     "certificate",
