@@ -53,9 +53,9 @@ class SamplingOptions(SmoothOptions, total=False):
     input_ids: torch.Tensor | Sequence[int] | None
 
 
-def _check_options(options: Mapping[str, object]) -> None:
-    if unknown := set(options) - set(SmoothOptions.__annotations__):
-        known = ", ".join(SmoothOptions.__annotations__)
+def _check_options(options: Mapping[str, object], kind: type) -> None:
+    if unknown := set(options) - set(kind.__annotations__):
+        known = ", ".join(kind.__annotations__)
         raise TypeError(f"{', '.join(sorted(unknown))} is no argument; further ones are {known}")
 
 
@@ -75,7 +75,7 @@ class Sampling:
         progress: bool = False,
         **preparation: Any,
     ) -> None:
-        _check_options(preparation)
+        _check_options(preparation, SamplingOptions)
         if not callable(model):
             raise TypeError(f"model is {model!r}; it must be callable on a batch")
         self.inputs = ops.check_inputs("inputs", inputs)
@@ -177,9 +177,12 @@ class Sampling:
 
             ids = self.input_ids[group[0] : group[-1] + 1].tolist()
             backend = self.preparation["backend"]
-            found += looks.run(
+            of_group = looks.run(
                 take, methods, goal, n0=n0, n=n, seed=self.seed, input_ids=ids, backend=backend, streams=streams
             )
+            bar.total -= sum(n - certificates[0].n for certificates in of_group)  # stopped early
+            found += of_group
+        bar.refresh()
         return found
 
 
@@ -384,8 +387,9 @@ def certify(
     heads = _heads(head)
     methods = [Method(noise, alpha / len(heads), each, bound, rule, lipschitz, looks=bool(goal)) for each in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
-    if heads == (_VOTES,):
-        _warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
+    for method in methods:
+        if method.bound == "clopper_pearson":
+            _warn_if_hopeless("certify", n, method.alpha, certificate.smallest_certifiable_n(method.alpha))
     with sampling.bar(n0 + n, "certifying") as bar:
         found = sampling.certify(methods, goal, n0, n, bar)
     return [certificates[0] for certificates in found] if isinstance(head, Head) else found
@@ -585,7 +589,7 @@ class Smooth:
     ) -> None:
         if not callable(base_classifier):
             raise TypeError(f"base_classifier is {base_classifier!r}; it must be callable on a batch")
-        _check_options(options)
+        _check_options(options, SmoothOptions)
         Tally(1, num_classes)
         self.base_classifier, self.num_classes, self.options = base_classifier, num_classes, options
         self.noise = Gaussian(sigma)

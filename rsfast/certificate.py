@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from . import bounds, rules
-from .evidence import Evidence, Scores
+from .evidence import BOUNDS, Evidence, Scores
 from .heads import Head, Votes
 from .heads import from_dict as head_from_dict
-from .noise import STREAM_VERSION, Gaussian, uniforms
+from .noise import STREAM_VERSION, Gaussian, check_seed, uniforms
 from .noise import from_dict as noise_from_dict
 from .rules import Limits, Method
 
@@ -49,7 +49,7 @@ class Certificate:
     n0, n : int
         Selection and estimation samples used.
     cap : int
-        The most estimation samples there could have been: more than n where sampling stopped early.
+        The most estimation samples there could have been: more than n where sampling stopped early; 0 if not known.
     alpha : float
         Probability that the certificate is wrong.
     alpha_upper : float
@@ -159,7 +159,7 @@ def certificates(
     bound : str
         Of votes: "clopper_pearson" ("auto"), "randomized_clopper_pearson", "beta_binomial_sequence". Of votes or scores:
         "betting" ("auto" for scores), "empirical_bernstein", "hoeffding", "betting_sequence". Of scores the two that bet
-        take the histograms of `leading_classes`. If sampling stopped when its results said so, only a sequence holds.
+        take the histograms of `leading_classes`.
     rule : str
         "one_vs_rest", "top_two", "class_partitioning" (votes only), "bonferroni", or "auto": for each input the one of the
         first two, and the split of alpha, that the selection sample says will give the largest radius; top-two where the
@@ -168,8 +168,8 @@ def certificates(
         An l2 Lipschitz constant, per unit of the inputs, of every class's base score: of the head's scores, not the logits.
         Radii are then those of `Gaussian.potential` with it. It is taken on trust (`lipschitz_bound` proves one).
     cap : int, optional
-        The most estimation samples of an input there could have been, if sampling may have stopped early; `estimation` then
-        has one Tally for each look. By default as many as each has.
+        The most estimation samples of an input there could have been, fixed before. Needed with a sequence, and where
+        sampling may have stopped early: then only a sequence will do, and `estimation` has one Tally for each look.
     seed : int
         The seed both were sampled with. Recorded; randomized bounds take their uniforms from it.
     input_ids : sequence of int, optional
@@ -218,10 +218,17 @@ def certificates(
     >>> prediction, round(radius, 4)
     (1, 0.6746)
     """
-    ranges = estimation if isinstance(estimation, Sequence) else [estimation]
+    from .tally import Tally  # who has one has imported torch
+
     method = Method(noise, alpha, head, bound, rule, lipschitz)
-    if not ranges:
-        raise ValueError("estimation is empty; it must be a Tally, or the Tallies of one or more ranges")
+    ranges = estimation if isinstance(estimation, Sequence) else [estimation]
+    for name, tally in (("selection", selection), *(("estimation", tally) for tally in ranges)):
+        if not isinstance(tally, Tally):
+            raise TypeError(
+                f"{name} is or holds a {type(tally).__name__}; it must be a Tally, or of estimation a list of them"
+            )
+    if not ranges or len({id(tally) for tally in ranges}) < len(ranges):
+        raise ValueError(f"estimation holds {len(ranges)} Tallies; it must hold at least one, and none twice")
     for tally in ranges:
         if tally is selection:
             raise ValueError("estimation is selection; it must be another, independent sample")
@@ -231,29 +238,32 @@ def certificates(
                 raise ValueError(f"estimation.{name} is {theirs!r}; it must be selection.{name}, {ours!r}")
     if head not in selection.heads:
         raise ValueError(f"head is {head!r}; it must be one of the Tallies' heads, {selection.heads!r}")
-    ids = range(selection.num_inputs) if input_ids is None else input_ids
+    seed, ids = check_seed(seed), list(range(selection.num_inputs) if input_ids is None else input_ids)
     if len(ids) != selection.num_inputs:
         raise ValueError(f"input_ids has {len(ids)} entries; it must have one for each of {selection.num_inputs} inputs")
+    for each in ids:
+        if isinstance(each, bool) or not isinstance(each, (int, np.integer)) or not 0 <= each < 1 << 32:
+            raise ValueError(f"input_ids holds {each!r}; each must be an int in [0, 2^32)")
     drawn = Scores.total(ranges, _VOTES).trials
     for name, n in (("selection", Scores.of(selection, _VOTES).trials), ("estimation", drawn)):
         if (least := int(n.min())) < 1:
             raise ValueError(f"{name}.n is {least} for an input; it must be at least 1")
-    if cap is not None and cap < int(drawn.max()):
-        raise ValueError(f"cap is {cap}; it must be at least the estimation samples of every input, {int(drawn.max())}")
-    found: dict[int, Certificate] = {}
-    for most in np.unique(drawn) if cap is None else [cap]:
-        rows = np.flatnonzero(drawn == most) if cap is None else np.arange(len(ids))
-        certificates, *_ = prove(
-            method,
-            selection.select(rows),
-            [tally.select(rows) for tally in ranges],
-            cap=int(most),
-            seed=seed,
-            input_ids=[ids[row] for row in rows.tolist()],
-            backend=backend,
+    least, most = int(drawn.min()), int(drawn.max())
+    if cap is not None and (isinstance(cap, bool) or not isinstance(cap, (int, np.integer))):
+        raise TypeError(f"cap is {cap!r}; it must be an int")
+    if cap is not None and not most <= cap < bounds.MAX_TRIALS:
+        raise ValueError(f"cap is {cap}; it must be at least the estimation samples of every input, {most}, and below 2**33")
+    if cap is None and least < most:
+        raise ValueError(
+            f"estimation.n runs from {least} to {most}; if sampling stopped early, cap must say how many samples there "
+            "could have been; if these numbers were fixed before, certify inputs of different n by themselves (Tally.select)"
         )
-        found |= dict(zip(rows.tolist(), certificates, strict=True))
-    return [found[row] for row in range(len(ids))]
+    if cap is not None and least < cap:
+        method = Method(noise, alpha, head, bound, rule, lipschitz, looks=True)
+    if cap is None and BOUNDS[method.bound].sequence:
+        raise ValueError(f"cap is None; with the bound {method.bound!r} it must be the most samples there could have been")
+    cap = most if cap is None else int(cap)
+    return prove(method, selection, ranges, cap=cap, seed=seed, input_ids=ids, backend=backend)[0]
 
 
 def prove(

@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Votes(),
         help="score that is averaged: votes, softmax:T, sparsemax:T or clipped:LOW:HIGH (default: votes)",
     )
-    _add_bound_and_rule(certify)
+    _add_bound_and_rule(certify, "auto")
     early = certify.add_mutually_exclusive_group()
     early.add_argument(
         "--radius", type=float, metavar="R", help="stop sampling an image once its radius is R or will not be"
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("from_run", metavar="RUN", help="run folder of rsfast certify")
     again.add_argument("--out", required=True, metavar="FOLDER", help="run folder to write")
     again.add_argument("--alpha", type=float, help="failure probability an image (default: that of RUN)")
-    _add_bound_and_rule(again)
+    _add_bound_and_rule(again, None)
 
     analyze = command("analyze", _analyze, "Print certified accuracies of runs, one row a run.")
     analyze.add_argument("--radii", nargs="+", type=float, metavar="R", help="default: round steps up to the largest radius")
@@ -127,9 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_bound_and_rule(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bound", choices=("auto", *BOUNDS), default="auto", help="confidence bound (default: auto)")
-    parser.add_argument("--rule", choices=("auto", *RULES), default="auto", help="radius rule (default: auto)")
+def _add_bound_and_rule(parser: argparse.ArgumentParser, default: str | None) -> None:
+    said = default or "that of RUN"
+    parser.add_argument("--bound", choices=("auto", *BOUNDS), default=default, help=f"confidence bound (default: {said})")
+    parser.add_argument("--rule", choices=("auto", *RULES), default=default, help=f"radius rule (default: {said})")
     parser.add_argument("--lipschitz", type=float, metavar="L", help="l2 Lipschitz constant of every class's soft score")
 
 
@@ -260,7 +261,7 @@ def _certify(args: argparse.Namespace) -> int:
     goal = Goal(args.radius, args.rtol)
     noise, alpha = Gaussian(args.sigma), bounds.check_alpha(args.alpha)
     method = Method(noise, alpha, args.head, args.bound, args.rule, args.lipschitz, looks=bool(goal))
-    if args.head == Votes():
+    if method.bound == "clopper_pearson":
         _warn_if_hopeless(args, smallest_certifiable_n(alpha))
     job = _Job(args, args.head)
     settings = {
@@ -274,7 +275,7 @@ def _certify(args: argparse.Namespace) -> int:
         "radius": goal.radius,
         "rtol": goal.rtol,
     }
-    used = 0
+    used = decided = 0
     began = time.perf_counter()
     with job.recorder(settings, results.CERTIFY_COLUMNS, args.n0 + args.n) as record:
         for index in job.indices:
@@ -294,7 +295,10 @@ def _certify(args: argparse.Namespace) -> int:
             [[certificate]] = look(draw, [method], goal, n0=args.n0, n=args.n, seed=job.seed, input_ids=[index])
             record(index, certificate, drawn[:1], drawn[1:])
             used += certificate.n0 + certificate.n
+            decided += certificate.radius >= (goal.radius or 0)
     _print_certified(args, results.read(args.out), time.perf_counter() - began)
+    if goal.radius:
+        print(f"{decided / len(job.indices):.1%} certified at radius {goal.radius}")
     if goal:
         print(f"{used / len(job.indices):,.0f} samples an image, of {args.n0 + args.n:,}")
     return 0

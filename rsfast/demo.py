@@ -155,7 +155,7 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
 
     def certify(head: Head, bound: str = "auto", rule: str = "auto") -> list[Certificate]:
         return certificates(
-            selection, ranges, noise, head=head, alpha=ALPHA, bound=bound, rule=rule, seed=seed, backend="cpu"
+            selection, ranges, noise, head=head, alpha=ALPHA, bound=bound, rule=rule, cap=N, seed=seed, backend="cpu"
         )
 
     certified = {name: certify(head) for name, head in HEADS.items()}

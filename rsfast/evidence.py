@@ -42,7 +42,7 @@ BOUNDS = {
 }
 """The confidence bounds by name."""
 
-_LIKELY = 0.05
+_LIKELY = 0.01
 """Chance of what `Evidence.best_case` leaves out: smaller, and fewer inputs are given up that all samples would certify."""
 
 _OF_MOMENTS = ("hoeffding", "empirical_bernstein")
@@ -150,7 +150,8 @@ def _histogram(tally: Tally, head: Head, classes: Integers, bound: str) -> tuple
         what = "no histograms" if tracked.shape[1] == 0 else f"histograms of the classes {tracked.tolist()}"
         raise ValueError(
             f"estimation has {what}; the bound {bound!r} must have those of the two classes that the selection sample puts "
-            "first: sample with tracked=leading_classes(selection), or name another bound, such as 'empirical_bernstein'"
+            "first: from sample(tracked=leading_classes(selection)), or a run that was certified with a bound that bets"
+            + ("" if BOUNDS[bound].sequence else "; a bound that needs none is 'empirical_bernstein'")
         )
     return tally.bin_counts[:, index].cpu().numpy(), tally.bin_sums[:, index].cpu().numpy()
 

@@ -70,6 +70,21 @@ def uniforms(seed: int, input_id: int) -> tuple[float, float]:
     return (first + 1) / 2**32, (second + 1) / 2**32
 
 
+def check_seed(seed: object) -> int:
+    """Return `seed` if it is an int in [0, 2^64); raise TypeError or ValueError if not.
+
+    Examples
+    --------
+    >>> check_seed(7)
+    7
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed is {seed!r}; it must be an int")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
+    return int(seed)
+
+
 def check_lipschitz(lipschitz: float) -> float:
     """Return the Lipschitz constant of a score as a float.
 

@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import results
 from .certificate import prove
 from .heads import from_dict as head_from_dict
 from .looks import Goal
+from .noise import check_seed
 from .noise import from_dict as noise_from_dict
 from .results import Results, RunWriter
 from .rules import Method
+from .sequences import look_ends
 from .tally import Tally
 
 
@@ -22,8 +26,8 @@ def recertify(
     out: str | Path,
     *,
     alpha: float | None = None,
-    bound: str = "auto",
-    rule: str = "auto",
+    bound: str | None = None,
+    rule: str | None = None,
     lipschitz: float | None = None,
     about: dict[str, Any] | None = None,
 ) -> Results:
@@ -38,10 +42,8 @@ def recertify(
         A run folder of ``rsfast certify``.
     out : path-like
         The folder to write. It gets the sidecar of `run`, but for what changes.
-    alpha : float, optional
-        Failure probability; that of `run` by default.
-    bound, rule, lipschitz
-        As in `certificate.certificates`.
+    alpha, bound, rule, lipschitz : optional
+        As in `certificate.certificates`; those of `run` by default.
     about : dict, optional
         More to put into the sidecar.
 
@@ -56,14 +58,21 @@ def recertify(
     run = Path(run)
     rows = results.read(run)
     sidecar = dict(rows.sidecar or {})
-    missing = [name for name in ("alpha", "head", "noise", "seed", "n0", "n") if name not in sidecar]
+    missing = [name for name in ("alpha", "bound", "rule", "head", "noise", "seed", "n0", "n") if name not in sidecar]
     if missing:
         raise ValueError(f"{run / results.SIDECAR} lacks {', '.join(missing)}; it must be of a run of rsfast certify")
-    head, noise = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"])
-    early = bool(Goal(sidecar.get("radius"), sidecar.get("rtol")))
-    method = Method(noise, sidecar["alpha"] if alpha is None else alpha, head, bound, rule, lipschitz, looks=early)
+    try:
+        head, noise, seed = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"]), check_seed(sidecar["seed"])
+        goal, n = Goal(sidecar.get("radius"), sidecar.get("rtol")), sidecar["n"]
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"n is {n!r}; it must be an int")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{run / results.SIDECAR} is damaged: {error}") from error
+    given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz}
+    chosen: dict[str, Any] = {name: sidecar.get(name) if value is None else value for name, value in given.items()}
+    method = Method(noise, head=head, looks=bool(goal), **chosen)
     counts = results.read_counts(run)
-    sidecar |= {"alpha": method.alpha, "bound": method.bound, "rule": method.rule, "lipschitz": lipschitz}
+    sidecar |= {"alpha": method.alpha, "bound": method.bound, "rule": method.rule, "lipschitz": method.lipschitz}
     sidecar["recertified_from"] = str(run)
     sidecar["counts_sha256"] = hashlib.sha256((run / results.COUNTS).read_bytes()).hexdigest()
     outcomes = []
@@ -75,12 +84,15 @@ def recertify(
             selection, estimation = (counts[idx][stream] for stream in ("selection", "estimation"))
             ranges = estimation if isinstance(estimation, list) else [estimation]
             first, *rest = (Tally.from_integers([each], (head,)) for each in (selection, *ranges))
+            ends = np.cumsum([int(tally.n) for tally in rest]).tolist()
+            if (ends != look_ends(n)[: len(ends)]) if goal else (ends[-1:] != [n]):
+                raise ValueError(
+                    f"estimation ends at {ends}, which does not go with n = {n} and {goal} in {results.SIDECAR}"
+                )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{run / results.COUNTS}, idx {idx}: {type(error).__name__}: {error}") from error
         try:
-            (certificate,), *_ = prove(
-                method, first, rest, cap=sidecar["n"], seed=sidecar["seed"], input_ids=[idx], backend=""
-            )
+            (certificate,), *_ = prove(method, first, rest, cap=n, seed=seed, input_ids=[idx], backend="")
         except ValueError as error:
             raise ValueError(f"{run / results.COUNTS}, idx {idx}: {error}") from error
         outcomes.append((certificate, time.perf_counter() - began))

@@ -61,6 +61,8 @@ class Method:
     looks: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.noise, Gaussian):
+            raise TypeError(f"noise is {self.noise!r}; it must be a Gaussian")
         bound, rule = resolve(self.head, self.bound, self.rule, self.lipschitz, looks=self.looks)
         for name, value in (("alpha", bounds.check_alpha(self.alpha)), ("bound", bound), ("rule", rule)):
             object.__setattr__(self, name, value)
@@ -92,12 +94,14 @@ def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *
         bound = "clopper_pearson" if votes else "betting"
     if rule == "auto" and not head.sums_to_one:
         rule = "top_two"
-    if bound not in BOUNDS:
+    if not isinstance(bound, str) or bound not in BOUNDS:
         raise ValueError(f"bound is {bound!r}; it must be auto, {', '.join(BOUNDS)}")
     if rule not in ("auto", *RULES):
         raise ValueError(f"rule is {rule!r}; it must be auto, {', '.join(RULES)}")
+    if looks and rule == "class_partitioning":
+        raise ValueError(f"rule is {rule!r}, which is for one look; to stop early it must be another")
     if not votes and not BOUNDS[bound].scores:
-        allowed = ", ".join(name for name, kind in BOUNDS.items() if kind.scores)
+        allowed = ", ".join(name for name, kind in BOUNDS.items() if kind.scores and kind.sequence >= looks)
         raise ValueError(f"bound is {bound!r}; with the head {head} it must be one for means: {allowed}")
     if rule == "one_vs_rest" and not head.sums_to_one:
         raise ValueError(f"rule is {rule!r}; with the head {head}, whose scores do not sum to 1, it must be top_two")
@@ -106,7 +110,7 @@ def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *
             f"rule is {rule!r}; it adds the votes of classes, so the bound must be clopper_pearson, not {bound!r}"
         )
     if looks and not BOUNDS[bound].sequence:
-        allowed = ", ".join(name for name, kind in BOUNDS.items() if kind.sequence)
+        allowed = ", ".join(name for name, kind in BOUNDS.items() if kind.sequence and (votes or kind.scores))
         raise ValueError(
             f"bound is {bound!r}, which holds for one look at a number of samples fixed before; "
             f"to stop early it must be one that may be read at any time: {allowed}"
@@ -284,7 +288,7 @@ def _promise(
 
     Nothing rests on them: bounds are those of real-valued counts, and nothing is rounded outward.
     """
-    low = evidence.forecast(method.bound, *leader, method.alpha * plan.lower)
+    low = np.minimum(evidence.forecast(method.bound, *leader, method.alpha * plan.lower), 1 - 2.0**-53)
     high = 1 - low
     if plan.rule != "one_vs_rest":
         mean, variance = rival

@@ -228,6 +228,18 @@ def test_backends_give_the_same_certificates():
     assert [c.to_dict() | {"backend": ""} for c in one] == [c.to_dict() | {"backend": ""} for c in two]
 
 
+def test_the_warning_is_for_clopper_pearson_alone():
+    """Nine unanimous votes certify nothing by it; the randomized bound may."""
+    options = {"num_classes": 2, "n": 9, "seed": 1}
+    x = Linear(4).at([3.0] * 20)
+    with pytest.warns(UserWarning, match="certify needs n of at least 10"):
+        certify(Linear(4), x, Gaussian(0.25), **options)
+    with pytest.warns(UserWarning, match=r"at alpha = 0\.0005 .* certify needs n of at least 11"):
+        certify(Linear(4), x, Gaussian(0.25), head=[Votes(), Softmax()], **options)
+    found = certify(Linear(4), x, Gaussian(0.25), bound="randomized_clopper_pearson", **options)
+    assert 0 < sum(certificate.radius > 0 for certificate in found) < 20
+
+
 def test_a_model_that_returns_nan_certifies_nothing():
     [certificate] = certify(lambda x: x[:, :2] * math.nan, torch.ones(1, 2), Gaussian(0.25), num_classes=2, n=100, seed=0)
     assert (certificate.prediction, certificate.radius, certificate.counts) == (ABSTAIN, 0.0, (0, 0))

@@ -95,7 +95,7 @@ def test_radius_rounds_down(rule, sigma):
     rng = np.random.default_rng(5)
     votes = [[int(n * a), int(n * (1 - a) * b), 0, 0] for n in (100, 10**4, 10**7) for a, b in rng.uniform(0.3, 1, (40, 2))]
     votes = [[a, b, int((a + b) * 0.05) + 1, 0] for a, b, *_ in votes] + [[2**33 - 2, 1, 0, 0], [2**33 - 1, 0, 0, 0]]
-    results = certify([[3, 1, 1, 0]] * len(votes), votes, Gaussian(sigma), rule=rule)
+    results = [certify([[3, 1, 1, 0]], [each], Gaussian(sigma), rule=rule)[0] for each in votes]
     certified = [result for result in results if not result.abstained]
     assert len(certified) > 40
     for result in certified:
@@ -165,7 +165,7 @@ def test_alpha_is_one_sided():
 
 
 def test_many_inputs_are_independent():
-    selection, estimation = [[9, 1, 0], [1, 9, 0], [5, 5, 0]], [[90, 5, 5], [30, 970, 0], [10, 90, 0]]
+    selection, estimation = [[9, 1, 0], [1, 9, 0], [5, 5, 0]], [[90, 5, 5], [3, 97, 0], [10, 90, 0]]
     together = certify(selection, estimation, input_ids=[7, 8, 2**32 - 1], backend="cpu", seed=12)
     assert [r.input_id for r in together] == [7, 8, 2**32 - 1]
     assert [r.prediction for r in together] == [0, 1, ABSTAIN]
@@ -383,19 +383,64 @@ def test_resolve():
 
 
 def test_a_cap_and_ranges_that_do_not_fit():
-    with pytest.raises(ValueError, match="cap is 99; it must be at least the estimation samples of every input, 100"):
-        certify([[9, 1, 0]], [[90, 10, 0]], cap=99)
+    for cap, error, message in (
+        (99, ValueError, "cap is 99; it must be at least the estimation samples of every input, 100, and below"),
+        (2**33, ValueError, "cap is 8589934592; it must be"),
+        ("5", TypeError, "cap is '5'; it must be an int"),
+        (100.5, TypeError, r"cap is 100\.5; it must be an int"),
+    ):
+        with pytest.raises(error, match=message):
+            certify([[9, 1, 0]], [[90, 10, 0]], cap=cap)
     selection, estimation = tally_of([[9, 1, 0]]), tally_of([[90, 10, 0]])
     for wrong, message in (
-        ([], "estimation is empty"),
+        ([], "estimation holds 0 Tallies; it must hold at least one, and none twice"),
+        ([estimation, estimation], "estimation holds 2 Tallies; it must hold at least one, and none twice"),
         ([estimation, selection], "estimation is selection"),
         ([estimation, tally_of([[1, 1, 1, 0]])], "estimation.num_classes is 3; it must be selection.num_classes, 2"),
     ):
         with pytest.raises(ValueError, match=message):
             certificates(selection, wrong, NOISE, alpha=ALPHA, seed=0)
+    for wrong in (None, [None], [estimation, "x"]):
+        with pytest.raises(TypeError, match=r"estimation is or holds a .*; it must be a Tally"):
+            certificates(selection, wrong, NOISE, alpha=ALPHA, seed=0)
     parts = [tally_of([[40, 5, 0]]), tally_of([[50, 5, 0]])]
     options = {"alpha": ALPHA, "seed": 0}
     assert certificates(selection, parts, NOISE, **options) == certificates(selection, estimation, NOISE, **options)
+
+
+def test_data_that_stopped_early_take_a_sequence():
+    """A cap above n says that n was chosen on the way: only a bound that holds at every n is left."""
+    selection, few = tally_of([[9, 1, 0]]), tally_of([[90, 10, 0]])
+    (found,) = certificates(selection, few, NOISE, alpha=ALPHA, cap=1000, seed=0)
+    assert (found.bound, found.cap, found.n) == ("beta_binomial_sequence", 1000, 100)
+    for bound in ("clopper_pearson", "betting", "randomized_clopper_pearson"):
+        with pytest.raises(ValueError, match=f"bound is '{bound}', which holds for one look"):
+            certificates(selection, few, NOISE, alpha=ALPHA, cap=1000, bound=bound, seed=0)
+    for bound in ("beta_binomial_sequence", "betting_sequence"):
+        with pytest.raises(ValueError, match=f"cap is None; with the bound '{bound}' it must be the most samples"):
+            certificates(selection, few, NOISE, alpha=ALPHA, bound=bound, seed=0)
+    with pytest.raises(ValueError, match=r"estimation\.n runs from 100 to 101; if sampling stopped early, cap must"):
+        certify([[9, 1, 0], [9, 1, 0]], [[90, 10, 0], [90, 11, 0]])
+    with pytest.raises(ValueError, match="rule is 'class_partitioning', which is for one look"):
+        certificates(selection, few, NOISE, alpha=ALPHA, cap=1000, rule="class_partitioning", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"seed": None}, TypeError, "seed is None; it must be an int"),
+        ({"seed": -1}, ValueError, "seed is -1; it must be in"),
+        ({"input_ids": ["a"]}, ValueError, "input_ids holds 'a'; each must be an int in"),
+        ({"input_ids": [1.5]}, ValueError, r"input_ids holds 1\.5; each must be"),
+        ({"input_ids": [1 << 32]}, ValueError, "input_ids holds 4294967296; each must be"),
+        ({"noise": 0.25}, TypeError, r"noise is 0\.25; it must be a Gaussian"),
+        ({"bound": ["betting"]}, ValueError, r"bound is \['betting'\]; it must be auto"),
+    ],
+)
+def test_wrong_arguments_are_named(options, error, message):
+    options = {"noise": NOISE, "alpha": ALPHA, "seed": 0} | options
+    with pytest.raises(error, match=message):
+        certificates(tally_of([[9, 1, 0]]), tally_of([[90, 10, 0]]), **options)
 
 
 @pytest.mark.parametrize("head", [Votes(), Softmax(0.3), Sparsemax(1e-7), ClippedLogits(-3.5, 0.1)])

@@ -198,7 +198,9 @@ def test_a_radius_to_decide(capsys):
     assert (sidecar("run")["radius"], sidecar("run")["rtol"]) == (0.3, None)
     assert sidecar("run")["bound"] == "beta_binomial_sequence"
     used = sum(certificate.n0 + certificate.n for certificate in expected) / len(expected)
-    assert capsys.readouterr().out.endswith(f"\n{used:,.0f} samples an image, of 5,020\n")
+    share = sum(certificate.radius >= 0.3 for certificate in expected) / len(expected)
+    said = f"\n{share:.1%} certified at radius 0.3\n{used:,.0f} samples an image, of 5,020\n"
+    assert capsys.readouterr().out.endswith(said)
     for options, message in (
         ("--radius 0.5 --rtol 0.1", "--rtol: not allowed with argument --radius"),
         ("--radius -1", "radius is -1.0; it must be above 0 and finite"),

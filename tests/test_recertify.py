@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,37 @@ def test_wrong_uses(capsys):
     certify("soft", "--head softmax:1")
     with pytest.raises(ValueError, match="bound is 'clopper_pearson'; with the head Softmax"):
         recertify("soft", "again", bound="clopper_pearson")
+
+
+def spoil_sidecar(**changes):
+    data = sidecar("run") | changes
+    with open("run/results.json", "w") as file:
+        json.dump({name: value for name, value in data.items() if value is not ...}, file)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ("--radius 0.4", {"radius": ...}, "estimation ends at"),
+        ("", {"n": 400}, "estimation ends at [500], which does not go with n = 400"),
+        ("--radius 0.4", {"n": 10}, "estimation ends at"),
+        ("", {"n": "x"}, "results.json is damaged: n is 'x'; it must be an int"),
+        ("", {"seed": None}, "results.json is damaged: seed is None; it must be an int"),
+        ("", {"bound": ...}, "lacks bound; it must be of a run of rsfast certify"),
+    ],
+)
+def test_a_sidecar_that_does_not_fit_the_counts(options, changes, message):
+    """Most of all one that hides that sampling stopped early: bounds for one look would be wrong then."""
+    certify("run", options)
+    spoil_sidecar(**changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recertify("run", "again", rule="one_vs_rest")
+    assert not Path("again").exists()
+
+
+def test_what_is_not_given_is_that_of_the_run():
+    certify("run", "--head softmax:0.5 --bound empirical_bernstein --rule top_two --lipschitz 0.5 --alpha 0.02")
+    recertify("run", "again")
+    assert rows("again") == rows("run")
+    same = ("alpha", "bound", "rule", "lipschitz")
+    assert {name: sidecar("again")[name] for name in same} == {name: sidecar("run")[name] for name in same}

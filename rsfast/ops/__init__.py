@@ -10,26 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from ..noise import STREAMS, Gaussian
+from ..noise import STREAMS, Gaussian, check_seed
 from ..tally import Tally, check_range
 from .backends import BACKENDS, backend_for
 
 OUTPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LOGIT_TYPES = (*OUTPUT_TYPES, torch.float64)
 
-__all__ = ["BACKENDS", "accumulate", "backend_for", "check_range", "perturb"]
-
-
-def check_seed(seed: object) -> int:
-    """Return `seed` if it is an int in [0, 2^64); raise TypeError or ValueError if not."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed is {seed!r}; it must be an int")
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
-    return int(seed)
+__all__ = ["BACKENDS", "accumulate", "backend_for", "check_range", "check_seed", "perturb"]
 
 
 def check_stream(stream: object) -> str:
