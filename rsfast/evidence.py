@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -156,11 +155,16 @@ def _histogram(tally: Tally, head: Head, classes: Integers, bound: str) -> tuple
     return tally.bin_counts[:, index].cpu().numpy(), tally.bin_sums[:, index].cpu().numpy()
 
 
+def _forecast_proportion(mean: Floats, trials: Integers | int, alpha: Floats | float) -> Floats:
+    """Return Clopper and Pearson's lower limit, of counts that need not be integers, rounded either way."""
+    successes = np.maximum(mean * trials, 1e-9)
+    return np.asarray(betaincinv(successes, trials - successes + 1, alpha))
+
+
 def _forecast(bound: str, mean: Floats, variance: Floats, trials: Integers | int, alpha: float) -> Floats:
     """Return about what a bound for one look gives for a sample with this mean and variance; nothing may rest on it."""
     if not BOUNDS[bound].scores:
-        successes = np.maximum(mean * trials, 1e-9)
-        return np.asarray(betaincinv(successes, trials - successes + 1, alpha))
+        return _forecast_proportion(mean, trials, alpha)
     if BOUNDS[bound].ranges:
         return sequences.typical_betting_lower(mean, variance, trials, alpha)
     known = (mean, trials) if bound == "hoeffding" else (mean, variance, trials)
@@ -247,8 +251,7 @@ class Evidence(NamedTuple):
         if bound == "betting_sequence":
             return _forecast("betting", mean, variance, self.cap, alpha / max(1, self.cap.bit_length() - 4))
         if bound == "beta_binomial_sequence":  # what its mixture pays for not knowing the proportion
-            share = alpha / math.sqrt(1 + self.cap / int(self.selected.trials.min()))
-            return _forecast("clopper_pearson", mean, variance, self.cap, share)
+            return _forecast_proportion(mean, self.cap, alpha / np.sqrt(1 + self.cap / self.selected.trials))
         return _forecast(bound, mean, variance, self.cap, alpha)
 
     def best_case(self, place: int, side: str) -> tuple[Floats, Floats]:
