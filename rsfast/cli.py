@@ -9,8 +9,10 @@ import argparse
 import math
 import secrets
 import shlex
+import signal
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         help="score that is averaged: votes, softmax:T, sparsemax:T or clipped:LOW:HIGH (default: votes)",
     )
     _add_bound_and_rule(certify, "auto")
+    certify.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     early = certify.add_mutually_exclusive_group()
     early.add_argument(
         "--radius", type=float, metavar="R", help="stop sampling an image once its radius is R or will not be"
@@ -183,13 +186,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     ------
     SystemExit
         With code 2, after one line on stderr, for a mistake in the arguments or the files they name; with code 130 if
-        interrupted.
+        interrupted, 143 if terminated.
     """
     argv = sys.argv[1:] if argv is None else argv
     args, unknown = _parser().parse_known_args(argv)
     if unknown:  # said here, so that the command's name stands before it
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.command_line = shlex.join(["rsfast", *argv])
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: args.parser.exit(143, f"{args.parser.prog}: terminated\n"))
     try:
         status: int = args.run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
@@ -277,8 +282,8 @@ def _certify(args: argparse.Namespace) -> int:
     }
     used = decided = 0
     began = time.perf_counter()
-    with job.recorder(settings, results.CERTIFY_COLUMNS, args.n0 + args.n) as record:
-        for index in job.indices:
+    with job.recorder(settings, results.CERTIFY_COLUMNS, args.n0 + args.n, resume=args.resume) as record:
+        for index in job.left:
             drawn: list[Tally] = []
 
             def draw(
@@ -297,10 +302,10 @@ def _certify(args: argparse.Namespace) -> int:
             used += certificate.n0 + certificate.n
             decided += certificate.radius >= (goal.radius or 0)
     _print_certified(args, results.read(args.out), time.perf_counter() - began)
-    if goal.radius:
-        print(f"{decided / len(job.indices):.1%} certified at radius {goal.radius}")
-    if goal:
-        print(f"{used / len(job.indices):,.0f} samples an image, of {args.n0 + args.n:,}")
+    if goal.radius and job.left:
+        print(f"{decided / len(job.left):.1%} certified at radius {goal.radius}")
+    if goal and job.left:
+        print(f"{used / len(job.left):,.0f} samples an image, of {args.n0 + args.n:,}")
     return 0
 
 
@@ -326,7 +331,7 @@ def _predict(args: argparse.Namespace) -> int:
     predicted = []
     began = time.perf_counter()
     with job.recorder({"n": args.n, "alpha": alpha}, results.PREDICT_COLUMNS, args.n) as record:
-        for index in job.indices:
+        for index in job.left:
             tally = job.draw(index, range(args.n), "estimation")
             (prediction,) = predictions(tally, alpha)
             record(index, prediction, [], [tally])
@@ -373,7 +378,7 @@ class _Job:
 
         self.args, self.head, self.noise = args, head, Gaussian(args.sigma)
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.seed = ops.check_seed(secrets.randbits(64) if args.seed is None else args.seed)
+        self.seed = _seed(args)
         self.images, self.labels = load_data(args.data, args.num_classes)
         self.indices = _indices(args.start, args.end, args.skip, len(self.images))
         self.device = find_device(args.device)
@@ -417,13 +422,16 @@ class _Job:
         return logits
 
     @contextmanager
-    def recorder(self, settings: dict[str, Any], columns: tuple[str, ...], samples: int) -> Iterator[Callable[..., None]]:
-        """Create the run folder, show progress over `samples` samples an image, and yield what writes an image's row."""
+    def recorder(
+        self, settings: dict[str, Any], columns: tuple[str, ...], samples: int, *, resume: bool = False
+    ) -> Iterator[Callable[..., None]]:
+        """Open the run folder, show progress over `samples` samples an image, and yield what writes an image's row."""
         from tqdm import tqdm
 
         from .results import RunWriter
 
-        with RunWriter(self.args.out, self._sidecar(settings), columns) as run:
+        with RunWriter(self.args.out, self._sidecar(settings), columns, resume=resume) as run:
+            self.left = [index for index in self.indices if index not in run.done]
             began = time.perf_counter()
 
             def record(index: int, outcome: Certificate | int, selection: list[Tally], estimation: list[Tally]) -> None:
@@ -437,7 +445,7 @@ class _Job:
                 run.write(index, None if self.labels is None else self.labels[index], outcome, ended - began, counts)
                 began = ended
 
-            with tqdm(total=len(self.indices) * samples, unit="sample", unit_scale=True, disable=None) as bar:
+            with tqdm(total=len(self.left) * samples, unit="sample", unit_scale=True, disable=None) as bar:
                 self.progress = bar.update
                 yield record
 
@@ -472,6 +480,15 @@ class _Job:
             "backend": self.options["backend"],
             "versions": versions(),
         }
+
+
+def _seed(args: argparse.Namespace) -> int:
+    """Return --seed, that of the run to resume, or one of the operating system's."""
+    from . import ops, results
+
+    if args.seed is None and getattr(args, "resume", False) and (Path(args.out) / results.SIDECAR).exists():
+        return ops.check_seed(results.read_sidecar(Path(args.out) / results.SIDECAR).get("seed"))
+    return ops.check_seed(secrets.randbits(64) if args.seed is None else args.seed)
 
 
 def _indices(start: int, end: int | None, skip: int, count: int) -> range:

@@ -8,6 +8,7 @@ which the run can be certified again without the model.
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import math
@@ -32,6 +33,9 @@ CERTIFY_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
 PREDICT_COLUMNS = ("idx", "label", "predict", "correct", "time")
 """Columns of Cohen et al.'s predict.py, in its order."""
+
+_CIRCUMSTANCES = {"command", "started"}
+"""Of a sidecar: what may differ where a run is resumed."""
 
 _ABSTAIN = -1
 _NO_LABEL = -1
@@ -80,6 +84,23 @@ def _create(file: Path) -> TextIO:
     return open(file, "x", encoding="utf-8", newline="\n")
 
 
+def _append(file: Path) -> TextIO:
+    return open(file, "a+", encoding="utf-8", newline="\n")
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Keep other processes from writing this run, until the file is closed or this process ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(f"{folder} is being written by another process; wait for it, or name another folder") from None
+
+
+def _whole_lines(file: TextIO) -> list[str]:
+    file.seek(0)
+    return [line for line in file.readlines() if line.endswith("\n")]
+
+
 class RunWriter:
     """Write a run folder, one flushed row per input.
 
@@ -91,13 +112,23 @@ class RunWriter:
         Everything that the table has no column for (n, alpha, noise, seed, versions, ...), as plain JSON values.
     columns : tuple of str
         `CERTIFY_COLUMNS` or `PREDICT_COLUMNS`.
+    resume : bool
+        Go on with the run that the folder holds, if it holds one. What was cut off at the end of a file is dropped.
+
+    Attributes
+    ----------
+    done : set of int
+        The inputs that have their rows.
 
     Raises
     ------
     FileExistsError
-        If the folder already holds a file of a run.
+        If the folder already holds a file of a run, and not to resume.
     TypeError, ValueError
-        If sidecar holds what JSON cannot, NaN and infinity included. Nothing has been written then.
+        If sidecar holds what JSON cannot, NaN and infinity included; or the run to resume is damaged, or has another sidecar
+        (but for its command and its start). Nothing has been written then.
+    BlockingIOError
+        If another process is writing this run.
 
     Examples
     --------
@@ -113,10 +144,19 @@ class RunWriter:
     """
 
     def __init__(
-        self, path: str | PathLike[str], sidecar: Mapping[str, Any], columns: tuple[str, ...] = CERTIFY_COLUMNS
+        self,
+        path: str | PathLike[str],
+        sidecar: Mapping[str, Any],
+        columns: tuple[str, ...] = CERTIFY_COLUMNS,
+        *,
+        resume: bool = False,
     ) -> None:
         folder = Path(path)
         text = json.dumps(dict(sidecar), indent=2, allow_nan=False) + "\n"
+        self.done: set[int] = set()
+        if resume and (folder / SIDECAR).exists():
+            self._resume(folder, json.loads(text), columns)
+            return
         for name in (TABLE, SIDECAR, COUNTS):
             if (folder / name).exists():
                 raise FileExistsError(f"{folder / name} exists; name another folder, or move that run away first")
@@ -126,8 +166,37 @@ class RunWriter:
         self._columns = columns
         self._counts = _create(folder / COUNTS)
         self._table = _create(folder / TABLE)
+        _lock(self._table, folder)
         self._table.write("\t".join(columns) + "\n")
         self._table.flush()
+
+    def _resume(self, folder: Path, sidecar: dict[str, Any], columns: tuple[str, ...]) -> None:
+        theirs = read_sidecar(folder / SIDECAR)
+        for name in sorted({*theirs, *sidecar} - _CIRCUMSTANCES):
+            if theirs.get(name) != sidecar.get(name):
+                raise ValueError(
+                    f"{folder / SIDECAR} is of a run with {name} {theirs.get(name)!r}, this one has {sidecar.get(name)!r}; "
+                    "to resume it must be the same run"
+                )
+        self._columns = columns
+        self._table, self._counts = _append(folder / TABLE), _append(folder / COUNTS)
+        _lock(self._table, folder)
+        header = "\t".join(columns) + "\n"
+        lines, counts = _whole_lines(self._table), _whole_lines(self._counts)
+        try:
+            rows = [int(line.split("\t")[0]) for line in lines[1:]]
+            kept = counts[: len(rows)]  # counts come before their row: one more may be there
+            fit = lines[:1] in ([header], []) and [json.loads(line)["idx"] for line in kept] == rows
+        except (KeyError, TypeError, ValueError):
+            fit = False
+        if not fit:
+            raise ValueError(f"{folder} is damaged: {COUNTS} must have a line for each row of {TABLE}, in its order")
+        for file, text in ((self._table, "".join(lines)), (self._counts, "".join(kept))):
+            file.truncate(len(text.encode()))
+        if not lines:
+            self._table.write(header)
+            self._table.flush()
+        self.done = set(rows)
 
     def __enter__(self) -> RunWriter:
         return self
@@ -234,7 +303,7 @@ def read(path: str | PathLike[str]) -> Results:
     idx, label, predict, radius, correct = (np.array(column) for column in zip(*rows, strict=True))
     sidecar = file.with_name(SIDECAR)
     found = file.name == TABLE and sidecar.exists()
-    return Results(idx, label, predict, radius, correct, _read_sidecar(sidecar) if found else None)
+    return Results(idx, label, predict, radius, correct, read_sidecar(sidecar) if found else None)
 
 
 def read_counts(path: str | PathLike[str]) -> dict[int, dict[str, Any]]:
@@ -285,7 +354,8 @@ def _integer(name: str, field: str) -> np.int64:
         raise ValueError(f"{name} is {field!r}; it must be a 64-bit integer") from None
 
 
-def _read_sidecar(file: Path) -> dict[str, Any]:
+def read_sidecar(file: Path) -> dict[str, Any]:
+    """Return what ``results.json`` of a run folder holds; raise ValueError if it is damaged."""
     try:
         sidecar = json.loads(file.read_bytes())
     except ValueError as error:
