@@ -15,7 +15,7 @@ from . import bounds, rules
 from .evidence import BOUNDS, Evidence, Scores
 from .heads import Head, Votes
 from .heads import from_dict as head_from_dict
-from .noise import STREAM_VERSION, Gaussian, check_seed, uniforms
+from .noise import STREAM_VERSION, Gaussian, check_seed
 from .noise import from_dict as noise_from_dict
 from .rules import Limits, Method
 
@@ -278,8 +278,7 @@ def prove(
 ) -> tuple[list[Certificate], Evidence, Limits]:
     """Return what `certificates` does, of arguments that fit each other, and what it rests on."""
     selected = Scores.of(selection, method.head)
-    dice = [uniforms(seed, int(input_id)) for input_id in input_ids]
-    evidence = Evidence.of(selected, ranges, method.head, method.bound, cap, dice)
+    evidence = Evidence.of(selected, ranges, method.head, method.bound, cap, seed, input_ids)
     found = rules.limits(evidence, method)
     radii = rules.radius(method.noise, found.lower, found.upper, method.lipschitz)
 

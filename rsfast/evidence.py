@@ -11,6 +11,7 @@ from scipy.special import betaincinv
 
 from . import bounds, sequences
 from .heads import Head, Votes
+from .noise import uniforms
 
 if TYPE_CHECKING:
     from .tally import Tally
@@ -122,6 +123,11 @@ def leading_classes(selection: Tally) -> Integers:
     ndarray of int64 [I, M, 2]
         For ``sample(tracked=...)`` or ``Tally(tracked=...)`` of the estimation sample.
 
+    Raises
+    ------
+    TypeError
+        If selection is not a Tally.
+
     Examples
     --------
     >>> from rsfast import Softmax, Tally
@@ -130,6 +136,10 @@ def leading_classes(selection: Tally) -> Integers:
     >>> leading_classes(selection).tolist()
     [[[2, 0]]]
     """
+    from .tally import Tally  # who has one has imported torch
+
+    if not isinstance(selection, Tally):
+        raise TypeError(f"selection is {selection!r}; it must be a Tally")
     found = [Scores.of(selection, head).leading_classes() for head in selection.soft_heads]
     return np.stack(found, axis=1) if found else np.empty((selection.num_inputs, 0, 2), dtype=np.int64)
 
@@ -185,7 +195,8 @@ class Evidence(NamedTuple):
     histograms: tuple[Integers, Integers] | None  # counts and sums [inputs, 2, ranges, BINS] of those classes
     looks: int
     cap: int  # most samples there could have been
-    uniforms: Floats  # [inputs, 2]
+    seed: int
+    input_ids: Integers  # [inputs]
 
     @classmethod
     def of(
@@ -195,7 +206,8 @@ class Evidence(NamedTuple):
         head: Head,
         bound: str,
         cap: int,
-        uniforms: Sequence[tuple[float, float]],
+        seed: int,
+        input_ids: Sequence[int],
     ) -> Evidence:
         """Collect what `bound` needs of the ranges of an estimation sample.
 
@@ -209,7 +221,7 @@ class Evidence(NamedTuple):
         if BOUNDS[bound].ranges:
             pairs = [_histogram(tally, head, classes, bound) for tally in ranges]
             histograms = np.stack([counts for counts, _ in pairs], axis=2), np.stack([sums for _, sums in pairs], axis=2)
-        return cls(selected, Scores.total(ranges, head), classes, histograms, len(ranges), cap, np.array(uniforms))
+        return cls(selected, Scores.total(ranges, head), classes, histograms, len(ranges), cap, seed, np.array(input_ids))
 
     def rows(self, rows: NDArray[np.bool_]) -> Evidence:
         """Return the evidence on some inputs."""
@@ -218,7 +230,7 @@ class Evidence(NamedTuple):
             scores=self.scores.rows(rows),
             classes=self.classes[rows],
             histograms=self.histograms and (self.histograms[0][rows], self.histograms[1][rows]),
-            uniforms=self.uniforms[rows],
+            input_ids=self.input_ids[rows],
         )
 
     def limit(self, bound: str, side: str, alpha: float, place: int) -> Floats:
@@ -232,7 +244,8 @@ class Evidence(NamedTuple):
         if bound == "clopper_pearson":
             return np.asarray(function(ours.sums, ours.trials, alpha))
         if bound == "randomized_clopper_pearson":
-            return np.asarray(function(ours.sums, ours.trials, alpha, self.uniforms[:, place : place + 1]))
+            u = np.array([[uniforms(self.seed, input_id)[place]] for input_id in self.input_ids.tolist()])
+            return np.asarray(function(ours.sums, ours.trials, alpha, u))
         if bound == "beta_binomial_sequence":
             a, b = before.sums + 0.5, before.trials - before.sums + 0.5
             return np.asarray(function(ours.sums, ours.trials, alpha, a=a, b=b))

@@ -62,8 +62,9 @@ class GaussianNoise(nn.Module):
 
     Notes
     -----
-    The gradient is that of x. Nothing waits for a GPU, and torch.compile makes one graph of it. Under DataParallel and
-    torch.distributed the noise of each replica and rank is its own.
+    The gradient is that of x, and torch.compile makes one graph of it. Under torch.distributed the noise of each rank is
+    its own, and so it is meant to be of each replica under DataParallel, which has not been tried: none of this has run on
+    a GPU yet.
 
     References
     ----------

@@ -213,7 +213,7 @@ def range_ends(n: int) -> list[int]:
     >>> range_ends(1000)
     [32, 63, 125, 250, 500, 1000]
     """
-    ends = [n]
+    ends = [_check_size(n)]
     while ends[-1] > max(32, n >> 6):
         ends.append((ends[-1] + 1) // 2)
     return ends[::-1]
@@ -231,7 +231,15 @@ def look_ends(n: int) -> list[int]:
     [16, 24, 32, 48, 64, 96, 100]
     """
     ends = sorted(factor << power for factor in (16, 24) for power in range(MAX_TRIALS.bit_length()))
-    return [end for end in ends if end < n] + [n]
+    return [end for end in ends if end < _check_size(n)] + [n]
+
+
+def _check_size(n: int) -> int:
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+        raise TypeError(f"n is {n!r}; it must be an int")
+    if not 1 <= n < MAX_TRIALS:
+        raise ValueError(f"n is {n}; it must be from 1 to 2**33 - 1")
+    return int(n)
 
 
 def _histogram(counts: ArrayLike, sums: ArrayLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:

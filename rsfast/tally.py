@@ -34,14 +34,15 @@ def check_range(name: str, values: torch.Tensor, limit: int) -> None:
         raise ValueError(f"{name} runs from {int(values.min())} to {int(values.max())}; it must lie in [0, {limit})")
 
 
-def _integers(name: str, values: Any, shape: str) -> torch.Tensor:
+def integers(name: str, values: Any, shape: str) -> torch.Tensor:
     """Return `values`, a tensor or what makes one, as int64; raise TypeError unless all are integers."""
     try:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name} is {values!r}; it must be int64 {shape}") from error
     if tensor.numel() and (tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()):
-        raise TypeError(f"{name} has dtype {tensor.dtype}; it must be int64 {shape}")
+        what = f"has dtype {tensor.dtype}" if isinstance(values, torch.Tensor) else f"is {values!r}"
+        raise TypeError(f"{name} {what}; it must be int64 {shape}")
     return tensor.to(torch.int64)
 
 
@@ -129,7 +130,7 @@ class Tally:
         if tracked is None:
             tracked = torch.zeros(*places, 0, dtype=torch.int64)
         shape = f"[{places[0]}, {places[1]}, C], C from 0 to {MAX_TRACKED}"
-        tracked = _integers("tracked", tracked, shape)
+        tracked = integers("tracked", tracked, shape)
         if tracked.ndim != 3 or tracked.shape[:2] != places or tracked.shape[2] > MAX_TRACKED:
             raise ValueError(f"tracked has shape {list(tracked.shape)}; it must be {shape}")
         check_range("tracked", tracked, num_classes)
@@ -220,7 +221,7 @@ class Tally:
         TypeError, ValueError
             If `indices` are not ints in [0, num_inputs), at least one.
         """
-        places = _integers("indices", indices, "[B]")
+        places = integers("indices", indices, "[B]")
         if places.ndim != 1 or not len(places):
             raise ValueError(f"indices has shape {list(places.shape)}; it must be [B], B at least 1")
         check_range("indices", places, self.num_inputs)

@@ -205,6 +205,8 @@ def test_leading_classes_of_every_head():
     tally.sums += torch.tensor([[[3, 9, 5], [7, 7, 7]], [[0, 0, 1], [2, 1, 0]]])
     assert leading_classes(tally).tolist() == [[[1, 2], [0, 1]], [[2, 0], [0, 1]]]
     assert leading_classes(votes([1, 2, 3])).shape == (1, 0, 2)
+    with pytest.raises(TypeError, match="selection is None; it must be a Tally"):
+        leading_classes(None)
 
 
 def test_examples():

@@ -6,6 +6,7 @@ How often the bounds are wrong is in test_coverage.py.
 import doctest
 import subprocess
 import sys
+from itertools import pairwise
 
 import mpmath as mp
 import numpy as np
@@ -420,6 +421,18 @@ def test_beta_binomial_errors(function):
     for value, error in ((0, ValueError), (np.nan, ValueError), (2**35, ValueError), ("1", TypeError), (True, TypeError)):
         with pytest.raises(error, match=r"a is .* it must be"):
             function(5, 10, 0.05, **{"a" if function is sequences.beta_binomial_sequence_lower else "b": value})
+
+
+@pytest.mark.parametrize("schedule", [sequences.range_ends, sequences.look_ends])
+def test_schedules(schedule):
+    for n in (1, 15, 16, 17, 1000, 2**33 - 1):
+        ends = schedule(n)
+        assert ends[-1] == n
+        assert all(a < b for a, b in pairwise(ends))
+        assert len(ends) <= sequences.MAX_RANGES
+    for wrong, error in ((0, ValueError), (-5, ValueError), (2**33, ValueError), (10.0, TypeError), ("10", TypeError)):
+        with pytest.raises(error, match=r"^n is .*; it must be"):
+            schedule(wrong)
 
 
 def test_examples():

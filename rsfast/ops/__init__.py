@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from ..noise import STREAMS, Gaussian, check_seed
-from ..tally import Tally, check_range
+from ..tally import Tally, check_range, integers
 from .backends import BACKENDS, backend_for
 
 OUTPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,13 +44,7 @@ def indices(name: str, values: object, length: int | None, limit: int, device: t
             raise TypeError(f"{name} has dtype {values.dtype}; it must be int64")
         tensor = values
     else:
-        try:
-            tensor = torch.as_tensor(values)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise TypeError(f"{name} is {values!r}; it must be int64 {shape}") from error
-        if tensor.numel() and (tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()):
-            raise TypeError(f"{name} is {values!r}; it must be int64 {shape}")
-        tensor = tensor.to(torch.int64)
+        tensor = integers(name, values, shape)
         if not torch.compiler.is_compiling():
             check_range(name, tensor, limit)
         tensor = tensor.to(device)
