@@ -12,14 +12,18 @@ import fcntl
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import ROUND_FLOOR, Context, Decimal
+from io import FileIO
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +41,9 @@ PREDICT_COLUMNS = ("idx", "label", "predict", "correct", "time")
 _CIRCUMSTANCES = {"command", "started"}
 """Of a sidecar: what may differ where a run is resumed."""
 
+_COUNTS_LINE = re.compile(rb'\{"idx": (\d+)(, .*)?\}\n')
+
+_RESUME = "the rows before are kept, and certify --resume goes on once there is space"
 _ABSTAIN = -1
 _NO_LABEL = -1
 _TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
@@ -79,16 +86,17 @@ def format_radius(radius: float) -> str:
     return str(exact.quantize(last_digit, context=Context(prec=7, rounding=ROUND_FLOOR)))
 
 
-def _create(file: Path) -> TextIO:
-    # Mode "x": of two processes that get here at once, one fails instead of both writing.
-    return open(file, "x", encoding="utf-8", newline="\n")
+def _append(file: Path) -> FileIO:
+    # Unbuffered: what a full disk refused is not written later, when the file is closed.
+    return open(file, "ab", buffering=0)
 
 
-def _append(file: Path) -> TextIO:
-    return open(file, "a+", encoding="utf-8", newline="\n")
+def _write(file: FileIO, data: bytes) -> None:
+    while data:  # a disk with little space takes a part, and fails at the next
+        data = data[file.write(data) :]
 
 
-def _lock(file: TextIO, folder: Path) -> None:
+def _lock(file: FileIO, folder: Path) -> None:
     """Keep other processes from writing this run, until the file is closed or this process ends."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,9 +104,67 @@ def _lock(file: TextIO, folder: Path) -> None:
         raise BlockingIOError(f"{folder} is being written by another process; wait for it, or name another folder") from None
 
 
-def _whole_lines(file: TextIO) -> list[str]:
-    file.seek(0)
-    return [line for line in file.readlines() if line.endswith("\n")]
+@contextmanager
+def _writing(folder: Path, then: str) -> Iterator[None]:
+    """Add the folder to an OSError (mostly a full disk, which names no file), and what there is to do then."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} in writing {folder}; {then}") from error
+
+
+def _refuse_a_run(folder: Path) -> None:
+    for name in (TABLE, SIDECAR, COUNTS):
+        file = folder / name
+        # An empty table is what is left where not even the sidecar could be written.
+        if file.exists() and not (name == TABLE and file.stat().st_size == 0):
+            raise FileExistsError(f"{file} exists; name another folder, or move that run away first")
+
+
+def _sidecar_bytes(sidecar: Mapping[str, Any]) -> bytes:
+    return (json.dumps(dict(sidecar), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _header(columns: tuple[str, ...]) -> bytes:
+    return ("\t".join(columns) + "\n").encode()
+
+
+class _Row(NamedTuple):
+    """One row of a run folder: its line of the table, and where its line of counts begins and ends."""
+
+    idx: int
+    folder: Path
+    line: bytes
+    start: int
+    end: int
+
+
+def _rows(folder: Path, columns: tuple[str, ...]) -> list[_Row]:
+    """Return all rows that were written whole; of counts, which may be large, no more is read than the idx."""
+    rows: list[_Row] = []
+    end = 0
+    with open(folder / TABLE, "rb") as table, open(folder / COUNTS, "rb") as counts:
+        for number, line in enumerate((line for line in table if line.endswith(b"\n")), start=1):
+            if number == 1:
+                if line != _header(columns):
+                    raise ValueError(
+                        f"{folder / TABLE}, line 1: the header is {line[:80]!r}; it must be {_header(columns)!r}"
+                    )
+                continue
+            try:
+                idx = int(_parse(line.decode(errors="replace").rstrip("\n").split("\t"), columns)[0])
+            except ValueError as error:
+                raise ValueError(f"{folder / TABLE}, line {number}: {error}") from None
+            theirs = counts.readline()
+            found = _COUNTS_LINE.fullmatch(theirs)
+            if found is None or int(found[1]) != idx:
+                raise ValueError(
+                    f"{folder} is damaged: {COUNTS} must have a line for each row of {TABLE}, in its order; "
+                    f"line {number - 1} is not of idx {idx}"
+                )
+            start, end = end, end + len(theirs)
+            rows.append(_Row(idx, folder, line, start, end))
+    return rows
 
 
 class RunWriter:
@@ -129,6 +195,8 @@ class RunWriter:
         (but for its command and its start). Nothing has been written then.
     BlockingIOError
         If another process is writing this run.
+    OSError
+        If the folder cannot be written, for want of space mostly. What is left is no run, or one that can be resumed.
 
     Examples
     --------
@@ -152,58 +220,49 @@ class RunWriter:
         resume: bool = False,
     ) -> None:
         folder = Path(path)
-        text = json.dumps(dict(sidecar), indent=2, allow_nan=False) + "\n"
-        self.done: set[int] = set()
-        if resume and (folder / SIDECAR).exists():
-            self._resume(folder, json.loads(text), columns)
-            return
-        for name in (TABLE, SIDECAR, COUNTS):
-            if (folder / name).exists():
-                raise FileExistsError(f"{folder / name} exists; name another folder, or move that run away first")
+        text = _sidecar_bytes(sidecar)
+        self._folder, self._columns = folder, columns
+        if not (resume and (folder / SIDECAR).exists()):
+            _refuse_a_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with _create(folder / SIDECAR) as file:
-            file.write(text)
-        self._columns = columns
-        self._counts = _create(folder / COUNTS)
-        self._table = _create(folder / TABLE)
-        _lock(self._table, folder)
-        self._table.write("\t".join(columns) + "\n")
-        self._table.flush()
+        with ExitStack() as files:
+            self._table = files.enter_context(_append(folder / TABLE))
+            _lock(self._table, folder)
+            if resume and (folder / SIDECAR).exists():
+                _check_same_run(folder / SIDECAR, json.loads(text))
+            else:
+                _refuse_a_run(folder)  # again, as another process may have come first
+                self._write_sidecar(text)
+            self._counts = files.enter_context(_append(folder / COUNTS))
+            rows = _rows(folder, columns)
+            self._counts.truncate(rows[-1].end if rows else 0)
+            self._table.truncate(len(_header(columns)) + sum(len(row.line) for row in rows) if rows else 0)
+            if not rows:
+                with _writing(folder, _RESUME):
+                    _write(self._table, _header(columns))
+            self.done = {row.idx for row in rows}
+            self._files = files.pop_all()
 
-    def _resume(self, folder: Path, sidecar: dict[str, Any], columns: tuple[str, ...]) -> None:
-        theirs = read_sidecar(folder / SIDECAR)
-        for name in sorted({*theirs, *sidecar} - _CIRCUMSTANCES):
-            if theirs.get(name) != sidecar.get(name):
-                raise ValueError(
-                    f"{folder / SIDECAR} is of a run with {name} {theirs.get(name)!r}, this one has {sidecar.get(name)!r}; "
-                    "to resume it must be the same run"
-                )
-        self._columns = columns
-        self._table, self._counts = _append(folder / TABLE), _append(folder / COUNTS)
-        _lock(self._table, folder)
-        header = "\t".join(columns) + "\n"
-        lines, counts = _whole_lines(self._table), _whole_lines(self._counts)
-        try:
-            rows = [int(line.split("\t")[0]) for line in lines[1:]]
-            kept = counts[: len(rows)]  # counts come before their row: one more may be there
-            fit = lines[:1] in ([header], []) and [json.loads(line)["idx"] for line in kept] == rows
-        except (KeyError, TypeError, ValueError):
-            fit = False
-        if not fit:
-            raise ValueError(f"{folder} is damaged: {COUNTS} must have a line for each row of {TABLE}, in its order")
-        for file, text in ((self._table, "".join(lines)), (self._counts, "".join(kept))):
-            file.truncate(len(text.encode()))
-        if not lines:
-            self._table.write(header)
-            self._table.flush()
-        self.done = set(rows)
+    def _write_sidecar(self, text: bytes) -> None:
+        # Under another name first: killed or without space, it leaves no half of a sidecar.
+        new = self._folder / f"{SIDECAR}.new"
+        with _writing(self._folder, _RESUME):
+            try:
+                new.write_bytes(text)
+                new.replace(self._folder / SIDECAR)
+            except OSError:
+                new.unlink(missing_ok=True)
+                raise
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._table.close()
-        self._counts.close()
+        try:
+            self._files.close()
+        except OSError:
+            if error is None:  # else the first error says more
+                raise
 
     def write(
         self, idx: int, label: int | None, certificate: Certified | int, seconds: float, counts: Mapping[str, Any]
@@ -229,6 +288,8 @@ class RunWriter:
             If certificate is a class alone and the table has a radius column.
         ValueError
             If the radius is negative, infinite or NaN. Nothing has been written then.
+        OSError
+            If there is no space, mostly. All rows before are kept, and of this one nothing.
         """
         prediction = certificate if isinstance(certificate, int) else certificate.prediction
         row: dict[str, object] = {
@@ -243,10 +304,31 @@ class RunWriter:
                 raise TypeError(f"certificate is {certificate!r}; for a table with a radius it must have a radius")
             row["radius"] = format_radius(certificate.radius)
         # Counts first: a killed run may leave counts without a row, never a row without its counts.
-        self._counts.write(json.dumps({"idx": int(idx), **counts}, allow_nan=False) + "\n")
-        self._counts.flush()
-        self._table.write("\t".join(str(row[column]) for column in self._columns) + "\n")
-        self._table.flush()
+        lines = (
+            (self._counts, json.dumps({"idx": int(idx), **counts}, allow_nan=False)),
+            (self._table, "\t".join(str(row[column]) for column in self._columns)),
+        )
+        ends: list[tuple[FileIO, int]] = []
+        with _writing(self._folder, _RESUME):
+            try:
+                for file, line in lines:
+                    ends.append((file, file.seek(0, os.SEEK_END)))
+                    _write(file, f"{line}\n".encode())
+            except OSError:
+                for file, end in ends:
+                    with suppress(OSError):  # what this leaves, to resume drops
+                        file.truncate(end)
+                raise
+
+
+def _check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:
+    theirs = read_sidecar(file)
+    for name in sorted({*theirs, *sidecar} - _CIRCUMSTANCES):
+        if theirs.get(name) != sidecar.get(name):
+            raise ValueError(
+                f"{file} is of a run with {name} {theirs.get(name)!r}, this one has {sidecar.get(name)!r}; "
+                "to resume it must be the same run"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +377,7 @@ def read(path: str | PathLike[str]) -> Results:
             raise ValueError(f"{file}, line 1: the header is {header[:80]!r}; it must be {expected!r}")
         for number, line in enumerate(lines, start=2):
             try:
-                rows.append(_parse(line.rstrip("\n").split("\t")))
+                rows.append(_parse(line.rstrip("\n").split("\t"), CERTIFY_COLUMNS))
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {error}") from None
     if not rows:
@@ -328,13 +410,13 @@ def read_counts(path: str | PathLike[str]) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _parse(fields: list[str]) -> tuple[np.int64, np.int64, np.int64, float, bool]:
-    if len(fields) != len(CERTIFY_COLUMNS):
-        raise ValueError(f"the row has {len(fields)} fields; it must have {len(CERTIFY_COLUMNS)}, separated by tabs")
-    row = dict(zip(CERTIFY_COLUMNS, fields, strict=True))
+def _parse(fields: list[str], columns: tuple[str, ...]) -> tuple[np.int64, np.int64, np.int64, float, bool]:
+    if len(fields) != len(columns):
+        raise ValueError(f"the row has {len(fields)} fields; it must have {len(columns)}, separated by tabs")
+    row = dict(zip(columns, fields, strict=True))
     idx, label, predict = (_integer(name, row[name]) for name in ("idx", "label", "predict"))
     try:
-        radius = float(row["radius"])
+        radius = float(row.get("radius", 0))
     except ValueError:
         raise ValueError(f"radius is {row['radius']!r}; it must be a number") from None
     if not 0 <= radius < math.inf:

@@ -1,4 +1,7 @@
-"""What tests of the kernels share: the instruction sets, and comparison of floats by their bits."""
+"""What tests share: the instruction sets, comparison of floats by their bits, a disk that is full."""
+
+import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -65,3 +68,17 @@ class Flushing:
 
     def __exit__(self, *_):
         torch.set_flush_denormal(False)
+
+
+@contextmanager
+def largest_file(size):
+    """No file may grow beyond `size` bytes: a write takes what fits, and the next one fails, as on a full disk.
+
+    Not for long: it holds for this whole process.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,15 +1,22 @@
 """Run folders: what is written is what is read, no radius grows on the way, and no file is misread in silence."""
 
 import csv
+import errno
 import json
 import math
+import os
 import random
 import struct
+import subprocess
+import sys
+import textwrap
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import largest_file
 
 from rsfast.results import (
     CERTIFY_COLUMNS,
@@ -140,6 +147,153 @@ def test_no_row_without_its_counts(tmp_path):
         with pytest.raises(ValueError, match="closed file"):
             run.write(1, 0, certificate(0, 0.5), 0.1, COUNTS)
     assert [json.loads(line)["idx"] for line in (tmp_path / "counts.jsonl").read_text().splitlines()] == [1]
+
+
+def fill(folder, counts, resume=False):
+    """Write eight rows, but for those that are there."""
+    with RunWriter(folder, SIDECAR, resume=resume) as run:
+        for idx in range(8):
+            if idx not in run.done:
+                run.write(idx, 3, certificate(3, 0.5), idx + 1, counts)
+
+
+def files(folder):
+    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize("counts", [COUNTS, {}], ids=["full in counts", "full in the table"])
+def test_a_full_disk_keeps_whole_rows(counts, tmp_path):
+    """Wherever space ends: what is there is read, and resuming ends with the bytes of a run that had space."""
+    fill(tmp_path / "whole", counts)
+    whole = files(tmp_path / "whole")
+    largest = max(map(len, whole.values()))
+    kept = set()
+    for size in range(0, largest, 3):
+        folder = tmp_path / str(size)
+        with largest_file(size), pytest.raises(OSError, match="File too large in writing") as error:
+            fill(folder, counts)
+        assert error.value.errno == errno.EFBIG
+        assert f"in writing {folder}; the rows before are kept, and certify --resume goes on" in str(error.value)
+        found = files(folder)
+        assert found.get("results.json", whole["results.json"]) == whole["results.json"]
+        for name in ("results.tsv", "counts.jsonl"):
+            assert whole[name].startswith(found.get(name, b""))
+            assert found.get(name, b"").endswith(b"\n") or not found.get(name)
+        rows = max(found["results.tsv"].count(b"\n") - 1, 0)
+        assert found.get("counts.jsonl", b"").count(b"\n") == rows
+        if rows:
+            assert read(folder).idx.tolist() == list(range(rows))
+        kept.add(rows)
+        fill(folder, counts, resume=True)
+        assert files(folder) == whole
+    assert kept >= set(range(2, 8))
+
+
+def test_a_row_that_failed_can_be_written_again(tmp_path):
+    fill(tmp_path / "whole", COUNTS)
+    with RunWriter(tmp_path / "run", SIDECAR) as run:
+        for idx in range(8):
+            for name in ("counts.jsonl", "results.tsv"):
+                size = (tmp_path / "run" / name).stat().st_size
+                with largest_file(size + 5), pytest.raises(OSError, match="in writing"):
+                    run.write(idx, 3, certificate(3, 0.5), idx + 1, COUNTS)
+            run.write(idx, 3, certificate(3, 0.5), idx + 1, COUNTS)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_a_run_that_did_not_begin_can_begin_again(tmp_path):
+    """A disk that is full, or a kill, before there is a sidecar."""
+    with largest_file(10), pytest.raises(OSError, match="in writing"):
+        RunWriter(tmp_path, SIDECAR)
+    assert files(tmp_path) == {"results.tsv": b""}
+    (tmp_path / "results.json.new").write_text("{")
+    fill(tmp_path, COUNTS)
+    assert sorted(files(tmp_path)) == ["counts.jsonl", "results.json", "results.tsv"]
+
+
+def test_an_error_on_closing_does_not_hide_the_first(tmp_path):
+    def raises(error):
+        if error:
+            raise error
+
+    def run(folder, first):
+        with RunWriter(folder, SIDECAR) as run:
+            run._files.callback(raises, OSError(errno.EDQUOT, "quota"))
+            raises(first)
+
+    with pytest.raises(OSError, match="quota"):
+        run(tmp_path / "a", None)
+    with pytest.raises(KeyError, match="first"):
+        run(tmp_path / "b", KeyError("first"))
+
+
+ON_A_SMALL_DISK = """
+    import errno
+    from types import SimpleNamespace
+    from rsfast.results import RunWriter, read
+
+    def write(run, idx):
+        run.write(idx, 3, SimpleNamespace(prediction=3, radius=0.5), 1, {"estimation": list(range(400))})
+
+    with RunWriter("whole", {"n": 100}) as run:
+        for idx in range(100):
+            write(run, idx)
+    for name in ("results.json", "results.tsv", "counts.jsonl"):
+        with open(f"whole/{name}", "rb") as file:
+            whole = {**globals().get("whole", {}), name: file.read()}
+
+    def fill(name):
+        with open(f"disk/{name}", "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(512))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+    fill("ballast")
+    try:
+        RunWriter("disk/run", {"n": 100})
+    except OSError as error:
+        print(error)
+    with open("disk/ballast", "r+b") as file:
+        file.truncate(70_000)
+    stopped = None
+    with RunWriter("disk/run", {"n": 100}, resume=True) as run:
+        for idx in range(100):
+            try:
+                write(run, idx)
+            except OSError as error:
+                print(error)
+                stopped = idx
+                break
+    assert stopped > 5 and read("disk/run").idx.tolist() == list(range(stopped))
+    with open("disk/ballast", "r+b") as file:
+        file.truncate(0)
+    with RunWriter("disk/run", {"n": 100}, resume=True) as run:
+        for idx in range(100):
+            if idx not in run.done:
+                write(run, idx)
+    for name, content in whole.items():
+        with open(f"disk/run/{name}", "rb") as file:
+            assert file.read() == content, name
+"""
+
+
+def test_a_small_disk_that_fills_up(tmp_path):
+    (tmp_path / "disk").mkdir()
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=256k tmpfs disk && "$@"', "sh"]
+    try:
+        subprocess.run([*mount, "true"], cwd=tmp_path, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system may be mounted here")
+    command = [*mount, sys.executable, "-c", textwrap.dedent(ON_A_SMALL_DISK)]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert found.stderr == ""
+    first, second = found.stdout.splitlines()
+    for line in (first, second):
+        assert line.startswith("[Errno 28] No space left on device")
+    assert second.endswith("in writing disk/run; the rows before are kept, and certify --resume goes on once there is space")
 
 
 def test_unknown_label_is_minus_one_and_never_correct(tmp_path):

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -95,6 +96,30 @@ def test_a_process_that_is_stopped(how):
     assert contents("run")[0] == contents("whole")[0][: len(contents("run")[0])]
     assert len(contents("run")[0]) < 9
     certify("--out run --resume")
+    assert contents("run") == contents("whole")
+
+
+def test_a_full_disk():
+    """With the limit on the size of files that stands for one: counts of --radius are the largest file."""
+    certify("--out whole --seed 3 --radius 0.4")
+    size = Path("whole/counts.jsonl").stat().st_size // 2
+    limited = f"""
+        import resource
+        from rsfast.cli import main
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, hard))
+        main()
+    """
+    command = [sys.executable, "-B", "-c", textwrap.dedent(limited), *f"{COMMAND} --out run --seed 3 --radius 0.4".split()]
+    process = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path), "PATH": ""})
+    assert process.returncode == 2
+    assert process.stderr == (
+        "rsfast certify: error: [Errno 27] File too large in writing run; "
+        "the rows before are kept, and certify --resume goes on once there is space\n"
+    )
+    assert 2 < len(contents("run")[0]) < 9
+    assert main(["analyze", "run"]) == 0
+    certify("--out run --resume --radius 0.4")
     assert contents("run") == contents("whole")
 
 
