@@ -14,9 +14,11 @@ import sys
 import textwrap
 import threading
 import time
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -112,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--out", required=True, metavar="FOLDER", help="run folder to write")
     again.add_argument("--alpha", type=float, help="failure probability an image (default: that of RUN)")
     _add_bound_and_rule(again, None)
+
+    merge = command("merge", _merge, "Write one run folder with the rows of several, run over parts of the same images.")
+    merge.add_argument(
+        "parts", nargs="+", metavar="PART", help="run folder; all must agree in model, data, seed and settings"
+    )
+    merge.add_argument("--out", required=True, metavar="FOLDER", help="run folder to write")
 
     analyze = command("analyze", _analyze, "Print certified accuracies of runs, one row a run.")
     analyze.add_argument("--radii", nargs="+", type=float, metavar="R", help="default: round steps up to the largest radius")
@@ -319,6 +327,18 @@ def _recertify(args: argparse.Namespace) -> int:
         args.from_run, args.out, alpha=args.alpha, bound=args.bound, rule=args.rule, lipschitz=args.lipschitz, about=about
     )
     _print_certified(args, run, time.perf_counter() - began)
+    return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from . import results
+
+    merged, missing = results.merge(args.parts, args.out)
+    for _, group in groupby(missing, key=lambda idx: bisect(merged, idx)):  # those between the same two rows
+        gap = list(group)
+        said = f"idx {gap[0]} is missing" if len(gap) == 1 else f"idx {gap[0]} to {gap[-1]} are missing"
+        print(f"{args.parser.prog}: warning: {said}", file=sys.stderr)
+    print(f"{args.out}: {len(merged)} images from {len(args.parts)} run folders")
     return 0
 
 

@@ -1,0 +1,288 @@
+"""rsfast merge: of runs over parts of the images, the run over all of them, or a clear refusal that writes nothing."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import largest_file
+
+from rsfast.cli import main
+from rsfast.results import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE, RunWriter, merge, read
+
+NETS = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.weight = torch.nn.Parameter(torch.randn(4, 12, generator=generator) * 3)
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight.T
+
+class Other(Net):
+    pass
+"""
+COMMON = "--data data.npz --num-classes 4 --sigma 0.5 --n 400"
+SHARDS = ("--start 4 --end 7", "--end 4", "--start 7")  # in no order
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "merge_nets.py").write_text(NETS)
+    images = np.random.default_rng(0).random((9, 3, 2, 2), dtype=np.float32)
+    np.savez("data.npz", images=images, labels=np.arange(9) % 2 + 1)  # some are predicted
+
+
+def run(options, command="certify", seed=3, model="Net"):
+    assert main(f"{command} --model merge_nets:{model} --seed {seed} {COMMON} {options}".split()) == 0
+
+
+def shards(options="", command="certify"):
+    for number, shard in enumerate(SHARDS):
+        run(f"{options} {shard} --out part{number}", command)
+    return [f"part{number}" for number in range(len(SHARDS))]
+
+
+def sidecar(folder):
+    return json.loads(Path(folder, SIDECAR).read_text())
+
+
+def rows(folder):
+    """The table without its times."""
+    return [line.rsplit("\t", 1)[0] for line in Path(folder, TABLE).read_text().splitlines()]
+
+
+def assert_same_run(found, expected):
+    assert rows(found) == rows(expected)
+    assert Path(found, COUNTS).read_bytes() == Path(expected, COUNTS).read_bytes()
+    same = sidecar(found) | {name: sidecar(expected)[name] for name in ("command", "started")}
+    assert json.dumps(same, indent=2) + "\n" == Path(expected, SIDECAR).read_text()
+    assert sorted(file.name for file in Path(found).iterdir()) == [COUNTS, SIDECAR, TABLE]
+
+
+def write(folder, inputs, **more):
+    """A run folder in a moment."""
+    about = {"command": f"write {folder}", "started": "now", "n": 100, "start": 0, "end": 8, "skip": 1}
+    with RunWriter(folder, about | more) as writer:
+        for idx in inputs:
+            writer.write(idx, 1, SimpleNamespace(prediction=1, radius=idx / 8), idx, {"estimation": {"n": 100 + idx}})
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("certify", ""),
+        ("certify", "--skip 2"),
+        ("certify", "--head softmax:0.5 --radius 0.3"),
+        ("predict", ""),
+    ],
+)
+def test_shards_merge_to_the_run_over_all(command, options, capsys):
+    run(f"{options} --out whole", command)
+    parts = shards(options, command)
+    capsys.readouterr()
+    assert main(["merge", *parts, "--out", "all"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"all: {len(rows('whole')) - 1} images from 3 run folders\n"
+    assert said.err == ""
+    assert_same_run("all", "whole")
+    assert len(set(sidecar("all")["command"])) == 3
+    assert "--end 4" in sidecar("all")["command"][0]  # in order of the images
+    # The times, too, are those that were taken.
+    lines = {line for part in parts for line in Path(part, TABLE).read_text().splitlines()}
+    assert set(Path("all", TABLE).read_text().splitlines()) == lines
+
+
+def test_what_reads_a_run_reads_a_merged_one(capsys):
+    run("--out whole")
+    merge(shards(), "all")
+    for folder in ("whole", "all"):
+        assert main(f"recertify {folder} --rule top_two --alpha 0.01 --out {folder}2".split()) == 0
+    assert rows("all2") == rows("whole2") != rows("whole")
+    said = []
+    for folder in ("whole", "all"):
+        capsys.readouterr()
+        assert main(["analyze", f"run={folder}", f"again={folder}2"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
+def test_recertified_parts_merge_and_tell_their_sources():
+    run("--out whole")
+    parts = shards()
+    for folder in (*parts, "whole"):
+        assert main(f"recertify {folder} --rule top_two --out {folder}-again".split()) == 0
+    merge([f"{part}-again" for part in parts], "all")
+    assert rows("all") == rows("whole-again")
+    assert sidecar("all")["recertified_from"] == ["part1", "part0", "part2"]
+
+
+def test_one_part_alone_and_merging_what_was_merged():
+    first, *rest = shards()
+    merge([first], "alone")
+    for name in (TABLE, COUNTS, SIDECAR):
+        assert Path("alone", name).read_bytes() == Path(first, name).read_bytes()
+    merge(rest, "two")
+    merge(["two", "alone"], "in steps")
+    merge([first, *rest], "at once")
+    assert_same_run("in steps", "at once")
+    assert {*sidecar("in steps")["command"]} == {*sidecar("at once")["command"]}
+
+
+def test_where_a_part_was_made_may_differ():
+    run("--end 4 --batch-size 50 --out a")
+    shutil.move("data.npz", "elsewhere.npz")
+    assert main(f"certify --model merge_nets:Net --seed 3 {COMMON} --start 4 --out b --data elsewhere.npz".split()) == 0
+    assert merge(["b", "a"], "all") == (list(range(9)), [])
+    assert sidecar("all")["data"] == ["data.npz", "elsewhere.npz"]
+    assert sidecar("all")["batch_size"] == [50, sidecar("b")["batch_size"]]
+    assert sidecar("all")["versions"] == sidecar("a")["versions"]
+
+
+def test_rows_that_interleave_or_are_in_no_order():
+    write("all", range(8))
+    write("odd", [5, 1, 7, 3])
+    write("even", [0, 2, 6, 4])
+    assert merge(["odd", "even"], "merged") == (list(range(8)), [])
+    assert_same_run("merged", "all")
+    assert Path("merged", TABLE).read_bytes() == Path("all", TABLE).read_bytes()
+
+
+def test_what_is_missing_is_told_and_can_be_drawn_later(capsys):
+    run("--out whole")
+    run("--end 3 --out a")
+    run("--start 7 --out b")
+    # b was stopped: a row was cut off, and the next line of counts.
+    table, counts = (Path("b", name).read_bytes() for name in (TABLE, COUNTS))
+    Path("b", TABLE).write_bytes(table[:-3])
+    Path("b", COUNTS).write_bytes(counts + b'{"idx": 9')
+    capsys.readouterr()
+    assert main(["merge", "a", "b", "--out", "all"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "all: 4 images from 2 run folders\n"
+    assert said.err == "rsfast merge: warning: idx 3 to 6 are missing\nrsfast merge: warning: idx 8 is missing\n"
+    assert rows("all") == [rows("whole")[i] for i in (0, 1, 2, 3, 8)]
+    run("--out all --resume")
+    merge(["all"], "filled")
+    assert_same_run("filled", "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "message"),
+    [
+        ("", {"seed": 4}, "seed is 3 in a/results.json and 4 in b/results.json; in parts of one run it must be the same"),
+        ("--n 500", {}, "n is 400 in a/results.json and 500 in b/results.json"),
+        ("--sigma 0.25", {}, "noise is {"),
+        ("--head softmax:1", {}, "bound is 'clopper_pearson' in a/results.json and 'betting' in b/results.json"),
+        ("--skip 2", {}, "skip is 1 in a/results.json and 2 in b/results.json"),
+        ("--channels-last", {}, "channels_last is False in a/results.json and True in b/results.json"),
+        ("--mean 0 --std 1", {}, "mean is None in a/results.json and [0.0] in b/results.json"),
+        ("", {"model": "Other"}, "model is 'merge_nets:Net' in a/results.json and 'merge_nets:Other' in b/results.json"),
+        ("", {"command": "predict"}, "bound is 'clopper_pearson' in a/results.json and None in b/results.json"),
+        ("--start 3", {}, "idx 3 is in b and in a; it must be in one part, once"),
+    ],
+)
+def test_parts_of_other_runs_are_refused(options, more, message, capsys):
+    run("--end 4 --out a")
+    run(f"--start 4 {options} --out b", **more)
+    with pytest.raises(SystemExit) as stopped:
+        main(["merge", "b", "a", "--out", "all"])
+    assert stopped.value.code == 2
+    assert f"rsfast merge: error: {message}" in capsys.readouterr().err
+    assert not Path("all").exists()
+
+
+def test_other_data_under_the_same_name_are_refused():
+    write("a", [0], data="x.npz", data_sha256="1")
+    write("b", [1], data="x.npz", data_sha256="2")
+    with pytest.raises(ValueError, match=r"data_sha256 is '1' in a/results\.json and '2' in b/results\.json"):
+        merge(["a", "b"], "all")
+
+
+def spoil(name, content):
+    return lambda: Path("b", name).write_text(content)
+
+
+HEADER = "\t".join(CERTIFY_COLUMNS)
+ROW = "4\t1\t1\t0.5\t1\t0:00:01"
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (Path("b", TABLE).unlink, FileNotFoundError, "b/results.tsv"),
+        (Path("b", COUNTS).unlink, FileNotFoundError, "b/counts.jsonl"),
+        (Path("b", SIDECAR).unlink, FileNotFoundError, "b/results.json"),
+        (spoil(SIDECAR, "{"), ValueError, "b/results.json is not JSON"),
+        (spoil(SIDECAR, '{"n": 100}'), ValueError, "b/results.json must hold the integers start, end and skip"),
+        (spoil(SIDECAR, '{"start": 0, "end": 8, "skip": 0}'), ValueError, "must hold the integers start, end and skip"),
+        (spoil(TABLE, "idx,label\n"), ValueError, "b/results.tsv, line 1: the header is b'idx,label"),
+        (spoil(TABLE, f"{HEADER}\n{ROW}\n4\t1\n"), ValueError, "b/results.tsv, line 3: the row has 2 fields"),
+        (spoil(TABLE, f"{HEADER}\n4{ROW}\n"), ValueError, "b is damaged: .* line 1 is not of idx 44"),
+        (spoil(COUNTS, ""), ValueError, "b is damaged: .* line 1 is not of idx 4"),
+        (spoil(COUNTS, '{"idx": 4, "esti\n' * 4), ValueError, "b is damaged: .* line 1 is not of idx 4"),
+        (lambda: write("c", [9]), ValueError, r"c/results.tsv has idx 9; it must be in range\(0, 8\)"),
+    ],
+)
+def test_a_damaged_part_is_named(damage, error, message):
+    write("a", range(4))
+    write("b", range(4, 8))
+    damage()
+    with pytest.raises(error, match=message):
+        merge(sorted(file for file in Path().iterdir() if file.is_dir() and len(file.name) == 1), "all")
+    assert not Path("all").exists()
+
+
+def test_bad_arguments():
+    write("a", range(4))
+    write("empty", [])
+    before = {name: Path("a", name).read_bytes() for name in (TABLE, COUNTS, SIDECAR)}
+    for parts, out, error, message in (
+        ("a", "all", TypeError, "parts is 'a'; it must be a sequence of run folders"),
+        ([], "all", ValueError, r"parts is \[\]; it must hold at least one run folder"),
+        (["empty"], "all", ValueError, "empty have no rows; there must be at least one"),
+        (["a", "a"], "all", ValueError, "idx 0 is in a and in a"),
+        (["empty", "a"], "a", FileExistsError, "exists; name another folder"),
+    ):
+        with pytest.raises(error, match=message):
+            merge(parts, out)
+    assert not Path("all").exists()
+    assert {name: Path("a", name).read_bytes() for name in (TABLE, COUNTS, SIDECAR)} == before
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_a_merge_that_dies_is_no_run(renamed, monkeypatch):
+    """At any of the three places where it has put some of its files, but not all."""
+    write("a", range(4))
+    rename, done = Path.rename, []
+
+    def interrupted(self, target):
+        if len(done) == renamed:
+            raise KeyboardInterrupt
+        done.append(rename(self, target))
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merge(["a"], "all")
+    assert len(list(Path("all").iterdir())) == renamed
+    with pytest.raises(FileNotFoundError, match=re.escape("all/results.tsv")):
+        read("all")
+
+
+def test_a_full_disk_leaves_no_run():
+    write("a", range(4))
+    write("b", range(4, 8))
+    for size in range(0, Path("a", TABLE).stat().st_size + 50, 30):
+        with largest_file(size), pytest.raises(OSError, match="in writing all; no run was left there; merge again"):
+            merge(["a", "b"], "all")
+        assert list(Path("all").iterdir()) == []
+    merge(["a", "b"], "all")
+    assert read("all").idx.tolist() == list(range(8))
