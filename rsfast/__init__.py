@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import bounds, heads, noise, sequences
-from .certificate import ABSTAIN, Certificate, certificates, predictions
+from .certificate import ABSTAIN, Certificate, Execution, certificates, predictions
 from .evidence import leading_classes
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian
@@ -24,6 +24,7 @@ __all__ = [
     "STREAM_VERSION",
     "Certificate",
     "ClippedLogits",
+    "Execution",
     "Gaussian",
     "Smooth",
     "Softmax",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,64 @@ ABSTAIN = -1
 """The prediction where nothing can be said at the asked failure probability."""
 
 _VOTES = Votes()
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the base classifier was run: what it computes depends on that, so it belongs to what a certificate certifies.
+
+    Parameters
+    ----------
+    dtype : str
+        Of the batches: "float32", "float16" or "bfloat16".
+    autocast : str, optional
+        "float16" or "bfloat16" if it ran under `torch.autocast`.
+    channels_last : bool
+        Whether batches were laid out with channels last.
+    compile : bool
+        Whether it ran through `torch.compile`.
+    cuda_graph : bool
+        Whether it was replayed as a CUDA graph.
+
+    Raises
+    ------
+    TypeError
+        If one of the last three is no bool.
+    ValueError
+        If dtype or autocast is none of these names.
+
+    Examples
+    --------
+    >>> Execution.from_dict({"autocast": "bfloat16"})
+    Execution(dtype='float32', autocast='bfloat16', channels_last=False, compile=False, cuda_graph=False)
+    """
+
+    dtype: str = "float32"
+    autocast: str | None = None
+    channels_last: bool = False
+    compile: bool = False
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be 'float32', 'float16' or 'bfloat16'")
+        if self.autocast not in (None, "float16", "bfloat16"):
+            raise ValueError(f"autocast is {self.autocast!r}; it must be 'float16', 'bfloat16' or None")
+        for name in ("channels_last", "compile", "cuda_graph"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name} is {value!r}; it must be a bool")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as values that JSON can hold; `from_dict` gives back an equal Execution."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Execution:
+        """Return the Execution that `to_dict` wrote. Fields left out take their defaults; TypeError if one is unknown."""
+        return cls(**data)
+
+
+_EXECUTION = Execution()
 
 
 @dataclass(frozen=True)
@@ -66,6 +124,8 @@ class Certificate:
         With the sample indices, all that the noise depends on.
     backend : str
         What computed it; no part of the result.
+    execution : Execution
+        How the base classifier was run.
 
     Examples
     --------
@@ -95,6 +155,7 @@ class Certificate:
     alpha_upper: float = 0.0
     lipschitz: float | None = None
     cap: int = 0
+    execution: Execution = _EXECUTION
 
     @property
     def abstained(self) -> bool:
@@ -108,20 +169,26 @@ class Certificate:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold; `from_dict` gives back an equal Certificate."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
-        return data | {"counts": list(self.counts), "head": self.head.to_dict(), "noise": self.noise.to_dict()}
+        written = {name: data[name].to_dict() for name in ("head", "noise", "execution")}
+        return data | written | {"counts": list(self.counts)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Certificate:
-        """Return the Certificate that `to_dict` wrote.
+        """Return the Certificate that `to_dict` wrote; one from before there was an `execution` gets the default.
 
         Raises
         ------
         TypeError
             If a field is missing or unknown.
         ValueError
-            If the head or the noise has an unknown name or a parameter out of range.
+            If the head or the noise has an unknown name, or they or the execution a parameter out of range.
         """
-        read: dict[str, Callable[[Any], Any]] = {"head": head_from_dict, "noise": noise_from_dict, "counts": tuple}
+        read: dict[str, Callable[[Any], Any]] = {
+            "head": head_from_dict,
+            "noise": noise_from_dict,
+            "counts": tuple,
+            "execution": Execution.from_dict,
+        }
         return cls(**{name: read[name](value) if name in read else value for name, value in data.items()})
 
 
@@ -139,6 +206,7 @@ def certificates(
     seed: int,
     input_ids: Sequence[int] | None = None,
     backend: str = "",
+    execution: Execution = _EXECUTION,
 ) -> list[Certificate]:
     """Return the certificate of every input of two Tallies.
 
@@ -176,6 +244,8 @@ def certificates(
         The inputs' ids in the noise stream; recorded. Defaults to 0, 1, ...
     backend : str
         Recorded.
+    execution : Execution
+        How the base classifier was run. Recorded.
 
     Returns
     -------
@@ -185,7 +255,7 @@ def certificates(
     Raises
     ------
     TypeError
-        If alpha is not a number.
+        If alpha is not a number, or another argument not of its kind.
     ValueError
         If an argument is out of range, bound or rule does not fit the head, or the Tallies do not fit each other or lack
         what the bound needs.
@@ -221,6 +291,8 @@ def certificates(
     from .tally import Tally  # who has one has imported torch
 
     method = Method(noise, alpha, head, bound, rule, lipschitz)
+    if not isinstance(execution, Execution):
+        raise TypeError(f"execution is {execution!r}; it must be an Execution")
     ranges = estimation if isinstance(estimation, Sequence) else [estimation]
     for name, tally in (("selection", selection), *(("estimation", tally) for tally in ranges)):
         if not isinstance(tally, Tally):
@@ -263,7 +335,7 @@ def certificates(
     if cap is None and BOUNDS[method.bound].sequence:
         raise ValueError(f"cap is None; with the bound {method.bound!r} it must be the most samples there could have been")
     cap = most if cap is None else int(cap)
-    return prove(method, selection, ranges, cap=cap, seed=seed, input_ids=ids, backend=backend)[0]
+    return prove(method, selection, ranges, cap=cap, seed=seed, input_ids=ids, backend=backend, execution=execution)[0]
 
 
 def prove(
@@ -275,6 +347,7 @@ def prove(
     seed: int,
     input_ids: Sequence[int],
     backend: str,
+    execution: Execution = _EXECUTION,
 ) -> tuple[list[Certificate], Evidence, Limits]:
     """Return what `certificates` does, of arguments that fit each other, and what it rests on."""
     selected = Scores.of(selection, method.head)
@@ -310,6 +383,7 @@ def prove(
             alpha_upper=part,
             lipschitz=method.lipschitz,
             cap=cap,
+            execution=execution,
         )
         for input_id, label, r, lower, upper, a, b, n0, n, used, part in zip(
             input_ids, *(c.ravel().tolist() for c in (*columns, found.rules, found.alpha_upper)), strict=True

@@ -16,6 +16,7 @@ from rsfast import bounds, certificate
 from rsfast.certificate import (
     ABSTAIN,
     Certificate,
+    Execution,
     certificates,
     prediction,
     predictions,
@@ -435,6 +436,7 @@ def test_data_that_stopped_early_take_a_sequence():
         ({"input_ids": [1 << 32]}, ValueError, "input_ids holds 4294967296; each must be"),
         ({"noise": 0.25}, TypeError, r"noise is 0\.25; it must be a Gaussian"),
         ({"bound": ["betting"]}, ValueError, r"bound is \['betting'\]; it must be auto"),
+        ({"execution": {}}, TypeError, r"execution is \{\}; it must be an Execution"),
     ],
 )
 def test_wrong_arguments_are_named(options, error, message):
@@ -447,9 +449,8 @@ def test_wrong_arguments_are_named(options, error, message):
 def test_dict_round_trip(head):
     fields = {"prediction": 3, "radius": 0.1 + 0.2, "p_lower": 1 / 3, "p_upper": 5e-324, "counts": (2**33, 0)}
     rest = {"n0": 100, "n": 2**33, "alpha": 1e-12, "rule": "top_two", "bound": "hoeffding", "seed": 2**64 - 1}
-    ours = Certificate(
-        norm="l2", head=head, noise=Gaussian(0.1), stream_version=1, input_id=2**32 - 1, backend="cpu", **fields, **rest
-    )
+    rest |= {"stream_version": 1, "input_id": 2**32 - 1, "backend": "cpu", "execution": Execution("bfloat16", compile=True)}
+    ours = Certificate(norm="l2", head=head, noise=Gaussian(0.1), **fields, **rest)
     assert Certificate.from_dict(json.loads(json.dumps(ours.to_dict(), allow_nan=False))) == ours
     assert set(ours.to_dict()) == {field.name for field in dataclasses.fields(Certificate)}
     assert json.loads(json.dumps(ours.to_dict()))["head"] == head.to_dict()
@@ -459,7 +460,8 @@ def test_results_are_plain_python():
     for result in certify([[9, 1, 0], [1, 1, 0]], [[990, 10, 0], [500, 500, 0]]):
         assert Certificate.from_dict(json.loads(json.dumps(result.to_dict()))) == result
         for field in dataclasses.fields(Certificate):
-            assert type(getattr(result, field.name)) in (int, float, str, tuple, Votes, Gaussian, type(None)), field.name
+            kinds = (int, float, str, tuple, Votes, Gaussian, Execution, type(None))
+            assert type(getattr(result, field.name)) in kinds, field.name
         assert tuple(result) == (result.prediction, result.radius)
         with pytest.raises(dataclasses.FrozenInstanceError):
             result.radius = 1.0
@@ -473,8 +475,47 @@ def test_from_dict_errors():
         Certificate.from_dict(data | {"head": {"name": "Vibes"}})
     with pytest.raises(TypeError, match="colour"):
         Certificate.from_dict(data | {"colour": "red"})
+    with pytest.raises(TypeError, match="colour"):
+        Certificate.from_dict(data | {"execution": {"colour": "red"}})
     with pytest.raises(TypeError, match="radius"):
         Certificate.from_dict({name: value for name, value in data.items() if name != "radius"})
+
+
+def test_the_execution_is_recorded():
+    """It is part of the certificate; one written before it was is read as of the plain execution."""
+    execution = Execution("float16", "bfloat16", channels_last=True, cuda_graph=True)
+    assert [result.execution for result in certify([[9, 1, 0]] * 2, [[990, 10, 0]] * 2, execution=execution)] == [
+        execution
+    ] * 2
+    (plain,) = certify([[9, 1, 0]], [[990, 10, 0]])
+    assert plain.execution == Execution()
+    data = plain.to_dict()
+    assert data.pop("execution") == {
+        "dtype": "float32",
+        "autocast": None,
+        "channels_last": False,
+        "compile": False,
+        "cuda_graph": False,
+    }
+    assert Certificate.from_dict(data) == plain
+    assert dataclasses.replace(plain, execution=execution) != plain
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "fields"),
+    [
+        (ValueError, "dtype is 'float64'; it must be 'float32', 'float16' or 'bfloat16'", {"dtype": "float64"}),
+        (ValueError, "dtype is None; it must be", {"dtype": None}),
+        (ValueError, "autocast is torch.bfloat16; it must be 'float16', 'bfloat16' or None", {"autocast": torch.bfloat16}),
+        (ValueError, "autocast is 'float32'; it must be", {"autocast": "float32"}),
+        (TypeError, "channels_last is 1; it must be a bool", {"channels_last": 1}),
+        (TypeError, "compile is 'default'; it must be a bool", {"compile": "default"}),
+        (TypeError, "cuda_graph is None; it must be a bool", {"cuda_graph": None}),
+    ],
+)
+def test_execution_errors(error, message, fields):
+    with pytest.raises(error, match=f"^{message}"):
+        Execution.from_dict(fields)
 
 
 def two_sided(a, b):
