@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from .sampler import Model
+from .forward import Model
 
 _ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
 

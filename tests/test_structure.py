@@ -28,6 +28,8 @@ ORDER = [
     "rules",
     "certificate",
     "looks",
+    "forward",
+    "batch_size",
     "sampler",
     "api",
     "results",

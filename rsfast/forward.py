@@ -1,0 +1,228 @@
+"""The base classifier as it is run: eval mode, autocast, compiled or as a CUDA graph, and the check of what it returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+Model = Callable[[torch.Tensor], torch.Tensor]
+"""Anything that maps a batch [B, *shape] to logits [B, K], or to an object whose attribute ``logits`` they are."""
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "HIP out of memory",
+    "HIP error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
+
+
+class Forward:
+    """The base classifier as it is run: from a batch to its logits, within `running`.
+
+    Parameters
+    ----------
+    model : callable
+        From a batch [B, *shape] to logits [B, num_classes], or to an object whose attribute `logits` they are, as models of
+        Hugging Face return.
+    num_classes : int
+        K, the number of logits.
+    device : torch.device
+        Where the batches are.
+    autocast : torch.dtype, optional
+        bfloat16 or float16: the model runs under `torch.autocast`. None takes what the autocast context says that this is
+        called in, if any. The attribute `autocast` is what was taken.
+    compile : bool
+        Run the model through `torch.compile`; what stops the compiler is raised. The first batch size gets its own graph,
+        the second one for all sizes: a smaller last batch costs a second compilation. Graphs stay with the model's code, so
+        another Forward of the same model compiles nothing. Hooks that come or go are noticed.
+    cuda_graph : bool
+        Replay the model as a CUDA graph. The second call in a row with the same batch (address, shape, strides and dtype)
+        captures the model, and further ones replay that until another batch is captured; all other calls run eagerly. The
+        next call overwrites the logits. What the model does in Python, hooks too, a replay leaves out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If autocast, compile or cuda_graph is none of these or not to be had on the device, or the last two are both True.
+
+    References
+    ----------
+    PyTorch's documentation: "CUDA semantics", on graphs; "PyTorch 2.0 NNModule support", on hooks.
+
+    Examples
+    --------
+    >>> forward = Forward(torch.nn.Linear(8, 3), 3, torch.device("cpu"), autocast=torch.bfloat16)
+    >>> with forward.running():
+    ...     logits = forward(torch.zeros(5, 8))
+    >>> logits.shape, logits.dtype
+    (torch.Size([5, 3]), torch.bfloat16)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        num_classes: int,
+        device: torch.device,
+        *,
+        autocast: torch.dtype | None = None,
+        compile: bool = False,
+        cuda_graph: bool = False,
+    ) -> None:
+        for name, value in (("compile", compile), ("cuda_graph", cuda_graph)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}; it must be a bool")
+        if compile and cuda_graph:
+            raise ValueError("compile is True and cuda_graph is True; one of them must be False")
+        if cuda_graph and device.type != "cuda":
+            raise ValueError(
+                f"cuda_graph is True, but inputs is on '{device}'; it must be False, or inputs on a CUDA device"
+            )
+        if autocast is None and torch.is_autocast_enabled(device.type):
+            autocast = torch.get_autocast_dtype(device.type)
+        _check_autocast(autocast, device)
+        self.num_classes, self.device, self.autocast = num_classes, device, autocast
+        self.compile, self.cuda_graph = compile, cuda_graph
+        self._model = model
+        self._run = torch.compile(model, backend=_inductor) if compile else model
+        self._last: tuple[object, ...] | None = None
+        self._captured: tuple[tuple[object, ...], torch.cuda.CUDAGraph, torch.Tensor] | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Put the model into eval mode and switch autograd off, for the duration of a run."""
+        with evaluating(self._model), _guards_on_hooks() if self.compile else nullcontext():
+            yield
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return the logits [B, num_classes] of a batch [B, *shape]; raise TypeError or ValueError if they are not that."""
+        if not self.cuda_graph:
+            return self._eagerly(batch)
+        key = (batch.data_ptr(), batch.shape, batch.stride(), batch.dtype)
+        again, self._last = key == self._last, key
+        if self._captured is None or self._captured[0] != key:
+            if not again:
+                return self._eagerly(batch)
+            self._captured = None  # the memory of an older graph goes first
+            self._captured = key, *self._capture(batch)
+        _, graph, logits = self._captured
+        graph.replay()
+        return logits
+
+    def _eagerly(self, batch: torch.Tensor) -> torch.Tensor:
+        # A graph must not read weights cast outside it, whose memory goes when autocast's cache is cleared.
+        with torch.autocast(
+            self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=not self.cuda_graph
+        ):
+            return check_logits(self._run(batch), len(batch), self.num_classes)
+
+    def _capture(self, batch: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """Return the graph of the model on this batch, and where it will write the logits: capturing computes nothing."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):  # libraries set themselves up, which cannot be captured
+                    self._eagerly(batch)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, stream=side):
+                logits = self._eagerly(batch)
+        return graph, logits
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Put a module into eval mode without autograd, and every submodule back into the mode it was in."""
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    training = [module.training for module in modules]
+    try:
+        if isinstance(model, torch.nn.Module):
+            model.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
+
+
+def check_logits(output: object, batch: int, num_classes: int) -> torch.Tensor:
+    """Return the logits [batch, num_classes] that a model returned, as a tensor or as an object's attribute `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are none, or they have another shape or are no floating-point numbers.
+
+    Examples
+    --------
+    >>> check_logits(torch.zeros(5, 3), 5, 3).shape
+    torch.Size([5, 3])
+    """
+    logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(
+            f"model returned a {type(output).__name__}; it must return the logits, a tensor [B, K], or an object whose "
+            "attribute logits they are: wrap it in a function that picks them out"
+        )
+    if logits.ndim != 2 or logits.shape[0] != batch:
+        raise ValueError(f"model returned shape {list(logits.shape)} for a batch of {batch}; it must be [{batch}, K]")
+    if logits.shape[1] != num_classes:
+        raise ValueError(
+            f"num_classes is {num_classes}, but the model returned {logits.shape[1]} logits a row; they must agree"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(f"model returned dtype {logits.dtype}; it must return floating-point logits")
+    return logits
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory, of the host or of a GPU, ran out.
+
+    Examples
+    --------
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    (True, False)
+    """
+    if isinstance(error, RuntimeError):  # of which torch.OutOfMemoryError is one
+        return isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError)
+
+
+def _check_autocast(dtype: torch.dtype | None, device: torch.device) -> None:
+    if dtype is None:
+        return
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise TypeError(f"autocast is {dtype!r}; it must be torch.bfloat16, torch.float16 or None")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where torch cannot, it warns and goes on without
+        with torch.autocast(device.type, dtype):
+            if not torch.is_autocast_enabled(device.type):
+                raise ValueError(
+                    f"autocast is {dtype}, which torch {torch.__version__} cannot do on '{device}'; it must be None"
+                )
+
+
+def _inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+    """Compile as torch.compile does by default, which shares graphs by backend: the default one's do not mind hooks."""
+    from torch._inductor.compile_fx import compile_fx  # loads the compiler
+
+    return compile_fx(graph, inputs)
+
+
+@contextmanager
+def _guards_on_hooks() -> Iterator[None]:
+    """Have the model compiled anew where hooks are new: by default a graph from before they came runs on without them."""
+    from torch._dynamo import config  # loads the compiler
+
+    with config.patch(skip_nnmodule_hook_guards=False):
+        yield
