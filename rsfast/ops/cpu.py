@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 
 import torch
 
+from . import openmp
 from .backends import Accumulation, Perturbation
 from .jobs import SIZES, accumulate_job, perturb_job
 
@@ -26,15 +26,11 @@ def borrow_team() -> str:
     share their cores, and perturb would take twice its time. Nothing is linked and nothing is loaded: without such a
     runtime, kernels start threads of their own, and the name is "".
     """
-    root = Path(torch.__file__).parent
-    for path in sorted((*root.glob("lib/lib*omp*"), *root.parent.glob("torch.libs/lib*omp*"))):
-        try:
-            parallel = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD).GOMP_parallel
-        except (OSError, AttributeError):  # not loaded, or no OpenMP runtime
-            continue
-        _cpu.use_team(ctypes.cast(parallel, ctypes.c_void_p).value or 0)
-        return path.name
-    return ""
+    if (found := openmp.runtime()) is None:
+        return ""
+    name, library = found
+    _cpu.use_team(ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0)
+    return name
 
 
 TEAM = borrow_team()
