@@ -30,6 +30,7 @@ ORDER = [
     "looks",
     "forward",
     "batch_size",
+    "inputs",
     "sampler",
     "api",
     "results",

@@ -55,18 +55,24 @@ def indices(name: str, values: object, length: int | None, limit: int, device: t
     return tensor.contiguous()
 
 
-def check_inputs(name: str, x: object) -> torch.Tensor:
-    """Return `x` contiguous if it is a float32 tensor [I, *shape] of rank 2 or more; raise an error if not."""
+def check_inputs(name: str, x: object, *, single: bool = False) -> torch.Tensor:
+    """Return `x` contiguous if it is a float32 tensor [I, *shape], or if `single` [*shape], shape of rank 1 or more.
+
+    Raise an error that names it if not.
+    """
+    form = "[*shape]" if single else "[I, *shape]"
     if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
         what = f"a {type(x).__name__}" if not isinstance(x, torch.Tensor) else x.layout
-        raise TypeError(f"{name} is {what}; it must be a dense float32 tensor [I, *shape]")
+        raise TypeError(f"{name} is {what}; it must be a dense float32 tensor {form}")
     if x.dtype != torch.float32:
         hint = "; convert integer images with x.float() / 255" if not x.dtype.is_floating_point else "; call x.float()"
         raise TypeError(f"{name} has dtype {x.dtype}; it must be float32{hint}")
-    if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"{name} has shape {list(x.shape)}; it must be [I, *shape] with at least one input and one element")
-    if x[0].numel() > 1 << 34:
-        raise ValueError(f"{name} has {x[0].numel()} elements an input; it must have at most 2^34")
+    if x.ndim < (1 if single else 2) or x.numel() == 0:
+        least = "one element" if single else "one input and one element"
+        raise ValueError(f"{name} has shape {list(x.shape)}; it must be {form} with at least {least}")
+    elements = x.numel() if single else x[0].numel()
+    if elements > 1 << 34:
+        raise ValueError(f"{name} has {elements} elements an input; it must have at most 2^34")
     return x.detach().resolve_neg().contiguous()
 
 

@@ -1,0 +1,251 @@
+"""Inputs, one by one, from whatever holds them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
+
+from . import ops
+from .ops import openmp
+
+_AHEAD = 64  # inputs that are read before they are asked for, at most
+_AHEAD_BYTES = 64 << 20  # what they take, at most, but that 2 are always read
+_PATIENCE = 1.0  # seconds to wait for a thread that was told to end: it may itself be waiting, for a disk or a network
+
+_IDS = range(1 << 32)
+
+Source = torch.Tensor | Dataset[Any] | Iterable[Any]
+"""Anything that holds inputs: a tensor, a Dataset, a DataLoader or another iterable."""
+
+
+class Inputs:
+    """An iterator over (input id, input) that checks each input, and reads ahead of the model where there is reading to do.
+
+    Parameters
+    ----------
+    inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
+        A DataLoader gives batches [B, *shape], or inputs if its batch_size is None; a Dataset of either style and any other
+        iterable gives inputs [*shape]. Of an item that is a tuple or list, as (input, label), the first is taken.
+    ids : int64 tensor [I] or sequence of int, optional
+        Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
+
+    Attributes
+    ----------
+    shape : torch.Size
+        Of each input.
+    device : torch.device
+        Of each input.
+    count : int or None
+        How many there are, if `inputs` can tell before it is read.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was and what it must be. A tensor is checked at once, and so is the first input of
+        anything else; a later one when its turn comes. What `inputs` itself raises comes in its turn, too.
+
+    Notes
+    -----
+    All but a tensor is read by one background thread, at most 64 inputs or 64 MiB (but 2 inputs) ahead. Each is copied, so
+    `inputs` may write the next into the same memory. The thread ends with the iteration, with `close` or ``with``, and when
+    the object is collected.
+
+    Examples
+    --------
+    >>> images = torch.utils.data.TensorDataset(torch.zeros(3, 2), torch.tensor([7, 8, 9]))
+    >>> with Inputs(images, ids=[10, 11, 12]) as inputs:
+    ...     print(inputs.count, [(input_id, image.tolist()) for input_id, image in inputs])
+    3 [(10, [0.0, 0.0]), (11, [0.0, 0.0]), (12, [0.0, 0.0])]
+    """
+
+    def __init__(self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None) -> None:
+        self.count: int | None
+        if isinstance(inputs, (torch.Tensor, np.ndarray)):
+            tensor = ops.check_inputs("inputs", inputs)
+            _check_finite(torch.isfinite(tensor.flatten(1)).all(1), 0)
+            self.count = len(tensor)
+            self._ids = _check_ids(ids, self.count, tensor.device)
+            self._rows = _rows(tensor)
+        else:
+            self.count = _length(inputs)
+            # Only their values are wanted, so they may be on any device.
+            self._ids = _check_ids(ids, self.count, ids.device if isinstance(ids, torch.Tensor) else torch.device("cpu"))
+            batched = isinstance(inputs, DataLoader) and inputs.batch_sampler is not None
+            self._rows = _ahead(_checked(_items(inputs), batched))
+        first = next(self._rows)
+        self.shape, self.device = first.shape, first.device
+        self._taken = 0
+        # Also at exit: a thread that still runs while the interpreter is taken down may take the process with it.
+        self._close = weakref.finalize(self, self._rows.close)
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[int, torch.Tensor]:
+        row = next(self._rows)
+        place, self._taken = self._taken, self._taken + 1
+        if place == len(self._ids):
+            self.close()
+            raise ValueError(f"input_ids has shape [{place}], but there is an inputs[{place}]; it must name every input")
+        return self._ids[place], row
+
+    def close(self) -> None:
+        """End the iteration and the thread; a thread that waits for `inputs` ends when it hears from them."""
+        self._close()
+
+    def __enter__(self) -> Inputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check_ids(ids: torch.Tensor | Sequence[int] | None, count: int | None, device: torch.device) -> Sequence[int]:
+    if ids is None:
+        return _IDS
+    tensor = ops.indices("input_ids", ids, count, len(_IDS), device)
+    ops.check_range("input_ids", tensor, len(_IDS))
+    numbers: list[int] = tensor.tolist()
+    return numbers
+
+
+def _check_finite(finite: torch.Tensor, first: int) -> None:
+    """Raise ValueError unless all of `finite`, which is about inputs[first] and those after it, is true."""
+    if not bool(finite.all()):
+        place = first + int((~finite).int().argmax())
+        raise ValueError(f"inputs[{place}] holds NaN or infinity; every input must be finite")
+
+
+def _items(inputs: Any) -> Iterator[object]:
+    """Return the items of an iterable, or of what has a length and takes an index, as a map-style Dataset."""
+    if not isinstance(inputs, str):
+        if isinstance(inputs, Iterable):
+            return iter(inputs)
+        # iter() would take this, too, but go on for ever, or take an IndexError from deep inside it for the end.
+        if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+            return (inputs[place] for place in range(len(inputs)))
+    raise TypeError(
+        f"inputs is a {type(inputs).__name__}; it must be a dense float32 tensor [I, *shape], a DataLoader, a Dataset with "
+        "a length, or an iterable of inputs [*shape]"
+    )
+
+
+def _length(inputs: Any) -> int | None:
+    """Return how many inputs there are, or None where `inputs` cannot tell."""
+    if isinstance(inputs, DataLoader):
+        batches = inputs.batch_sampler
+        if batches is None:
+            inputs = inputs.sampler
+        elif type(batches) is BatchSampler and not batches.drop_last and inputs.collate_fn is default_collate:
+            inputs = batches.sampler
+        else:
+            return None
+    try:
+        return len(inputs)
+    except (TypeError, NotImplementedError):  # so an IterableDataset or a sampler says that it has none
+        return None
+
+
+def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
+    """Yield the first row, to be looked at, and then every row."""
+    yield tensor[0]
+    for place in range(len(tensor)):
+        yield tensor[place]
+
+
+def _checked(items: Iterator[object], batched: bool) -> Iterator[torch.Tensor]:
+    """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list."""
+    place, shape, device = 0, torch.Size(), torch.device("cpu")
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            break
+        except BaseException as error:
+            if sys.version_info >= (3, 11):
+                error.add_note(f"inputs raised this when inputs[{place}] was read")
+            raise
+        if isinstance(item, (tuple, list)) and item:
+            item = item[0]
+        if batched:
+            batch = ops.check_inputs(f"the batch at inputs[{place}]", item)
+        else:
+            batch = ops.check_inputs(f"inputs[{place}]", item, single=True)[None]
+        if place == 0:
+            shape, device = batch.shape[1:], batch.device
+        if batch.shape[1:] != shape:
+            raise ValueError(f"inputs[{place}] has shape {list(batch.shape[1:])}; it must be {list(shape)}, as inputs[0] is")
+        if batch.device != device:
+            raise ValueError(f"inputs[{place}] is on '{batch.device}'; it must be on '{device}', as inputs[0] is")
+        for row in batch:
+            # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
+            copy = row.clone()
+            _check_finite(torch.isfinite(copy).all()[None], place)  # on a GPU this waits for the copy
+            yield copy
+            place += 1
+    if place == 0:
+        raise ValueError("inputs is empty; it must hold at least one input")
+
+
+def _ahead(rows: Iterator[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
+    """Yield the first of `rows`, to be looked at, and then all of them, which a thread reads meanwhile.
+
+    The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe
+    where garbage collection may close this generator: in any thread, within any call.
+    """
+    wanted: SimpleQueue[None] = SimpleQueue()
+    found: SimpleQueue[torch.Tensor | BaseException | None] = SimpleQueue()
+    stop = threading.Event()
+    # Streams are a thread's own, and so is the GPU that .cuda() means.
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    thread = threading.Thread(target=_read, args=(rows, wanted, found, stop, stream), name="rsfast inputs", daemon=True)
+    del rows  # so that what `inputs` does at its end is done in the thread in which it did the rest
+    thread.start()
+    try:
+        wanted.put(None)
+        row = found.get()
+        if isinstance(row, torch.Tensor):
+            for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.nbytes)) - 1):
+                wanted.put(None)
+            yield row
+        while row is not None:
+            if isinstance(row, BaseException):
+                raise row
+            wanted.put(None)
+            yield row
+            row = found.get()
+    finally:
+        stop.set()
+        wanted.put(None)  # it may be waiting for one
+        if thread is not threading.current_thread():
+            thread.join(_PATIENCE)
+
+
+def _read(
+    rows: Iterator[torch.Tensor],
+    wanted: SimpleQueue[None],
+    found: SimpleQueue[torch.Tensor | BaseException | None],
+    stop: threading.Event,
+    stream: torch.cuda.Stream | None,
+) -> None:
+    """Put a row into `found` for each token in `wanted`, until `stop`; at the end None, or the exception that ended it."""
+    openmp.stay_alone()  # the cores are the model's
+    with torch.cuda.stream(stream):
+        try:
+            while True:
+                wanted.get()
+                if stop.is_set():
+                    return
+                found.put(next(rows))
+        except StopIteration:
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
