@@ -13,7 +13,7 @@ from .noise import STREAM_VERSION, Gaussian
 
 if TYPE_CHECKING:
     from . import nn, ops
-    from .api import Smooth, certify, predict, sample, tune_head
+    from .api import Smooth, certify, certify_each, predict, sample, tune_head
     from .lipschitz import lipschitz_bound
     from .tally import Tally
 
@@ -34,6 +34,7 @@ __all__ = [
     "bounds",
     "certificates",
     "certify",
+    "certify_each",
     "heads",
     "leading_classes",
     "lipschitz_bound",
@@ -52,6 +53,7 @@ _NEEDS_TORCH = {
     "Smooth": "api",
     "Tally": "tally",
     "certify": "api",
+    "certify_each": "api",
     "lipschitz_bound": "lipschitz",
     "nn": "nn",
     "ops": "ops",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import itemgetter
+from typing import Any, NamedTuple, TypedDict, cast, overload
 
 import numpy as np
 import torch
@@ -13,17 +15,22 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
-from . import bounds, certificate, looks, ops, rules
-from .certificate import ABSTAIN, Certificate
+from . import bounds, certificate, ops, rules
+from .batch_size import automatic
+from .batches import Batches, Part
+from .certificate import ABSTAIN, Certificate, Execution
+from .forward import Forward, Model
 from .heads import Head, Votes
-from .looks import Goal
+from .inputs import Inputs, Source
+from .looks import Certification, Course, Goal, Prediction
+from .meter import Meter
 from .noise import Gaussian
+from .ranks import Ranks
 from .rules import Method
-from .sampler import Model, automatic_batch_size, draw
+from .sampler import Outcome, Sampler, draw
 from .tally import MAX_SAMPLES, Tally
 
 _VOTES = Votes()
-_GROUP = 1024  # inputs whose Tallies are held at once
 
 
 def _count(name: str, value: object, most: int = MAX_SAMPLES) -> int:
@@ -42,6 +49,9 @@ class SmoothOptions(TypedDict, total=False):
     clamp: tuple[float, float] | None
     dtype: torch.dtype | None
     channels_last: bool
+    autocast: torch.dtype | None
+    compile: bool
+    cuda_graph: bool
     backend: str
     progress: bool
 
@@ -51,6 +61,7 @@ class SamplingOptions(SmoothOptions, total=False):
 
     batch_size: int | str
     input_ids: torch.Tensor | Sequence[int] | None
+    shard: str | None
 
 
 def _check_options(options: Mapping[str, object], kind: type) -> None:
@@ -65,7 +76,7 @@ class Sampling:
     def __init__(
         self,
         model: Model,
-        inputs: torch.Tensor,
+        inputs: Source,
         noise: Gaussian,
         num_classes: int,
         seed: int | None,
@@ -73,117 +84,127 @@ class Sampling:
         batch_size: int | str = "auto",
         input_ids: torch.Tensor | Sequence[int] | None = None,
         progress: bool = False,
+        autocast: torch.dtype | None = None,
+        compile: bool = False,
+        cuda_graph: bool = False,
+        shard: str | None = None,
         **preparation: Any,
     ) -> None:
         _check_options(preparation, SamplingOptions)
         if not callable(model):
             raise TypeError(f"model is {model!r}; it must be callable on a batch")
-        self.inputs = ops.check_inputs("inputs", inputs)
-        finite = torch.isfinite(self.inputs.flatten(1)).all(1)
-        if not bool(finite.all()):
-            raise ValueError(f"inputs[{int((~finite).int().argmax())}] holds NaN or infinity; every input must be finite")
         if isinstance(batch_size, str) and batch_size != "auto":
             raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
-        self.batch_size = (
-            automatic_batch_size(self.inputs.shape[1:]) if batch_size == "auto" else _count("batch_size", batch_size)
-        )
-        count, device = self.inputs.shape[0], self.inputs.device
-        self.input_ids = ops.indices("input_ids", range(count) if input_ids is None else input_ids, count, 1 << 32, device)
-        ops.check_range("input_ids", self.input_ids, 1 << 32)
+        self.batch_size = batch_size if isinstance(batch_size, str) else _count("batch_size", batch_size)
+        self.inputs = Inputs(inputs, ids=input_ids)
         self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
-        self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
-        self._check_device()
+        self.ranks = Ranks.find(shard)
+        self.seed = ops.check_seed(self.ranks.same(secrets.randbits(64)) if seed is None else seed)
+        self.device = self._find_device(isinstance(inputs, torch.Tensor))
         Tally(1, num_classes)
         # scale and shift go to the device once, rather than once a batch.
-        scale, shift = ops.affine(preparation.get("scale"), preparation.get("shift"), self.inputs.shape[1], device)
-        backend = ops.backend_for(preparation.get("backend", "auto"), device)
+        shape = self.inputs.shape
+        scale, shift = ops.affine(preparation.get("scale"), preparation.get("shift"), shape[0], self.device)
+        backend = ops.backend_for(preparation.get("backend", "auto"), self.device)
         self.preparation = {**preparation, "scale": scale, "shift": shift, "backend": backend}
         # No samples: this only checks the noise and the preparation, before any work is done.
-        ops.perturb(self.inputs[:1], noise, seed=self.seed, samples=range(0), rows=[], **self.preparation)
+        x = torch.zeros(1, *shape, device=self.device)
+        ops.perturb(x, noise, seed=self.seed, samples=range(0), rows=[], **self.preparation)
+        self.forward = Forward(model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph)
+        self.execution = Execution(
+            dtype=_name(preparation.get("dtype") or torch.float32),
+            autocast=None if self.forward.autocast is None else _name(self.forward.autocast),
+            channels_last=preparation.get("channels_last", False),
+            compile=compile,
+            cuda_graph=cuda_graph,
+        )
 
-    def _check_device(self) -> None:
+    def _find_device(self, fixed: bool) -> torch.device:
+        """Return where batches are made: with the inputs, or, where these are read one by one, with the model."""
+        tensors = []
         if isinstance(self.model, torch.nn.Module):
-            devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers())}
-            if devices and self.inputs.device not in devices:
-                where = ", ".join(sorted(map(str, devices)))
-                raise ValueError(
-                    f"inputs is on '{self.inputs.device}', but the model is on '{where}'; they must share a device"
-                )
+            tensors = [*self.model.parameters(), *self.model.buffers()]
+        devices = {tensor.device for tensor in tensors}
+        if fixed and devices and self.inputs.device not in devices:
+            where = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"inputs is on '{self.inputs.device}', but the model is on '{where}'; they must share a device")
+        return self.inputs.device if fixed or len(devices) != 1 else devices.pop()
 
     def bar(self, samples: int, description: str) -> tqdm[Any]:
         """Return a progress bar over `samples` samples an input; silent unless asked for and stderr is a terminal."""
         return tqdm(
-            total=samples * self.inputs.shape[0],
+            total=None if self.inputs.count is None else samples * self.inputs.count,
             desc=description,
             unit="sample",
             unit_scale=True,
             disable=None if self.progress else True,
         )
 
-    def run(
-        self,
-        heads: Sequence[Head],
-        samples: range,
-        stream: str,
-        bar: tqdm[Any],
-        *,
-        which: NDArray[np.int64] | None = None,
-        tracked: NDArray[np.int64] | torch.Tensor | None = None,
-    ) -> Tally:
-        """Return the Tally of these samples of all inputs, or of those numbered `which`."""
-        inputs, ids = self.inputs, self.input_ids
-        if which is not None and not np.array_equal(which, np.arange(len(inputs))):
-            places = torch.from_numpy(which).to(inputs.device)
-            inputs, ids = inputs[places], ids[places]
-        tally = Tally(len(inputs), self.num_classes, heads, tracked=tracked, device=inputs.device)
-        draw(
-            self.model,
-            inputs,
-            self.noise,
-            tally,
-            input_ids=ids,
-            samples=samples,
-            seed=self.seed,
-            stream=stream,
-            batch_size=self.batch_size,
-            preparation=self.preparation,
-            bar=bar,
+    def batches(self, samples: int, pad: bool = False) -> Batches:
+        """Return what runs batches, of the size that was asked for or that is best for so many samples an input."""
+        size, meter = self.size(samples), Meter(self.device)
+        return Batches(
+            self.forward, self.noise, seed=self.seed, size=size, preparation=self.preparation, pad=pad, meter=meter
         )
-        return tally
 
-    def certify(
-        self,
-        methods: Sequence[Method],
-        goal: Goal,
-        n0: int,
-        n: int,
-        bar: tqdm[Any],
-        streams: tuple[str, str] = ("selection", "estimation"),
-    ) -> list[list[Certificate]]:
-        """Return, for each input, its certificate by each method."""
-        heads = tuple(dict.fromkeys(method.head for method in methods))
-        found = []
-        for first in range(0, len(self.inputs), _GROUP):
-            group = np.arange(first, min(first + _GROUP, len(self.inputs)))
+    def size(self, samples: int) -> int:
+        """Return the batch size that was asked for; or the best for so many samples an input, which all ranks then take."""
+        if not isinstance(self.batch_size, str):
+            return self.batch_size
+        batches = Batches(self.forward, self.noise, seed=self.seed, size=1, preparation=self.preparation)
+        x, ids = (
+            torch.zeros(1, *self.inputs.shape, device=self.device),
+            torch.zeros(1, dtype=torch.int64, device=self.device),
+        )
 
-            def take(
-                which: NDArray[np.int64],
-                samples: range,
-                stream: str,
-                tracked: NDArray[np.int64] | None,
-                group: NDArray[np.int64] = group,
-            ) -> Tally:
-                return self.run(heads, samples, stream, bar, which=group[which], tracked=tracked)
+        def run(size: int) -> None:
+            rows = np.zeros(size, dtype=np.int64)
+            with self.forward.running():
+                batches.logits(x, ids, [Part("user", Tally(1, self.num_classes), rows, rows, np.arange(size))], size)
 
-            ids = self.input_ids[group[0] : group[-1] + 1].tolist()
-            backend = self.preparation["backend"]
-            of_group = looks.run(
-                take, methods, goal, n0=n0, n=n, seed=self.seed, input_ids=ids, backend=backend, streams=streams
-            )
-            bar.total -= sum(n - certificates[0].n for certificates in of_group)  # stopped early
-            found += of_group
-        bar.refresh()
-        return found
+        total = None if self.inputs.count is None else samples * self.inputs.count
+        return self.ranks.same(automatic(self.model, self.inputs.shape, self.device, self.execution, total, run))
+
+    def sampler(self, course: Course, bar: tqdm[Any], *, pad: bool = False, **hooks: Any) -> Sampler:
+        """Return what takes the inputs through a course; with `hooks` as in `Sampler`, and `pad` as in `Batches`."""
+        inputs, count, world = self.inputs, self.inputs.count, self.ranks.world
+        mine: Iterable[tuple[int, torch.Tensor]] = inputs
+        if self.ranks.by_inputs:
+            mine = islice(inputs, self.ranks.rank, None, world)
+            count = None if count is None else len(range(self.ranks.rank, count, world))
+        batches = self.batches(sum(len(piece) for _, piece in course.pieces), pad)
+        return Sampler(
+            course,
+            mine,
+            inputs.shape,
+            count,
+            self.num_classes,
+            batches,
+            self.device,
+            ranks=self.ranks,
+            bar=bar,
+            **hooks,
+        )
+
+    def outcomes(self, course: Course, description: str) -> Iterator[Outcome]:
+        """Take the inputs through a course, and yield what is found in their order."""
+        with self.inputs, self.bar(sum(len(piece) for _, piece in course.pieces), description) as bar:
+            yield from self.sampler(course, bar)
+
+    def certification(self, methods: Sequence[Method], goal: Goal, n0: int, n: int, **options: Any) -> Certification:
+        """Return the course of a certification."""
+        backend, execution = self.preparation["backend"], self.execution
+        return Certification(methods, goal, n0=n0, n=n, seed=self.seed, backend=backend, execution=execution, **options)
+
+    def all_found(self, course: Course, description: str) -> list[Any]:
+        """Return what is found for every input, in their order; of all ranks' inputs if these are divided."""
+        world, rank = (self.ranks.world, self.ranks.rank) if self.ranks.by_inputs else (1, 0)
+        found = [(each.number * world + rank, each.found) for each in self.outcomes(course, description)]
+        return [of_input for _, of_input in sorted(self.ranks.gather(found), key=itemgetter(0))]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def sample(
@@ -254,8 +275,13 @@ def sample(
     if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start <= (1 << 56) - n:
         raise ValueError(f"start is {start!r}; it must be an int from 0 to 2^56 - n")
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    x = ops.check_inputs("inputs", inputs)
+    given = options.get("input_ids")
+    ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
+    tally = Tally(len(x), num_classes, heads, tracked=tracked, device=x.device)
     with sampling.bar(n, "sampling") as bar:
-        return sampling.run(heads, range(start, start + n), ops.check_stream(stream), bar, tracked=tracked)
+        draw(sampling.batches(n), x, ids, tally, range(start, start + n), ops.check_stream(stream), bar)
+    return tally
 
 
 class CertifyOptions(SamplingOptions, total=False):
@@ -273,7 +299,7 @@ class CertifyOptions(SamplingOptions, total=False):
 @overload
 def certify(
     model: Model,
-    inputs: torch.Tensor,
+    inputs: Source,
     noise: Gaussian,
     *,
     num_classes: int,
@@ -287,7 +313,7 @@ def certify(
 @overload
 def certify(
     model: Model,
-    inputs: torch.Tensor,
+    inputs: Source,
     noise: Gaussian,
     *,
     num_classes: int,
@@ -300,7 +326,7 @@ def certify(
 
 def certify(
     model: Model,
-    inputs: torch.Tensor,
+    inputs: Source,
     noise: Gaussian,
     *,
     num_classes: int,
@@ -382,17 +408,100 @@ def certify(
     >>> found.radius >= 0.25, found.n
     (True, 64)
     """
+    sampling, course = _certification(
+        model, inputs, noise, num_classes, n0, n, alpha, head, bound, rule, lipschitz, Goal(radius, rtol), seed, options
+    )
+    found = sampling.all_found(course, "certifying")
+    return [certificates[0] for certificates in found] if isinstance(head, Head) else found
+
+
+_DEFAULTS: dict[str, Any] = certify.__kwdefaults__  # type: ignore[assignment]
+
+
+def _certification(
+    model: Model,
+    inputs: Source,
+    noise: Gaussian,
+    num_classes: int,
+    n0: int,
+    n: int,
+    alpha: float,
+    head: Head | Sequence[Head],
+    bound: str,
+    rule: str,
+    lipschitz: float | None,
+    goal: Goal,
+    seed: int | None,
+    options: SamplingOptions,
+) -> tuple[Sampling, Certification]:
+    """Check what `certify` and `certify_each` were given."""
     n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
-    goal = Goal(radius, rtol)
     heads = _heads(head)
     methods = [Method(noise, alpha / len(heads), each, bound, rule, lipschitz, looks=bool(goal)) for each in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     for method in methods:
         if method.bound == "clopper_pearson":
-            _warn_if_hopeless("certify", n, method.alpha, certificate.smallest_certifiable_n(method.alpha))
-    with sampling.bar(n0 + n, "certifying") as bar:
-        found = sampling.certify(methods, goal, n0, n, bar)
-    return [certificates[0] for certificates in found] if isinstance(head, Head) else found
+            smallest = certificate.smallest_certifiable_n(method.alpha)
+            _warn_if_hopeless("certify", n, method.alpha, smallest, stacklevel=4)
+    return sampling, sampling.certification(methods, goal, n0, n)
+
+
+@overload
+def certify_each(
+    model: Model,
+    inputs: Source,
+    noise: Gaussian,
+    *,
+    num_classes: int,
+    head: Head = ...,
+    radius: float | None = ...,
+    rtol: float | None = ...,
+    **options: Unpack[CertifyOptions],
+) -> Iterator[Certificate]: ...
+
+
+@overload
+def certify_each(
+    model: Model,
+    inputs: Source,
+    noise: Gaussian,
+    *,
+    num_classes: int,
+    head: Sequence[Head],
+    radius: float | None = ...,
+    rtol: float | None = ...,
+    **options: Unpack[CertifyOptions],
+) -> Iterator[list[Certificate]]: ...
+
+
+def certify_each(
+    model: Model, inputs: Source, noise: Gaussian, *, num_classes: int, **options: Any
+) -> Iterator[Certificate] | Iterator[list[Certificate]]:
+    """Yield what `certify` returns, in the order of the inputs, each as soon as it and those before it are finished.
+
+    Arguments are those of `certify`, and checked when this is called; of inputs that are not a tensor, each when it is
+    read. Neither the inputs nor the certificates are ever all in memory. With ``shard="inputs"`` each process yields its
+    own: of process r of w every w-th input, from the r-th.
+
+    Examples
+    --------
+    >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
+    >>> inputs = (torch.tensor([value]) for value in (0.5, -0.4, 0.3))
+    >>> for found in certify_each(model, inputs, Gaussian(0.25), num_classes=2, n=1000, seed=1):
+    ...     print(found.input_id, found.prediction)
+    0 0
+    1 1
+    2 0
+    """
+    if unknown := set(options) - {*_DEFAULTS, *SamplingOptions.__annotations__}:
+        raise TypeError(f"{', '.join(sorted(unknown))} is no argument of certify")
+    named = {name: options.pop(name, default) for name, default in _DEFAULTS.items()}
+    goal, head = Goal(named.pop("radius"), named.pop("rtol")), named["head"]
+    sampling, course = _certification(
+        model, inputs, noise, num_classes, **named, goal=goal, options=cast(SamplingOptions, options)
+    )
+    found = (outcome.found for outcome in sampling.outcomes(course, "certifying"))
+    return (certificates[0] for certificates in found) if isinstance(head, Head) else found
 
 
 def _heads(head: Head | Sequence[Head]) -> tuple[Head, ...]:
@@ -415,7 +524,7 @@ _CRITERIA = ("average_radius", "certified_accuracy")
 
 def tune_head(
     model: Model,
-    inputs: torch.Tensor,
+    inputs: Source,
     labels: torch.Tensor | Sequence[int],
     noise: Gaussian,
     heads: Sequence[Head],
@@ -487,10 +596,11 @@ def tune_head(
         raise ValueError(f"criterion is {criterion!r}; as a radius it must be finite and not negative")
     methods = [Method(noise, alpha, head, bound, rule, lipschitz) for head in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
-    truth = ops.indices("labels", labels, len(sampling.inputs), num_classes, sampling.inputs.device)
+    if sampling.inputs.count is None:
+        raise TypeError(f"inputs is a {type(inputs).__name__}; it must be a tensor or have a length, that of labels")
+    truth = ops.indices("labels", labels, sampling.inputs.count, num_classes, sampling.inputs.device)
     ops.check_range("labels", truth, num_classes)
-    with sampling.bar(n0 + n, "tuning") as bar:
-        found = sampling.certify(methods, Goal(), n0, n, bar, streams=("training", "training"))
+    found = sampling.all_found(sampling.certification(methods, Goal(), n0, n, streams=("training",) * 2), "tuning")
     radii = np.array([[each.radius for each in of_input] for of_input in found])
     right = np.array([[each.prediction for each in of_input] for of_input in found]) == truth.cpu().numpy()[:, None]
     values = radii if criterion == "average_radius" else radii >= least
@@ -498,18 +608,18 @@ def tune_head(
     return Tuned(max(scores, key=lambda head: scores[head]), scores)
 
 
-def _warn_if_hopeless(what: str, n: int, alpha: float, smallest: int) -> None:
+def _warn_if_hopeless(what: str, n: int, alpha: float, smallest: int, stacklevel: int = 3) -> None:
     if n < smallest:
         warnings.warn(
             f"n is {n}: at alpha = {alpha} every input abstains, whatever the votes; {what} needs n of at least {smallest}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
 def predict(
     model: Model,
-    inputs: torch.Tensor,
+    inputs: Source,
     noise: Gaussian,
     *,
     num_classes: int,
@@ -538,8 +648,7 @@ def predict(
     n, alpha = _count("n", n), bounds.check_alpha(alpha)
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
-    with sampling.bar(n, "predicting") as bar:
-        return certificate.predictions(sampling.run((_VOTES,), range(n), "estimation", bar), alpha)
+    return sampling.all_found(Prediction(n, alpha), "predicting")
 
 
 class Smooth:

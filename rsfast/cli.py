@@ -1,4 +1,4 @@
-"""The command line: ``rsfast demo | certify | predict | analyze | plot | doctor``.
+"""The command line: ``rsfast demo | certify | predict | recertify | merge | analyze | plot | doctor``.
 
 Commands import what they need (torch takes seconds), so that ``--help`` and ``analyze`` do without it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import secrets
 import shlex
 import signal
 import sys
@@ -15,29 +14,21 @@ import textwrap
 import threading
 import time
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__, bounds
-from .certificate import ABSTAIN, Certificate, predictions, smallest_certifiable_n, smallest_predictable_n
+from .certificate import ABSTAIN, smallest_certifiable_n, smallest_predictable_n
 from .evidence import BOUNDS
 from .heads import ClippedLogits, Head, Softmax, Sparsemax, Votes
-from .looks import Goal
-from .looks import run as look
-from .noise import STREAM_VERSION, Gaussian
+from .looks import Certification, Goal, Prediction
+from .noise import Gaussian
 from .rules import RULES, Method
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
     from .results import Results
-    from .tally import Tally
 
 _HEADS: dict[str, Callable[..., Head]] = {
     "votes": Votes,
@@ -59,6 +50,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) < 1 << 33:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to 2^33 - 1")
     return int(text)
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else _count(text)
 
 
 def _head(text: str) -> Head:
@@ -98,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
         help="score that is averaged: votes, softmax:T, sparsemax:T or clipped:LOW:HIGH (default: votes)",
     )
     _add_bound_and_rule(certify, "auto")
-    certify.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     early = certify.add_mutually_exclusive_group()
     early.add_argument(
         "--radius", type=float, metavar="R", help="stop sampling an image once its radius is R or will not be"
@@ -167,7 +161,13 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--std", nargs="+", type=float, metavar="S", help="noisy images are fed to the model as (image - mean) / std")
     add("--seed", type=int, help="of the noise, in [0, 2^64) (default: from the operating system; recorded)")
-    add("--batch-size", type=_count, metavar="B", help="samples in a batch (default: 16 MiB of noise)")
+    add("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    add(
+        "--batch-size",
+        type=_batch_size,
+        metavar="B",
+        help="samples in a batch (default: auto, the fastest for long runs)",
+    )
     add("--start", type=int, default=0, metavar="I", help="first image (default: %(default)s)")
     add("--end", "--max", type=int, metavar="I", help="image to stop before (default: the number of images)")
     add("--skip", type=_count, default=1, metavar="K", help="take images 0, K, 2K, ... alone (default: %(default)s)")
@@ -178,6 +178,14 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
         help="what the model takes (default: float32)",
     )
     add("--channels-last", action="store_true", help="feed the model batches in torch.channels_last")
+    add("--autocast", choices=("float16", "bfloat16"), help="run the model under torch.autocast")
+    add("--compile", action="store_true", help="run the model through torch.compile")
+    add("--cuda-graph", action="store_true", help="replay the model as a CUDA graph")
+    add(
+        "--shard",
+        choices=("inputs", "samples"),
+        help="what the processes of torchrun divide: images (default), or the samples of each",
+    )
     add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
     add("--backend", default="auto", help="auto, cpu, cuda, triton or reference (default: %(default)s)")
 
@@ -270,13 +278,14 @@ def _default_radii(runs: Iterable[Results]) -> list[float]:
 
 def _certify(args: argparse.Namespace) -> int:
     from . import results
+    from .run import Run
 
     goal = Goal(args.radius, args.rtol)
     noise, alpha = Gaussian(args.sigma), bounds.check_alpha(args.alpha)
     method = Method(noise, alpha, args.head, args.bound, args.rule, args.lipschitz, looks=bool(goal))
     if method.bound == "clopper_pearson":
         _warn_if_hopeless(args, smallest_certifiable_n(alpha))
-    job = _Job(args, args.head)
+    run = Run(args)
     settings = {
         "n0": args.n0,
         "n": args.n,
@@ -288,32 +297,22 @@ def _certify(args: argparse.Namespace) -> int:
         "radius": goal.radius,
         "rtol": goal.rtol,
     }
-    used = decided = 0
+    recorded = {"seed": run.seed, "backend": run.backend, "execution": run.execution}
+    course = Certification([method], goal, n0=args.n0, n=args.n, **recorded)
+    used = images = 0
     began = time.perf_counter()
-    with job.recorder(settings, results.CERTIFY_COLUMNS, args.n0 + args.n, resume=args.resume) as record:
-        for index in job.left:
-            drawn: list[Tally] = []
-
-            def draw(
-                _: object,
-                samples: range,
-                stream: str,
-                tracked: NDArray[np.int64] | None,
-                index: int = index,
-                drawn: list[Tally] = drawn,
-            ) -> Tally:
-                drawn.append(job.draw(index, samples, stream, tracked))
-                return drawn[-1]
-
-            [[certificate]] = look(draw, [method], goal, n0=args.n0, n=args.n, seed=job.seed, input_ids=[index])
-            record(index, certificate, drawn[:1], drawn[1:])
-            used += certificate.n0 + certificate.n
-            decided += certificate.radius >= (goal.radius or 0)
-    _print_certified(args, results.read(args.out), time.perf_counter() - began)
-    if goal.radius and job.left:
-        print(f"{decided / len(job.left):.1%} certified at radius {goal.radius}")
-    if goal and job.left:
-        print(f"{used / len(job.left):,.0f} samples an image, of {args.n0 + args.n:,}")
+    for _, certificate in run.rows(course, settings, results.CERTIFY_COLUMNS):
+        images += 1
+        used += certificate.n0 + certificate.n
+    used, images = map(sum, zip(*run.ranks.gather([(used, images)]), strict=True))
+    if not run.first:
+        return 0
+    found = results.read(args.out)
+    _print_certified(args, found, time.perf_counter() - began)
+    if goal.radius:
+        print(f"{(found.radius >= goal.radius).mean():.1%} certified at radius {goal.radius}")
+    if goal and images:
+        print(f"{used / images:,.0f} samples an image, of {args.n0 + args.n:,}")
     return 0
 
 
@@ -344,23 +343,19 @@ def _merge(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     from . import results
+    from .run import Run
 
     alpha = bounds.check_alpha(args.alpha)
     _warn_if_hopeless(args, smallest_predictable_n(alpha))
-    job = _Job(args, Votes())
-    predicted = []
+    run = Run(args)
     began = time.perf_counter()
-    with job.recorder({"n": args.n, "alpha": alpha}, results.PREDICT_COLUMNS, args.n) as record:
-        for index in job.left:
-            tally = job.draw(index, range(args.n), "estimation")
-            (prediction,) = predictions(tally, alpha)
-            record(index, prediction, [], [tally])
-            predicted.append(prediction)
-    score = "no labels"
-    if job.labels is not None:
-        right = sum(prediction == job.labels[index] for index, prediction in zip(job.indices, predicted, strict=True))
-        score = f"accuracy {right / len(predicted):.1%}"
-    _print_summary(args, len(predicted), time.perf_counter() - began, score, predicted.count(ABSTAIN) / len(predicted))
+    for _ in run.rows(Prediction(args.n, alpha), {"n": args.n, "alpha": alpha}, results.PREDICT_COLUMNS):
+        pass
+    if run.first:
+        predicted = results.read(args.out, results.PREDICT_COLUMNS)
+        score = f"accuracy {predicted.correct.mean():.1%}" if (predicted.label >= 0).any() else "no labels"
+        seconds, abstained = time.perf_counter() - began, float((predicted.predict == ABSTAIN).mean())
+        _print_summary(args, len(predicted.idx), seconds, score, abstained)
     return 0
 
 
@@ -384,156 +379,3 @@ def _print_certified(args: argparse.Namespace, run: Results, seconds: float) -> 
 
 def _print_summary(args: argparse.Namespace, images: int, seconds: float, score: str, abstained: float) -> None:
     print(f"{args.out}: {images} images in {seconds:.1f} s, {score}, abstained {abstained:.1%}")
-
-
-class _Job:
-    """The model, the images and the noise that `certify` and `predict` were asked for, loaded and tried on one sample."""
-
-    def __init__(self, args: argparse.Namespace, head: Head) -> None:
-        import torch
-
-        from . import ops
-        from .loading import find_device, load_data, load_model
-        from .sampler import automatic_batch_size
-
-        self.args, self.head, self.noise = args, head, Gaussian(args.sigma)
-        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.seed = _seed(args)
-        self.images, self.labels = load_data(args.data, args.num_classes)
-        self.indices = _indices(args.start, args.end, args.skip, len(self.images))
-        self.device = find_device(args.device)
-        self.model = load_model(args.model, args.weights, self.device)
-        self.options: dict[str, Any] = {
-            "batch_size": args.batch_size or automatic_batch_size(self.images.shape[1:]),
-            "dtype": getattr(torch, args.dtype),
-            "channels_last": args.channels_last,
-            "backend": ops.backend_for(args.backend, self.device),
-            **_normalisation(args.mean, args.std, self.images.shape[1]),
-        }
-        self.progress: Callable[[int], object] = lambda samples: None
-        try:  # so that a model that does not fit fails before there is a run folder
-            self.draw(self.indices[0], range(1), "user")
-        except RuntimeError as error:
-            shape = [1, *self.images.shape[1:]]
-            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}") from error
-
-    def draw(self, index: int, samples: range, stream: str, tracked: NDArray[np.int64] | None = None) -> Tally:
-        """Sample one image, under its place in the file: other images change nothing, so neither does sharding."""
-        from .api import sample
-
-        return sample(
-            self._forward,
-            self.images[index : index + 1].to(self.device),
-            self.noise,
-            num_classes=self.args.num_classes,
-            n=len(samples),
-            start=samples.start,
-            stream=stream,
-            heads=(self.head,),
-            tracked=tracked,
-            seed=self.seed,
-            input_ids=[index],
-            **self.options,
-        )
-
-    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
-        logits = self.model(batch)
-        self.progress(len(batch))
-        return logits
-
-    @contextmanager
-    def recorder(
-        self, settings: dict[str, Any], columns: tuple[str, ...], samples: int, *, resume: bool = False
-    ) -> Iterator[Callable[..., None]]:
-        """Open the run folder, show progress over `samples` samples an image, and yield what writes an image's row."""
-        from tqdm import tqdm
-
-        from .results import RunWriter
-
-        with RunWriter(self.args.out, self._sidecar(settings), columns, resume=resume) as run:
-            self.left = [index for index in self.indices if index not in run.done]
-            began = time.perf_counter()
-
-            def record(index: int, outcome: Certificate | int, selection: list[Tally], estimation: list[Tally]) -> None:
-                nonlocal began
-                counts: dict[str, Any] = {}
-                for stream, tallies in (("selection", selection), ("estimation", estimation)):
-                    ranges = [tally.integers(0) for tally in tallies]
-                    counts |= {stream: ranges[0] if len(ranges) == 1 else ranges} if ranges else {}
-                bar.total -= samples - sum(int(tally.n) for tally in selection + estimation)  # stopped early
-                ended = time.perf_counter()
-                run.write(index, None if self.labels is None else self.labels[index], outcome, ended - began, counts)
-                began = ended
-
-            with tqdm(total=len(self.left) * samples, unit="sample", unit_scale=True, disable=None) as bar:
-                self.progress = bar.update
-                yield record
-
-    def _sidecar(self, settings: dict[str, Any]) -> dict[str, Any]:
-        from .doctor import versions
-        from .loading import file_sha256, state_dict_sha256
-
-        args = self.args
-        return {
-            "command": args.command_line,
-            "started": self.started,
-            **settings,
-            "noise": self.noise.to_dict(),
-            "seed": self.seed,
-            "stream_version": STREAM_VERSION,
-            "num_classes": args.num_classes,
-            "model": args.model,
-            "state_dict_sha256": state_dict_sha256(self.model),
-            "weights": args.weights,
-            "weights_sha256": args.weights and file_sha256(args.weights),
-            "data": args.data,
-            "data_sha256": file_sha256(args.data),
-            "start": self.indices.start,
-            "end": self.indices.stop,
-            "skip": self.indices.step,
-            "mean": args.mean,
-            "std": args.std,
-            "batch_size": self.options["batch_size"],
-            "dtype": args.dtype,
-            "channels_last": args.channels_last,
-            "device": str(self.device),
-            "backend": self.options["backend"],
-            "versions": versions(),
-        }
-
-
-def _seed(args: argparse.Namespace) -> int:
-    """Return --seed, that of the run to resume, or one of the operating system's."""
-    from . import ops, results
-
-    if args.seed is None and getattr(args, "resume", False) and (Path(args.out) / results.SIDECAR).exists():
-        return ops.check_seed(results.read_sidecar(Path(args.out) / results.SIDECAR).get("seed"))
-    return ops.check_seed(secrets.randbits(64) if args.seed is None else args.seed)
-
-
-def _indices(start: int, end: int | None, skip: int, count: int) -> range:
-    """Return the multiples of skip from start to end, so that shards take what one run takes."""
-    stop = count if end is None else end
-    if not 0 <= start < stop <= count:
-        raise ValueError(
-            f"--start is {start} and --end is {stop}; they must be 0 <= start < end <= {count}, the images in --data"
-        )
-    indices = range(start + -start % skip, stop, skip)
-    if not indices:
-        raise ValueError(f"--skip is {skip}, and no multiple of it lies from --start {start} to before --end {stop}")
-    return indices
-
-
-def _normalisation(mean: list[float] | None, std: list[float] | None, channels: int) -> dict[str, list[float]]:
-    """Return (y - mean) / std as the scale and shift of `ops.perturb`."""
-    if mean is None and std is None:
-        return {}
-    if mean is None or std is None:
-        raise ValueError("--mean and --std go together; give 0 for no mean, 1 for no std")
-    for name, values in (("--mean", mean), ("--std", std)):
-        if len(values) not in (1, channels):
-            raise ValueError(f"{name} has {len(values)} numbers; it must have 1 or {channels}, one a channel")
-    if not all(0 < s < math.inf for s in std):
-        raise ValueError(f"--std is {std}; each must be positive and finite")
-    mean, std = (values * (channels // len(values)) for values in (mean, std))
-    return {"scale": [1 / s for s in std], "shift": [-m / s for m, s in zip(mean, std, strict=True)]}

@@ -1,25 +1,25 @@
-"""The course of a certification: select, then draw the samples range by range, and stop where no more of them are needed."""
+"""The course of a certification: which samples are drawn, when an input has enough of them, and what is made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import rules, sequences
-from .certificate import Certificate, prove
-from .evidence import BOUNDS, leading_classes
+from .certificate import Certificate, Execution, predictions, prove
+from .evidence import BOUNDS
+from .heads import Head, Votes
 from .rules import Method
 
 if TYPE_CHECKING:
     from .tally import Tally
 
-Draw = Callable[[NDArray[np.int64], range, str, NDArray[np.int64] | None], "Tally"]
-"""From the numbers of some inputs, sample indices, a stream and the classes to track, to the Tally of these samples."""
+_EAGER = Execution()
 
 
 @dataclass(frozen=True)
@@ -77,62 +77,99 @@ def ends(methods: Sequence[Method], goal: Goal, n: int) -> list[int]:
     return sequences.range_ends(n) if any(kind.ranges for kind in kinds) else [n]
 
 
-def run(
-    draw: Draw,
-    methods: Sequence[Method],
-    goal: Goal,
-    *,
-    n0: int,
-    n: int,
-    seed: int,
-    input_ids: Sequence[int],
-    backend: str = "",
-    streams: tuple[str, str] = ("selection", "estimation"),
-) -> list[list[Certificate]]:
-    """Return, for each input, the certificate by each method; an input is decided when all of its are.
+class Course(Protocol):
+    """What is drawn for every input, and what is made of it: all that a sampler needs to know."""
+
+    heads: tuple[Head, ...]
+    """What the Tallies sum."""
+    pieces: tuple[tuple[str, range], ...]
+    """Streams and sample indices, in the order of drawing: the selection, maybe empty, then the estimation's ranges."""
+    early: bool
+    """Whether an input may be decided before its last piece."""
+    tracks: bool
+    """Whether the Tallies of the estimation need `leading_classes` of the selection's."""
+
+    def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
+        """Return what is found for each input after these ranges; None where it needs the next one."""
+        ...
+
+
+class Certification:
+    """The course of a certification: select, then estimate range by range, and stop where an input is decided.
 
     Parameters
     ----------
-    draw : Draw
-        What takes the samples.
     methods : sequence of Method
-        Their heads are those of the Tallies.
+        Each gives a certificate; an input is decided when all of its are.
     goal : Goal
         When to stop before n.
     n0, n : int
         Selection samples, and the most estimation samples.
-    seed, input_ids, backend
+    seed, backend, execution
         As in `certificates`.
     streams : (str, str)
         Of the two samples. If they are one, the estimation's indices follow on the selection's.
     """
-    active = np.arange(len(input_ids))
-    selection = draw(active, range(n0), streams[0], None)
-    offset = n0 if streams[0] == streams[1] else 0
-    tracked = leading_classes(selection) if any(BOUNDS[method.bound].ranges for method in methods) else None
-    ranges: list[Tally] = []
-    found: list[list[Certificate]] = [[] for _ in input_ids]
-    for start, end in pairwise([0, *ends(methods, goal, n)]):
-        ranges.append(draw(active, range(offset + start, offset + end), streams[1], tracked))
-        if end < n and not goal:
-            continue
-        done = np.full(len(active), True)
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        goal: Goal,
+        *,
+        n0: int,
+        n: int,
+        seed: int,
+        backend: str = "",
+        execution: Execution = _EAGER,
+        streams: tuple[str, str] = ("selection", "estimation"),
+    ) -> None:
+        self.methods, self.goal, self.n = tuple(methods), goal, n
+        self.recorded: dict[str, Any] = {"seed": seed, "backend": backend, "execution": execution}
+        self.heads = tuple(dict.fromkeys(method.head for method in methods))
+        offset = n0 if streams[0] == streams[1] else 0
+        ranges = pairwise([0, *ends(methods, goal, n)])
+        self.pieces = (
+            (streams[0], range(n0)),
+            *((streams[1], range(offset + start, offset + end)) for start, end in ranges),
+        )
+        self.early = bool(goal)
+        self.tracks = any(BOUNDS[method.bound].ranges and method.head != Votes() for method in methods)
+
+    def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[list[Certificate] | None]:
+        """Return the certificates of each input, one a method; None where it is not decided yet."""
+        last = len(ranges) == len(self.pieces) - 1
+        done = np.full(len(input_ids), True)
         of_methods = []
-        for method in methods:
-            ids = [input_ids[i] for i in active.tolist()]
+        for method in self.methods:
             certificates, evidence, limits = prove(
-                method, selection, ranges, cap=n, seed=seed, input_ids=ids, backend=backend
+                method, selection, ranges, cap=self.n, input_ids=input_ids, **self.recorded
             )
             of_methods.append(certificates)
-            if end < n:
+            if not last:
                 radii = np.array([certificate.radius for certificate in certificates])
-                done &= goal.reached(radii, rules.ceilings(evidence, method, limits))
-        for place in np.flatnonzero(done):
-            found[active[place]] = [certificates[place] for certificates in of_methods]
-        left = np.flatnonzero(~done)
-        if not len(left):
-            break
-        if len(left) < len(active):
-            active, selection, ranges = active[left], selection.select(left), [tally.select(left) for tally in ranges]
-            tracked = tracked if tracked is None else tracked[left]
-    return found
+                done &= self.goal.reached(radii, rules.ceilings(evidence, method, limits))
+        found = zip(*of_methods, strict=True)
+        return [list(certificates) if decided else None for certificates, decided in zip(found, done.tolist(), strict=True)]
+
+
+class Prediction:
+    """The course of a prediction: n votes of each input.
+
+    Parameters
+    ----------
+    n : int
+        Samples of each input.
+    alpha : float
+        As in `predictions`.
+    """
+
+    early = tracks = False
+    heads: tuple[Head, ...] = (Votes(),)
+
+    def __init__(self, n: int, alpha: float) -> None:
+        self.pieces: tuple[tuple[str, range], ...] = (("selection", range(0)), ("estimation", range(n)))
+        self.alpha = alpha
+
+    def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[int]:
+        """Return the class of each input, or ABSTAIN."""
+        return predictions(ranges[0], self.alpha)

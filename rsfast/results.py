@@ -25,7 +25,7 @@ from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -123,7 +123,7 @@ def _writing(folder: Path, then: str) -> Iterator[None]:
         raise OSError(error.errno, f"{error.strerror} in writing {folder}; {then}") from error
 
 
-def _refuse_a_run(folder: Path) -> None:
+def refuse_a_run(folder: Path) -> None:
     for name in (TABLE, SIDECAR, COUNTS):
         file = folder / name
         # An empty table is what is left where not even the sidecar could be written.
@@ -153,7 +153,7 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> list[_Row]:
     """Return all rows that were written whole; of counts, which may be large, no more is read than the idx."""
     rows: list[_Row] = []
     end = 0
-    with open(folder / TABLE, "rb") as table, open(folder / COUNTS, "rb") as counts:
+    with open(folder / TABLE, "rb") as table, _open_counts(folder) as counts:
         for number, line in enumerate((line for line in table if line.endswith(b"\n")), start=1):
             if number == 1:
                 if line != _header(columns):
@@ -175,6 +175,15 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> list[_Row]:
             start, end = end, end + len(theirs)
             rows.append(_Row(idx, folder, line, start, end))
     return rows
+
+
+def _open_counts(folder: Path) -> BinaryIO:
+    return open(folder / COUNTS, "rb") if (folder / COUNTS).exists() else io.BytesIO()
+
+
+def finished(folder: Path, columns: tuple[str, ...]) -> set[int]:
+    """Return the inputs that have their rows in a run folder; raise ValueError if it is damaged."""
+    return {row.idx for row in _rows(folder, columns)}
 
 
 class RunWriter:
@@ -233,15 +242,15 @@ class RunWriter:
         text = _sidecar_bytes(sidecar)
         self._folder, self._columns = folder, columns
         if not (resume and (folder / SIDECAR).exists()):
-            _refuse_a_run(folder)
+            refuse_a_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as files:
             self._table = files.enter_context(_append(folder / TABLE))
             _lock(self._table, folder)
             if resume and (folder / SIDECAR).exists():
-                _check_same_run(folder / SIDECAR, json.loads(text))
+                check_same_run(folder / SIDECAR, json.loads(text))
             else:
-                _refuse_a_run(folder)  # again, as another process may have come first
+                refuse_a_run(folder)  # again, as another process may have come first
                 self._write_sidecar(text)
             self._counts = files.enter_context(_append(folder / COUNTS))
             rows = _rows(folder, columns)
@@ -331,7 +340,7 @@ class RunWriter:
                 raise
 
 
-def _check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:
+def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:
     theirs = read_sidecar(file)
     for name in sorted({*theirs, *sidecar} - _CIRCUMSTANCES):
         if theirs.get(name) != sidecar.get(name):
@@ -389,7 +398,7 @@ def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tup
     if not parts:
         raise ValueError(f"parts is {parts!r}; it must hold at least one run folder")
     out, folders = Path(out), [Path(part) for part in parts]
-    _refuse_a_run(out)
+    refuse_a_run(out)
     sidecar = _merged_sidecar([folder / SIDECAR for folder in folders])
     with open(folders[0] / TABLE, "rb") as table:
         columns = PREDICT_COLUMNS if table.readline() == _header(PREDICT_COLUMNS) else CERTIFY_COLUMNS
@@ -466,13 +475,15 @@ class Results:
         return np.asarray(self.correct & (self.predict != _ABSTAIN))
 
 
-def read(path: str | PathLike[str]) -> Results:
+def read(path: str | PathLike[str], columns: tuple[str, ...] = CERTIFY_COLUMNS) -> Results:
     """Read a run folder, or any table of the six columns that Cohen et al.'s certify.py writes.
 
     Parameters
     ----------
     path : path-like
         A run folder or a TSV file. The sidecar is read with a run folder's table, and with no other.
+    columns : tuple of str
+        `CERTIFY_COLUMNS` or `PREDICT_COLUMNS`; without a radius it is 0.
 
     Raises
     ------
@@ -490,12 +501,12 @@ def read(path: str | PathLike[str]) -> Results:
     # Bytes that are not UTF-8 are replaced, so that a file of another kind is refused by its header.
     with open(file, encoding="utf-8", errors="replace") as lines:
         header = next(lines, "").rstrip("\n")
-        if header.split("\t") != list(CERTIFY_COLUMNS):
-            expected = "\t".join(CERTIFY_COLUMNS)
+        if header.split("\t") != list(columns):
+            expected = "\t".join(columns)
             raise ValueError(f"{file}, line 1: the header is {header[:80]!r}; it must be {expected!r}")
         for number, line in enumerate(lines, start=2):
             try:
-                rows.append(_parse(line.rstrip("\n").split("\t"), CERTIFY_COLUMNS))
+                rows.append(_parse(line.rstrip("\n").split("\t"), columns))
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {error}") from None
     if not rows:

@@ -145,16 +145,17 @@ class Tally:
         parameters = torch.tensor([head.parameters() for head in self.soft_heads], dtype=torch.float32)
         self.parameters = parameters.view(-1, 4).to(device)
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what counts by name: n, counts, sums, squares and, where classes are tracked, bin_counts and bin_sums."""
         return {name: getattr(self, name) for name in (*_NAMES, *(_BIN_NAMES if self.tracked.numel() else ()))}
 
     def _fill(self, tensors: dict[str, torch.Tensor]) -> Tally:
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         return self
 
     def _fill_checked(self, tensors: dict[str, torch.Tensor]) -> Tally:
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             found = tensors.get(name)
             if found is None or found.shape != tensor.shape or found.dtype != torch.int64 or bool((found < 0).any()):
                 held = found if found is None else list(found.shape)
@@ -189,7 +190,7 @@ class Tally:
         most = int((self.n + other.n.to(self.n.device)).max())
         if most > MAX_SAMPLES:
             raise OverflowError(f"the sum would hold {most} samples of an input; a Tally holds 2^33 - 1")
-        mine, theirs = self._tensors(), other._tensors()
+        mine, theirs = self.tensors(), other.tensors()
         total = Tally(self.num_inputs, self.num_classes, self.heads, tracked=self.tracked, device=self.n.device)
         return total._fill({name: mine[name] + theirs[name].to(self.n.device) for name in mine})
 
@@ -199,7 +200,7 @@ class Tally:
             return NotImplemented
         if not torch.equal(self.tracked.cpu(), other.tracked.cpu()):
             return False
-        mine, theirs = self._tensors(), other._tensors()
+        mine, theirs = self.tensors(), other.tensors()
         return self.heads == other.heads and all(torch.equal(mine[name].cpu(), theirs[name].cpu()) for name in mine)
 
     __hash__ = None  # type: ignore[assignment]
@@ -211,7 +212,7 @@ class Tally:
     def to(self, device: torch.device | str) -> Tally:
         """Return a copy on `device`."""
         copy = Tally(self.num_inputs, self.num_classes, self.heads, tracked=self.tracked, device=device)
-        return copy._fill(self._tensors())
+        return copy._fill(self.tensors())
 
     def select(self, indices: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> Tally:
         """Return the tally of these inputs alone, a copy, in this order.
@@ -228,7 +229,7 @@ class Tally:
         places = places.to(self.n.device)
         tracked = self.tracked[places]
         part = Tally(len(places), self.num_classes, self.heads, tracked=tracked, device=self.n.device)
-        return part._fill({name: tensor[places] for name, tensor in self._tensors().items()})
+        return part._fill({name: tensor[places] for name, tensor in self.tensors().items()})
 
     def integers(self, index: int) -> dict[str, Any]:
         """Return n, counts, sums and squares of one input as Python integers and lists, for JSON.
@@ -272,7 +273,7 @@ class Tally:
     def save(self, path: str | Path) -> None:
         """Write the tally to a safetensors file."""
         metadata = {"format": _FORMAT, "heads": json.dumps([head.to_dict() for head in self.heads])}
-        tensors = self._tensors() | ({"tracked": self.tracked} if self.tracked.numel() else {})
+        tensors = self.tensors() | ({"tracked": self.tracked} if self.tracked.numel() else {})
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
 
     @classmethod

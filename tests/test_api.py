@@ -1,6 +1,7 @@
 """The public functions end to end: where the smoothed radius is known, beside the 2019 loop, and on bad input."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_deciding_at_a_radius_errs_no_more_than_chance_allows(head, inputs):
     )
 
 
-def test_batches_and_groups_do_not_show_in_early_decisions(monkeypatch):
+def test_batches_and_places_do_not_show_in_early_decisions(monkeypatch):
     model = Linear(6)
     x = model.at([0.5, 0.2, -0.1, 0.31, 0.0, -0.6, 0.28])
     options = {"num_classes": 2, "n": 4000, "radius": 0.3, "seed": 2}
@@ -103,7 +104,7 @@ def test_batches_and_groups_do_not_show_in_early_decisions(monkeypatch):
     assert [certificate.radius >= 0.3 for certificate in found] == [True, False, False, False, False, True, False]
     assert len({certificate.n for certificate in found}) > 2
     assert certify(model, x, Gaussian(0.25), batch_size=7, **options) == found
-    monkeypatch.setattr(rsfast.api, "_GROUP", 3)
+    monkeypatch.setattr(rsfast.sampler, "_MEMORY", 1)  # two inputs under way
     assert certify(model, x, Gaussian(0.25), **options) == found
     alone = [certify(model, x[i : i + 1], Gaussian(0.25), input_ids=[i], **options)[0] for i in range(7)]
     assert alone == found
@@ -179,12 +180,14 @@ def test_tune_head_counts_right_predictions_alone():
 
 
 def test_tune_head_takes_no_sample_that_certification_takes(monkeypatch):
-    streams = []
-    draw = rsfast.api.draw
-    monkeypatch.setattr(rsfast.api, "draw", lambda *a, **k: streams.append((k["stream"], k["samples"])) or draw(*a, **k))
+    drawn = []
+    perturb = rsfast.batches.perturb
+    monkeypatch.setattr(
+        rsfast.batches, "perturb", lambda *a, **k: drawn.append((k["stream"], *k["samples"].tolist())) or perturb(*a, **k)
+    )
     tune(heads=[Votes(), Sparsemax(1.0)], n0=10, n=100)
-    assert {stream for stream, _ in streams} == {"training"}
-    assert [samples for _, samples in streams] == [range(10), range(10, 35), range(35, 60), range(60, 110)]
+    assert {stream for stream, *_ in drawn} == {"training"}
+    assert Counter(sample for _, *samples in drawn for sample in samples) == dict.fromkeys(range(110), len(CALIBRATION))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from rsfast import evidence, looks, sequences
 from rsfast.certificate import certificates
 from rsfast.heads import Softmax, Votes
-from rsfast.looks import Goal
+from rsfast.looks import Certification, Goal
 from rsfast.noise import Gaussian
 from rsfast.rules import Method
 from rsfast.tally import Tally
@@ -56,8 +56,31 @@ class Simulated:
         return tally
 
 
+def follow(draw, course, input_ids):
+    """Take inputs through a course piece by piece, without a model and without packing."""
+    (stream, samples), *pieces = course.pieces
+    active = np.arange(len(input_ids))
+    selection, ranges = draw(active, samples, stream, None), []
+    tracked = evidence.leading_classes(selection) if course.tracks else None
+    found = [None] * len(input_ids)
+    for number, (stream, samples) in enumerate(pieces):
+        ranges.append(draw(active, samples, stream, tracked))
+        if not course.early and number < len(pieces) - 1:
+            continue
+        outcomes = course.judge(selection, ranges, [input_ids[i] for i in active])
+        for i, outcome in zip(active, outcomes, strict=True):
+            found[i] = outcome
+        left = np.array([place for place, outcome in enumerate(outcomes) if outcome is None])
+        if not len(left):
+            break
+        active, selection, ranges = active[left], selection.select(left), [tally.select(left) for tally in ranges]
+        tracked = tracked if tracked is None else tracked[left]
+    return found
+
+
 def run(draw, *methods, n0=100, n=10_000, **goal):
-    found = looks.run(draw, methods, Goal(**goal), n0=n0, n=n, seed=1, input_ids=list(range(draw.inputs)))
+    course = Certification(methods, Goal(**goal), n0=n0, n=n, seed=1)
+    found = follow(draw, course, list(range(draw.inputs)))
     return [of_input[0] for of_input in found] if len(methods) == 1 else found
 
 
@@ -166,7 +189,7 @@ def test_what_is_proved_at_the_stop_is_what_the_counts_prove():
 
     for bound in ("beta_binomial_sequence", "betting_sequence"):
         draw, tallies = Simulated(1, [0.9, 0.1]), []
-        (found,) = looks.run(keep, [method(bound=bound)], Goal(radius=1.0), n0=100, n=5000, seed=1, input_ids=[7])
+        (found,) = follow(keep, Certification([method(bound=bound)], Goal(radius=1.0), n0=100, n=5000, seed=1), [7])
         options = {"alpha": 0.05, "bound": bound, "cap": 5000, "seed": 1, "input_ids": [7]}
         assert found == certificates(tallies[0], tallies[1:], NOISE, **options)
         assert found[0].radius >= 1.0
@@ -186,7 +209,7 @@ def test_several_methods_stop_together():
 
 def test_a_single_stream_is_cut_in_two():
     draw = Simulated(1, P)
-    looks.run(draw, [method()], Goal(), n0=50, n=300, seed=1, input_ids=[0], streams=("training", "training"))
+    follow(draw, Certification([method()], Goal(), n0=50, n=300, seed=1, streams=("training", "training")), [0])
     assert draw.calls == [("training", range(50), 1), ("training", range(50, 350), 1)]
 
 

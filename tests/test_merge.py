@@ -219,7 +219,7 @@ ROW = "4\t1\t1\t0.5\t1\t0:00:01"
     ("damage", "error", "message"),
     [
         (Path("b", TABLE).unlink, FileNotFoundError, "b/results.tsv"),
-        (Path("b", COUNTS).unlink, FileNotFoundError, "b/counts.jsonl"),
+        (Path("b", COUNTS).unlink, ValueError, "b is damaged: counts.jsonl must have a line for each row"),
         (Path("b", SIDECAR).unlink, FileNotFoundError, "b/results.json"),
         (spoil(SIDECAR, "{"), ValueError, "b/results.json is not JSON"),
         (spoil(SIDECAR, '{"n": 100}'), ValueError, "b/results.json must hold the integers start, end and skip"),

@@ -14,7 +14,6 @@ import rsfast
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian
 from rsfast.ops import accumulate, perturb
-from rsfast.sampler import automatic_batch_size
 from rsfast.tally import Tally
 
 NOISE = Gaussian(0.5)
@@ -123,12 +122,6 @@ def test_batches_are_full():
     sizes.clear()
     sample(model, batch_size=111)
     assert sizes == [111]
-
-
-def test_automatic_batch_size():
-    """16 MiB of float32, from 16 to 1024 rows."""
-    shapes = {(3, 224, 224): 27, (3, 32, 32): 1024, (1,): 1024, (3, 1024, 1024): 16, (1, 64, 128): 512}
-    assert {shape: automatic_batch_size(torch.Size(shape)) for shape in shapes} == shapes
 
 
 # What changes nothing

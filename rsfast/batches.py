@@ -1,0 +1,161 @@
+"""One batch: perturb, run the model, accumulate; in halves where memory runs out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .forward import Forward, is_out_of_memory
+from .meter import Meter
+from .noise import Gaussian
+from .ops import accumulate, memory_format, perturb
+from .tally import Tally
+
+Integers = NDArray[np.int64]
+
+
+class Part(NamedTuple):
+    """Rows of a batch that share a stream and a Tally: for each its input, its place in the Tally and its sample index."""
+
+    stream: str
+    tally: Tally
+    rows: Integers
+    slots: Integers
+    samples: Integers
+
+    def cut(self, start: int, stop: int) -> Part:
+        """Return the rows from `start` to `stop` - 1 of these."""
+        return self._replace(rows=self.rows[start:stop], slots=self.slots[start:stop], samples=self.samples[start:stop])
+
+
+def cut(parts: Sequence[Part], start: int, stop: int) -> list[Part]:
+    """Return the rows from `start` to `stop` - 1 of all parts together."""
+    found = []
+    for part in parts:
+        if len((piece := part.cut(max(start, 0), max(stop, 0))).samples):
+            found.append(piece)
+        start, stop = start - len(part.samples), stop - len(part.samples)
+    return found
+
+
+class Batches:
+    """What runs batches: model, noise and preparation, and the buffer that every batch is written to.
+
+    Parameters
+    ----------
+    forward : Forward
+        The base classifier.
+    noise : Gaussian
+    seed : int
+    size : int
+        Most rows of a batch.
+    preparation : mapping
+        What `ops.perturb` takes from scale to backend, without out.
+    pad : bool
+        Give the model a full batch always, whatever is left in the buffer of earlier rows behind the last. Kernels of most
+        libraries compute a row to the same bits wherever it stands in a batch of one shape, but not in one of another.
+    meter : Meter, optional
+        Where times go.
+
+    Attributes
+    ----------
+    limit : int
+        Rows of a batch from now on: `size`, halved each time that memory ran out.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        noise: Gaussian,
+        *,
+        seed: int,
+        size: int,
+        preparation: Mapping[str, Any],
+        pad: bool = False,
+        meter: Meter | None = None,
+    ) -> None:
+        self.forward, self.noise, self.seed, self.preparation, self.pad = forward, noise, seed, preparation, pad
+        self.meter = meter or Meter()
+        self.size = self.limit = size
+        self._buffer: torch.Tensor | None = None
+
+    def run(self, inputs: torch.Tensor, input_ids: torch.Tensor, parts: Sequence[Part]) -> None:
+        """Add these rows to their Tallies, each once: where memory runs out, halve the batch and run the same rows again."""
+        rows = sum(len(part.samples) for part in parts)
+        if rows > self.limit:
+            for start in range(0, rows, limit := self.limit):
+                self.run(inputs, input_ids, cut(parts, start, start + limit))
+            return
+        try:
+            logits = self.logits(inputs, input_ids, parts, rows)
+        except (RuntimeError, MemoryError) as error:
+            if rows == 1 or not is_out_of_memory(error):
+                raise
+            self._back_off(rows)
+        else:
+            with self.meter("kernels"):
+                start = 0
+                for part in parts:
+                    stop = start + len(part.samples)
+                    slots = to_device(part.slots, inputs.device)
+                    accumulate(logits[start:stop], part.tally, rows=slots, backend=self.preparation["backend"])
+                    start = stop
+            self.meter.rows += rows
+            return
+        self.run(inputs, input_ids, parts)  # out here, where the error no longer keeps what the model had allocated
+
+    def logits(self, inputs: torch.Tensor, input_ids: torch.Tensor, parts: Sequence[Part], rows: int) -> torch.Tensor:
+        """Return the logits [rows, K] of all rows of `parts`."""
+        with self.meter("kernels"):
+            batch = self._batch(inputs, self.limit if self.pad else rows)
+            start = 0
+            for part in parts:
+                stop = start + len(part.samples)
+                perturb(
+                    inputs,
+                    self.noise,
+                    seed=self.seed,
+                    samples=to_device(part.samples, inputs.device),
+                    rows=to_device(part.rows, inputs.device),
+                    input_ids=input_ids,
+                    stream=part.stream,
+                    out=batch[start:stop],
+                    **self.preparation,
+                )
+                start = stop
+        with self.meter("model"):
+            return self.forward(batch)[:rows]
+
+    def _batch(self, inputs: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return the first rows of the buffer: one for the whole run, so memory does not grow with the number of samples."""
+        if self._buffer is None or len(self._buffer) < rows:
+            layout = memory_format(self.preparation.get("channels_last", False), inputs.ndim - 1)
+            dtype = self.preparation.get("dtype") or torch.float32
+            self._buffer = torch.empty(
+                (rows, *inputs.shape[1:]), dtype=dtype, device=inputs.device, memory_format=layout
+            ).zero_()
+        return self._buffer[:rows]
+
+    def _back_off(self, rows: int) -> None:
+        if self.limit == self.size:  # say so once
+            warnings.warn(
+                f"memory ran out on a batch of {rows}; going on with smaller ones, and no sample is lost or counted twice",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.limit, self._buffer = -(-rows // 2), None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def to_device(values: torch.Tensor | Integers, device: torch.device) -> torch.Tensor:
+    """Return the values as a tensor there; to a GPU through pinned memory, so that nobody waits for it."""
+    values = torch.as_tensor(values)
+    if device.type == "cpu" or values.device == device:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,372 @@
+"""A run of the command line: a course for every image of a file, from where it stopped, to rows on disk."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import math
+import os
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+from torch import distributed
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from . import checkpoint, ops, results
+from .api import Sampling, sample
+from .certificate import Certificate
+from .doctor import versions
+from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
+from .looks import Course
+from .noise import STREAM_VERSION, Gaussian
+from .ranks import Ranks
+from .results import RunWriter
+from .sampler import Outcome, Sampler
+from .tally import Tally
+
+_PARTS = "parts"  # of a run that several processes share: a folder in its folder, with a run folder for each
+_EVERY = 30.0  # seconds between checkpoints,
+_SHARE = 20  # or so many times as long as one takes
+_WORK, _SAVE, _TERMINATE, _INTERRUPT = range(4)  # what is to be done after a batch; of several ranks' wishes the largest
+
+
+class _Images(Dataset[torch.Tensor]):
+    """Images of a tensor on the way to a device, one by one."""
+
+    def __init__(self, images: torch.Tensor, indices: Sequence[int], device: torch.device) -> None:
+        self.images, self.indices, self.device = images, indices, device
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        return self.images[self.indices[place]].to(self.device)
+
+
+class _Counted:
+    """A course that also returns what counts.jsonl keeps of each input."""
+
+    def __init__(self, course: Course) -> None:
+        self.course, self.heads, self.pieces = course, course.heads, course.pieces
+        self.early, self.tracks = course.early, course.tracks
+
+    def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
+        """Return the certificate or the class of each input and its counts, or None."""
+        found: list[Any] = []
+        for place, outcome in enumerate(self.course.judge(selection, ranges, input_ids)):
+            if outcome is None:
+                found.append(None)
+                continue
+            estimation = [tally.integers(place) for tally in ranges]
+            counts: dict[str, Any] = {"selection": selection.integers(place)} if self.pieces[0][1] else {}
+            counts["estimation"] = estimation[0] if len(estimation) == 1 else estimation
+            found.append((outcome[0] if isinstance(outcome, list) else outcome, counts))
+        return found
+
+
+class Run:
+    """What `rsfast certify` and `predict` were asked for: checked, loaded, and tried on one sample.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        Of the command line.
+
+    Attributes
+    ----------
+    seed : int
+    backend : str
+    execution : Execution
+        As recorded in certificates.
+    ranks : Ranks
+        What is divided among the processes of torchrun.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.noise, self.out = args, Gaussian(args.sigma), Path(args.out)
+        self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.ranks, self._device = _join(args)
+        recorded = results.read_sidecar(self._sidecar_file()) if args.resume and self._sidecar_file().exists() else {}
+        self.seed = ops.check_seed(self._setting("seed", recorded, self.ranks.same(secrets.randbits(64))))
+        self._images, self.labels = load_data(args.data, args.num_classes)
+        self.indices = _indices(args.start, args.end, args.skip, len(self._images))
+        self._model = load_model(args.model, args.weights, self._device)
+        self._options: dict[str, Any] = {
+            "num_classes": args.num_classes,
+            "seed": self.seed,
+            "dtype": getattr(torch, args.dtype),
+            "channels_last": args.channels_last,
+            "autocast": args.autocast and getattr(torch, args.autocast),
+            "backend": ops.backend_for(args.backend, self._device),
+            **_normalisation(args.mean, args.std, self._images.shape[1]),
+        }
+        first = self._images[self.indices[0] :][:1]
+        try:  # so that a model that does not fit fails before there is a run folder
+            sample(self._model, first.to(self._device), self.noise, n=1, stream="user", batch_size=1, **self._options)
+        except RuntimeError as error:
+            shape = [1, *self._images.shape[1:]]
+            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}") from error
+        self._options |= {"compile": args.compile, "cuda_graph": args.cuda_graph}
+        self._options["batch_size"] = self._setting("batch_size", recorded, "auto")
+        self._probe = self._sampling(self.indices)
+        self._probe.inputs.close()
+        self.execution, self.backend = self._probe.execution, self._options["backend"]
+        self._signal = _WORK
+        self._next_save = 0.0
+
+    def _setting(self, name: str, recorded: Mapping[str, Any], otherwise: Any) -> Any:
+        """Return an option as given, or as it was in the run to resume, or `otherwise`."""
+        given = getattr(self.args, name)
+        return recorded.get(name, otherwise) if given is None else given
+
+    def _sampling(self, indices: Sequence[int]) -> Sampling:
+        images = _Images(self._images, indices, self._device)
+        shard = "samples" if self.ranks.by_samples else None
+        return Sampling(self._model, images, self.noise, input_ids=indices, shard=shard, **self._options)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.ranks.rank == 0
+
+    @property
+    def _folder(self) -> Path:
+        """The run folder that this process writes, if it does."""
+        return self.out / _PARTS / f"{self.ranks.rank}-of-{self.ranks.world}" if self.ranks.by_inputs else self.out
+
+    def _sidecar_file(self) -> Path:
+        files = [folder / results.SIDECAR for folder in (self.out, *sorted(self.out.glob(f"{_PARTS}/*-of-*")))]
+        return next((file for file in files if file.exists()), files[0])
+
+    def rows(self, course: Course, settings: Mapping[str, Any], columns: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
+        """Take every image that has no row yet through a course, write its row, and yield its idx and what was found.
+
+        Where several processes share the images, each writes a run folder of its own, and when all are done the first merges
+        them. Signals are heard after the batch that is under way; then unfinished images are saved.
+        """
+        samples = sum(len(piece) for _, piece in course.pieces)
+        self._options["batch_size"] = self._probe.size(samples)
+        sidecar = self._sidecar(settings)
+        done, saved = self._on_disk(sidecar, columns)
+        mine = [index for index in self.indices if index not in done]
+        if self.ranks.by_inputs:
+            mine = mine[self.ranks.rank :: self.ranks.world]
+        with ExitStack() as stack:
+            writer = None
+            if mine or not self.ranks.by_inputs:
+                if not self.ranks.by_samples or self.ranks.rank == 0:
+                    writer = stack.enter_context(RunWriter(self._folder, sidecar, columns, resume=self.args.resume))
+                yield from self._sample(_Counted(course), mine, saved, samples, writer)
+        if writer is not None:
+            (self._folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
+        if self.ranks.by_inputs:
+            self._merge()
+
+    def _on_disk(self, sidecar: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[set[int], dict[int, dict[str, Any]]]:
+        """Return the images that have rows, and what was saved of others, of the run to resume."""
+        done: set[int] = set()
+        saved: dict[int, dict[str, Any]] = {}
+        parts = sorted(self.out.glob(f"{_PARTS}/*-of-*"))
+        if not self.args.resume:
+            results.refuse_a_run(self.out)
+            if parts:
+                raise FileExistsError(f"{parts[0]} exists; name another folder, or move that run away first")
+        elif (self.out / results.SIDECAR).exists():
+            results.check_same_run(self.out / results.SIDECAR, sidecar)
+            done, saved = results.finished(self.out, columns), checkpoint.load(self.out)
+            if self.ranks.by_inputs and not done.issuperset(self.indices):
+                raise ValueError(f"--out {self.out} holds a run of one process; go on with one, or name another folder")
+        elif parts and not self.ranks.by_inputs:
+            raise ValueError(
+                f"--out {self.out} holds a run of several processes; go on under torchrun with --shard inputs, or merge the "
+                f"folders in {self.out / _PARTS} with rsfast merge"
+            )
+        for part in parts if self.ranks.by_inputs and not done else []:
+            results.check_same_run(part / results.SIDECAR, sidecar)
+            done |= results.finished(part, columns)
+            saved |= checkpoint.load(part)
+        if self.args.resume and not saved and not done.issuperset(self.indices) and self.ranks.rank == 0:
+            print(f"{self.args.parser.prog}: no checkpoint in {self.out}; images without a row begin again", file=sys.stderr)
+        if self.ranks.shard is not None:
+            distributed.barrier()  # nobody writes before all have read
+        return done, {index: each for index, each in saved.items() if index not in done}
+
+    def _sample(
+        self, course: Course, mine: list[int], saved: dict[int, dict[str, Any]], samples: int, writer: RunWriter | None
+    ) -> Iterator[tuple[int, Any]]:
+        held = {index: each for index, each in saved.items() if "outcome" in each}
+        fresh = [index for index in mine if index not in held]
+        with self._hearing_signals(), ExitStack() as stack:
+            asked = sum(saved[index]["asked"] for index in fresh if index in saved)
+            total = len(fresh) * samples
+            bar = stack.enter_context(tqdm(total=total, initial=asked, unit="sample", unit_scale=True, disable=None))
+            outcomes: Iterator[Outcome] = iter(())
+            if fresh:
+                sampling = self._sampling(fresh)
+                stack.enter_context(sampling.inputs)
+                sampler = sampling.sampler(course, bar, pad=True, saved=saved)
+                sampler.after_batch = lambda: self._after(sampler, writer, held)
+                outcomes = iter(sampler)
+            began = time.perf_counter()
+            for index in mine:
+                if index in held:
+                    outcome, counts = _outcome(held[index]["outcome"]), held[index]["counts"]
+                else:
+                    outcome, counts = next(outcomes).found
+                ended = time.perf_counter()
+                if writer is not None:
+                    label = None if self.labels is None else self.labels[index]
+                    writer.write(index, label, outcome, ended - began, counts)
+                held.pop(index, None)
+                began = ended
+                yield index, outcome
+
+    def _after(self, sampler: Sampler, writer: RunWriter | None, held: Mapping[int, Any]) -> None:
+        """After a batch: save what is not finished if it is time to, or if a signal came, which is then obeyed."""
+        wish = self._signal or (_SAVE if writer is not None and time.monotonic() > self._next_save else _WORK)
+        if self.ranks.by_samples:
+            wishes = torch.tensor(wish, device=self._device)
+            distributed.all_reduce(wishes, distributed.ReduceOp.MAX)
+            wish = int(wishes)
+        if wish == _WORK:
+            return
+        began = time.monotonic()
+        if self._next_save or wish != _SAVE:
+            lines = [*sampler.unfinished(), *held.values()]
+            for each in sampler.held():
+                outcome, counts = each.found
+                value = outcome if isinstance(outcome, int) else outcome.to_dict()
+                lines.append({"idx": each.input_id, "outcome": value, "counts": counts})
+            if writer is not None:
+                checkpoint.save(self._folder, lines)
+        now = time.monotonic()
+        self._next_save = now + max(_EVERY, _SHARE * (now - began))
+        if wish == _TERMINATE:
+            self._terminate()
+        if wish == _INTERRUPT:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def _hearing_signals(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM, to be obeyed after the batch that is under way; the second is obeyed at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        wishes = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _TERMINATE}
+
+        def note(number: int, _: FrameType | None) -> None:
+            if self._signal and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            if self._signal:
+                self._terminate()
+            self._signal = wishes[signal.Signals(number)]
+
+        before = {number: signal.signal(number, note) for number in wishes}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _terminate(self) -> NoReturn:
+        parser: argparse.ArgumentParser = self.args.parser
+        parser.exit(143, f"{parser.prog}: terminated\n")
+
+    def _merge(self) -> None:
+        """Make one run folder of those of all processes, once all are done."""
+        distributed.barrier()
+        if self.ranks.rank == 0 and (parts := sorted(self.out.glob(f"{_PARTS}/*-of-*"))):
+            results.merge(parts, self.out)
+            shutil.rmtree(self.out / _PARTS)
+        distributed.barrier()
+
+    def _sidecar(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        args = self.args
+        return {
+            "command": args.command_line,
+            "started": self._started,
+            **settings,
+            "noise": self.noise.to_dict(),
+            "seed": self.seed,
+            "stream_version": STREAM_VERSION,
+            "num_classes": args.num_classes,
+            "model": args.model,
+            "state_dict_sha256": state_dict_sha256(self._model),
+            "weights": args.weights,
+            "weights_sha256": args.weights and file_sha256(args.weights),
+            "data": args.data,
+            "data_sha256": file_sha256(args.data),
+            "start": self.indices.start,
+            "end": self.indices.stop,
+            "skip": self.indices.step,
+            "mean": args.mean,
+            "std": args.std,
+            "batch_size": self._options["batch_size"],
+            **self.execution.to_dict(),
+            "device": self._device.type,
+            "backend": self.backend,
+            "versions": versions(),
+        }
+
+
+def _outcome(value: Any) -> Certificate | int:
+    return value if isinstance(value, int) else Certificate.from_dict(value)
+
+
+def _join(args: argparse.Namespace) -> tuple[Ranks, torch.device]:
+    """Join the other processes of torchrun, if there are any; return which of them this is, and its device."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    name = args.device
+    if world > 1 and name == "cuda":
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = find_device(name)
+    if world == 1:
+        if args.shard is not None:
+            raise ValueError(f"--shard is {args.shard}; it is for several processes, under torchrun")
+        return Ranks(), device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(distributed.destroy_process_group)
+    return Ranks.find(args.shard or "inputs"), device
+
+
+def _indices(start: int, end: int | None, skip: int, count: int) -> range:
+    """Return the multiples of skip from start to end, so that shards take what one run takes."""
+    stop = count if end is None else end
+    if not 0 <= start < stop <= count:
+        raise ValueError(
+            f"--start is {start} and --end is {stop}; they must be 0 <= start < end <= {count}, the images in --data"
+        )
+    indices = range(start + -start % skip, stop, skip)
+    if not indices:
+        raise ValueError(f"--skip is {skip}, and no multiple of it lies from --start {start} to before --end {stop}")
+    return indices
+
+
+def _normalisation(mean: list[float] | None, std: list[float] | None, channels: int) -> dict[str, list[float]]:
+    """Return (y - mean) / std as the scale and shift of `ops.perturb`."""
+    if mean is None and std is None:
+        return {}
+    if mean is None or std is None:
+        raise ValueError("--mean and --std go together; give 0 for no mean, 1 for no std")
+    for name, values in (("--mean", mean), ("--std", std)):
+        if len(values) not in (1, channels):
+            raise ValueError(f"{name} has {len(values)} numbers; it must have 1 or {channels}, one a channel")
+    if not all(0 < s < math.inf for s in std):
+        raise ValueError(f"--std is {std}; each must be positive and finite")
+    mean, std = (values * (channels // len(values)) for values in (mean, std))
+    return {"scale": [1 / s for s in std], "shift": [-m / s for m, s in zip(mean, std, strict=True)]}
