@@ -1,8 +1,10 @@
-"""certify end to end against the model's bare forward on the same batches, against the 2019 loop, and its memory."""
+"""certify end to end against the model's bare forward on as many rows, against the 2019 loop, and its memory."""
 
 from __future__ import annotations
 
 import resource
+import time
+from itertools import islice
 
 import torch
 
@@ -33,6 +35,24 @@ def against_forward() -> tuple[float, float]:
     return alternate(ours, theirs)
 
 
+def many_against_forward() -> tuple[float, float]:
+    """Return the ratio of times ours / theirs for 1,000 inputs at n = 1,000, in turns of 20 inputs, and ours in seconds."""
+    model, inputs, n, turn = cifar_network(), 1000, 1000, 20
+    images, batch = torch.rand(inputs, 3, 32, 32), torch.rand(BATCH, 3, 32, 32)
+    found = rsfast.certify_each(model, images, rsfast.Gaussian(SIGMA), num_classes=10, n0=100, n=n, seed=1, batch_size=BATCH)
+    ours = theirs = 0.0
+    for _ in range(0, inputs, turn):
+        began = time.perf_counter()
+        certificates = list(islice(found, turn))
+        between = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(turn * (100 + n) // BATCH):
+                model(batch)
+        ours, theirs = ours + between - began, theirs + time.perf_counter() - between
+        assert [certificate.n for certificate in certificates] == [n] * turn
+    return ours / theirs, ours
+
+
 def against_loop() -> tuple[float, float]:
     """Return the ratio of times theirs / ours, and ours in seconds."""
     model, x = cifar_network(), torch.rand(3, 32, 32)
@@ -50,10 +70,29 @@ def peaks() -> list[float]:
     return found
 
 
+def peaks_over_inputs() -> list[float]:
+    """Return the peak of memory, in MiB, after 10^4 inputs and then after 10^5."""
+    found = []
+    for count in (10**4, 10**5):
+        inputs = (torch.full((16,), i / count) for i in range(count))
+        certificates = rsfast.certify_each(
+            lambda batch: batch[:, :10], inputs, rsfast.Gaussian(SIGMA), num_classes=10, n0=10, n=100, seed=1
+        )
+        assert sum(1 for _ in certificates) == count
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return found
+
+
 def test_certify_forward():
     ratio, seconds = in_fresh_process(against_forward, **KEEP_MEMORY)
     detail = f"{seconds:.2f} s an image, 2.8 M multiply-adds a sample"
     record(f"time of certify, n = {N:,}", "the model's bare forward", 1 / ratio, 1.05, detail, at_most=True)
+
+
+def test_certify_many_forward():
+    ratio, seconds = in_fresh_process(many_against_forward, **KEEP_MEMORY)
+    what, detail = "time of certify, 1,000 inputs, n = 1,000", f"{seconds:.1f} s, 1.1 M samples"
+    record(what, "the model's bare forward", ratio, 1.05, detail, at_most=True)
 
 
 def test_certify_loop():
@@ -65,3 +104,6 @@ def test_memory_is_flat():
     before, after = in_fresh_process(peaks)
     detail = f"peak {after:.0f} MiB after n = 10^7, {before:.0f} MiB after n = 10^5"
     record("memory of sample, n = 10^7", "n = 10^5", after / before, 1.01, detail, at_most=True)
+    before, after = in_fresh_process(peaks_over_inputs)
+    detail = f"peak {after:.0f} MiB after 10^5 inputs, {before:.0f} MiB after 10^4"
+    record("memory of certify_each, 10^5 inputs", "10^4 inputs", after / before, 1.01, detail, at_most=True)
