@@ -268,12 +268,23 @@ class Evidence(NamedTuple):
         return _forecast(bound, mean, variance, self.cap, alpha)
 
     def best_case(self, place: int, side: str) -> tuple[Floats, Floats]:
-        """Return the largest ("upper") or smallest mean that the sample leaves likely, and the sample's variance."""
-        mean, variance = self.scores.only(self.classes[:, place : place + 1]).mean_and_variance()
+        """Return the largest ("upper") or smallest mean that `cap` samples are likely to have, and the sample's variance.
+
+        Of the leader's score (`place` 0), or of the largest other (1): whichever class that is, its limit counts.
+        """
+        which = self.classes[:, :1]
+        if place == 1:
+            others = self.scores.sums.copy()
+            np.put_along_axis(others, which, -1, axis=1)
+            which = others.argmax(axis=1, keepdims=True)
+        mean, variance = self.scores.only(which).mean_and_variance()
         bound = "betting" if self.scores.bits else "clopper_pearson"
         if side == "lower":
-            return _forecast(bound, mean, variance, self.scores.trials, _LIKELY), variance
-        return 1 - _forecast(bound, 1 - mean, variance, self.scores.trials, _LIKELY), variance
+            limit = _forecast(bound, mean, variance, self.scores.trials, _LIKELY)
+        else:
+            limit = 1 - _forecast(bound, 1 - mean, variance, self.scores.trials, _LIKELY)
+        # The mean of all samples holds those that there are: from it the sample's mean is less far than from the true one.
+        return mean + (limit - mean) * np.sqrt(1 - self.scores.trials / self.cap), variance
 
     def largest_upper(self, bound: str, alpha: float) -> Floats:
         """Return the largest of the upper limits [inputs, 1] of all classes but the leader."""

@@ -21,7 +21,7 @@ from .schedule import Active, Schedule, Segment
 from .tally import Tally
 
 _ALONE = Ranks()
-_UNSEEN = 1 << 14  # rows after which Tallies that have arrived are looked at
+_UNSEEN = 1 << 15  # rows after which Tallies that have arrived are looked at
 _MEMORY = 1 << 28  # bytes of Tallies and inputs under way, on the device and once more on the host
 
 
