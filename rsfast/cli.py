@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     certify = command("certify", _certify, "Certify a model on a file of images and write a run folder.")
     _add_sampling_options(certify)
     certify.add_argument("--n0", type=_count, default=100, help="selection samples an image (default: %(default)s)")
-    certify.add_argument("--n", type=_count, default=100_000, help="estimation samples an image (default: %(default)s)")
+    certify.add_argument("-n", "--n", type=_count, default=100_000, help="estimation samples an image (default: %(default)s)")
     certify.add_argument(
         "--head",
         type=_head,
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = command("predict", _predict, "Predict with the smoothed model on a file of images and write a run folder.")
     _add_sampling_options(predict)
-    predict.add_argument("--n", type=_count, default=1000, help="samples an image (default: %(default)s)")
+    predict.add_argument("-n", "--n", type=_count, default=1000, help="samples an image (default: %(default)s)")
 
     again = command("recertify", _recertify, "Certify a run again from its counts: another rule, bound or alpha, no model.")
     again.add_argument("from_run", metavar="RUN", help="run folder of rsfast certify")
