@@ -65,7 +65,7 @@ class Batches:
     Attributes
     ----------
     limit : int
-        Rows of a batch from now on: `size`, halved each time that memory ran out.
+        Most rows of a batch from now on: `size`, or half of the smallest batch on which memory ran out.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class Batches:
             for start in range(0, rows, limit := self.limit):
                 self.run(inputs, input_ids, cut(parts, start, start + limit))
             return
+        size = self.limit if self.pad else rows
         try:
-            logits = self.logits(inputs, input_ids, parts, rows)
+            logits = self.logits(inputs, input_ids, parts, size)
         except (RuntimeError, MemoryError) as error:
-            if rows == 1 or not is_out_of_memory(error):
+            if size == 1 or not is_out_of_memory(error):
                 raise
-            self._back_off(rows)
-        else:
+        else:  # nothing from here on is tried again: it would count rows twice
             with self.meter("kernels"):
                 start = 0
                 for part in parts:
@@ -107,12 +107,13 @@ class Batches:
                     start = stop
             self.meter.rows += rows
             return
-        self.run(inputs, input_ids, parts)  # out here, where the error no longer keeps what the model had allocated
+        self._back_off(size)  # out here, where the error no longer keeps what the model had allocated
+        self.run(inputs, input_ids, parts)
 
-    def logits(self, inputs: torch.Tensor, input_ids: torch.Tensor, parts: Sequence[Part], rows: int) -> torch.Tensor:
-        """Return the logits [rows, K] of all rows of `parts`."""
+    def logits(self, inputs: torch.Tensor, input_ids: torch.Tensor, parts: Sequence[Part], size: int) -> torch.Tensor:
+        """Return the logits [rows, K] of all rows of `parts`, which the model gets in a batch of `size`."""
         with self.meter("kernels"):
-            batch = self._batch(inputs, self.limit if self.pad else rows)
+            batch = self._batch(inputs, size)
             start = 0
             for part in parts:
                 stop = start + len(part.samples)
@@ -129,7 +130,7 @@ class Batches:
                 )
                 start = stop
         with self.meter("model"):
-            return self.forward(batch)[:rows]
+            return self.forward(batch)[:start]
 
     def _batch(self, inputs: torch.Tensor, rows: int) -> torch.Tensor:
         """Return the first rows of the buffer: one for the whole run, so memory does not grow with the number of samples."""
@@ -141,14 +142,14 @@ class Batches:
             ).zero_()
         return self._buffer[:rows]
 
-    def _back_off(self, rows: int) -> None:
+    def _back_off(self, size: int) -> None:
         if self.limit == self.size:  # say so once
             warnings.warn(
-                f"memory ran out on a batch of {rows}; going on with smaller ones, and no sample is lost or counted twice",
+                f"memory ran out on a batch of {size}; going on with smaller ones, and no sample is lost or counted twice",
                 UserWarning,
                 stacklevel=2,
             )
-        self.limit, self._buffer = -(-rows // 2), None
+        self.limit, self._buffer = -(-size // 2), None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

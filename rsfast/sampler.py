@@ -156,6 +156,8 @@ class Sampler:
                         going = self._step()
                 except BaseException as error:  # for later: inputs that have all their samples are finished first
                     self._failure, going = error, False
+                    while self._pending:
+                        self._arrive(self._pending.popleft())
                     self._look()
             while self._due in self._found:
                 yield self._found.pop(self._due)
