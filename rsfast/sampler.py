@@ -162,8 +162,12 @@ class Sampler:
             while self._due in self._found:
                 yield self._found.pop(self._due)
                 self._due += 1
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # else it would keep itself, and all that the model had allocated, until garbage is collected
 
     def _step(self) -> bool:
         """Launch a batch and take what has arrived; tell whether there was anything to do."""

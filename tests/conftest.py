@@ -1,12 +1,13 @@
-"""What tests share: the instruction sets, comparison of floats by their bits, a disk that is full."""
+"""What tests share: the instruction sets, comparison of floats by their bits, a disk that is full, sampling unpacked."""
 
 import resource
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 
-from rsfast import _cpu
+from rsfast import _cpu, evidence
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -82,3 +83,25 @@ def largest_file(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def follow(draw, course, input_ids):
+    """Take inputs through a course piece by piece, without a model and without packing."""
+    (stream, samples), *pieces = course.pieces
+    active = np.arange(len(input_ids))
+    selection, ranges = draw(active, samples, stream, None), []
+    tracked = evidence.leading_classes(selection) if course.tracks else None
+    found = [None] * len(input_ids)
+    for number, (stream, samples) in enumerate(pieces):
+        ranges.append(draw(active, samples, stream, tracked))
+        if not course.early and number < len(pieces) - 1:
+            continue
+        outcomes = course.judge(selection, ranges, [input_ids[i] for i in active])
+        for i, outcome in zip(active, outcomes, strict=True):
+            found[i] = outcome
+        left = np.array([place for place, outcome in enumerate(outcomes) if outcome is None])
+        if not len(left):
+            break
+        active, selection, ranges = active[left], selection.select(left), [tally.select(left) for tally in ranges]
+        tracked = tracked if tracked is None else tracked[left]
+    return found

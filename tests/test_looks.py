@@ -5,6 +5,7 @@ import doctest
 import numpy as np
 import pytest
 import torch
+from conftest import follow
 from scipy.special import ndtri
 from scipy.stats import binom
 
@@ -54,28 +55,6 @@ class Simulated:
                     tally.bin_counts[i, 0, place], tally.bin_sums[i, 0, place] = map(torch.from_numpy, (counts, sums))
         tally.n += len(samples)
         return tally
-
-
-def follow(draw, course, input_ids):
-    """Take inputs through a course piece by piece, without a model and without packing."""
-    (stream, samples), *pieces = course.pieces
-    active = np.arange(len(input_ids))
-    selection, ranges = draw(active, samples, stream, None), []
-    tracked = evidence.leading_classes(selection) if course.tracks else None
-    found = [None] * len(input_ids)
-    for number, (stream, samples) in enumerate(pieces):
-        ranges.append(draw(active, samples, stream, tracked))
-        if not course.early and number < len(pieces) - 1:
-            continue
-        outcomes = course.judge(selection, ranges, [input_ids[i] for i in active])
-        for i, outcome in zip(active, outcomes, strict=True):
-            found[i] = outcome
-        left = np.array([place for place, outcome in enumerate(outcomes) if outcome is None])
-        if not len(left):
-            break
-        active, selection, ranges = active[left], selection.select(left), [tally.select(left) for tally in ranges]
-        tracked = tracked if tracked is None else tracked[left]
-    return found
 
 
 def run(draw, *methods, n0=100, n=10_000, **goal):
