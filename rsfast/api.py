@@ -56,11 +56,16 @@ class SmoothOptions(TypedDict, total=False):
     progress: bool
 
 
-class SamplingOptions(SmoothOptions, total=False):
+class SampleOptions(SmoothOptions, total=False):
     """Those that `sample`, `certify` and `predict` share."""
 
     batch_size: int | str
     input_ids: torch.Tensor | Sequence[int] | None
+
+
+class SamplingOptions(SampleOptions, total=False):
+    """Those that `certify` and `predict` share."""
+
     shard: str | None
 
 
@@ -219,7 +224,7 @@ def sample(
     heads: Sequence[Head] = (_VOTES,),
     tracked: NDArray[np.int64] | torch.Tensor | None = None,
     seed: int,
-    **options: Unpack[SamplingOptions],
+    **options: Unpack[SampleOptions],
 ) -> Tally:
     """Return the Tally of n noisy samples of every input.
 
@@ -249,11 +254,15 @@ def sample(
     seed : int
         In [0, 2^64).
     batch_size : int or "auto"
-        Rows in a batch; rows of several inputs may share one. "auto" takes 16 MiB of noise.
+        Rows in a batch; rows of several inputs may share one. "auto" takes the fastest, found by a short search and kept for
+        the model, or 16 MiB of noise where a search would take more than 1 % of the samples. Where memory runs out, batches
+        are halved, with a warning.
     input_ids : int64 tensor [I], optional
         Identity of each input in the noise stream, in [0, 2^32); 0 to I - 1 by default.
     scale, shift, clamp, dtype, channels_last, backend
         As in `ops.perturb`.
+    autocast, compile, cuda_graph
+        As in `forward.Forward`. With dtype and channels_last part of the classifier that is certified, and recorded.
     progress : bool
         Show a progress bar if stderr is a terminal.
 
@@ -269,6 +278,7 @@ def sample(
     >>> tally.counts.sum().item()
     1000
     """
+    _check_options(options, SampleOptions)  # no shard: each process has a range of its own, or inputs
     n = _count("n", n)
     if seed is None:
         raise TypeError("seed is None; it must be an int, so that other samples of the same stream can be told apart")
@@ -349,8 +359,10 @@ def certify(
 
     Parameters
     ----------
-    model, inputs, noise, num_classes, **options
+    model, noise, num_classes, **options
         As in `sample`.
+    inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
+        A tensor, or anything that `inputs.Inputs` reads: ahead of the model, and never all in memory.
     n0, n : int
         Selection samples, and estimation samples of each input; the most of them if `radius` or `rtol` is given.
     alpha : float
