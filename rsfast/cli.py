@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     certify = command("certify", _certify, "Certify a model on a file of images and write a run folder.")
     _add_sampling_options(certify)
     certify.add_argument("--n0", type=_count, default=100, help="selection samples an image (default: %(default)s)")
-    certify.add_argument("-n", "--n", type=_count, default=100_000, help="estimation samples an image (default: %(default)s)")
+    certify.add_argument(
+        "-n", "--n", type=_count, default=100_000, help="estimation samples an image (default: %(default)s)"
+    )
     certify.add_argument(
         "--head",
         type=_head,
@@ -181,6 +183,8 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--autocast", choices=("float16", "bfloat16"), help="run the model under torch.autocast")
     add("--compile", action="store_true", help="run the model through torch.compile")
     add("--cuda-graph", action="store_true", help="replay the model as a CUDA graph")
+    add("--log-json", metavar="FILE", help="append events and figures to FILE, a JSON line each, every 10 seconds")
+    add("--profile", action="store_true", help="write a torch.profiler trace of the first batches to trace.json in --out")
     add(
         "--shard",
         choices=("inputs", "samples"),

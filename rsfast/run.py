@@ -26,14 +26,15 @@ from tqdm import tqdm
 
 from . import checkpoint, ops, results
 from .api import Sampling, sample
-from .certificate import Certificate
+from .certificate import ABSTAIN, Certificate
 from .doctor import versions
+from .events import Log, Profile
 from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
 from .looks import Course
 from .noise import STREAM_VERSION, Gaussian
 from .ranks import Ranks
 from .results import RunWriter
-from .sampler import Outcome, Sampler
+from .sampler import Sampler
 from .tally import Tally
 
 _PARTS = "parts"  # of a run that several processes share: a folder in its folder, with a run folder for each
@@ -98,6 +99,8 @@ class Run:
         self.args, self.noise, self.out = args, Gaussian(args.sigma), Path(args.out)
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.ranks, self._device = _join(args)
+        if args.log_json is not None:
+            open(args.log_json, "ab").close()  # to fail now, if it cannot be written
         recorded = results.read_sidecar(self._sidecar_file()) if args.resume and self._sidecar_file().exists() else {}
         self.seed = ops.check_seed(self._setting("seed", recorded, self.ranks.same(secrets.randbits(64))))
         self._images, self.labels = load_data(args.data, args.num_classes)
@@ -168,6 +171,7 @@ class Run:
             if mine or not self.ranks.by_inputs:
                 if not self.ranks.by_samples or self.ranks.rank == 0:
                     writer = stack.enter_context(RunWriter(self._folder, sidecar, columns, resume=self.args.resume))
+                saved = {index: saved[index] for index in mine if index in saved}
                 yield from self._sample(_Counted(course), mine, saved, samples, writer)
         if writer is not None:
             (self._folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
@@ -183,7 +187,7 @@ class Run:
             results.refuse_a_run(self.out)
             if parts:
                 raise FileExistsError(f"{parts[0]} exists; name another folder, or move that run away first")
-        elif (self.out / results.SIDECAR).exists():
+        elif (self.out / (results.TABLE if parts else results.SIDECAR)).exists():
             results.check_same_run(self.out / results.SIDECAR, sidecar)
             done, saved = results.finished(self.out, columns), checkpoint.load(self.out)
             if self.ranks.by_inputs and not done.issuperset(self.indices):
@@ -197,43 +201,69 @@ class Run:
             results.check_same_run(part / results.SIDECAR, sidecar)
             done |= results.finished(part, columns)
             saved |= checkpoint.load(part)
-        if self.args.resume and not saved and not done.issuperset(self.indices) and self.ranks.rank == 0:
+        begun = parts or (self.out / results.SIDECAR).exists()
+        if begun and not saved and not done.issuperset(self.indices) and self.first:
             print(f"{self.args.parser.prog}: no checkpoint in {self.out}; images without a row begin again", file=sys.stderr)
         if self.ranks.shard is not None:
             distributed.barrier()  # nobody writes before all have read
-        return done, {index: each for index, each in saved.items() if index not in done}
+        return done, saved
 
     def _sample(
         self, course: Course, mine: list[int], saved: dict[int, dict[str, Any]], samples: int, writer: RunWriter | None
     ) -> Iterator[tuple[int, Any]]:
         held = {index: each for index, each in saved.items() if "outcome" in each}
         fresh = [index for index in mine if index not in held]
-        with self._hearing_signals(), ExitStack() as stack:
-            asked = sum(saved[index]["asked"] for index in fresh if index in saved)
+        outcomes = self._outcomes(course, fresh, saved, held, samples, writer)
+        began = time.perf_counter()
+        for index in mine:
+            if index in held:
+                outcome, counts = _outcome(held[index]["outcome"]), held[index]["counts"]
+            else:
+                outcome, counts = next(outcomes)
+            ended = time.perf_counter()
+            if writer is not None:
+                writer.write(index, None if self.labels is None else self.labels[index], outcome, ended - began, counts)
+            held.pop(index, None)
+            began = ended
+            yield index, outcome
+        next(outcomes, None)  # nothing comes, but the log ends
+
+    def _outcomes(
+        self,
+        course: Course,
+        fresh: list[int],
+        saved: dict[int, dict[str, Any]],
+        held: Mapping[int, dict[str, Any]],
+        samples: int,
+        writer: RunWriter | None,
+    ) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Sample these images, and yield what was found and the counts of each; meanwhile save, log and hear signals."""
+        if not fresh:
+            return
+        asked = sum(saved[index]["asked"] for index in fresh if index in saved)
+        with ExitStack() as stack:
+            stack.enter_context(self._hearing_signals())
             total = len(fresh) * samples
             bar = stack.enter_context(tqdm(total=total, initial=asked, unit="sample", unit_scale=True, disable=None))
-            outcomes: Iterator[Outcome] = iter(())
-            if fresh:
-                sampling = self._sampling(fresh)
-                stack.enter_context(sampling.inputs)
-                sampler = sampling.sampler(course, bar, pad=True, saved=saved)
-                sampler.after_batch = lambda: self._after(sampler, writer, held)
-                outcomes = iter(sampler)
-            began = time.perf_counter()
-            for index in mine:
-                if index in held:
-                    outcome, counts = _outcome(held[index]["outcome"]), held[index]["counts"]
-                else:
-                    outcome, counts = next(outcomes).found
-                ended = time.perf_counter()
-                if writer is not None:
-                    label = None if self.labels is None else self.labels[index]
-                    writer.write(index, label, outcome, ended - began, counts)
-                held.pop(index, None)
-                began = ended
-                yield index, outcome
+            sampling = self._sampling(fresh)
+            stack.enter_context(sampling.inputs)
+            sampler = sampling.sampler(course, bar, pad=True, saved=saved)
+            about = {"command": self.args.command_line, "images_to_do": len(fresh), "backend": self.backend}
+            log = stack.enter_context(Log(self.args.log_json, bar, sampler.batches, self.ranks.rank, **about))
+            profile = stack.enter_context(Profile(self.out / "trace.json" if self.args.profile and self.first else None))
 
-    def _after(self, sampler: Sampler, writer: RunWriter | None, held: Mapping[int, Any]) -> None:
+            def after_batch() -> None:
+                log.after_batch()
+                profile.after_batch()
+                self._after(sampler, writer, held, log)
+
+            sampler.after_batch = after_batch
+            for outcome in sampler:
+                found, counts = outcome.found
+                log.row((found if isinstance(found, int) else found.prediction) == ABSTAIN)
+                yield found, counts
+
+    def _after(self, sampler: Sampler, writer: RunWriter | None, held: Mapping[int, Any], log: Log) -> None:
         """After a batch: save what is not finished if it is time to, or if a signal came, which is then obeyed."""
         wish = self._signal or (_SAVE if writer is not None and time.monotonic() > self._next_save else _WORK)
         if self.ranks.by_samples:
@@ -251,6 +281,7 @@ class Run:
                 lines.append({"idx": each.input_id, "outcome": value, "counts": counts})
             if writer is not None:
                 checkpoint.save(self._folder, lines)
+                log.write("checkpoint", unfinished=len(lines))
         now = time.monotonic()
         self._next_save = now + max(_EVERY, _SHARE * (now - began))
         if wish == _TERMINATE:
@@ -287,8 +318,11 @@ class Run:
     def _merge(self) -> None:
         """Make one run folder of those of all processes, once all are done."""
         distributed.barrier()
-        if self.ranks.rank == 0 and (parts := sorted(self.out.glob(f"{_PARTS}/*-of-*"))):
-            results.merge(parts, self.out)
+        if self.first and (parts := sorted(self.out.glob(f"{_PARTS}/*-of-*"))):
+            if not (self.out / results.TABLE).exists():
+                for name in (results.SIDECAR, results.COUNTS):  # of a merge that was killed
+                    (self.out / name).unlink(missing_ok=True)
+                results.merge(parts, self.out)
             shutil.rmtree(self.out / _PARTS)
         distributed.barrier()
 

@@ -210,7 +210,7 @@ def test_leading_classes_of_every_head():
 
 
 def test_the_best_case_is_as_likely_as_it_says():
-    """Exceeded by the mean of all samples with chance _LIKELY, seen from a part: within 4 standard errors of 20,000 draws."""
+    """Exceeded by the mean of all samples with chance _LIKELY, seen from a part; to 4 standard errors of 20,000 draws."""
     rng, p, seen, cap, draws = np.random.default_rng(7), np.array([0.9, 0.07, 0.03]), 6000, 10_000, 20_000
     part = rng.multinomial(seen, p, size=draws)
     whole = part + rng.multinomial(cap - seen, p, size=draws)

@@ -44,6 +44,7 @@ ORDER = [
     "doctor",
     "demo",
     "loading",
+    "events",
     "run",
     "cli",
     "__main__",
