@@ -385,6 +385,10 @@ def certify(
         Stop sampling an input as soon as its radius is proved to within this share, in (0, 1), of what it could become.
     seed : int, optional
         In [0, 2^64); drawn from the operating system if left out. Either way it is in the Certificate.
+    shard : str, optional
+        Under torch.distributed, what the processes of the default group divide: "inputs", or "samples" of every input. All
+        are called with the same arguments, and all return all certificates: those of one process. An error in one leaves
+        the others waiting, until the launcher ends them.
 
     Returns
     -------

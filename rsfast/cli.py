@@ -163,7 +163,11 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--std", nargs="+", type=float, metavar="S", help="noisy images are fed to the model as (image - mean) / std")
     add("--seed", type=int, help="of the noise, in [0, 2^64) (default: from the operating system; recorded)")
-    add("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, if there is one; where torchrun starts a job again, it does so by itself",
+    )
     add(
         "--batch-size",
         type=_batch_size,

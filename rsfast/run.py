@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -99,6 +101,7 @@ class Run:
         self.args, self.noise, self.out = args, Gaussian(args.sigma), Path(args.out)
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.ranks, self._device = _join(args)
+        args.resume |= _restarts() > 0
         if args.log_json is not None:
             open(args.log_json, "ab").close()  # to fail now, if it cannot be written
         recorded = results.read_sidecar(self._sidecar_file()) if args.resume and self._sidecar_file().exists() else {}
@@ -359,6 +362,11 @@ def _outcome(value: Any) -> Certificate | int:
     return value if isinstance(value, int) else Certificate.from_dict(value)
 
 
+def _restarts() -> int:
+    """Return how often torchrun has started this job again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def _join(args: argparse.Namespace) -> tuple[Ranks, torch.device]:
     """Join the other processes of torchrun, if there are any; return which of them this is, and its device."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -373,7 +381,11 @@ def _join(args: argparse.Namespace) -> tuple[Ranks, torch.device]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Where torchrun has started a job again, its store still holds the addresses of those that died.
+        store, rank, world = next(rendezvous("env://"))
+        store = PrefixStore(f"rsfast {_restarts()}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
         atexit.register(distributed.destroy_process_group)
     return Ranks.find(args.shard or "inputs"), device
 

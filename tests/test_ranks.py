@@ -1,0 +1,191 @@
+"""Many processes, with gloo: the certificates of one, by inputs and by samples; and what is left when one dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rsfast
+from rsfast.ranks import Ranks
+
+ROOT = Path(__file__).resolve().parent.parent
+NETS = """
+import os, time, torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        last = torch.nn.Linear(64, 4)
+        last.weight.data *= 8
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), last)
+
+    def forward(self, x):
+        return self.layers(x)
+
+class Slow(Net):
+    def forward(self, x):
+        time.sleep(0.01)
+        return super().forward(x)
+
+class Dies(Net):
+    '''Rank 1 dies in its 30th batch, the first time it is started.'''
+    batches = 0
+
+    def forward(self, x):
+        Dies.batches += 1
+        if Dies.batches == 30 and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+            os._exit(3)
+        return super().forward(x)
+"""
+# What every number of ranks must find: with votes, with scores that bet, stopping early, and predictions.
+CERTIFY = """
+import json, sys, torch, rsfast
+from torch import distributed
+from rank_nets import Net
+
+torch.set_num_threads(1)
+ranks = int(sys.argv[1])
+if ranks > 1:
+    distributed.init_process_group("gloo")
+model, noise = Net(), rsfast.Gaussian(0.25)
+images = torch.rand((7, 3, 6, 6), generator=torch.Generator().manual_seed(1))
+options = {"num_classes": 4, "seed": 3, "batch_size": 64}
+found = {}
+for shard in ("inputs", "samples") if ranks > 1 else (None,):
+    certificates = [
+        rsfast.certify(model, images, noise, n0=40, n=600, shard=shard, **options),
+        rsfast.certify(model, images, noise, n0=40, n=600, head=rsfast.Softmax(1.0), shard=shard, **options),
+        rsfast.certify(model, images, noise, n0=40, n=4000, radius=0.1, shard=shard, **options),
+        rsfast.certify(model, list(images), noise, n=3000, head=rsfast.Softmax(1.0), rtol=0.3, shard=shard, **options),
+    ]
+    found[str(shard)] = [[each.to_dict() for each in of_call] for of_call in certificates]
+    found[str(shard)].append(rsfast.predict(model, images, noise, n=100, alpha=0.01, shard=shard, **options))
+    found[str(shard)].append(rsfast.predict(model, images[:1], noise, n=100, alpha=0.01, shard=shard, **options))
+    if shard is not None:  # the seed of one rank is that of all
+        seeds = {each.seed for each in rsfast.certify(model, images, noise, num_classes=4, n=20, shard=shard)}
+        assert len(seeds) == 1
+    if shard == "inputs":
+        mine = [each.input_id for each in rsfast.certify_each(model, images, noise, n=20, shard=shard, **options)]
+        assert mine == list(range(distributed.get_rank(), 7, ranks))
+if ranks == 1 or distributed.get_rank() == ranks - 1:
+    print(json.dumps(found))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    Path("rank_nets.py").write_text(NETS)
+    Path("find.py").write_text(CERTIFY)
+    images = np.random.default_rng(0).random((9, 3, 6, 6), dtype=np.float32)
+    np.savez("data.npz", images=images, labels=np.arange(9) % 4)
+
+
+def torchrun(ranks, *options):
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options]
+
+
+def output(command):
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_one_two_and_four_ranks_find_the_same():
+    one = json.loads(output([sys.executable, "find.py", "1"]))["None"]
+    assert [len(each) for each in one] == [7, 7, 7, 7, 7, 1]
+    assert any(each["radius"] > 0 for each in one[0])
+    assert len({each["n"] for each in one[2]}) > 1
+    for ranks in (2, 4):
+        found = json.loads(output([*torchrun(ranks), "find.py", str(ranks)]))
+        assert found == {"inputs": one, "samples": one}
+
+
+# The command line.
+
+COMMAND = "certify --data data.npz --num-classes 4 --sigma 0.25 --n0 40 --batch-size 50 --seed 3"
+
+
+def rsfast_certify(ranks, options, *launch):
+    arguments = ["-m", "rsfast", *f"{COMMAND} {options}".split()]
+    return [*torchrun(ranks, *launch), *arguments] if ranks > 1 else [sys.executable, *arguments]
+
+
+def contents(folder):
+    """The table without its times, the counts, and the settings without what may differ."""
+    table = [line.rsplit("\t", 1)[0] for line in Path(folder, "results.tsv").read_text().splitlines()]
+    sidecar = json.loads(Path(folder, "results.json").read_text())
+    settings = {name: value for name, value in sidecar.items() if name not in ("command", "started")}
+    return table, Path(folder, "counts.jsonl").read_text(), settings, sorted(file.name for file in Path(folder).iterdir())
+
+
+@pytest.mark.parametrize("shard", ["inputs", "samples"])
+def test_a_job_that_is_killed_goes_on(shard):
+    """The whole job by SIGKILL, in the middle; resumed by as many processes, and by inputs then by others."""
+    options = "--model rank_nets:Slow -n 2000 --radius 0.05"
+    output(rsfast_certify(1, f"{options} --out one"))
+    job = subprocess.Popen(
+        rsfast_certify(2, f"{options} --out run --shard {shard}"), start_new_session=True, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        tables = [path.read_text().count("\n") for path in Path("run").rglob("results.tsv")]
+        if sum(lines - 1 for lines in tables) >= 2:
+            break
+        time.sleep(0.01)
+    for pid in children(job.pid):  # torchrun's workers have sessions of their own
+        os.kill(pid, signal.SIGKILL)
+    job.kill()
+    job.communicate()
+    assert not Path("run/results.tsv").exists() or contents("run")[0] != contents("one")[0]
+    output(rsfast_certify(3 if shard == "inputs" else 2, f"{options} --out run --shard {shard} --resume"))
+    assert contents("run") == contents("one")
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(text) for text in found.stdout.split()]
+
+
+def test_a_rank_that_dies():
+    """The job ends with what was finished on disk."""
+    command = rsfast_certify(2, "--model rank_nets:Dies -n 2000 --out run")
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    rows = [path.read_text().splitlines()[1:] for path in Path("run").rglob("results.tsv")]
+    assert 0 < sum(map(len, rows)) < 9
+
+
+@pytest.mark.parametrize("shard", ["inputs", "samples"])
+def test_a_rank_that_dies_and_torchrun_starts_again(shard):
+    """The job goes on by itself from what was finished."""
+    output(rsfast_certify(1, "--model rank_nets:Net -n 2000 --out one"))
+    output(rsfast_certify(2, f"--model rank_nets:Dies -n 2000 --shard {shard} --out run", "--max-restarts=1"))
+    (table, counts, _, files), found = contents("one"), contents("run")
+    assert (table, counts) == found[:2]
+    assert found[3] == files
+
+
+def test_wrong_uses(capfd):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    for shard, message in (
+        ("inputs", "shard is 'inputs', but there is no process group; torch.distributed.init_process_group must have been"),
+        ("rows", "shard is 'rows'; it must be 'inputs' or 'samples', or None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rsfast.certify(model, torch.zeros(1, 4), rsfast.Gaussian(1.0), num_classes=2, shard=shard)
+    assert Ranks.find(None) == Ranks(None, 0, 1)
+    failed = subprocess.run(
+        rsfast_certify(1, "--model rank_nets:Net --out run --shard samples"), capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 2
+    assert failed.stderr == "rsfast certify: error: --shard is samples; it is for several processes, under torchrun\n"
