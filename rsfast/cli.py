@@ -187,8 +187,17 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--autocast", choices=("float16", "bfloat16"), help="run the model under torch.autocast")
     add("--compile", action="store_true", help="run the model through torch.compile")
     add("--cuda-graph", action="store_true", help="replay the model as a CUDA graph")
-    add("--log-json", metavar="FILE", help="append events and figures to FILE, a JSON line each, every 10 seconds")
-    add("--profile", action="store_true", help="write a torch.profiler trace of the first batches to trace.json in --out")
+    add(
+        "--log-json",
+        metavar="FILE",
+        help="append events as JSON lines, the figures of the progress bar with them, or - for stderr; "
+        "of several processes each appends to its own file, log.0.jsonl for log.jsonl",
+    )
+    add(
+        "--profile",
+        action="store_true",
+        help="write a torch.profiler trace of some batches to trace.json in the run folder (of the first process)",
+    )
     add(
         "--shard",
         choices=("inputs", "samples"),

@@ -1,144 +1,182 @@
-"""What a run is doing, while it does it: figures beside its progress bar, JSON lines in a file, and a profiler's trace."""
+"""What a run tells while it goes: events as JSON lines, and the same figures in short beside the progress bar."""
 
 from __future__ import annotations
 
 import json
-import resource
+import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from .batches import Batches
+from .certificate import ABSTAIN
+from .meter import Meter
+from .ranks import Ranks
 
-_EVERY = 10.0  # seconds between events of progress,
-_BAR = 1.0  # and between figures beside the bar
-_PROFILED = 20  # batches
+if TYPE_CHECKING:
+    from .batches import Batches
+
+_EVERY = 10.0  # seconds between events "progress"
+_MIB = 1 << 20
+_STATM = Path("/proc/self/statm")
 
 
 class Log:
-    """Figures of a run, of one process, from now on.
+    """Events of this process's part of a run, each with the figures since "start"; see `figures`.
+
+    These are "start", "progress" after the first batch and then every ten seconds, "checkpoint", "memory" where it ran out
+    and batches are smaller from now on, and "end", or "stop" where a signal or an error came first.
 
     Parameters
     ----------
-    path : str, optional
-        A file that JSON lines are appended to, one an event, each written at once.
-    bar : tqdm
-        Gets the figures as its postfix.
-    batches : Batches
-        What the run's batches go through.
-    about : dict
-        What the event "start" tells beside the figures; `rank` is in all events.
+    file : str, optional
+        What to append to, made with its folder if it does not exist; of several processes each writes its own, its rank
+        before the suffix. "-" is stderr. Without, only the bar is told.
+    ranks : Ranks
+        Which process this is.
 
     Raises
     ------
-    OSError
-        If the file cannot be written.
+    ValueError
+        If the file cannot be written. If that comes later, for want of space mostly, it is warned of, and the run goes on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = Log(f"{folder}/log.jsonl", Ranks())
+    ...     with log.running(images=2):
+    ...         log.image(3)
+    ...         log.image(ABSTAIN)
+    ...     events = [json.loads(line) for line in open(f"{folder}/log.jsonl")]
+    >>> [(event["event"], event["images_done"], event["abstained"]) for event in events]
+    [('start', 0, None), ('end', 2, 0.5)]
     """
 
-    def __init__(self, path: str | None, bar: tqdm[Any], batches: Batches, rank: int, **about: Any) -> None:
-        self._file = None if path is None else open(path, "ab", buffering=0)  # noqa: SIM115
-        self._bar, self._batches, self._rank = bar, batches, rank
-        self._images = self._abstained = 0
-        self._began = time.monotonic()
-        self._next_event, self._next_bar = self._began, self._began
-        self.write("start", **about)
+    def __init__(self, file: str | None, ranks: Ranks) -> None:
+        self._on, self._rank = file is not None, ranks.rank
+        self._file = None if file is None or file == "-" else Path(file).absolute()
+        self._bar: tqdm[Any] | None = None
+        self._batches: Batches | None = None
+        self._images = self._abstained = self._limit = 0
+        self._began = self._due = self._shown = 0.0
+        if self._file is None:
+            return
+        if ranks.world > 1:
+            self._file = self._file.with_stem(f"{self._file.stem}.{ranks.rank}")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._write("")
+        except OSError as error:
+            text = f"--log-json is {file}; it must be a file that can be written, or - for stderr ({error.strerror})"
+            raise ValueError(text) from error
 
-    def __enter__(self) -> Log:
-        return self
+    @contextmanager
+    def running(self, **settings: object) -> Iterator[None]:
+        """Tell "start", with the settings, and in the end "end", or "stop" and why."""
+        self._began = time.perf_counter()
+        self.event("start", **settings)
+        try:
+            yield
+        except BaseException as error:
+            known = {KeyboardInterrupt: "interrupted", SystemExit: "terminated"}
+            self.event("stop", why=known.get(type(error), f"{type(error).__name__}: {error}"))
+            raise
+        self.event("end")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            self.write("end")
-        else:
-            self.write("stop", error=f"{type(error).__name__}: {error}")
-        if self._file is not None:
-            self._file.close()
+    @contextmanager
+    def watching(self, bar: tqdm[Any], batches: Batches) -> Iterator[None]:
+        """Take the figures from what runs the batches, and show them on the bar."""
+        self._bar, self._batches, self._limit = bar, batches, batches.limit
+        yield
+        bar.set_postfix_str(self._short(), refresh=False)
 
-    def row(self, abstained: bool) -> None:
-        """Count an image that is finished."""
+    def batch(self) -> None:
+        """Tell what is due after a batch; mostly nothing is, and this costs two comparisons and a look at the clock."""
+        assert self._batches is not None
+        assert self._bar is not None
+        if self._batches.limit != self._limit:
+            self._limit = self._batches.limit
+            self.event("memory")
+        if self._on and time.perf_counter() >= self._due:
+            self._due = time.perf_counter() + _EVERY
+            self.event("progress")
+        if not self._bar.disable and self._bar.last_print_t != self._shown:  # shown next time, so no oftener than the bar
+            self._shown = self._bar.last_print_t
+            self._bar.set_postfix_str(self._short(), refresh=False)
+
+    def image(self, prediction: int) -> None:
+        """Count an image that has its row."""
         self._images += 1
-        self._abstained += abstained
+        self._abstained += prediction == ABSTAIN
 
-    def after_batch(self) -> None:
-        """Tell how it goes, if it is time to."""
-        now = time.monotonic()
-        if now >= self._next_bar:
-            self._next_bar = now + _BAR
-            if not self._bar.disable:
-                figures = self.figures()
-                self._bar.set_postfix_str(
-                    f"{figures['images_per_second']:.3g} images/s, model {figures['model']:.0%}, "
-                    f"abstained {figures['abstained']:.0%}, {figures['peak_memory_mib']:.0f} MiB",
-                    refresh=False,
-                )
-        if now >= self._next_event:
-            self._next_event = now + _EVERY
-            self.write("progress")
+    def event(self, name: str, **more: object) -> None:
+        """Append an event, if there is a file to append to."""
+        if not self._on:
+            return
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        try:
+            self._write(json.dumps({"event": name, "time": now, "rank": self._rank, **self.figures(), **more}) + "\n")
+        except OSError as error:
+            self._on = False
+            warnings.warn(
+                f"--log-json: {error.strerror} in writing {self._file or 'stderr'}; going on without it",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def figures(self) -> dict[str, Any]:
-        """Return images and samples so far and a second, which share of the time went where, abstentions and memory."""
-        seconds = time.monotonic() - self._began
-        samples = self._batches.meter.rows
-        spent = self._batches.meter.seconds()
-        figures = {
+        """Return the figures since "start" by name: of images and samples, the shares of time, and memory in MiB.
+
+        Images are those that have their rows, and samples the rows of batches, without padding. Shares are of the time that
+        passed, and "rest" what the others leave; on a GPU those of model and kernels are what its stream took for batches
+        that it has finished. `batch_limit` is the most rows of a batch now.
+        """
+        meter, limit = (Meter(), None) if self._batches is None else (self._batches.meter, self._batches.limit)
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        shares = {name: spent / seconds for name, spent in meter.seconds().items()}
+        shares["rest"] = max(0.0, 1 - sum(shares.values()))
+        memory = {"host_mib": _resident()}
+        if self._batches is not None and (device := self._batches.forward.device).type == "cuda":
+            memory["gpu_peak_mib"] = torch.cuda.max_memory_allocated(device) // _MIB
+        return {
             "seconds": round(seconds, 3),
-            "images": self._images,
-            "images_per_second": self._images / seconds,
-            "samples": samples,
-            "samples_per_second": samples / seconds,
-            **{name: min(1.0, value / seconds) for name, value in spent.items()},
-            "abstained": self._abstained / self._images if self._images else 0.0,
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "batch_size": self._batches.limit,
+            "images_done": self._images,
+            "images_per_second": float(f"{self._images / seconds:.4g}"),
+            "samples": meter.rows,
+            "samples_per_second": float(f"{meter.rows / seconds:.4g}"),
+            **{f"share_{name}": round(share, 4) for name, share in shares.items()},
+            "abstained": round(self._abstained / self._images, 4) if self._images else None,
+            **memory,
+            "batch_limit": limit,
         }
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            figures["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        return figures
 
-    def write(self, event: str, **more: Any) -> None:
-        """Append an event to the file, if there is one."""
-        if self._file is not None:
-            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            line = {"time": now, "event": event, "rank": self._rank, **self.figures(), **more}
-            self._file.write(json.dumps(line).encode() + b"\n")
+    def _short(self) -> str:
+        figures = self.figures()
+        said = [f"{figures['images_per_second']:.3g} images/s", f"model {figures['share_model']:.0%}"]
+        if figures["abstained"] is not None:
+            said.append(f"abstained {figures['abstained']:.0%}")
+        if figures["host_mib"] is not None:
+            said.append(f"{figures['host_mib']} MiB")
+        return ", ".join(said)
+
+    def _write(self, text: str) -> None:
+        if self._file is None:
+            print(text, end="", file=sys.stderr, flush=True)
+            return
+        with open(self._file, "a", encoding="utf-8") as file:  # each time, so that it may be moved away meanwhile
+            file.write(text)
 
 
-class Profile:
-    """A trace of the first batches by torch.profiler, for chrome://tracing or Perfetto.
-
-    Parameters
-    ----------
-    path : Path, optional
-        The file to write; None does nothing.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._left = path, _PROFILED
-        self._profiler = None if path is None else torch.profiler.profile()
-
-    def __enter__(self) -> Profile:
-        if self._profiler is not None:
-            self._profiler.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._finish()
-
-    def after_batch(self) -> None:
-        """Count a batch; after the last that is traced, write the file."""
-        self._left -= 1
-        if self._left == 0:
-            self._finish()
-
-    def _finish(self) -> None:
-        if self._profiler is not None:
-            profiler, self._profiler = self._profiler, None
-            profiler.stop()
-            profiler.export_chrome_trace(str(self._path))
-            print(f"{self._path}: the first {_PROFILED - max(self._left, 0)} batches", file=sys.stderr)
+def _resident() -> int | None:
+    """Return the resident memory of this process in MiB; None where /proc does not tell."""
+    if not _STATM.exists():
+        return None
+    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // _MIB

@@ -28,17 +28,19 @@ from tqdm import tqdm
 
 from . import checkpoint, ops, results
 from .api import Sampling, sample
-from .certificate import ABSTAIN, Certificate
+from .certificate import Certificate
 from .doctor import versions
-from .events import Log, Profile
+from .events import Log
 from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
 from .looks import Course
+from .meter import Profile
 from .noise import STREAM_VERSION, Gaussian
 from .ranks import Ranks
 from .results import RunWriter
-from .sampler import Sampler
+from .sampler import Outcome, Sampler
 from .tally import Tally
 
+_TRACE = "trace.json"  # in the run folder
 _PARTS = "parts"  # of a run that several processes share: a folder in its folder, with a run folder for each
 _EVERY = 30.0  # seconds between checkpoints,
 _SHARE = 20  # or so many times as long as one takes
@@ -102,8 +104,7 @@ class Run:
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.ranks, self._device = _join(args)
         args.resume |= _restarts() > 0
-        if args.log_json is not None:
-            open(args.log_json, "ab").close()  # to fail now, if it cannot be written
+        self._log = Log(args.log_json, self.ranks)
         recorded = results.read_sidecar(self._sidecar_file()) if args.resume and self._sidecar_file().exists() else {}
         self.seed = ops.check_seed(self._setting("seed", recorded, self.ranks.same(secrets.randbits(64))))
         self._images, self.labels = load_data(args.data, args.num_classes)
@@ -169,17 +170,20 @@ class Run:
         mine = [index for index in self.indices if index not in done]
         if self.ranks.by_inputs:
             mine = mine[self.ranks.rank :: self.ranks.world]
-        with ExitStack() as stack:
-            writer = None
-            if mine or not self.ranks.by_inputs:
-                if not self.ranks.by_samples or self.ranks.rank == 0:
-                    writer = stack.enter_context(RunWriter(self._folder, sidecar, columns, resume=self.args.resume))
-                saved = {index: saved[index] for index in mine if index in saved}
-                yield from self._sample(_Counted(course), mine, saved, samples, writer)
-        if writer is not None:
-            (self._folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
-        if self.ranks.by_inputs:
-            self._merge()
+        about = {name: sidecar[name] for name in ("command", "backend", "batch_size", "versions")}
+        about |= {"device": str(self._device), "threads": torch.get_num_threads()}
+        with self._log.running(images=len(mine), done_before=len(done), **about):
+            with ExitStack() as stack:
+                writer = None
+                if mine or not self.ranks.by_inputs:
+                    if not self.ranks.by_samples or self.ranks.rank == 0:
+                        writer = stack.enter_context(RunWriter(self._folder, sidecar, columns, resume=self.args.resume))
+                    saved = {index: saved[index] for index in mine if index in saved}
+                    yield from self._sample(_Counted(course), mine, saved, samples, writer)
+            if writer is not None:
+                (self._folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
+            if self.ranks.by_inputs:
+                self._merge()
 
     def _on_disk(self, sidecar: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[set[int], dict[int, dict[str, Any]]]:
         """Return the images that have rows, and what was saved of others, of the run to resume."""
@@ -206,7 +210,7 @@ class Run:
             saved |= checkpoint.load(part)
         begun = parts or (self.out / results.SIDECAR).exists()
         if begun and not saved and not done.issuperset(self.indices) and self.first:
-            print(f"{self.args.parser.prog}: no checkpoint in {self.out}; images without a row begin again", file=sys.stderr)
+            self._say(f"no checkpoint in {self.out}; images without a row begin again")
         if self.ranks.shard is not None:
             distributed.barrier()  # nobody writes before all have read
         return done, saved
@@ -222,51 +226,51 @@ class Run:
             if index in held:
                 outcome, counts = _outcome(held[index]["outcome"]), held[index]["counts"]
             else:
-                outcome, counts = next(outcomes)
+                outcome, counts = next(outcomes).found
             ended = time.perf_counter()
             if writer is not None:
                 writer.write(index, None if self.labels is None else self.labels[index], outcome, ended - began, counts)
+            self._log.image(outcome if isinstance(outcome, int) else outcome.prediction)
             held.pop(index, None)
             began = ended
             yield index, outcome
-        next(outcomes, None)  # nothing comes, but the log ends
+        next(outcomes, None)  # there is none, but what it had opened is closed
 
     def _outcomes(
         self,
         course: Course,
         fresh: list[int],
-        saved: dict[int, dict[str, Any]],
-        held: Mapping[int, dict[str, Any]],
+        saved: Mapping[int, Mapping[str, Any]],
+        held: Mapping[int, Mapping[str, Any]],
         samples: int,
         writer: RunWriter | None,
-    ) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Sample these images, and yield what was found and the counts of each; meanwhile save, log and hear signals."""
+    ) -> Iterator[Outcome]:
+        """Sample these images; meanwhile save, log and hear signals."""
         if not fresh:
             return
-        asked = sum(saved[index]["asked"] for index in fresh if index in saved)
+        total, asked = len(fresh) * samples, sum(saved[index]["asked"] for index in fresh if index in saved)
+        quiet = True if self.args.log_json == "-" else None  # the bar would stand among the events
         with ExitStack() as stack:
             stack.enter_context(self._hearing_signals())
-            total = len(fresh) * samples
-            bar = stack.enter_context(tqdm(total=total, initial=asked, unit="sample", unit_scale=True, disable=None))
+            bar = stack.enter_context(tqdm(total=total, initial=asked, unit="sample", unit_scale=True, disable=quiet))
             sampling = self._sampling(fresh)
             stack.enter_context(sampling.inputs)
             sampler = sampling.sampler(course, bar, pad=True, saved=saved)
-            about = {"command": self.args.command_line, "images_to_do": len(fresh), "backend": self.backend}
-            log = stack.enter_context(Log(self.args.log_json, bar, sampler.batches, self.ranks.rank, **about))
-            profile = stack.enter_context(Profile(self.out / "trace.json" if self.args.profile and self.first else None))
+            stack.enter_context(self._log.watching(bar, sampler.batches))
+            profile = None
+            if self.args.profile and self.first:
+                profile = stack.enter_context(Profile(self.out / _TRACE, self._say))
 
             def after_batch() -> None:
-                log.after_batch()
-                profile.after_batch()
-                self._after(sampler, writer, held, log)
+                self._log.batch()
+                if profile is not None:
+                    profile()
+                self._after(sampler, writer, held)
 
             sampler.after_batch = after_batch
-            for outcome in sampler:
-                found, counts = outcome.found
-                log.row((found if isinstance(found, int) else found.prediction) == ABSTAIN)
-                yield found, counts
+            yield from sampler
 
-    def _after(self, sampler: Sampler, writer: RunWriter | None, held: Mapping[int, Any], log: Log) -> None:
+    def _after(self, sampler: Sampler, writer: RunWriter | None, held: Mapping[int, Any]) -> None:
         """After a batch: save what is not finished if it is time to, or if a signal came, which is then obeyed."""
         wish = self._signal or (_SAVE if writer is not None and time.monotonic() > self._next_save else _WORK)
         if self.ranks.by_samples:
@@ -284,7 +288,7 @@ class Run:
                 lines.append({"idx": each.input_id, "outcome": value, "counts": counts})
             if writer is not None:
                 checkpoint.save(self._folder, lines)
-                log.write("checkpoint", unfinished=len(lines))
+                self._log.event("checkpoint", unfinished=len(lines))
         now = time.monotonic()
         self._next_save = now + max(_EVERY, _SHARE * (now - began))
         if wish == _TERMINATE:
@@ -313,6 +317,9 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _say(self, text: str) -> None:
+        print(f"{self.args.parser.prog}: {text}", file=sys.stderr)
 
     def _terminate(self) -> NoReturn:
         parser: argparse.ArgumentParser = self.args.parser

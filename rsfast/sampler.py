@@ -313,7 +313,7 @@ class Sampler:
             return _Read(segments, integers, None)
         pinned = torch.empty(integers.shape, dtype=torch.int64, pin_memory=True).copy_(integers, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._x.device))  # of the device, which need not be the current one
         return _Read(segments, pinned, event)
 
     def _arrive(self, read: _Read) -> None:

@@ -1,167 +1,280 @@
-"""What a run says of itself while it runs: events in a file, figures beside the bar, a trace."""
+"""--log-json, the progress bar's figures and --profile: events parse and add up, and a watched run is the same run."""
 
 import io
 import json
+import signal
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
+import tqdm
 
+import rsfast.run
 from rsfast import events, results
-from rsfast.batches import Batches
 from rsfast.cli import main
 from rsfast.events import Log
-from rsfast.forward import Forward
 from rsfast.meter import Meter
-from rsfast.noise import Gaussian
+from rsfast.ranks import Ranks
 
 NETS = """
-import torch
+import os, signal, torch
 
-def net():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 4))
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.weight = torch.nn.Parameter(torch.randn(4, 12, generator=generator))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight.T
+
+class Small(Net):  # for a device on which at most eight rows fit
+    def forward(self, x):
+        if len(x) > 8:
+            raise RuntimeError("CUDA out of memory")
+        return super().forward(x)
+
+class Stopped(Net):  # by SIGTERM in its tenth batch, or by another error
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 11 and os.path.exists("stop"):
+            os.remove("stop")
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.calls == 11 and os.path.exists("fail"):
+            raise TypeError("the model's own words")
+        return super().forward(x)
 """
-BASE = "--model event_nets:net --data data.npz --num-classes 4 --sigma 0.5 --seed 1 --batch-size 50"
-FIGURES = ("images", "images_per_second", "samples", "samples_per_second", "model", "kernels", "bounds", "abstained")
+OPTIONS = "--data data.npz --num-classes 4 --sigma 0.5 --seed 3 --batch-size 50"
+CERTIFY = f"certify --model event_nets:Net {OPTIONS} --n0 20 --n 300 --out run"
+IMAGES = 8
 
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    Path("event_nets.py").write_text(NETS)
-    np.savez("data.npz", images=np.random.default_rng(0).random((6, 3, 6, 6), dtype=np.float32))
+    (tmp_path / "event_nets.py").write_text(NETS)
+    images = np.random.default_rng(0).random((IMAGES, 3, 2, 2), dtype=np.float32)
+    np.savez("data.npz", images=images, labels=np.arange(IMAGES) % 4)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def certify(options, command=CERTIFY):
+    assert main(f"{command} {options}".split()) == 0
 
 
 def read(file):
     return [json.loads(line) for line in Path(file).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("command", ["certify --n0 20 --n 400", "certify --n0 20 --n 4000 --radius 0.2", "predict --n 300"])
-def test_events_of_a_run(command, monkeypatch):
-    monkeypatch.setattr(events, "_EVERY", 0)  # after every batch
-    assert main(f"{command} {BASE} --out run --log-json log.jsonl".split()) == 0
-    first, *progress, last = read("log.jsonl")
-    assert (first["event"], last["event"]) == ("start", "end")
-    assert {each["event"] for each in progress} == {"progress"}
-    assert len(progress) > 5
-    for before, after in zip([first, *progress], [*progress, last], strict=True):
-        assert before["time"] <= after["time"]
-        assert all(before[name] <= after[name] for name in ("seconds", "images", "samples"))
-    for each in (*progress, last):
-        assert all(each[name] >= 0 for name in FIGURES)
-        assert each["model"] + each["kernels"] + each["bounds"] <= 1
-        assert each["batch_size"] == 50
-        assert each["peak_memory_mib"] > 20
-    assert last["model"] > 0 < last["kernels"]
-    columns = results.PREDICT_COLUMNS if command.startswith("predict") else results.CERTIFY_COLUMNS
-    rows = results.read("run", columns)
-    assert last["images"] == len(rows.idx) == first["images_to_do"] == 6
-    assert last["abstained"] == pytest.approx((rows.predict == -1).mean())
-    drawn = results.read_counts("run").values()
-    counted = [each.get("selection", {"n": 0})["n"] + total(each["estimation"]) for each in drawn]
-    assert sum(counted) <= last["samples"] <= sum(counted) + 50  # some past the last look
-    assert last["samples_per_second"] == pytest.approx(last["samples"] / last["seconds"], rel=0.1)
-
-
-def total(estimation):
-    return estimation["n"] if isinstance(estimation, dict) else sum(each["n"] for each in estimation)
-
-
-def test_a_resumed_run_goes_on_in_the_same_file():
-    assert main(f"certify --n 300 {BASE} --end 6 --out run --log-json log.jsonl".split()) == 0
-    table = Path("run/results.tsv")
-    table.write_text("".join(table.read_text().splitlines(keepends=True)[:4]))
-    assert main(f"certify --n 300 {BASE} --end 6 --out run --log-json log.jsonl --resume".split()) == 0
-    starts = [each for each in read("log.jsonl") if each["event"] == "start"]
-    assert [each["images_to_do"] for each in starts] == [6, 3]
-
-
-def test_a_stop_is_told():
-    bar, batches = (
-        tqdm(total=10, disable=True),
-        Batches(
-            Forward(lambda batch: batch, 2, torch.device("cpu")),
-            Gaussian(1.0),
-            seed=1,
-            size=4,
-            preparation={"backend": "cpu"},
-        ),
+def drawn(folder):
+    """Samples of all images, from counts.jsonl."""
+    return sum(
+        counts[piece]["n"]
+        for counts in read(f"{folder}/counts.jsonl")
+        for piece in ("selection", "estimation")
+        if piece in counts
     )
-    with pytest.raises(RuntimeError, match="out of luck"), Log("log.jsonl", bar, batches, 3):
-        raise RuntimeError("out of luck")
-    assert [(each["event"], each["rank"], each.get("error")) for each in read("log.jsonl")] == [
-        ("start", 3, None),
-        ("stop", 3, "RuntimeError: out of luck"),
-    ]
 
 
-def test_figures_beside_the_bar(monkeypatch):
-    monkeypatch.setattr(events, "_BAR", 0)
-    shown = io.StringIO()
-    batches = Batches(
-        Forward(lambda batch: batch, 2, torch.device("cpu")), Gaussian(1.0), seed=1, size=4, preparation={"backend": "cpu"}
-    )
-    with tqdm(total=10, file=shown) as bar, Log(None, bar, batches, 0) as log:
-        log.row(abstained=True)
-        log.row(abstained=False)
-        log.after_batch()
-    assert "images/s, model 0%, abstained 50%, " in shown.getvalue()
+@pytest.mark.parametrize(
+    ("command", "columns", "samples"),
+    [
+        (CERTIFY, results.CERTIFY_COLUMNS, 320 * IMAGES),
+        (f"predict --model event_nets:Net {OPTIONS} --n 40 --alpha 0.01 --out run", results.PREDICT_COLUMNS, 40 * IMAGES),
+    ],
+)
+def test_figures_add_up(command, columns, samples, monkeypatch):
+    monkeypatch.setattr(events, "_EVERY", 0)
+    certify("--log-json run/log.jsonl", command)
+    found, run = read("run/log.jsonl"), results.read("run", columns)
+    batches = -(-samples // 50)
+    assert [event["event"] for event in found] == ["start", *["progress"] * batches, "end"]
+    start, end = found[0], found[-1]
+    assert (start["images"], start["done_before"], start["batch_size"]) == (IMAGES, 0, 50)
+    assert (start["device"], start["backend"], start["threads"]) == ("cpu", "cpu", torch.get_num_threads())
+    assert start["command"].startswith(f"rsfast {command.split()[0]} ")
+    assert start["versions"]["torch"] == torch.__version__
+    assert end["images_done"] == len(run.idx) == IMAGES
+    assert end["samples"] == drawn("run") == samples
+    abstained = (run.predict == -1).mean()
+    assert 0 < abstained < 1  # else this would not show
+    assert end["abstained"] == pytest.approx(abstained, abs=1e-4)
+    for event in found:
+        shares = [event[f"share_{name}"] for name in ("model", "kernels", "bounds", "rest")]
+        assert all(0 <= share <= 1 for share in shares)
+        assert sum(shares) == pytest.approx(1, abs=1e-3)
+        assert datetime.fromisoformat(event["time"]).utcoffset().total_seconds() == 0
+        assert event["host_mib"] > 50
+        assert "gpu_peak_mib" not in event
+    assert [event["samples"] for event in found[1:-1]] == [min(50 * i, samples) for i in range(1, batches + 1)]
+    for name in ("time", "seconds", "images_done"):
+        values = [event[name] for event in found]
+        assert values == sorted(values)
 
 
-def test_a_file_that_cannot_be_written_is_refused_first(capsys):
+def test_a_run_that_is_watched_is_the_same_run(capfd):
+    certify("--log-json log.jsonl --profile")
+    assert "rsfast certify: trace of batches 6 to 25 in run/trace.json\n" in capfd.readouterr().err
+    names = [event["name"] for event in json.loads(Path("run/trace.json").read_text())["traceEvents"]]
+    assert names.count("aten::matmul") == 20
+    Path("run").rename("watched")
+    certify("")
+    assert Path("run/counts.jsonl").read_bytes() == Path("watched/counts.jsonl").read_bytes()
+    assert not Path("run/trace.json").exists()
+    assert [event["event"] for event in read("log.jsonl")] == ["start", "progress", "end"]
+
+
+def test_a_run_that_is_stopped_and_goes_on():
+    """Not one sample is drawn twice, and the log goes on in the same file."""
+    command = CERTIFY.replace("Net", "Stopped")
+    Path("stop").touch()
     with pytest.raises(SystemExit) as stopped:
-        main(f"certify {BASE} --out run --log-json missing/log.jsonl".split())
+        certify("--log-json log.jsonl", command)
+    assert stopped.value.code == 143
+    certify("--resume --log-json log.jsonl", command)
+    found = read("log.jsonl")
+    assert [event["event"] for event in found] == ["start", "progress", "checkpoint", "stop", "start", "progress", "end"]
+    (_, _, checkpoint, stop, again, _, end) = found
+    assert stop["why"] == "terminated"
+    assert stop["samples"] == 10 * 50
+    assert checkpoint["unfinished"] > 0
+    assert again["done_before"] == stop["images_done"] > 0
+    assert again["images"] == end["images_done"] == IMAGES - stop["images_done"]
+    assert stop["samples"] + end["samples"] == drawn("run") == 320 * IMAGES
+
+
+def test_an_error_is_told():
+    Path("fail").touch()
+    with pytest.raises(SystemExit):
+        certify("--log-json log.jsonl", CERTIFY.replace("Net", "Stopped"))
+    stop = read("log.jsonl")[-1]
+    assert (stop["event"], stop["why"]) == ("stop", "TypeError: the model's own words")
+
+
+def test_memory_that_ran_out():
+    with pytest.warns(UserWarning, match="memory ran out"):
+        certify("--log-json log.jsonl", CERTIFY.replace("Net", "Small"))
+    found = read("log.jsonl")
+    assert [event["event"] for event in found] == ["start", "memory", "progress", "end"]
+    assert [event["batch_limit"] for event in found] == [None, 7, 7, 7]
+    assert found[-1]["samples"] == 320 * IMAGES
+
+
+@pytest.mark.parametrize(("file", "why"), [("data.npz/log.jsonl", "File exists"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_written_is_refused(file, why, capsys, monkeypatch):
+    monkeypatch.setattr(rsfast.run, "load_data", lambda *_: pytest.fail("there was work before"))
+    with pytest.raises(SystemExit) as stopped:
+        certify(f"--log-json {file}")
     assert stopped.value.code == 2
-    assert "No such file or directory: 'missing/log.jsonl'" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        f"rsfast certify: error: --log-json is {file}; it must be a file that can be written, or - for stderr ({why})\n"
+    )
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize(("n", "batches"), [(3000, 20), (100, 13)])
-def test_a_trace_of_the_first_batches(n, batches, capsys):
-    assert main(f"predict --n {n} {BASE} --out run --profile".split()) == 0
-    assert f"run/trace.json: the first {batches - (batches == 13)} batches" in capsys.readouterr().err
-    names = [event.get("name") for event in json.loads(Path("run/trace.json").read_text())["traceEvents"]]
-    assert names.count("aten::conv2d") == min(20, 6 * n // 50)
-    assert names.count("rsfast::perturb") >= min(20, 6 * n // 50)
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+def test_a_log_without_space_does_not_end_the_run():
+    with pytest.warns(UserWarning, match="No space left on device in writing /dev/full; going on without it") as warned:
+        certify("--log-json /dev/full")
+    assert len(warned) == 1
+    assert drawn("run") == 320 * IMAGES
 
 
-def test_the_meter_adds_up(monkeypatch):
-    times = iter([0.0, 1.0, 5.0, 7.5, 10.0, 10.25])
-    monkeypatch.setattr("rsfast.meter.time.perf_counter", lambda: next(times))
-    meter = Meter()
-    for name in ("model", "kernels", "model"):
-        with meter(name):
+def test_stderr(capsys):
+    certify("--log-json -")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["start", "progress", "end"]
+
+
+def test_several_processes_have_files_of_their_own():
+    for rank in (0, 1):
+        with Log("folder/log.jsonl", Ranks("samples", rank, 2)).running():
             pass
-    assert meter.seconds() == {"model": 1.25, "kernels": 2.5, "bounds": 0.0}
+        assert [event["rank"] for event in read(f"folder/log.{rank}.jsonl")] == [rank, rank]
+    assert len(list(Path("folder").iterdir())) == 2
 
 
-def test_the_meter_waits_for_no_event(monkeypatch):
-    """On a GPU, by a fake: an event that has not happened is left for later."""
+class Bar:
+    """A bar that shows itself when it is told to."""
 
-    class Event:
-        happened = False
+    disable, last_print_t = False, 1.0
 
-        def __init__(self, enable_timing):
-            assert enable_timing
+    def __init__(self):
+        self.postfixes = []
 
-        def record(self):
-            pass
+    def set_postfix_str(self, text, refresh):
+        assert not refresh
+        self.postfixes.append(text)
 
-        def query(self):
-            return self.happened
 
-        def elapsed_time(self, end):
-            assert end.happened
-            return 1500.0
+def watched(device="cpu"):
+    return SimpleNamespace(limit=50, meter=Meter(), forward=SimpleNamespace(device=torch.device(device)))
 
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    meter = Meter("cuda")
-    with meter("model"):
-        pass
-    assert meter.seconds()["model"] == 0
-    Event.happened = True
-    assert meter.seconds()["model"] == 1.5
+
+def test_how_often(monkeypatch):
+    """An event at once and then every ten seconds, of batches of four; new figures where the bar has shown the old ones."""
+    clock, bar, batches = SimpleNamespace(now=100.0), Bar(), watched()
+    monkeypatch.setattr(events.time, "perf_counter", lambda: clock.now)
+    log = Log("log.jsonl", Ranks())
+    with log.running(), log.watching(bar, batches):
+        for batch in range(8):
+            with batches.meter("model"):
+                clock.now += 3
+            with batches.meter("bounds"):
+                clock.now += 1
+            batches.meter.rows += 50
+            bar.last_print_t += batch in (3, 4)
+            log.batch()
+        log.image(0)
+        assert len(bar.postfixes) == 3
+    assert len(bar.postfixes) == 4  # and the last ones, for the bar that stays
+    found = read("log.jsonl")
+    assert [(e["event"], e["seconds"]) for e in found] == [
+        ("start", 0),
+        ("progress", 4),
+        ("progress", 16),
+        ("progress", 28),
+        ("end", 32),
+    ]
+    assert (found[-1]["images_per_second"], found[-1]["samples_per_second"]) == (0.03125, 12.5)
+    assert [found[-1][f"share_{name}"] for name in ("model", "kernels", "bounds", "rest")] == [0.75, 0, 0.25, 0]
+
+
+def test_a_bar_that_is_silent_costs_nothing():
+    bar, log = Bar(), Log(None, Ranks())
+    bar.disable, log.figures = True, lambda: pytest.fail("nobody asked")
+    with log.running():
+        manager = log.watching(bar, watched())
+        manager.__enter__()
+        log.batch()
+    assert bar.postfixes == []
+
+
+def test_the_bar_shows_the_figures(monkeypatch):
+    shown = io.StringIO()
+
+    class Shown(tqdm.tqdm):
+        def __init__(self, **options):
+            super().__init__(**{**options, "disable": False, "file": shown, "ncols": 200})
+
+    monkeypatch.setattr(rsfast.run, "tqdm", Shown)
+    certify("--log-json log.jsonl")
+    end, last = read("log.jsonl")[-1], shown.getvalue().rsplit("\r", 1)[-1]
+    assert " images/s, model " in last
+    assert f"abstained {end['abstained']:.0%}, {end['host_mib']} MiB]" in last
+
+
+def test_peak_memory_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: {torch.device("cuda", 1): 5 << 20}[device])
+    log = Log("log.jsonl", Ranks())
+    with log.running(), log.watching(Bar(), watched("cuda:1")):
+        log.batch()
+    assert [event.get("gpu_peak_mib") for event in read("log.jsonl")] == [None, 5, 5]
