@@ -177,7 +177,7 @@ class Sampling:
         if self.ranks.by_inputs:
             mine = islice(inputs, self.ranks.rank, None, world)
             count = None if count is None else len(range(self.ranks.rank, count, world))
-        batches = self.batches(sum(len(piece) for _, piece in course.pieces), pad)
+        batches = self.batches(expected(course), pad)
         return Sampler(
             course,
             mine,
@@ -206,6 +206,11 @@ class Sampling:
         world, rank = (self.ranks.world, self.ranks.rank) if self.ranks.by_inputs else (1, 0)
         found = [(each.number * world + rank, each.found) for each in self.outcomes(course, description)]
         return [of_input for _, of_input in sorted(self.ranks.gather(found), key=itemgetter(0))]
+
+
+def expected(course: Course) -> int:
+    """Return about how many samples an input takes: where it may be decided early, a twentieth of all, as in the demo."""
+    return sum(len(samples) for _, samples in course.pieces) // (20 if course.early else 1)
 
 
 def _name(dtype: torch.dtype) -> str:

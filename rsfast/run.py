@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import checkpoint, ops, results
-from .api import Sampling, sample
+from .api import Sampling, expected, sample
 from .certificate import Certificate
 from .doctor import versions
 from .events import Log
@@ -164,7 +164,7 @@ class Run:
         them. Signals are heard after the batch that is under way; then unfinished images are saved.
         """
         samples = sum(len(piece) for _, piece in course.pieces)
-        self._options["batch_size"] = self._probe.size(samples)
+        self._options["batch_size"] = self._probe.size(expected(course))
         sidecar = self._sidecar(settings)
         done, saved = self._on_disk(sidecar, columns)
         mine = [index for index in self.indices if index not in done]
