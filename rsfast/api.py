@@ -6,8 +6,8 @@ import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from operator import itemgetter
 from typing import Any, NamedTuple, TypedDict, cast, overload
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -95,34 +95,59 @@ class Sampling:
         shard: str | None = None,
         **preparation: Any,
     ) -> None:
-        _check_options(preparation, SamplingOptions)
-        if not callable(model):
-            raise TypeError(f"model is {model!r}; it must be callable on a batch")
-        if isinstance(batch_size, str) and batch_size != "auto":
-            raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
-        self.batch_size = batch_size if isinstance(batch_size, str) else _count("batch_size", batch_size)
-        self.inputs = Inputs(inputs, ids=input_ids)
-        self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
         self.ranks = Ranks.find(shard)
-        self.seed = ops.check_seed(self.ranks.same(secrets.randbits(64)) if seed is None else seed)
-        self.device = self._find_device(isinstance(inputs, torch.Tensor))
-        Tally(1, num_classes)
-        # scale and shift go to the device once, rather than once a batch.
-        shape = self.inputs.shape
-        scale, shift = ops.affine(preparation.get("scale"), preparation.get("shift"), shape[0], self.device)
-        backend = ops.backend_for(preparation.get("backend", "auto"), self.device)
-        self.preparation = {**preparation, "scale": scale, "shift": shift, "backend": backend}
-        # No samples: this only checks the noise and the preparation, before any work is done.
-        x = torch.zeros(1, *shape, device=self.device)
-        ops.perturb(x, noise, seed=self.seed, samples=range(0), rows=[], **self.preparation)
-        self.forward = Forward(model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph)
-        self.execution = Execution(
-            dtype=_name(preparation.get("dtype") or torch.float32),
-            autocast=None if self.forward.autocast is None else _name(self.forward.autocast),
-            channels_last=preparation.get("channels_last", False),
-            compile=compile,
-            cuda_graph=cuda_graph,
-        )
+        with self.ranks.together():
+            _check_options(preparation, SamplingOptions)
+            if not callable(model):
+                raise TypeError(f"model is {model!r}; it must be callable on a batch")
+            if isinstance(batch_size, str) and batch_size != "auto":
+                raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
+            self.batch_size = batch_size if isinstance(batch_size, str) else _count("batch_size", batch_size)
+            self.inputs = Inputs(inputs, ids=input_ids)
+            self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
+            self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
+            self.device = self._find_device(isinstance(inputs, torch.Tensor))
+            Tally(1, num_classes)
+            # scale and shift go to the device once, rather than once a batch.
+            shape = self.inputs.shape
+            scale, shift = ops.affine(preparation.get("scale"), preparation.get("shift"), shape[0], self.device)
+            backend = ops.backend_for(preparation.get("backend", "auto"), self.device)
+            self.preparation = {**preparation, "scale": scale, "shift": shift, "backend": backend}
+            # No samples: this only checks the noise and the preparation, before any work is done.
+            x = torch.zeros(1, *shape, device=self.device)
+            ops.perturb(x, noise, seed=self.seed, samples=range(0), rows=[], **self.preparation)
+            self.forward = Forward(
+                model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph
+            )
+            self.execution = Execution(
+                dtype=_name(preparation.get("dtype") or torch.float32),
+                autocast=None if self.forward.autocast is None else _name(self.forward.autocast),
+                channels_last=preparation.get("channels_last", False),
+                compile=compile,
+                cuda_graph=cuda_graph,
+            )
+        if shard is not None:
+            self._agree(seed, input_ids)
+
+    def _agree(self, seed: int | None, input_ids: torch.Tensor | Sequence[int] | None) -> None:
+        """Raise ValueError where processes were given different things, as a DistributedSampler gives different inputs."""
+        ids = None if input_ids is None else torch.as_tensor(input_ids, dtype=torch.int64).cpu().numpy()
+        settings = {
+            "seed": seed,
+            "shard": self.ranks.shard,
+            "batch_size": self.batch_size,
+            "num_classes": self.num_classes,
+            "noise": self.noise,
+            "backend": self.preparation["backend"],
+            "the number of inputs": self.inputs.count,
+            "the shape of an input": list(self.inputs.shape),
+            "the checksum of inputs[0]": crc32(self.inputs.first.cpu().numpy().tobytes()),
+            "the checksum of input_ids": None if ids is None else crc32(ids.tobytes()),
+            "clamp": self.preparation.get("clamp"),
+        }
+        settings |= {name: each.tolist() for name in ("scale", "shift") if (each := self.preparation[name]) is not None}
+        self.ranks.agree(settings | self.execution.to_dict())
+        self.seed = self.ranks.same(self.seed)
 
     def _find_device(self, fixed: bool) -> torch.device:
         """Return where batches are made: with the inputs, or, where these are read one by one, with the model."""
@@ -135,14 +160,17 @@ class Sampling:
             raise ValueError(f"inputs is on '{self.inputs.device}', but the model is on '{where}'; they must share a device")
         return self.inputs.device if fixed or len(devices) != 1 else devices.pop()
 
-    def bar(self, samples: int, description: str) -> tqdm[Any]:
-        """Return a progress bar over `samples` samples an input; silent unless asked for and stderr is a terminal."""
+    def bar(self, samples: int, description: str, shares: int = 1) -> tqdm[Any]:
+        """Return a progress bar over `samples` samples of each input that this process has, one in `shares`.
+
+        It is silent unless asked for and stderr is a terminal, and on all ranks but the first.
+        """
         return tqdm(
-            total=None if self.inputs.count is None else samples * self.inputs.count,
+            total=None if self.inputs.count is None else samples * -(-self.inputs.count // shares),
             desc=description,
             unit="sample",
             unit_scale=True,
-            disable=None if self.progress else True,
+            disable=None if self.progress and self.ranks.rank == 0 else True,
         )
 
     def batches(self, samples: int, pad: bool = False) -> Batches:
@@ -168,7 +196,9 @@ class Sampling:
                 batches.logits(x, ids, [Part("user", Tally(1, self.num_classes), rows, rows, np.arange(size))], size)
 
         total = None if self.inputs.count is None else samples * self.inputs.count
-        return self.ranks.same(automatic(self.model, self.inputs.shape, self.device, self.execution, total, run))
+        with self.ranks.together():
+            size = automatic(self.model, self.inputs.shape, self.device, self.execution, total, run)
+        return self.ranks.same(size)
 
     def sampler(self, course: Course, bar: tqdm[Any], *, pad: bool = False, **hooks: Any) -> Sampler:
         """Return what takes the inputs through a course; with `hooks` as in `Sampler`, and `pad` as in `Batches`."""
@@ -177,7 +207,8 @@ class Sampling:
         if self.ranks.by_inputs:
             mine = islice(inputs, self.ranks.rank, None, world)
             count = None if count is None else len(range(self.ranks.rank, count, world))
-        batches = self.batches(expected(course), pad)
+        # Ranks cut the last batches in other places than one process does; the model sees full ones all the same.
+        batches = self.batches(expected(course), pad or self.ranks.shard is not None)
         return Sampler(
             course,
             mine,
@@ -193,8 +224,16 @@ class Sampling:
 
     def outcomes(self, course: Course, description: str) -> Iterator[Outcome]:
         """Take the inputs through a course, and yield what is found in their order."""
-        with self.inputs, self.bar(sum(len(piece) for _, piece in course.pieces), description) as bar:
-            yield from self.sampler(course, bar)
+        if self.ranks.shard is not None:
+            self.ranks.agree(vars(course))
+            self.batch_size = self.size(expected(course))  # now, when all ranks come here, and not with the first outcome
+
+        def found() -> Iterator[Outcome]:
+            samples, shares = sum(len(piece) for _, piece in course.pieces), self.ranks.world if self.ranks.by_inputs else 1
+            with self.inputs, self.bar(samples, description, shares) as bar:
+                yield from self.sampler(course, bar)
+
+        return found()
 
     def certification(self, methods: Sequence[Method], goal: Goal, n0: int, n: int, **options: Any) -> Certification:
         """Return the course of a certification."""
@@ -203,9 +242,16 @@ class Sampling:
 
     def all_found(self, course: Course, description: str) -> list[Any]:
         """Return what is found for every input, in their order; of all ranks' inputs if these are divided."""
-        world, rank = (self.ranks.world, self.ranks.rank) if self.ranks.by_inputs else (1, 0)
-        found = [(each.number * world + rank, each.found) for each in self.outcomes(course, description)]
-        return [of_input for _, of_input in sorted(self.ranks.gather(found), key=itemgetter(0))]
+        outcomes = self.outcomes(course, description)
+        if not self.ranks.by_inputs:
+            return [each.found for each in outcomes]
+        with self.ranks.together():
+            mine = [each.found for each in outcomes]
+        of_ranks = self.ranks.gather(mine)
+        found: list[Any] = [None] * sum(map(len, of_ranks))
+        for rank, theirs in enumerate(of_ranks):
+            found[rank :: self.ranks.world] = theirs
+        return found
 
 
 def expected(course: Course) -> int:
@@ -392,8 +438,8 @@ def certify(
         In [0, 2^64); drawn from the operating system if left out. Either way it is in the Certificate.
     shard : str, optional
         Under torch.distributed, what the processes of the default group divide: "inputs", or "samples" of every input. All
-        are called with the same arguments, and all return all certificates: those of one process. An error in one leaves
-        the others waiting, until the launcher ends them.
+        are called with the same arguments, and all return all certificates: those of one process. What one raises ends the
+        others, too; while they share samples, with the end of its process or the process group's timeout.
 
     Returns
     -------

@@ -321,7 +321,8 @@ def _certify(args: argparse.Namespace) -> int:
     for _, certificate in run.rows(course, settings, results.CERTIFY_COLUMNS):
         images += 1
         used += certificate.n0 + certificate.n
-    used, images = map(sum, zip(*run.ranks.gather([(used, images)]), strict=True))
+    if run.ranks.by_inputs:
+        used, images = map(sum, zip(*run.ranks.gather((used, images)), strict=True))
     if not run.first:
         return 0
     found = results.read(args.out)

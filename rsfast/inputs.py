@@ -45,6 +45,8 @@ class Inputs:
         Of each input.
     count : int or None
         How many there are, if `inputs` can tell before it is read.
+    first : tensor [*shape]
+        The first of them, which is still to come.
 
     Raises
     ------
@@ -80,8 +82,8 @@ class Inputs:
             self._ids = _check_ids(ids, self.count, ids.device if isinstance(ids, torch.Tensor) else torch.device("cpu"))
             batched = isinstance(inputs, DataLoader) and inputs.batch_sampler is not None
             self._rows = _ahead(_checked(_items(inputs), batched))
-        first = next(self._rows)
-        self.shape, self.device = first.shape, first.device
+        self.first = next(self._rows)
+        self.shape, self.device = self.first.shape, self.first.device
         self._taken = 0
         # Also at exit: a thread that still runs while the interpreter is taken down may take the process with it.
         self._close = weakref.finalize(self, self._rows.close)

@@ -35,7 +35,7 @@ from .loading import file_sha256, find_device, load_data, load_model, state_dict
 from .looks import Course
 from .meter import Profile
 from .noise import STREAM_VERSION, Gaussian
-from .ranks import Ranks
+from .ranks import Ranks, Wishes
 from .results import RunWriter
 from .sampler import Outcome, Sampler
 from .tally import Tally
@@ -132,6 +132,7 @@ class Run:
         self.execution, self.backend = self._probe.execution, self._options["backend"]
         self._signal = _WORK
         self._next_save = 0.0
+        self._wishes = Wishes(self.ranks)
 
     def _setting(self, name: str, recorded: Mapping[str, Any], otherwise: Any) -> Any:
         """Return an option as given, or as it was in the run to resume, or `otherwise`."""
@@ -164,7 +165,7 @@ class Run:
         them. Signals are heard after the batch that is under way; then unfinished images are saved.
         """
         samples = sum(len(piece) for _, piece in course.pieces)
-        self._options["batch_size"] = self._probe.size(expected(course))
+        self._options["batch_size"] = self.ranks.same(self._probe.size(expected(course)))
         sidecar = self._sidecar(settings)
         done, saved = self._on_disk(sidecar, columns)
         mine = [index for index in self.indices if index not in done]
@@ -272,11 +273,8 @@ class Run:
 
     def _after(self, sampler: Sampler, writer: RunWriter | None, held: Mapping[int, Any]) -> None:
         """After a batch: save what is not finished if it is time to, or if a signal came, which is then obeyed."""
-        wish = self._signal or (_SAVE if writer is not None and time.monotonic() > self._next_save else _WORK)
-        if self.ranks.by_samples:
-            wishes = torch.tensor(wish, device=self._device)
-            distributed.all_reduce(wishes, distributed.ReduceOp.MAX)
-            wish = int(wishes)
+        due = writer is not None and time.monotonic() > self._next_save
+        wish = self._wishes(self._signal or (_SAVE if due else _WORK))
         if wish == _WORK:
             return
         began = time.monotonic()
@@ -391,7 +389,7 @@ def _join(args: argparse.Namespace) -> tuple[Ranks, torch.device]:
         # Where torchrun has started a job again, its store still holds the addresses of those that died.
         store, rank, world = next(rendezvous("env://"))
         store = PrefixStore(f"rsfast {_restarts()}", store)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
         atexit.register(distributed.destroy_process_group)
     return Ranks.find(args.shard or "inputs"), device

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -225,8 +226,9 @@ class Sampler:
         Where ranks divide the samples, all must call this after the same batch.
         """
         selection, estimation = (tally.to("cpu") for tally in self._tallies)
-        for tensor in (*selection.tensors().values(), *estimation.tensors().values()):
-            self.ranks.add(tensor)
+        if self.ranks.by_samples:
+            for tensor in (*selection.tensors().values(), *estimation.tensors().values()):
+                self.ranks.add(tensor)
         return [
             {
                 "idx": int(self._input_ids[active.place]),
@@ -308,7 +310,9 @@ class Sampler:
         if not segments:
             return _Read(segments, torch.empty(0, dtype=torch.int64), None)
         integers = torch.cat([tensor[slots].flatten() for tensor, slots in self._rows(self._tallies, segments)])
-        self.ranks.add(integers)
+        if self.ranks.by_samples:
+            integers = torch.cat([integers, torch.tensor([_mark(segments)], device=integers.device)])
+            self.ranks.add(integers)
         if not integers.is_cuda:
             return _Read(segments, integers, None)
         pinned = torch.empty(integers.shape, dtype=torch.int64, pin_memory=True).copy_(integers, non_blocking=True)
@@ -320,6 +324,8 @@ class Sampler:
         """Take what was read, if the input was not decided meanwhile."""
         if read.event is not None:
             read.event.synchronize()
+        if self.ranks.by_samples and read.segments and read.integers[-1] != self.ranks.world * _mark(read.segments):
+            raise RuntimeError("shard is 'samples', but processes were at different samples; all must do the same")
         start = 0
         for tensor, slots in self._rows(self._arrived, read.segments):
             stop = start + len(slots) * tensor[0].numel()
@@ -379,6 +385,11 @@ class Sampler:
         if decided:
             for tensor, slots in self._rows(self._tallies, decided):
                 tensor.index_fill_(0, slots, 0)
+
+
+def _mark(segments: Iterable[Segment]) -> int:
+    """Return a number that tells whose Tallies these are: what ranks add up must be of the same samples."""
+    return crc32(repr([(segment.active.number, segment.piece) for segment in segments]).encode())
 
 
 def _by_tally(segments: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:

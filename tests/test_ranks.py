@@ -72,7 +72,27 @@ for shard in ("inputs", "samples") if ranks > 1 else (None,):
     if shard is not None:  # the seed of one rank is that of all
         seeds = {each.seed for each in rsfast.certify(model, images, noise, num_classes=4, n=20, shard=shard)}
         assert len(seeds) == 1
-    if shard == "inputs":
+        for wrong in ({"seed": distributed.get_rank()}, {"n": 20 + distributed.get_rank()}, {"x": distributed.get_rank()}):
+            x = images + wrong.pop("x", 0)
+            try:
+                rsfast.certify(model, x, noise, shard=shard, **{"num_classes": 4, "n": 20, "seed": 3, **wrong})
+            except ValueError as error:
+                assert "on rank 1; all processes must have the same" in str(error), error
+            else:
+                raise AssertionError(wrong)
+    if shard == "inputs":  # what one raises ends all
+
+        def tires(batch):
+            if distributed.get_rank() == 1:
+                raise KeyError("tired")
+            return model(batch)
+
+        try:
+            rsfast.certify(tires, images, noise, n=20, shard=shard, **options)
+        except (KeyError, ConnectionAbortedError) as error:
+            assert "tired" in str(error), error
+        else:
+            raise AssertionError
         mine = [each.input_id for each in rsfast.certify_each(model, images, noise, n=20, shard=shard, **options)]
         assert mine == list(range(distributed.get_rank(), 7, ranks))
 if ranks == 1 or distributed.get_rank() == ranks - 1:
