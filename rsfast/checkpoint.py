@@ -1,8 +1,14 @@
-"""Samples of inputs that are not finished, on disk: what a run that was stopped goes on from."""
+"""Samples of inputs that are not finished, on disk: what a run that was stopped goes on from.
+
+The first line names the run. Each other line is an input, with a check sum of its run and text, so that nothing goes on from
+what is damaged or comes from elsewhere.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,45 +16,87 @@ from typing import Any
 CHECKPOINT = "checkpoint.jsonl"
 """File name in a run folder."""
 
+_NEW = f"{CHECKPOINT}.new"
+_SUM = ', "crc32": '  # last in each line, of all before it
+_AGAIN = "remove it, and images without a row begin again"
 
-def save(folder: Path, inputs: Iterable[Mapping[str, Any]]) -> None:
+
+def save(folder: Path, run: str, inputs: Iterable[Mapping[str, Any]]) -> None:
     """Write one line an input, in place of an older checkpoint; killed meanwhile, that is still there.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    run : str
+        What tells its run from others: `results.identity`.
+    inputs : iterable of mapping
+        Plain JSON values, with the input's ``idx``.
 
     Raises
     ------
     OSError
         If the folder cannot be written, for want of space mostly. The older checkpoint is still there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder), "a run", [{"idx": 7, "asked": 100}])
+    ...     load(Path(folder), "a run")
+    {7: {'idx': 7, 'asked': 100}}
     """
-    new = folder / f"{CHECKPOINT}.new"
     try:
-        with open(new, "w", encoding="utf-8") as file:
+        with open(folder / _NEW, "w", encoding="utf-8") as file:
+            file.write(json.dumps({"run": run}) + "\n")
             for each in inputs:
-                file.write(json.dumps(each, allow_nan=False) + "\n")
-        new.replace(folder / CHECKPOINT)
+                text = json.dumps(each, allow_nan=False).removesuffix("}")
+                file.write(f"{text}{_SUM}{_check_sum(run, text.encode())}}}\n")
+            file.flush()
+            os.fsync(file.fileno())  # else the new name may be on disk before the lines are, should the power fail
+        (folder / _NEW).replace(folder / CHECKPOINT)
     except OSError as error:
-        new.unlink(missing_ok=True)
-        text = f"{error.strerror} in writing {folder / CHECKPOINT}; the rows before and the checkpoint before are kept"
-        raise type(error)(error.errno, text) from None
+        (folder / _NEW).unlink(missing_ok=True)
+        text = (
+            f"{error.strerror} in writing {folder / CHECKPOINT}; the rows and the checkpoint before are kept, and --resume "
+        )
+        raise OSError(error.errno, text + "goes on once there is space") from error
 
 
-def load(folder: Path) -> dict[int, dict[str, Any]]:
+def load(folder: Path, run: str) -> dict[int, dict[str, Any]]:
     """Return what was saved of each input, by its idx; nothing where there is no checkpoint.
 
     Raises
     ------
     ValueError
-        If the file is damaged, naming the line.
+        If the file is damaged, naming the line, or of another run.
     """
     file = folder / CHECKPOINT
     if not file.exists():
         return {}
-    found = {}
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+    found: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(file.read_bytes().splitlines() or [b""], start=1):
         try:
             each = json.loads(line)
-            found[int(each["idx"])] = each
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{file}, line {number}: {type(error).__name__}: {error}; remove it, and images without a row begin again"
-            ) from None
+            if number == 1:
+                theirs = each["run"]
+            elif each.pop("crc32") == _check_sum(theirs, line.rpartition(_SUM.encode())[0]):
+                found[each["idx"]] = each
+            else:
+                raise ValueError("its check sum is of other text")
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            text = f"{file}, line {number}, is damaged; {_AGAIN} ({type(error).__name__}: {error})"
+            raise ValueError(text) from None
+        if theirs != run:
+            raise ValueError(f"{file} is of another run; {_AGAIN}")
     return found
+
+
+def remove(folder: Path) -> None:
+    """Remove the checkpoint, if there is one, and what is left of one that was being written."""
+    for name in (CHECKPOINT, _NEW):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _check_sum(run: str, text: bytes) -> int:
+    return zlib.crc32(text, zlib.crc32(run.encode()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -53,7 +54,7 @@ _OF_A_PART = {
 
 _COUNTS_LINE = re.compile(rb'\{"idx": (\d+)(, .*)?\}\n')
 
-_RESUME = "the rows before are kept, and certify --resume goes on once there is space"
+_RESUME = "the rows before are kept, and --resume goes on once there is space"
 _ABSTAIN = -1
 _NO_LABEL = -1
 _TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
@@ -112,6 +113,14 @@ def _lock(file: FileIO, folder: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BlockingIOError(f"{folder} is being written by another process; wait for it, or name another folder") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing a run folder; raise BlockingIOError if one does already."""
+    with _append(folder / TABLE) as table:
+        _lock(table, folder)
+        yield
 
 
 @contextmanager
@@ -177,8 +186,19 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> list[_Row]:
     return rows
 
 
+def _first_line(file: Path) -> bytes:
+    with open(file, "rb") as lines:
+        return lines.readline()
+
+
 def _open_counts(folder: Path) -> BinaryIO:
     return open(folder / COUNTS, "rb") if (folder / COUNTS).exists() else io.BytesIO()
+
+
+def identity(sidecar: Mapping[str, Any]) -> str:
+    """Return what is the same for every resumption of a run, and different for different runs: a SHA-256."""
+    same = {name: value for name, value in sidecar.items() if name not in _CIRCUMSTANCES}
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
 
 def finished(folder: Path, columns: tuple[str, ...]) -> set[int]:
@@ -207,8 +227,8 @@ class RunWriter:
 
     Raises
     ------
-    FileExistsError
-        If the folder already holds a file of a run, and not to resume.
+    FileExistsError, FileNotFoundError
+        If the folder already holds a file of a run, and not to resume; or the run to resume has no table.
     TypeError, ValueError
         If sidecar holds what JSON cannot, NaN and infinity included; or the run to resume is damaged, or has another sidecar
         (but for its command and its start). Nothing has been written then.
@@ -243,6 +263,8 @@ class RunWriter:
         self._folder, self._columns = folder, columns
         if not (resume and (folder / SIDECAR).exists()):
             refuse_a_run(folder)
+        elif not (folder / TABLE).exists():  # it is made first, so this was no kill
+            raise FileNotFoundError(f"{folder} is damaged: it holds {SIDECAR} and no {TABLE}; move that run away first")
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as files:
             self._table = files.enter_context(_append(folder / TABLE))
@@ -252,8 +274,8 @@ class RunWriter:
             else:
                 refuse_a_run(folder)  # again, as another process may have come first
                 self._write_sidecar(text)
-            self._counts = files.enter_context(_append(folder / COUNTS))
             rows = _rows(folder, columns)
+            self._counts = files.enter_context(_append(folder / COUNTS))
             self._counts.truncate(rows[-1].end if rows else 0)
             self._table.truncate(len(_header(columns)) + sum(len(row.line) for row in rows) if rows else 0)
             if not rows:
@@ -338,6 +360,7 @@ class RunWriter:
                     with suppress(OSError):  # what this leaves, to resume drops
                         file.truncate(end)
                 raise
+        self.done.add(int(idx))
 
 
 def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:
@@ -400,8 +423,9 @@ def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tup
     out, folders = Path(out), [Path(part) for part in parts]
     refuse_a_run(out)
     sidecar = _merged_sidecar([folder / SIDECAR for folder in folders])
-    with open(folders[0] / TABLE, "rb") as table:
-        columns = PREDICT_COLUMNS if table.readline() == _header(PREDICT_COLUMNS) else CERTIFY_COLUMNS
+    # Not of the first alone: a part that was killed at its birth has no header yet.
+    predicted = any(_first_line(folder / TABLE) == _header(PREDICT_COLUMNS) for folder in folders)
+    columns = PREDICT_COLUMNS if predicted else CERTIFY_COLUMNS
     rows: dict[int, _Row] = {}
     inputs = range(sidecar["start"], sidecar["end"], sidecar["skip"])
     for row in (row for folder in folders for row in _rows(folder, columns)):

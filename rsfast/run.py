@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -44,7 +45,8 @@ _TRACE = "trace.json"  # in the run folder
 _PARTS = "parts"  # of a run that several processes share: a folder in its folder, with a run folder for each
 _EVERY = 30.0  # seconds between checkpoints,
 _SHARE = 20  # or so many times as long as one takes
-_WORK, _SAVE, _TERMINATE, _INTERRUPT = range(4)  # what is to be done after a batch; of several ranks' wishes the largest
+_WORK, _SAVE = 0, 1  # what is to be done after a batch, or the number of a signal; of several ranks' wishes the largest
+_STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class _Images(Dataset[torch.Tensor]):
@@ -135,9 +137,9 @@ class Run:
         self._wishes = Wishes(self.ranks)
 
     def _setting(self, name: str, recorded: Mapping[str, Any], otherwise: Any) -> Any:
-        """Return an option as given, or as it was in the run to resume, or `otherwise`."""
+        """Return an option as given, or, where it is left out or "auto", as in the run to resume, or `otherwise`."""
         given = getattr(self.args, name)
-        return recorded.get(name, otherwise) if given is None else given
+        return recorded.get(name, otherwise) if given in (None, "auto") else given
 
     def _sampling(self, indices: Sequence[int]) -> Sampling:
         images = _Images(self._images, indices, self._device)
@@ -167,54 +169,83 @@ class Run:
         samples = sum(len(piece) for _, piece in course.pieces)
         self._options["batch_size"] = self.ranks.same(self._probe.size(expected(course)))
         sidecar = self._sidecar(settings)
-        done, saved = self._on_disk(sidecar, columns)
-        mine = [index for index in self.indices if index not in done]
-        if self.ranks.by_inputs:
-            mine = mine[self.ranks.rank :: self.ranks.world]
+        self._identity = results.identity(sidecar)
+        begun = self.args.resume and self._sidecar_file().exists()
+        writes = self._check_folder(sidecar, columns)
+        self._wait()  # nobody writes before all have looked
         about = {name: sidecar[name] for name in ("command", "backend", "batch_size", "versions")}
         about |= {"device": str(self._device), "threads": torch.get_num_threads()}
-        with self._log.running(images=len(mine), done_before=len(done), **about):
-            with ExitStack() as stack:
-                writer = None
-                if mine or not self.ranks.by_inputs:
-                    if not self.ranks.by_samples or self.ranks.rank == 0:
-                        writer = stack.enter_context(RunWriter(self._folder, sidecar, columns, resume=self.args.resume))
-                    saved = {index: saved[index] for index in mine if index in saved}
-                    yield from self._sample(_Counted(course), mine, saved, samples, writer)
-            if writer is not None:
-                (self._folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
+        with ExitStack() as stack:
+            writer = None
+            if writes:
+                writer = stack.enter_context(RunWriter(self._folder, sidecar, columns, resume=self.args.resume))
+            if self.ranks.by_inputs and self.first:
+                for part in self._parts():
+                    if not part.name.endswith(f"-of-{self.ranks.world}"):  # one that another job may be writing
+                        stack.enter_context(results.locked(part))
+            done, saved = self._on_disk(columns, begun)  # now that nobody else writes there
+            self._wait()  # nor this job, before all have read
+            mine = [index for index in self.indices if index not in done]
             if self.ranks.by_inputs:
-                self._merge()
+                mine = mine[self.ranks.rank :: self.ranks.world]
+            saved = {index: saved[index] for index in mine if index in saved}
+            with self._log.running(images=len(mine), done_before=len(done), **about):
+                yield from self._sample(_Counted(course), mine, saved, samples, writer)
+            if writer is not None:
+                checkpoint.remove(self._folder)
+        if self.ranks.by_inputs:
+            self._merge()
 
-    def _on_disk(self, sidecar: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[set[int], dict[int, dict[str, Any]]]:
-        """Return the images that have rows, and what was saved of others, of the run to resume."""
-        done: set[int] = set()
-        saved: dict[int, dict[str, Any]] = {}
-        parts = sorted(self.out.glob(f"{_PARTS}/*-of-*"))
+    def _check_folder(self, sidecar: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
+        """Refuse a folder that this run cannot go on in; tell whether this process is to write a run folder."""
+        parts = self._parts()
         if not self.args.resume:
             results.refuse_a_run(self.out)
             if parts:
                 raise FileExistsError(f"{parts[0]} exists; name another folder, or move that run away first")
-        elif (self.out / (results.TABLE if parts else results.SIDECAR)).exists():
+        elif self.ranks.by_inputs and self._merged():
             results.check_same_run(self.out / results.SIDECAR, sidecar)
-            done, saved = results.finished(self.out, columns), checkpoint.load(self.out)
-            if self.ranks.by_inputs and not done.issuperset(self.indices):
+            if not results.finished(self.out, columns).issuperset(self.indices):
                 raise ValueError(f"--out {self.out} holds a run of one process; go on with one, or name another folder")
-        elif parts and not self.ranks.by_inputs:
+            return False
+        elif self.ranks.by_inputs:
+            for part in parts:
+                results.check_same_run(part / results.SIDECAR, sidecar)
+        elif parts and not self._merged():
             raise ValueError(
                 f"--out {self.out} holds a run of several processes; go on under torchrun with --shard inputs, or merge the "
                 f"folders in {self.out / _PARTS} with rsfast merge"
             )
-        for part in parts if self.ranks.by_inputs and not done else []:
-            results.check_same_run(part / results.SIDECAR, sidecar)
-            done |= results.finished(part, columns)
-            saved |= checkpoint.load(part)
-        begun = parts or (self.out / results.SIDECAR).exists()
-        if begun and not saved and not done.issuperset(self.indices) and self.first:
+        return self.first or not self.ranks.by_samples
+
+    def _on_disk(self, columns: tuple[str, ...], begun: bool) -> tuple[set[int], dict[int, dict[str, Any]]]:
+        """Return the images that have rows in the folders of this run, and what was saved of others."""
+        done: set[int] = set()
+        saved: dict[int, dict[str, Any]] = {}
+        folders = self._parts() if self.ranks.by_inputs and not self._merged() else [self.out]
+        for folder in folders:
+            done |= results.finished(folder, columns)
+            for index, each in checkpoint.load(folder, self._identity).items():
+                if index not in saved or _drawn(each) > _drawn(saved[index]):  # of several, some may be older
+                    saved[index] = each
+        missing = not any((folder / checkpoint.CHECKPOINT).exists() for folder in folders)
+        if begun and missing and self.first and not done.issuperset(self.indices):
             self._say(f"no checkpoint in {self.out}; images without a row begin again")
-        if self.ranks.shard is not None:
-            distributed.barrier()  # nobody writes before all have read
         return done, saved
+
+    def _parts(self) -> list[Path]:
+        """Return the folders of several processes; not of one that was killed before there was anything in its own."""
+        return [file.parent for file in sorted(self.out.glob(f"{_PARTS}/*-of-*/{results.SIDECAR}"))]
+
+    def _merged(self) -> bool:
+        """Tell whether the run folder itself holds a run, and not only a part of what a merge puts there, the table last."""
+        table, sidecar = self.out / results.TABLE, self.out / results.SIDECAR
+        return sidecar.exists() and (table.exists() or not self._parts())
+
+    def _wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.ranks.shard is not None:
+            distributed.barrier()
 
     def _sample(
         self, course: Course, mine: list[int], saved: dict[int, dict[str, Any]], samples: int, writer: RunWriter | None
@@ -252,7 +283,7 @@ class Run:
         total, asked = len(fresh) * samples, sum(saved[index]["asked"] for index in fresh if index in saved)
         quiet = True if self.args.log_json == "-" else None  # the bar would stand among the events
         with ExitStack() as stack:
-            stack.enter_context(self._hearing_signals())
+            stack.enter_context(self._hearing_signals(writer))
             bar = stack.enter_context(tqdm(total=total, initial=asked, unit="sample", unit_scale=True, disable=quiet))
             sampling = self._sampling(fresh)
             stack.enter_context(sampling.inputs)
@@ -279,37 +310,28 @@ class Run:
             return
         began = time.monotonic()
         if self._next_save or wish != _SAVE:
-            lines = [*sampler.unfinished(), *held.values()]
-            for each in sampler.held():
-                outcome, counts = each.found
-                value = outcome if isinstance(outcome, int) else outcome.to_dict()
-                lines.append({"idx": each.input_id, "outcome": value, "counts": counts})
+            unfinished = sampler.unfinished()
             if writer is not None:
-                checkpoint.save(self._folder, lines)
-                self._log.event("checkpoint", unfinished=len(lines))
+                checkpoint.save(self._folder, self._identity, chain(unfinished, held.values(), map(_line, sampler.held())))
+                self._log.event("checkpoint", unfinished=len(sampler.schedule.active))
         now = time.monotonic()
         self._next_save = now + max(_EVERY, _SHARE * (now - began))
-        if wish == _TERMINATE:
-            self._terminate()
-        if wish == _INTERRUPT:
-            raise KeyboardInterrupt
+        if wish != _SAVE:
+            self._stop(wish, writer, "and what was sampled of others is saved; ")
 
     @contextmanager
-    def _hearing_signals(self) -> Iterator[None]:
+    def _hearing_signals(self, writer: RunWriter | None) -> Iterator[None]:
         """Note SIGINT and SIGTERM, to be obeyed after the batch that is under way; the second is obeyed at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        wishes = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _TERMINATE}
 
         def note(number: int, _: FrameType | None) -> None:
-            if self._signal and number == signal.SIGINT:
-                raise KeyboardInterrupt
             if self._signal:
-                self._terminate()
-            self._signal = wishes[signal.Signals(number)]
+                self._stop(number, writer, "")
+            self._signal = number
 
-        before = {number: signal.signal(number, note) for number in wishes}
+        before = {number: signal.signal(number, note) for number in _STOPS}
         try:
             yield
         finally:
@@ -319,20 +341,25 @@ class Run:
     def _say(self, text: str) -> None:
         print(f"{self.args.parser.prog}: {text}", file=sys.stderr)
 
-    def _terminate(self) -> NoReturn:
+    def _stop(self, number: int, writer: RunWriter | None, saved: str) -> NoReturn:
         parser: argparse.ArgumentParser = self.args.parser
-        parser.exit(143, f"{parser.prog}: terminated\n")
+        kept = ""
+        if writer is not None:
+            kept = f"; {len(writer.done)} images have their rows in {self._folder}, {saved}--resume goes on"
+        parser.exit(128 + number, f"{parser.prog}: {_STOPS[signal.Signals(number)]}{kept}\n")
 
     def _merge(self) -> None:
-        """Make one run folder of those of all processes, once all are done."""
-        distributed.barrier()
-        if self.first and (parts := sorted(self.out.glob(f"{_PARTS}/*-of-*"))):
-            if not (self.out / results.TABLE).exists():
-                for name in (results.SIDECAR, results.COUNTS):  # of a merge that was killed
+        """Make one run folder of those of all processes, once all are done; killed anywhere, this can be done again."""
+        self._wait()
+        if self.first and (self.out / _PARTS).exists():
+            for scratch in self.out.glob("merge-*"):  # of one that was cut off
+                shutil.rmtree(scratch)
+            if not self._merged():
+                for name in (results.SIDECAR, results.COUNTS):
                     (self.out / name).unlink(missing_ok=True)
-                results.merge(parts, self.out)
+                results.merge(self._parts(), self.out)
             shutil.rmtree(self.out / _PARTS)
-        distributed.barrier()
+        self._wait()
 
     def _sidecar(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         args = self.args
@@ -361,6 +388,18 @@ class Run:
             "backend": self.backend,
             "versions": versions(),
         }
+
+
+def _drawn(saved: Mapping[str, Any]) -> float:
+    """Return how many samples were saved of an image; of one that is decided, all."""
+    return math.inf if "outcome" in saved else saved["asked"]
+
+
+def _line(each: Outcome) -> dict[str, Any]:
+    """Return what is saved of an image that is decided and has no row yet, as those before it have none."""
+    outcome, counts = each.found
+    value = outcome if isinstance(outcome, int) else outcome.to_dict()
+    return {"idx": each.input_id, "outcome": value, "counts": counts}
 
 
 def _outcome(value: Any) -> Certificate | int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -155,7 +156,7 @@ class Sampler:
                 try:
                     while going and self._due not in self._found:
                         going = self._step()
-                except BaseException as error:  # for later: inputs that have all their samples are finished first
+                except Exception as error:  # for later: inputs that have all their samples are finished first
                     self._failure, going = error, False
                     while self._pending:
                         self._arrive(self._pending.popleft())
@@ -220,16 +221,18 @@ class Sampler:
         """Return what was found and is not due yet."""
         return list(self._found.values())
 
-    def unfinished(self) -> list[dict[str, Any]]:
+    def unfinished(self) -> Iterator[Mapping[str, Any]]:
         """Return, for each input under way, its id (``idx``), how many samples were drawn (``asked``) and their Tallies.
 
-        Where ranks divide the samples, all must call this after the same batch.
+        To be read before the next batch. Where ranks divide the samples, all must call this after the same batch.
         """
-        selection, estimation = (tally.to("cpu") for tally in self._tallies)
+        tallies = self._tallies
         if self.ranks.by_samples:
-            for tensor in (*selection.tensors().values(), *estimation.tensors().values()):
+            tallies = tallies[0].to(self._x.device), tallies[1].to(self._x.device)  # copies, to add up
+            for tensor in (tensor for tally in tallies for tensor in tally.tensors().values()):
                 self.ranks.add(tensor)
-        return [
+        selection, estimation = (tally.to("cpu") for tally in tallies)
+        under_way = (
             {
                 "idx": int(self._input_ids[active.place]),
                 "asked": active.asked,
@@ -239,7 +242,8 @@ class Sampler:
                 ],
             }
             for active in self.schedule.active
-        ] + [dict(saved) for saved in self._saved.values()]
+        )
+        return chain(under_way, self._saved.values())
 
     def _begun(self, asked: int) -> int:
         """Return of how many ranges an input has samples."""

@@ -54,7 +54,7 @@ def tires():
     calls = iter(range(5))
     def model(x):
         if next(calls, None) is None:
-            raise KeyboardInterrupt
+            raise ArithmeticError("out of luck")
         return x[:, 0, 0]
     return model
 
@@ -359,9 +359,8 @@ def test_dropout_is_off():
 
 
 def test_rows_written_before_a_failure_stay():
-    with pytest.raises(SystemExit) as stop:  # the sample that tries the model, then two batches an image
+    with pytest.raises(ArithmeticError, match="out of luck"):  # the sample that tries the model, then two batches an image
         run(f"certify {BASE} --model tiny_nets:tires --n0 5 --n 20 --batch-size 13 --out run")
-    assert stop.value.code == 130
     assert [row["idx"] for row in rows("run")] == ["0", "1"]
     assert [line["idx"] for line in counts("run")] == [0, 1]
 

@@ -173,7 +173,7 @@ def test_a_full_disk_keeps_whole_rows(counts, tmp_path):
         with largest_file(size), pytest.raises(OSError, match="File too large in writing") as error:
             fill(folder, counts)
         assert error.value.errno == errno.EFBIG
-        assert f"in writing {folder}; the rows before are kept, and certify --resume goes on" in str(error.value)
+        assert f"in writing {folder}; the rows before are kept, and --resume goes on" in str(error.value)
         found = files(folder)
         assert found.get("results.json", whole["results.json"]) == whole["results.json"]
         for name in ("results.tsv", "counts.jsonl"):
@@ -293,7 +293,7 @@ def test_a_small_disk_that_fills_up(tmp_path):
     first, second = found.stdout.splitlines()
     for line in (first, second):
         assert line.startswith("[Errno 28] No space left on device")
-    assert second.endswith("in writing disk/run; the rows before are kept, and certify --resume goes on once there is space")
+    assert second.endswith("in writing disk/run; the rows before are kept, and --resume goes on once there is space")
 
 
 def test_unknown_label_is_minus_one_and_never_correct(tmp_path):

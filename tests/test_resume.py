@@ -1,134 +1,391 @@
-"""rsfast certify --resume: the rows and counts of a run that was never stopped, whatever stopped it; or a clear refusal."""
+"""--resume: the rows and counts of a run that was never stopped, whatever stopped it; or a clear refusal."""
 
+import importlib
 import json
+import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import largest_file
+from torch import distributed
 
-from rsfast.cli import main
+from rsfast import api, cli
+from rsfast import run as run_module
+from rsfast.checkpoint import CHECKPOINT
+from rsfast.ranks import Ranks
 from rsfast.results import RunWriter
 
 NETS = """
-import time, torch
+import os, torch
 
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        generator = torch.Generator().manual_seed(5)
-        self.weight = torch.nn.Parameter(torch.randn(4, 12, generator=generator) * 3)
+        torch.manual_seed(5)
+        layers = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(128, 4)
+        self.net = torch.nn.Sequential(*layers)
+        self.net[-1].weight.data *= 6
+        self.batches, self.at, self.rows = 0, {}, 0
 
     def forward(self, x):
-        time.sleep(0.002)
-        return x.flatten(1) @ self.weight.T
+        self.batches += 1
+        self.rows += len(x)
+        self.at.get(self.batches, lambda: None)()
+        return self.net(x)
+
+net = Net()
+def model():
+    return net
 """
-COMMAND = "certify --model resume_nets:Net --data data.npz --num-classes 4 --sigma 0.5 --n0 20 --n 500 --batch-size 20"
+OPTIONS = "--model resume_nets:model --data data.npz --num-classes 4 --sigma 0.5 --batch-size 20"
+VOTES = f"certify {OPTIONS} --n0 20 --n 300"
+EARLY = f"certify {OPTIONS} --n0 20 --n 2000 --radius 0.4"
+SOFT = f"certify {OPTIONS} --n0 20 --n 300 --head softmax:1"
+PREDICT = f"predict {OPTIONS} --n 300"
+PART = f"{VOTES} --start 1 --end 8 --skip 2"
 FILES = ("results.tsv", "counts.jsonl")
 
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path, monkeypatch):
+def net(tmp_path, monkeypatch):
+    """The model of every run in this process, in a folder of its own; with a checkpoint after every batch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "resume_nets.py").write_text(NETS)
-    images = np.random.default_rng(0).random((8, 3, 2, 2), dtype=np.float32)
+    images = np.random.default_rng(0).normal(size=(8, 3, 4, 4)).astype(np.float32)
     np.savez("data.npz", images=images, labels=np.arange(8) % 4)
+    monkeypatch.setattr(run_module, "_EVERY", 0.0)
+    monkeypatch.setattr(run_module, "_SHARE", 0)
+    sys.modules.pop("resume_nets", None)
+    return importlib.import_module("resume_nets").net
 
 
-def certify(options):
-    assert main(f"{COMMAND} {options}".split()) == 0
+def go(command, options=""):
+    assert cli.main([*command.split(), *options.split()]) == 0
+
+
+def stop(command, options=""):
+    """The exit status of a run that does not come to its end."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command.split(), *options.split()])
+    return stopped.value.code
+
+
+def rows(folder):
+    return [line.rsplit("\t", 1)[0] for line in Path(folder, "results.tsv").read_text().splitlines()]
 
 
 def contents(folder):
-    """The table without its times, and the counts."""
-    table = [line.rsplit("\t", 1)[0] for line in Path(folder, "results.tsv").read_text().splitlines()]
-    return table, Path(folder, "counts.jsonl").read_text()
+    """All files, but for the times in the table, and the command and the start in the sidecar."""
+    assert sorted(file.name for file in Path(folder).iterdir()) == ["counts.jsonl", "results.json", "results.tsv"]
+    sidecar = json.loads(Path(folder, "results.json").read_text())
+    del sidecar["command"], sidecar["started"]
+    return rows(folder), Path(folder, "counts.jsonl").read_bytes(), sidecar
 
 
-def refuse(capsys, options, message):
+def refuse(capsys, command, options, message):
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        certify(options)
-    assert stopped.value.code == 2
+    assert stop(command, options) == 2
     assert message in capsys.readouterr().err
 
 
+def send(*signals):
+    """What a model does to be told to stop while it runs."""
+    return lambda: [os.kill(os.getpid(), number) for number in signals]
+
+
+def stopped_at(net, batch, command=VOTES, options="--seed 3", numbers=(signal.SIGTERM,)):
+    """The exit status of a run, into the folder run, that is stopped in this batch; the first one tries the model."""
+    net.batches, net.at = 0, {batch: send(*numbers)}
+    status = stop(command, f"--out run {options}")
+    assert net.batches == batch
+    net.at = {}
+    return status
+
+
+# Killed
+
+
+KILLS = """
+    import json, os, random, signal, sys, time
+    import rsfast.run
+    from rsfast.cli import main
+
+    rsfast.run._EVERY, rsfast.run._SHARE = 0.0, 1
+    HERE = os.path.dirname(rsfast.__file__)
+    FILES = [os.path.join(HERE, name) for name in ("run.py", "checkpoint.py", "results.py", "sampler.py")]
+
+    def run(argv, delay=None, line=None):
+        # In a process of its own, killed after so many seconds, or before so many lines of FILES. Whether it came to its
+        # end, and the lines that it ran.
+        pid = os.fork()
+        if pid == 0:
+            places = []
+            def trace(frame, event, _):
+                if event == "line":
+                    if len(places) == line:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    places.append((frame.f_code.co_filename, frame.f_lineno))
+                return trace
+            if delay is None:
+                sys.settrace(lambda frame, *_: trace if frame.f_code.co_filename in FILES else None)
+            with open(os.devnull, "w") as sys.stdout, open(os.devnull, "w") as sys.stderr:
+                status = main(argv)
+            sys.settrace(None)
+            with open("places", "w") as file:
+                json.dump(places, file)
+            os._exit(status)
+        if delay is not None:
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, -signal.SIGKILL), status
+        return status == 0
+
+    rng = random.Random(int(sys.argv[1]))
+    for number, command in enumerate(json.loads(sys.argv[3])):
+        began = time.monotonic()
+        assert run([*command, "--out", f"whole{number}"])
+        seconds = time.monotonic() - began
+        with open("places") as file:
+            places = [tuple(place) for place in json.load(file)]
+        distinct = sorted(set(places))
+        killed = folder = 0
+        while killed < int(sys.argv[2]):
+            argv = [*command, "--resume", "--out", f"run{number}-{folder}"]
+            place = rng.choice(distinct)  # the first time before any line that is ever run, each as likely as the others
+            how = {"line": rng.choice([at for at, each in enumerate(places) if each == place])}
+            while not run(argv, **how):
+                killed += 1
+                how = rng.choice([{"line": rng.randrange(2 * len(places))}, {"delay": rng.uniform(0, 2 * seconds)}])
+            folder += 1
+        print(killed)
+"""
+
+
+def test_killed_at_random_moments():
+    """SIGKILL again and again until a run comes to its end, at least 21 times, with a checkpoint after nearly every batch.
+
+    A network with convolutions, in float32: early stops, a soft head with betting, and predict.
+    """
+    commands = [[*command.split(), "--seed", "3"] for command in (EARLY, SOFT, PREDICT)]
+    argv = [sys.executable, "-c", textwrap.dedent(KILLS), "1", "7", json.dumps(commands)]
+    env = {"PYTHONPATH": ":".join(sys.path), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    assert min(map(int, done.stdout.split())) >= 7
+    for number in range(3):
+        folders = list(Path().glob(f"run{number}-*"))
+        assert folders
+        for folder in folders:
+            assert contents(folder) == contents(f"whole{number}"), folder
+
+
 def test_cut_off_anywhere():
-    """Both files cut at 40 random places that a killed run can leave: counts come before their row, each in one piece."""
-    certify("--out whole --seed 3")
+    """Both files cut at random places that a killed run can leave: counts come before their row, each in one piece."""
+    go(VOTES, "--out whole --seed 3")
     table, counts = (Path("whole", name).read_bytes() for name in FILES)
     ends = [[i + 1 for i, byte in enumerate(data) if byte == ord("\n")] for data in (table, counts)]
     rng = random.Random(4)
-    for trial in range(40):
-        rows = rng.randrange(8)
-        places = (ends[0][rows], ends[1][rows - 1] if rows else 0)
+    for trial in range(12):
+        number = rng.randrange(8)
+        places = (ends[0][number], ends[1][number - 1] if number else 0)
         if rng.random() < 0.5:  # within the next line of counts
-            places = (places[0], rng.randint(places[1], ends[1][rows]))
+            places = (places[0], rng.randint(places[1], ends[1][number]))
         else:  # within the row that follows it
-            places = (rng.randint(places[0], ends[0][rows + 1] - 1), ends[1][rows])
+            places = (rng.randint(places[0], ends[0][number + 1] - 1), ends[1][number])
         folder = Path(f"cut{trial}")
         folder.mkdir()
-        (folder / "results.json").write_bytes(Path("whole/results.json").read_bytes())
+        shutil.copy("whole/results.json", folder)
         for name, data, place in zip(FILES, (table, counts), places, strict=True):
             (folder / name).write_bytes(data[:place])
-        certify(f"--out {folder} --resume")
+        go(VOTES, f"--out {folder} --resume")
         assert contents(folder) == contents("whole")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_is_stopped(how):
-    certify("--out whole --seed 3")
-    command = [sys.executable, "-m", "rsfast", *f"{COMMAND} --out run --seed 3".split()]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={"PYTHONPATH": ":".join(sys.path), "PATH": ""})
-    table = Path("run/results.tsv")
-    deadline = time.monotonic() + 60
-    while not (table.exists() and table.read_text().count("\n") >= 3) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(how)
-    process.communicate()
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
-    assert contents("run")[0] == contents("whole")[0][: len(contents("run")[0])]
-    assert len(contents("run")[0]) < 9
-    certify("--out run --resume")
-    assert contents("run") == contents("whole")
+# Told to stop
 
 
-def test_a_full_disk():
-    """With the limit on the size of files that stands for one: counts of --radius are the largest file."""
-    certify("--out whole --seed 3 --radius 0.4")
-    size = Path("whole/counts.jsonl").stat().st_size // 2
-    limited = f"""
-        import resource
-        from rsfast.cli import main
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, hard))
-        main()
-    """
-    command = [sys.executable, "-B", "-c", textwrap.dedent(limited), *f"{COMMAND} --out run --seed 3 --radius 0.4".split()]
-    process = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path), "PATH": ""})
-    assert process.returncode == 2
-    assert process.stderr == (
-        "rsfast certify: error: [Errno 27] File too large in writing run; "
-        "the rows before are kept, and certify --resume goes on once there is space\n"
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (VOTES, signal.SIGINT),
+        (SOFT, signal.SIGTERM),
+        (EARLY, signal.SIGTERM),
+        (PREDICT, signal.SIGINT),
+        (PART, signal.SIGTERM),
+    ],
+)
+def test_a_signal_saves_all_samples(command, number, net, capsys):
+    """The batch that is under way is finished, and no sample that was drawn is drawn again."""
+    go(command, "--out whole --seed 3")
+    batches, outcomes = net.batches, 0
+    for batch in np.linspace(2, batches - 1, 4).astype(int).tolist():
+        capsys.readouterr()
+        assert stopped_at(net, batch, command, numbers=[number]) == 128 + number
+        said = re.fullmatch(
+            rf"rsfast {command.split()[0]}: (interrupted|terminated); (\d) images have their rows in run, and what was "
+            r"sampled of others is saved; --resume goes on\n",
+            capsys.readouterr().err,
+        )
+        assert said[1] == {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+        assert int(said[2]) == len(rows("run")) - 1
+        outcomes += Path("run", CHECKPOINT).read_text().count('"outcome"')
+        go(command, "--out run --resume")
+        assert capsys.readouterr().err == ""
+        assert net.batches <= batches + 3  # one more tries the model; early, batches are filled with other speculations
+        assert contents("run") == contents("whole")
+        shutil.rmtree("run")
+    assert (outcomes > 0) == (command == EARLY)  # images that were decided before one that comes before them
+
+
+@pytest.mark.parametrize("where", ["model", "checkpoint"])
+def test_a_second_signal_stops_at_once(where, net, monkeypatch, capsys):
+    go(VOTES, "--out whole --seed 3")
+    net.batches, before = 0, []
+
+    def twice():
+        before.append(Path("run", CHECKPOINT).read_bytes())
+        send(signal.SIGTERM, signal.SIGINT)()
+
+    fsync = os.fsync
+    with monkeypatch.context() as patch:
+        if where == "model":
+            net.at = {70: twice}
+        else:
+            patch.setattr(os, "fsync", lambda file: twice() if net.batches == 70 else fsync(file))
+        assert stop(VOTES, "--out run --seed 3") == 130
+    assert capsys.readouterr().err == (
+        f"rsfast certify: interrupted; {len(rows('run')) - 1} images have their rows in run, --resume goes on\n"
     )
-    assert 2 < len(contents("run")[0]) < 9
-    assert main(["analyze", "run"]) == 0
-    certify("--out run --resume --radius 0.4")
+    assert net.batches == 70
+    assert [Path("run", CHECKPOINT).read_bytes()] == before
+    net.at = {}
+    go(VOTES, "--out run --resume")
     assert contents("run") == contents("whole")
 
 
-def test_a_run_that_is_finished_or_not_begun(capsys):
-    certify("--out run --seed 3 --resume")
-    before = contents("run")
-    certify("--out run --resume")
-    assert contents("run") == before
-    refuse(capsys, "--out run --seed 3", "exists; name another folder")
+# What was saved
+
+
+def test_without_a_checkpoint(net, capsys):
+    """Removed, or not yet made: rows are kept, and other images begin again. A run that is new says nothing of that."""
+    go(VOTES, "--out whole --seed 3 --resume")
+    assert capsys.readouterr().err == ""
+    stopped_at(net, 90)
+    before = rows("run")
+    assert len(before) > 1
+    Path("run", CHECKPOINT).unlink()
+    capsys.readouterr()
+    go(VOTES, "--out run --resume")
+    assert capsys.readouterr().err == "rsfast certify: no checkpoint in run; images without a row begin again\n"
+    assert rows("run")[: len(before)] == before
+    assert contents("run") == contents("whole")
+
+
+def test_a_checkpoint_that_is_not_of_this_run(net, capsys):
+    """Damaged or from elsewhere, it is refused before anything is drawn, and nothing is lost; removed, the run goes on."""
+    go(VOTES, "--out whole --seed 3")
+    stopped_at(net, 90, options="--seed 4")
+    theirs = Path("run", CHECKPOINT).read_bytes()
+    shutil.rmtree("run")
+    stopped_at(net, 90)
+    checkpoint = Path("run", CHECKPOINT)
+    mine = checkpoint.read_bytes()
+    cut = (
+        f"{checkpoint}, line {mine.count(10)}, is damaged; remove it, and images without a row begin again (JSONDecodeError"
+    )
+    other = f"{checkpoint} is of another run; remove it, and images without a row begin again"
+    for data, message in ((mine[:-9], cut), (b"", f"{checkpoint}, line 1, is damaged"), (theirs, other)):
+        checkpoint.write_bytes(data)
+        before = {file: file.read_bytes() for file in Path("run").iterdir()}
+        net.batches = 0
+        refuse(capsys, VOTES, "--out run --resume", message)
+        assert net.batches == 1
+        assert {file: file.read_bytes() for file in Path("run").iterdir()} == before
+    checkpoint.write_bytes(mine)  # and put back as it was, it serves
+    go(VOTES, "--out run --resume")
+    assert net.batches < 90
+    assert contents("run") == contents("whole")
+
+
+@pytest.mark.parametrize("command", [EARLY, SOFT], ids=["early", "betting"])
+def test_a_checkpoint_that_is_older_than_rows(command, net):
+    """Of images that have rows by now it is not used, be they unfinished in it or decided."""
+    go(command, "--out whole --seed 3")
+    batches = net.batches
+    stopped_at(net, batches // 3, command)
+    older = Path("run", CHECKPOINT).read_bytes()
+    before = rows("run")
+    stopped_at(net, batches // 2, command, "--resume")
+    assert len(rows("run")) > len(before)
+    Path("run", CHECKPOINT).write_bytes(older)
+    go(command, "--out run --resume")
+    assert contents("run") == contents("whole")
+
+
+@pytest.mark.parametrize("batch", [10, 90])
+def test_a_full_disk_for_a_checkpoint(batch, net, capsys):
+    """The rows and the checkpoint before are kept, whether the checkpoint fails or, later, a row."""
+    go(SOFT, "--out whole --seed 3")
+    batches, before, limits = net.batches, [], ExitStack()
+
+    def fill():
+        before.extend([rows("run"), Path("run", CHECKPOINT).read_bytes()])
+        limits.enter_context(largest_file(len(before[1]) // 2))
+
+    net.batches, net.at = 0, {batch: fill}
+    with limits:
+        assert stop(SOFT, "--out run --seed 3") == 2
+    message = capsys.readouterr().err
+    assert "File too large in writing run" in message
+    assert "--resume goes on once there is space" in message
+    assert net.batches == batch
+    assert rows("run") == before[0]
+    assert Path("run", CHECKPOINT).read_bytes() == before[1]
+    net.at = {}
+    go(SOFT, "--out run --resume")
+    assert net.batches <= batches + 3
+    assert contents("run") == contents("whole")
+
+
+def test_a_full_disk_for_rows(monkeypatch, capsys):
+    """With the limit on the size of files that stands for one: counts of --radius are the largest file."""
+    monkeypatch.setattr(run_module, "_EVERY", 1e9)
+    go(EARLY, "--out whole --seed 3")
+    with largest_file(Path("whole/counts.jsonl").stat().st_size // 2):
+        assert stop(EARLY, "--out run --seed 3") == 2
+    assert capsys.readouterr().err == (
+        "rsfast certify: error: [Errno 27] File too large in writing run; "
+        "the rows before are kept, and --resume goes on once there is space\n"
+    )
+    assert 2 < len(rows("run")) < 9
+    assert cli.main(["analyze", "run"]) == 0
+    go(EARLY, "--out run --resume")
+    assert contents("run") == contents("whole")
+
+
+# The same run, or none
+
+
+def test_a_run_that_is_finished(net, capsys):
+    go(VOTES, "--out run --seed 3")
+    before = {file: file.read_bytes() for file in Path("run").iterdir()}
+    net.batches = 0
+    go(VOTES, "--out run --resume")
+    assert net.batches == 1
+    assert {file: file.read_bytes() for file in Path("run").iterdir()} == before
+    refuse(capsys, VOTES, "--out run --seed 3", "exists; name another folder")
 
 
 @pytest.mark.parametrize(
@@ -136,31 +393,113 @@ def test_a_run_that_is_finished_or_not_begun(capsys):
     [
         ("--seed 4", "with seed 3, this one has 4; to resume it must be the same run"),
         ("--sigma 0.25", "with noise {"),
-        ("--n 600", "with n 500, this one has 600"),
+        ("--n 600", "with n 300, this one has 600"),
         ("--alpha 0.01", "with alpha 0.001, this one has 0.01"),
         ("--radius 0.5", "is of a run with bound 'clopper_pearson'"),
         ("--end 4", "with end 8, this one has 4"),
+        ("--batch-size 10", "with batch_size 20, this one has 10"),
+        ("--num-classes 5", "num_classes is 5, but the model returned 4 logits a row"),
+        ("--head softmax:1", "is of a run with bound 'clopper_pearson', this one has 'betting'"),
     ],
 )
-def test_another_run_is_refused(options, message, capsys):
-    certify("--out run --seed 3")
-    before = contents("run")
-    refuse(capsys, f"--out run --resume {options}", message)
-    assert contents("run") == before
+def test_another_run_is_refused(options, message, net, capsys):
+    stopped_at(net, 90)
+    before = {file: file.read_bytes() for file in Path("run").iterdir()}
+    refuse(capsys, VOTES, f"--out run --resume {options}", message)
+    assert {file: file.read_bytes() for file in Path("run").iterdir()} == before
+
+
+def test_auto_is_the_batch_size_of_the_run(net, monkeypatch):
+    """As a search may find another one each time."""
+    go(VOTES, "--out whole --seed 3")
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "automatic", lambda *_: 20)
+        stopped_at(net, 70, options="--seed 3 --batch-size auto")
+        patch.setattr(api, "automatic", lambda *_: 30)
+        go(VOTES, "--out run --resume --batch-size auto")
+    assert contents("run") == contents("whole")
 
 
 def test_damage_is_told(capsys):
-    certify("--out run --seed 3")
-    Path("run/counts.jsonl").unlink()
-    refuse(capsys, "--out run --resume", "run is damaged: counts.jsonl must have a line for each row of results.tsv")
-    assert len(Path("run/results.tsv").read_text().splitlines()) == 9
+    go(VOTES, "--out run --seed 3")
+    for name, message in (
+        ("counts.jsonl", "run is damaged: counts.jsonl must have a line for each row of results.tsv"),
+        ("results.tsv", "run is damaged: it holds results.json and no results.tsv"),
+    ):
+        Path("run", name).rename("away")
+        before = {file: file.read_bytes() for file in Path("run").iterdir()}
+        refuse(capsys, VOTES, "--out run --resume", message)
+        assert {file: file.read_bytes() for file in Path("run").iterdir()} == before
+        Path("away").rename(Path("run", name))
     Path("run/results.json").write_text("{")
-    refuse(capsys, "--out run --resume", "results.json is not JSON")
+    refuse(capsys, VOTES, "--out run --resume", "results.json is not JSON")
 
 
-def test_two_processes_on_one_run(capsys):
-    certify("--out run --seed 3")
-    sidecar = json.loads(Path("run/results.json").read_text())
-    with RunWriter("run", sidecar, resume=True) as first:
-        assert first.done == set(range(8))
-        refuse(capsys, "--out run --resume", "run is being written by another process; wait for it, or name another folder")
+# Two processes
+
+
+def test_two_processes_on_one_run(net, capsys):
+    stopped_at(net, 90)
+    with RunWriter("run", json.loads(Path("run/results.json").read_text()), resume=True) as first:
+        assert len(first.done) == len(rows("run")) - 1
+        refuse(capsys, VOTES, "--out run --resume", "run is being written by another process; wait for it, or name another")
+
+
+def test_a_process_that_was_still_writing(net, monkeypatch):
+    """Rows are read once the run is locked: those that another process wrote until then are not written again."""
+    go(VOTES, "--out whole --seed 3")
+    stopped_at(net, 40)
+
+    class Late(RunWriter):
+        def __init__(self, folder, sidecar, *args, **kwargs):
+            shutil.copytree("whole", folder, dirs_exist_ok=True)
+            super().__init__(folder, sidecar, *args, **kwargs)
+
+    net.batches = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "RunWriter", Late)
+        go(VOTES, "--out run --resume")
+    assert net.batches == 1
+    assert contents("run") == contents("whole")
+
+
+@pytest.fixture
+def _of_a_job(monkeypatch):
+    """Runs as of a job under torchrun, of one process."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(run_module, "_join", lambda _: (Ranks("inputs", 0, 1), torch.device("cpu")))
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_of_a_job")
+@pytest.mark.parametrize("step", range(6))
+def test_killed_while_parts_are_merged(step, monkeypatch):
+    """Before each step that changes a file: three renames, and the removal of the parts, file by file."""
+    go(VOTES, "--out whole --seed 3")
+    merge, unlink, rename, steps = run_module.results.merge, os.unlink, Path.rename, []
+
+    class Killed(BaseException):
+        pass
+
+    def counting(function):
+        def call(*args, **kwargs):
+            if len(steps) == step:
+                raise Killed
+            steps.append(function)
+            return function(*args, **kwargs)
+
+        return call
+
+    def merging(parts, out):
+        patch.setattr(Path, "rename", counting(rename))
+        patch.setattr(os, "unlink", counting(unlink))
+        Path(out, "merge-killed").mkdir()  # as a process that is killed leaves it
+        return merge(parts, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.results, "merge", merging)
+        with pytest.raises(Killed):
+            go(VOTES, "--out run --seed 3")
+    go(VOTES, "--out run --resume")
+    assert contents("run") == contents("whole")
