@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -170,6 +170,8 @@ class Run:
         self._options["batch_size"] = self.ranks.same(self._probe.size(expected(course)))
         sidecar = self._sidecar(settings)
         self._identity = results.identity(sidecar)
+        if self.ranks.shard is not None:
+            self.ranks.agree({name: value for name, value in sidecar.items() if name != "started"})
         begun = self.args.resume and self._sidecar_file().exists()
         writes = self._check_folder(sidecar, columns)
         self._wait()  # nobody writes before all have looked
@@ -194,7 +196,7 @@ class Run:
             if writer is not None:
                 checkpoint.remove(self._folder)
         if self.ranks.by_inputs:
-            self._merge()
+            self._merge(columns)
 
     def _check_folder(self, sidecar: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
         """Refuse a folder that this run cannot go on in; tell whether this process is to write a run folder."""
@@ -281,7 +283,8 @@ class Run:
         if not fresh:
             return
         total, asked = len(fresh) * samples, sum(saved[index]["asked"] for index in fresh if index in saved)
-        quiet = True if self.args.log_json == "-" else None  # the bar would stand among the events
+        # One bar is enough, and none among events. None shows it where stderr is a terminal.
+        quiet = True if self.args.log_json == "-" or not self.first else None
         with ExitStack() as stack:
             stack.enter_context(self._hearing_signals(writer))
             bar = stack.enter_context(tqdm(total=total, initial=asked, unit="sample", unit_scale=True, disable=quiet))
@@ -327,6 +330,8 @@ class Run:
             return
 
         def note(number: int, _: FrameType | None) -> None:
+            if self._signal and self.ranks.world > 1:  # torchrun passes on what a terminal has sent already
+                return
             if self._signal:
                 self._stop(number, writer, "")
             self._signal = number
@@ -348,7 +353,7 @@ class Run:
             kept = f"; {len(writer.done)} images have their rows in {self._folder}, {saved}--resume goes on"
         parser.exit(128 + number, f"{parser.prog}: {_STOPS[signal.Signals(number)]}{kept}\n")
 
-    def _merge(self) -> None:
+    def _merge(self, columns: tuple[str, ...]) -> None:
         """Make one run folder of those of all processes, once all are done; killed anywhere, this can be done again."""
         self._wait()
         if self.first and (self.out / _PARTS).exists():
@@ -357,6 +362,12 @@ class Run:
             if not self._merged():
                 for name in (results.SIDECAR, results.COUNTS):
                     (self.out / name).unlink(missing_ok=True)
+                done = set[int]().union(*(results.finished(part, columns) for part in self._parts()))
+                if missing := set(self.indices) - done:
+                    raise ValueError(
+                        f"--out is {self.out}, where {len(missing)} images have no row though all processes are done, idx "
+                        f"{min(missing)} the first; it must be a folder that all of them share"
+                    )
                 results.merge(self._parts(), self.out)
             shutil.rmtree(self.out / _PARTS)
         self._wait()
@@ -429,7 +440,9 @@ def _join(args: argparse.Namespace) -> tuple[Ranks, torch.device]:
         store, rank, world = next(rendezvous("env://"))
         store = PrefixStore(f"rsfast {_restarts()}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+        # One that is done waits for the slowest, however long that takes: torchrun ends it where there is no use in that.
+        patience = timedelta(days=365)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
         atexit.register(distributed.destroy_process_group)
     return Ranks.find(args.shard or "inputs"), device
 

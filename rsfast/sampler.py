@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from .tally import Tally
 
 _ALONE = Ranks()
 _UNSEEN = 1 << 15  # rows after which Tallies that have arrived are looked at
+_PROMPT = 1.0  # or so many seconds
 _MEMORY = 1 << 28  # bytes of Tallies and inputs under way, on the device and once more on the host
 
 
@@ -130,6 +132,7 @@ class Sampler:
         self._pending: deque[_Read] = deque()
         self._found: dict[int, Outcome] = {}
         self._due = self._unseen = 0
+        self._looked = time.monotonic()
 
     def _of_places(self, places: int, num_classes: int, device: torch.device | str) -> tuple[Tally, Tally]:
         """Return Tallies of the selections [places] and of the estimations [looks * places]."""
@@ -188,11 +191,12 @@ class Sampler:
         """Return the segments of the next batch.
 
         Bounds cost less the more inputs they are taken of at once. So what has arrived is looked at when that is needed to
-        fill the batch, or so many rows have passed; not by the clock, as all ranks must find the same.
+        fill the batch, or so many rows have passed, or a second; but where ranks divide the samples not by the clock, as
+        all must find the same.
         """
         room, segments = self._size, list[Segment]()
         self._unseen += room
-        if self._unseen >= _UNSEEN:
+        if self._unseen >= _UNSEEN or (not self.ranks.by_samples and time.monotonic() - self._looked > _PROMPT):
             self._look()
         while room:
             new = self.schedule.fill(room, self._load)
@@ -340,7 +344,7 @@ class Sampler:
 
     def _look(self) -> bool:
         """Judge what can be judged, look by look; tell whether there was any."""
-        self._unseen, looked = 0, False
+        self._unseen, self._looked, looked = 0, time.monotonic(), False
         with self.batches.meter("bounds"):
             if self.course.tracks and (fresh := [a for a in self.schedule.active if a.read and not a.judged]):
                 self._track(fresh)

@@ -36,12 +36,13 @@ class Slow(Net):
         return super().forward(x)
 
 class Dies(Net):
-    '''Rank 1 dies in its 30th batch, the first time it is started.'''
+    '''Rank 1 dies in its 150th batch, the first time it is started.'''
     batches = 0
 
     def forward(self, x):
+        time.sleep(0.01)
         Dies.batches += 1
-        if Dies.batches == 30 and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+        if Dies.batches == 150 and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
             os._exit(3)
         return super().forward(x)
 """
