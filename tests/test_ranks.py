@@ -98,6 +98,8 @@ for shard in ("inputs", "samples") if ranks > 1 else (None,):
         assert mine == list(range(distributed.get_rank(), 7, ranks))
 if ranks == 1 or distributed.get_rank() == ranks - 1:
     print(json.dumps(found))
+if ranks > 1:
+    distributed.destroy_process_group()
 """
 
 
