@@ -185,8 +185,9 @@ class Run:
                 for part in self._parts():
                     if not part.name.endswith(f"-of-{self.ranks.world}"):  # one that another job may be writing
                         stack.enter_context(results.locked(part))
-            done, saved = self._on_disk(columns, begun)  # now that nobody else writes there
-            self._wait()  # nor this job, before all have read
+            self._wait()  # until every folder is there and locked
+            done, saved = self._on_disk(columns, begun)
+            self._wait()  # nobody writes a row before all have read
             mine = [index for index in self.indices if index not in done]
             if self.ranks.by_inputs:
                 mine = mine[self.ranks.rank :: self.ranks.world]
@@ -320,7 +321,7 @@ class Run:
         now = time.monotonic()
         self._next_save = now + max(_EVERY, _SHARE * (now - began))
         if wish != _SAVE:
-            self._stop(wish, writer, "and what was sampled of others is saved; ")
+            self._stop(wish, writer, "samples of other images are saved; ")
 
     @contextmanager
     def _hearing_signals(self, writer: RunWriter | None) -> Iterator[None]:
@@ -350,7 +351,7 @@ class Run:
         parser: argparse.ArgumentParser = self.args.parser
         kept = ""
         if writer is not None:
-            kept = f"; {len(writer.done)} images have their rows in {self._folder}, {saved}--resume goes on"
+            kept = f"; rows in {self._folder}: {len(writer.done)}; {saved}--resume goes on"
         parser.exit(128 + number, f"{parser.prog}: {_STOPS[signal.Signals(number)]}{kept}\n")
 
     def _merge(self, columns: tuple[str, ...]) -> None:

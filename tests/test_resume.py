@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import random
 import re
@@ -21,9 +22,9 @@ from torch import distributed
 
 from rsfast import api, cli
 from rsfast import run as run_module
-from rsfast.checkpoint import CHECKPOINT
+from rsfast.checkpoint import CHECKPOINT, load
 from rsfast.ranks import Ranks
-from rsfast.results import RunWriter
+from rsfast.results import RunWriter, locked
 
 NETS = """
 import os, torch
@@ -234,8 +235,8 @@ def test_a_signal_saves_all_samples(command, number, net, capsys):
         capsys.readouterr()
         assert stopped_at(net, batch, command, numbers=[number]) == 128 + number
         said = re.fullmatch(
-            rf"rsfast {command.split()[0]}: (interrupted|terminated); (\d) images have their rows in run, and what was "
-            r"sampled of others is saved; --resume goes on\n",
+            rf"rsfast {command.split()[0]}: (interrupted|terminated); rows in run: (\d); samples of other images are saved; "
+            r"--resume goes on\n",
             capsys.readouterr().err,
         )
         assert said[1] == {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
@@ -266,7 +267,7 @@ def test_a_second_signal_stops_at_once(where, net, monkeypatch, capsys):
             patch.setattr(os, "fsync", lambda file: twice() if net.batches == 70 else fsync(file))
         assert stop(VOTES, "--out run --seed 3") == 130
     assert capsys.readouterr().err == (
-        f"rsfast certify: interrupted; {len(rows('run')) - 1} images have their rows in run, --resume goes on\n"
+        f"rsfast certify: interrupted; rows in run: {len(rows('run')) - 1}; --resume goes on\n"
     )
     assert net.batches == 70
     assert [Path("run", CHECKPOINT).read_bytes()] == before
@@ -319,9 +320,54 @@ def test_a_checkpoint_that_is_not_of_this_run(net, capsys):
     assert contents("run") == contents("whole")
 
 
+def progress():
+    """How many samples a run has of each image that has no row; of those that are decided without end."""
+    identity = json.loads(Path("run", CHECKPOINT).read_text().splitlines()[0])["run"]
+    saved = load(Path("run"), identity)
+    assert not saved.keys() & {int(row.split("\t")[0]) for row in rows("run")[1:]}
+    return {idx: each.get("asked", math.inf) for idx, each in saved.items()}
+
+
+def test_stopped_twice(net):
+    """The second time all that was saved the first time is there, also of images decided before one that comes before."""
+    go(EARLY, "--out whole --seed 3")
+    batches, decided = net.batches, 0
+    for batch in range(4, batches, 4):
+        stopped_at(net, batch, EARLY)
+        before = progress()
+        stopped_at(net, 2, EARLY, "--resume")
+        written = {int(row.split("\t")[0]) for row in rows("run")[1:]}
+        after = progress()
+        assert all(idx in written or after[idx] >= drawn for idx, drawn in before.items())
+        decided += math.inf in before.values() and math.inf in after.values()
+        go(EARLY, "--out run --resume")
+        assert contents("run") == contents("whole")
+        shutil.rmtree("run")
+    assert decided
+
+
+def test_images_whose_turn_has_not_come_again(net):
+    """As a checkpoint of several processes may hold, more than one image that is half sampled."""
+    go(VOTES, "--out whole --seed 3")
+    stopped_at(net, 42)
+    lines = Path("run", CHECKPOINT).read_text().splitlines()
+    shutil.rmtree("run")
+    stopped_at(net, 24)
+    with open(Path("run", CHECKPOINT), "a") as file:
+        file.write(lines[-1] + "\n")
+    before = progress()
+    assert sum(0 < drawn < 320 for drawn in before.values()) == 2
+    stopped_at(net, 2, options="--resume")
+    after = progress()
+    assert before.keys() == after.keys()
+    assert sum(after.values()) == sum(before.values()) + 20
+    go(VOTES, "--out run --resume")
+    assert contents("run") == contents("whole")
+
+
 @pytest.mark.parametrize("command", [EARLY, SOFT], ids=["early", "betting"])
 def test_a_checkpoint_that_is_older_than_rows(command, net):
-    """Of images that have rows by now it is not used, be they unfinished in it or decided."""
+    """Of images that have rows by now it is not used, nor saved again."""
     go(command, "--out whole --seed 3")
     batches = net.batches
     stopped_at(net, batches // 3, command)
@@ -330,6 +376,8 @@ def test_a_checkpoint_that_is_older_than_rows(command, net):
     stopped_at(net, batches // 2, command, "--resume")
     assert len(rows("run")) > len(before)
     Path("run", CHECKPOINT).write_bytes(older)
+    stopped_at(net, 2, command, "--resume")
+    progress()
     go(command, "--out run --resume")
     assert contents("run") == contents("whole")
 
@@ -502,4 +550,25 @@ def test_killed_while_parts_are_merged(step, monkeypatch):
         with pytest.raises(Killed):
             go(VOTES, "--out run --seed 3")
     go(VOTES, "--out run --resume")
+    assert contents("run") == contents("whole")
+
+
+@pytest.mark.usefixtures("_of_a_job")
+def test_parts_of_another_number_of_processes(net, capsys):
+    """They are gone on from, each image from where most was drawn of it; not while another job writes them."""
+    go(VOTES, "--out whole --seed 3")
+    batches = net.batches
+    for batch, part in ((30, "0-of-3"), (70, "0-of-2"), (20, "1-of-3")):
+        stopped_at(net, batch)
+        Path("run/parts/0-of-1").rename(part)
+        Path("run/parts").rmdir()
+    for part in ("0-of-3", "0-of-2", "1-of-3"):
+        shutil.move(part, f"run/parts/{part}")
+    Path("run/parts/2-of-3").mkdir()  # of a process that was killed before it wrote anything
+    with locked(Path("run/parts/0-of-2")):
+        refuse(capsys, VOTES, "--out run --resume", "run/parts/0-of-2 is being written by another process; wait for it")
+    net.batches = 0
+    go(VOTES, "--out run --resume")
+    assert capsys.readouterr().err == ""
+    assert net.batches <= batches - 70 + 3
     assert contents("run") == contents("whole")
