@@ -57,8 +57,9 @@ class Batches:
     preparation : mapping
         What `ops.perturb` takes from scale to backend, without out.
     pad : bool
-        Give the model a full batch always, whatever is left in the buffer of earlier rows behind the last. Kernels of most
-        libraries compute a row to the same bits wherever it stands in a batch of one shape, but not in one of another.
+        Give the model a full batch always, whatever is left in the buffer of earlier rows behind the last. Kernels mostly
+        compute a row to the same bits wherever it stands in a batch of one shape (README, Pitfalls), and mostly not in
+        one of another.
     meter : Meter, optional
         Where times go.
 

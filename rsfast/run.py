@@ -254,8 +254,9 @@ class Run:
         self, course: Course, mine: list[int], saved: dict[int, dict[str, Any]], samples: int, writer: RunWriter | None
     ) -> Iterator[tuple[int, Any]]:
         held = {index: each for index, each in saved.items() if "outcome" in each}
+        begun = {index: each for index, each in saved.items() if "outcome" not in each}
         fresh = [index for index in mine if index not in held]
-        outcomes = self._outcomes(course, fresh, saved, held, samples, writer)
+        outcomes = self._outcomes(course, fresh, begun, held, samples, writer)
         began = time.perf_counter()
         for index in mine:
             if index in held:
@@ -275,7 +276,7 @@ class Run:
         self,
         course: Course,
         fresh: list[int],
-        saved: Mapping[int, Mapping[str, Any]],
+        begun: Mapping[int, Mapping[str, Any]],
         held: Mapping[int, Mapping[str, Any]],
         samples: int,
         writer: RunWriter | None,
@@ -283,7 +284,7 @@ class Run:
         """Sample these images; meanwhile save, log and hear signals."""
         if not fresh:
             return
-        total, asked = len(fresh) * samples, sum(saved[index]["asked"] for index in fresh if index in saved)
+        total, asked = len(fresh) * samples, sum(each["asked"] for each in begun.values())
         # One bar is enough, and none among events. None shows it where stderr is a terminal.
         quiet = True if self.args.log_json == "-" or not self.first else None
         with ExitStack() as stack:
@@ -291,7 +292,7 @@ class Run:
             bar = stack.enter_context(tqdm(total=total, initial=asked, unit="sample", unit_scale=True, disable=quiet))
             sampling = self._sampling(fresh)
             stack.enter_context(sampling.inputs)
-            sampler = sampling.sampler(course, bar, pad=True, saved=saved)
+            sampler = sampling.sampler(course, bar, pad=True, saved=begun)
             stack.enter_context(self._log.watching(bar, sampler.batches))
             profile = None
             if self.args.profile and self.first:
