@@ -246,9 +246,8 @@ class Run:
         return sidecar.exists() and (table.exists() or not self._parts())
 
     def _wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.ranks.shard is not None:
-            distributed.barrier()
+        """Wait until all processes are here; signals are heard meanwhile."""
+        self.ranks.gather(None)
 
     def _sample(
         self, course: Course, mine: list[int], saved: dict[int, dict[str, Any]], samples: int, writer: RunWriter | None
