@@ -79,6 +79,22 @@ def test_ranks_draw_noise_of_their_own(monkeypatch):
     assert not torch.isclose(found[0], found[1]).any()
 
 
+def test_replicas_of_data_parallel_draw_noise_of_their_own(monkeypatch):
+    """As torch.nn.DataParallel makes replicas in each step: the first shares our buffers, the others get copies."""
+    layer = GaussianNoise(1.0, seed=3)
+    assert torch.equal(torch.nn.DataParallel(layer)(torch.zeros(2, 8)), GaussianNoise(1.0, seed=3)(torch.zeros(2, 8)))
+    found = []
+    for _ in range(2):
+        for gpu, chunk in enumerate(torch.zeros(5, 8).chunk(2)):  # 3 rows and 2
+            replica = layer._replicate_for_data_parallel()
+            replica.count = layer.count if gpu == 0 else layer.count.clone()
+            monkeypatch.setattr("rsfast.nn._source", lambda device, gpu=gpu: gpu)
+            found.append(replica(chunk))
+    rows = torch.cat(found)
+    assert len({row.tolist()[0] for row in rows}) == 10
+    assert int(layer.count) == 2 + 2 * 3
+
+
 def test_seeds():
     x = torch.zeros(2, 8)
     assert not torch.equal(GaussianNoise(1.0)(x), GaussianNoise(1.0)(x))
