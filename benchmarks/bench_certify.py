@@ -62,7 +62,7 @@ def against_loop() -> tuple[float, float]:
 
 
 def peak() -> float:
-    """Return the peak of this program's memory, in MiB: getrusage's would be that of the process that started it, if higher."""
+    """Return the peak of this process's memory, in MiB; getrusage's would be that of its parent, if higher."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 
