@@ -62,9 +62,8 @@ class GaussianNoise(nn.Module):
 
     Notes
     -----
-    The gradient is that of x, and torch.compile makes one graph of it. Under torch.distributed the noise of each rank is
-    its own, and so it is meant to be of each replica under DataParallel, which has not been tried: none of this has run on
-    a GPU yet.
+    The gradient is that of x, and torch.compile makes one graph of it. The noise of each rank under torch.distributed and of
+    each replica under DataParallel is its own. None of this has run on a GPU yet: replicas were tried on the CPU.
 
     References
     ----------
