@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -132,6 +133,7 @@ class Sampler:
         self._pending: deque[_Read] = deque()
         self._found: dict[int, Outcome] = {}
         self._due = self._unseen = 0
+        self._warned = False
         self._looked = time.monotonic()
 
     def _of_places(self, places: int, num_classes: int, device: torch.device | str) -> tuple[Tally, Tally]:
@@ -382,9 +384,11 @@ class Sampler:
         input_ids = self._input_ids[places].tolist()
         found = self.course.judge(selection.select(places), ranges, input_ids)
         decided = []
-        for active, input_id, what in zip(actives, input_ids, found, strict=True):
+        not_finite = torch.stack([tally.counts[:, -1] for tally in ranges]).sum(dim=0).tolist()
+        for active, input_id, what, bad in zip(actives, input_ids, found, not_finite, strict=True):
             active.judged = look + 1
             if what is not None:
+                self._warn(input_id, bad)
                 self._found[active.number] = Outcome(active.number, input_id, what)
                 self.schedule.release(active)
                 decided += [Segment(active, piece, 0, 0) for piece in range(self._looks + 1)]
@@ -393,6 +397,17 @@ class Sampler:
         if decided:
             for tensor, slots in self._rows(self._tallies, decided):
                 tensor.index_fill_(0, slots, 0)
+
+    def _warn(self, input_id: int, not_finite: int) -> None:
+        """Say, once, that the model returned NaN or infinity: an abstention for that looks like any other."""
+        if not_finite and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"model returned NaN or infinity in {not_finite} of the samples of input {input_id}; such a sample counts, "
+                "but votes for no class and has no score (this is said of the first such input alone)",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def _mark(segments: Iterable[Segment]) -> int:

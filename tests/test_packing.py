@@ -558,3 +558,14 @@ def test_arguments_that_there_are_not(message, call):
 
 def sample(**options):
     return rsfast.sample(first_elements, X, NOISE, num_classes=4, n=10, seed=5, **options)
+
+
+def test_a_model_that_returns_nan_is_told_of_once():
+    def model(batch):
+        logits = torch.stack([batch[:, 0], -batch[:, 0]], dim=1)
+        return torch.where(batch[:, :1] > 0.5, torch.nan, logits)
+
+    with pytest.warns(UserWarning, match=r"model returned NaN or infinity in \d+ of the samples of input 0; such") as told:
+        certificates = rsfast.certify(model, torch.full((3, 1), 0.5), rsfast.Gaussian(0.25), num_classes=2, n=200, seed=1)
+    assert len(told) == 1
+    assert all(sum(certificate.counts) < certificate.n == 200 for certificate in certificates)
