@@ -26,9 +26,11 @@ from .nn import GaussianNoise
 from .noise import Gaussian
 from .plot import plot
 from .sequences import range_ends
+from .tally import Tally
 
 SIGMA, N0, N, ALPHA, BATCH = 0.25, 100, 10_000, 0.001, 1000
 DECIDED, CAP = 0.5, 100_000
+_COMMAND = "rsfast demo"  # recorded in its runs, which the next demo replaces
 RADII = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 HEADS: dict[str, Head] = {"votes, Clopper-Pearson": Votes(), "softmax, betting": Softmax(0.5)}
 COMPARED: tuple[tuple[Head, str, str], ...] = (
@@ -172,7 +174,10 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
         folder = out / name.split(",")[0]
         with replace_run(folder, of_head[0]) as writer:
             for i, (certificate, label) in enumerate(zip(of_head, labels, strict=True)):
-                counts = {"selection": selection.integers(i), "estimation": [tally.integers(i) for tally in ranges]}
+                counts = {
+                    "selection": integers_of(HEADS[name], selection, i),
+                    "estimation": [integers_of(HEADS[name], tally, i) for tally in ranges],
+                }
                 writer.write(i, label, certificate, ours / images, counts)
         runs[name] = results.read(folder)
     print(
@@ -196,7 +201,7 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
     print(f"\nPlot: {out / 'certified_accuracy.png'}. Runs: {', '.join(str(out / name.split(',')[0]) for name in HEADS)}.")
     print(
         f"Time for {images * (N0 + N):,} samples on {torch.get_num_threads()} threads: rsfast {ours:.1f} s (both heads in "
-        f"one pass), 2019 loop {loop_seconds:.1f} s (votes alone), {loop_seconds / ours:.2f} times as long. "
+        f"one pass); the 2019 loop {loop_seconds:.1f} s (votes alone), {loop_seconds / ours:.2f} times that. "
         f"Same class on {sum(both)} of {images} images."
     )
 
@@ -211,10 +216,18 @@ def gains(certified: Mapping[tuple[Head, str, str], list[Certificate]], labels: 
     return str(tabulate(rows, headers=("head", "bound", "rule", "ACR", "gain"), floatfmt=".4f"))
 
 
+def integers_of(head: Head, tally: Tally, index: int) -> dict[str, Any]:
+    """Return the integers of one input that `head` needs: votes do without the scores of the other."""
+    integers = tally.integers(index)
+    return {"n": integers["n"], "counts": integers["counts"], "sums": [], "squares": []} if head == Votes() else integers
+
+
 def replace_run(folder: Path, certificate: Certificate) -> results.RunWriter:
-    """Return the writer of a run like `certificate`, in place of a run that an earlier demo wrote."""
+    """Return the writer of a run like `certificate`, in place of a run that an earlier demo wrote; refuse any other run."""
+    if not (folder / results.SIDECAR).exists() or results.read_sidecar(folder / results.SIDECAR).get("command") != _COMMAND:
+        results.refuse_a_run(folder)
     for name in (results.TABLE, results.SIDECAR, results.COUNTS):
         (folder / name).unlink(missing_ok=True)
     settings = certificate.to_dict()
     shared = ("n0", "n", "alpha", "rule", "bound", "head", "noise", "seed", "stream_version", "backend")
-    return results.RunWriter(folder, {**{key: settings[key] for key in shared}, "command": "rsfast demo"})
+    return results.RunWriter(folder, {**{key: settings[key] for key in shared}, "command": _COMMAND})

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+import torch
 
+import rsfast
 from rsfast import demo
 from rsfast.recertify import recertify
 
@@ -23,7 +25,16 @@ def test_a_small_demo(tmp_path, capsys, monkeypatch):
     assert acr["Votes", "randomized_clopper_pearson", "auto"] >= acr["Votes", "clopper_pearson", "auto"]
     assert acr["Softmax", "betting", "auto"] > acr["Softmax", "empirical_bernstein", "auto"]
     assert re.search(r"Decided at radius 0\.5 with at most 2,000 samples an image: [\d,]+ of them on average", printed)
-    again = recertify(tmp_path / "softmax", tmp_path / "again", bound="betting_sequence")
-    assert len(again.idx) == 3
+    for run, bound in (("softmax", "betting_sequence"), ("votes", "clopper_pearson")):
+        assert len(recertify(tmp_path / run, tmp_path / f"{run} again", bound=bound).idx) == 3
+    sidecar = tmp_path / "votes" / "results.json"
+    sidecar.write_text(sidecar.read_text().replace('"command": "rsfast demo"', '"command": "rsfast certify"'))
+    with pytest.raises(
+        FileExistsError, match=r"votes/results\.tsv exists; name another folder, or move that run away first"
+    ):
+        demo.replace_run(
+            tmp_path / "votes",
+            demo.api.certify(lambda x: x[:, :2], torch.zeros(1, 2), rsfast.Gaussian(1.0), num_classes=2, n=20, seed=1)[0],
+        )
     with pytest.raises(ValueError, match="images is 501; it must be from 1 to 500"):
         demo.run(tmp_path, images=501)
