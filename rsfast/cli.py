@@ -52,6 +52,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _folder(text: str) -> str:
+    if not text:  # an unset variable of the shell, mostly, and not meant to be the working directory
+        raise argparse.ArgumentTypeError("'' is no folder")
+    return text
+
+
 def _batch_size(text: str) -> int | str:
     return text if text == "auto" else _count(text)
 
@@ -107,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
     again = command("recertify", _recertify, "Certify a run again from its counts: another rule, bound or alpha, no model.")
     again.add_argument("from_run", metavar="RUN", help="run folder of rsfast certify")
-    again.add_argument("--out", required=True, metavar="FOLDER", help="run folder to write")
+    again.add_argument("--out", type=_folder, required=True, metavar="FOLDER", help="run folder to write")
     again.add_argument("--alpha", type=float, help="failure probability an image (default: that of RUN)")
     _add_bound_and_rule(again, None)
 
@@ -115,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "parts", nargs="+", metavar="PART", help="run folder; all must agree in model, data, seed and settings"
     )
-    merge.add_argument("--out", required=True, metavar="FOLDER", help="run folder to write")
+    merge.add_argument("--out", type=_folder, required=True, metavar="FOLDER", help="run folder to write")
 
     analyze = command("analyze", _analyze, "Print certified accuracies of runs, one row a run.")
     analyze.add_argument("--radii", nargs="+", type=float, metavar="R", help="default: round steps up to the largest radius")
@@ -153,7 +159,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
     add("--sigma", required=True, type=float, help="standard deviation of the noise, in the units of images")
     add("--alpha", type=float, default=0.001, help="failure probability an image (default: %(default)s)")
-    add("--out", required=True, metavar="FOLDER", help="run folder to write")
+    add("--out", type=_folder, required=True, metavar="FOLDER", help="run folder to write")
     add(
         "--mean",
         nargs="+",

@@ -41,13 +41,16 @@ CERTIFY_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 PREDICT_COLUMNS = ("idx", "label", "predict", "correct", "time")
 """Columns of Cohen et al.'s predict.py, in its order."""
 
-_CIRCUMSTANCES = {"command", "started"}
+_CIRCUMSTANCES = {
+    *("command", "started"),
+    *("data", "weights"),  # paths; their hashes tell whether it is the same file
+    "first_logits",  # which the last bits of may differ
+}
 """Of a sidecar: what may differ where a run is resumed."""
 
 _OF_A_PART = {
     *_CIRCUMSTANCES,
     *("batch_size", "device", "backend", "versions"),  # where the part was made
-    *("data", "weights"),  # paths there; their hashes tell whether it is the same file
     *("recertified_from", "counts_sha256"),
 }
 """Of a sidecar: what may differ between parts that are merged, beside start and end."""
@@ -163,7 +166,8 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> list[_Row]:
     rows: list[_Row] = []
     end = 0
     with open(folder / TABLE, "rb") as table, _open_counts(folder) as counts:
-        for number, line in enumerate((line for line in table if line.endswith(b"\n")), start=1):
+        lines = [line for line in table if line.endswith(b"\n")]
+        for number, line in enumerate(lines, start=1):
             if number == 1:
                 if line != _header(columns):
                     raise ValueError(
@@ -175,6 +179,8 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> list[_Row]:
             except ValueError as error:
                 raise ValueError(f"{folder / TABLE}, line {number}: {error}") from None
             theirs = counts.readline()
+            if number == len(lines) > 2 and not theirs.endswith(b"\n"):
+                break  # cut off, as a power failure may leave it: the files need not reach the disk in the order of writing
             found = _COUNTS_LINE.fullmatch(theirs)
             if found is None or int(found[1]) != idx:
                 raise ValueError(
@@ -378,9 +384,9 @@ def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tup
 
     Parts are run folders of ``rsfast certify``, ``predict`` or ``recertify`` whose sidecars agree in all but which inputs
     they are (``start``, ``end``) and where and how they were made: ``command``, ``started``, ``batch_size``, ``device``,
-    ``backend``, ``versions``, the paths ``data`` and ``weights``, ``recertified_from`` and ``counts_sha256``. Where one of
-    those differs, the merged sidecar holds the list of what it was, in order of the parts' inputs. A part that was stopped
-    gives the rows that it has.
+    ``backend``, ``versions``, the paths ``data`` and ``weights``, ``first_logits``, ``recertified_from`` and
+    ``counts_sha256``. Where one of those differs, the merged sidecar holds the list of what it was, in order of the parts'
+    inputs. A part that was stopped gives the rows that it has.
 
     Parameters
     ----------

@@ -20,7 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
@@ -32,6 +34,7 @@ from .api import Sampling, expected, sample
 from .certificate import Certificate
 from .doctor import versions
 from .events import Log
+from .forward import check_logits
 from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
 from .looks import Course
 from .meter import Profile
@@ -46,6 +49,8 @@ _PARTS = "parts"  # of a run that several processes share: a folder in its folde
 _EVERY = 30.0  # seconds between checkpoints,
 _SHARE = 20  # or so many times as long as one takes
 _WORK, _SAVE = 0, 1  # what is to be done after a batch, or the number of a signal; of several ranks' wishes the largest
+_LOGITS = 16  # of the first image, recorded to know the model by,
+_SAME = 0.01  # which is the same if they differ by no more than this part of the largest
 _STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -121,9 +126,15 @@ class Run:
             "backend": ops.backend_for(args.backend, self._device),
             **_normalisation(args.mean, args.std, self._images.shape[1]),
         }
-        first = self._images[self.indices[0] :][:1]
+        first = self._images[:1]
+
+        def model(batch: torch.Tensor) -> torch.Tensor:
+            logits = check_logits(self._model(batch), 1, args.num_classes)
+            self._first_logits = logits[0, :_LOGITS].double().cpu().numpy()
+            return logits
+
         try:  # so that a model that does not fit fails before there is a run folder
-            sample(self._model, first.to(self._device), self.noise, n=1, stream="user", batch_size=1, **self._options)
+            sample(model, first.to(self._device), self.noise, n=1, stream="user", batch_size=1, **self._options)
         except RuntimeError as error:
             shape = [1, *self._images.shape[1:]]
             raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}") from error
@@ -171,9 +182,12 @@ class Run:
         sidecar = self._sidecar(settings)
         self._identity = results.identity(sidecar)
         if self.ranks.shard is not None:
-            self.ranks.agree({name: value for name, value in sidecar.items() if name != "started"})
+            self.ranks.agree({name: value for name, value in sidecar.items() if name not in ("started", "first_logits")})
         begun = self.args.resume and self._sidecar_file().exists()
         writes = self._check_folder(sidecar, columns)
+        if begun:
+            results.check_same_run(self._sidecar_file(), sidecar)
+            self._check_model(results.read_sidecar(self._sidecar_file()).get("first_logits", ()))
         self._wait()  # nobody writes before all have looked
         about = {name: sidecar[name] for name in ("command", "backend", "batch_size", "versions")}
         about |= {"device": str(self._device), "threads": torch.get_num_threads()}
@@ -209,17 +223,33 @@ class Run:
         elif self.ranks.by_inputs and self._merged():
             results.check_same_run(self.out / results.SIDECAR, sidecar)
             if not results.finished(self.out, columns).issuperset(self.indices):
-                raise ValueError(f"--out {self.out} holds a run of one process; go on with one, or name another folder")
+                raise ValueError(
+                    f"--out {self.out} holds a run of one process, or with --shard samples; go on so, or name another folder"
+                )
             return False
         elif self.ranks.by_inputs:
             for part in parts:
                 results.check_same_run(part / results.SIDECAR, sidecar)
         elif parts and not self._merged():
             raise ValueError(
-                f"--out {self.out} holds a run of several processes; go on under torchrun with --shard inputs, or merge the "
+                f"--out {self.out} holds a run of several processes; go on with two or more, --shard inputs, or merge the "
                 f"folders in {self.out / _PARTS} with rsfast merge"
             )
         return self.first or not self.ranks.by_samples
+
+    def _check_model(self, recorded: Sequence[Any]) -> None:
+        """Refuse another model where no state_dict tells it: code that has changed, or a function. Last bits may differ."""
+        if recorded and isinstance(recorded[0], list):  # merged from parts in which last bits differed
+            recorded = recorded[0]
+        theirs = np.array([math.nan if each is None else each for each in recorded], dtype=np.float64)
+        ours = self._first_logits
+        if len(theirs) == len(ours) and not np.allclose(
+            ours, theirs, rtol=0, atol=_SAME * np.nanmax(np.abs(theirs), initial=1e-6), equal_nan=True
+        ):
+            raise ValueError(
+                f"--model {self.args.model} is another than in the run in --out {self.out}: its logits of the first image "
+                f"begin with {_listed(ours[:3])}, there with {_listed(theirs[:3])}; to resume it must be the same model"
+            )
 
     def _on_disk(self, columns: tuple[str, ...], begun: bool) -> tuple[set[int], dict[int, dict[str, Any]]]:
         """Return the images that have rows in the folders of this run, and what was saved of others."""
@@ -304,7 +334,12 @@ class Run:
                 self._after(sampler, writer, held)
 
             sampler.after_batch = after_batch
-            yield from sampler
+            try:
+                yield from sampler
+            except Exception as error:
+                if writer is not None and not isinstance(error, OSError):  # which says so itself
+                    self._say(f"rows in {self._folder}: {len(writer.done)}; --resume goes on from the last checkpoint")
+                raise
 
     def _after(self, sampler: Sampler, writer: RunWriter | None, held: Mapping[int, Any]) -> None:
         """After a batch: save what is not finished if it is time to, or if a signal came, which is then obeyed."""
@@ -387,6 +422,7 @@ class Run:
             "state_dict_sha256": state_dict_sha256(self._model),
             "weights": args.weights,
             "weights_sha256": args.weights and file_sha256(args.weights),
+            "first_logits": _listed(self._first_logits),
             "data": args.data,
             "data_sha256": file_sha256(args.data),
             "start": self.indices.start,
@@ -400,6 +436,11 @@ class Run:
             "backend": self.backend,
             "versions": versions(),
         }
+
+
+def _listed(logits: NDArray[np.float64]) -> list[float | None]:
+    """Return logits as JSON can hold them: None for NaN and infinity."""
+    return [value if math.isfinite(value) else None for value in logits.tolist()]
 
 
 def _drawn(saved: Mapping[str, Any]) -> float:
@@ -431,7 +472,7 @@ def _join(args: argparse.Namespace) -> tuple[Ranks, torch.device]:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = find_device(name)
     if world == 1:
-        if args.shard is not None:
+        if args.shard is not None and "WORLD_SIZE" not in os.environ:
             raise ValueError(f"--shard is {args.shard}; it is for several processes, under torchrun")
         return Ranks(), device
     if device.type == "cuda":

@@ -571,3 +571,69 @@ def test_parts_of_another_number_of_processes(net, capsys):
     assert capsys.readouterr().err == ""
     assert net.batches <= batches - 70 + 3
     assert contents("run") == contents("whole")
+
+
+# What a model is known by, and what is none of a run
+
+
+def test_a_model_that_computes_something_else_is_refused(net, capsys):
+    """Its state_dict and name are those of the run: only what it returns tells."""
+    stopped_at(net, 90)
+    before = contents_with_checkpoint("run")
+    hook = net.register_forward_hook(lambda module, arguments, logits: -logits)
+    refuse(
+        capsys, VOTES, "--out run --resume", "--model resume_nets:model is another than in the run in --out run: its logits"
+    )
+    assert contents_with_checkpoint("run") == before
+    hook.remove()
+    net.register_forward_hook(lambda module, arguments, logits: logits * (1 + 1e-5))  # as another machine may have it
+    go(VOTES, "--out run --resume")
+
+
+def contents_with_checkpoint(folder):
+    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+def test_the_same_data_under_another_name(net):
+    go(VOTES, "--out whole --seed 3")
+    stopped_at(net, 90)
+    shutil.copy("data.npz", "copy.npz")
+    go(VOTES.replace("data.npz", "copy.npz"), "--out run --resume")
+    assert contents("run") == contents("whole")
+
+
+def test_counts_that_are_cut_off_cost_a_row(net):
+    """As a power failure may leave them; counts that lack more are damage."""
+    go(VOTES, "--out whole --seed 3")
+    stopped_at(net, 90)
+    assert len(rows("run")) > 3
+    counts = Path("run/counts.jsonl")
+    counts.write_bytes(counts.read_bytes()[:-5])
+    go(VOTES, "--out run --resume")
+    assert contents("run") == contents("whole")
+
+
+def test_one_process_of_torchrun_may_share(monkeypatch):
+    go(VOTES, "--out whole --seed 3")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    go(VOTES, "--out run --seed 3 --shard inputs")
+    assert contents("run") == contents("whole")
+
+
+def test_a_model_that_raises_leaves_its_rows(net, capsys):
+    def tire():
+        raise KeyError("tired")
+
+    go(VOTES, "--out whole --seed 3")
+    net.batches, net.at = 0, {90: tire}
+    with pytest.raises(KeyError, match="tired"):
+        cli.main(f"{VOTES} --out run --seed 3".split())
+    net.at = {}
+    told = f"rsfast certify: rows in run: {len(rows('run')) - 1}; --resume goes on from the last checkpoint\n"
+    assert told in capsys.readouterr().err
+    go(VOTES, "--out run --resume")
+    assert contents("run") == contents("whole")
+
+
+def test_no_folder(capsys):
+    refuse(capsys, VOTES.replace("certify", "certify --out="), "", "argument --out: '' is no folder")
