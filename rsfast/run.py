@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import distributed
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
@@ -130,7 +129,8 @@ class Run:
 
         def model(batch: torch.Tensor) -> torch.Tensor:
             logits = check_logits(self._model(batch), 1, args.num_classes)
-            self._first_logits = logits[0, :_LOGITS].double().cpu().numpy()
+            # As JSON can hold them: None for NaN and infinity.
+            self._first_logits = [each if math.isfinite(each) else None for each in logits[0, :_LOGITS].tolist()]
             return logits
 
         try:  # so that a model that does not fit fails before there is a run folder
@@ -241,14 +241,12 @@ class Run:
         """Refuse another model where no state_dict tells it: code that has changed, or a function. Last bits may differ."""
         if recorded and isinstance(recorded[0], list):  # merged from parts in which last bits differed
             recorded = recorded[0]
-        theirs = np.array([math.nan if each is None else each for each in recorded], dtype=np.float64)
-        ours = self._first_logits
-        if len(theirs) == len(ours) and not np.allclose(
-            ours, theirs, rtol=0, atol=_SAME * np.nanmax(np.abs(theirs), initial=1e-6), equal_nan=True
-        ):
+        ours, theirs = (np.array(each, dtype=np.float64) for each in (self._first_logits, recorded))  # NaN for None
+        most = _SAME * np.nanmax(np.abs(theirs), initial=1e-6)
+        if len(theirs) == len(ours) and not np.allclose(ours, theirs, rtol=0, atol=most, equal_nan=True):
             raise ValueError(
                 f"--model {self.args.model} is another than in the run in --out {self.out}: its logits of the first image "
-                f"begin with {_listed(ours[:3])}, there with {_listed(theirs[:3])}; to resume it must be the same model"
+                f"begin with {self._first_logits[:3]}, there with {recorded[:3]}; to resume it must be the same model"
             )
 
     def _on_disk(self, columns: tuple[str, ...], begun: bool) -> tuple[set[int], dict[int, dict[str, Any]]]:
@@ -422,7 +420,7 @@ class Run:
             "state_dict_sha256": state_dict_sha256(self._model),
             "weights": args.weights,
             "weights_sha256": args.weights and file_sha256(args.weights),
-            "first_logits": _listed(self._first_logits),
+            "first_logits": self._first_logits,
             "data": args.data,
             "data_sha256": file_sha256(args.data),
             "start": self.indices.start,
@@ -436,11 +434,6 @@ class Run:
             "backend": self.backend,
             "versions": versions(),
         }
-
-
-def _listed(logits: NDArray[np.float64]) -> list[float | None]:
-    """Return logits as JSON can hold them: None for NaN and infinity."""
-    return [value if math.isfinite(value) else None for value in logits.tolist()]
 
 
 def _drawn(saved: Mapping[str, Any]) -> float:
