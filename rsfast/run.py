@@ -184,10 +184,10 @@ class Run:
         if self.ranks.shard is not None:
             self.ranks.agree({name: value for name, value in sidecar.items() if name not in ("started", "first_logits")})
         begun = self.args.resume and self._sidecar_file().exists()
-        writes = self._check_folder(sidecar, columns)
         if begun:
             results.check_same_run(self._sidecar_file(), sidecar)
             self._check_model(results.read_sidecar(self._sidecar_file()).get("first_logits", ()))
+        writes = self._check_folder(sidecar, columns)
         self._wait()  # nobody writes before all have looked
         about = {name: sidecar[name] for name in ("command", "backend", "batch_size", "versions")}
         about |= {"device": str(self._device), "threads": torch.get_num_threads()}
@@ -221,7 +221,6 @@ class Run:
             if parts:
                 raise FileExistsError(f"{parts[0]} exists; name another folder, or move that run away first")
         elif self.ranks.by_inputs and self._merged():
-            results.check_same_run(self.out / results.SIDECAR, sidecar)
             if not results.finished(self.out, columns).issuperset(self.indices):
                 raise ValueError(
                     f"--out {self.out} holds a run of one process, or with --shard samples; go on so, or name another folder"

@@ -34,7 +34,7 @@ def test_a_small_demo(tmp_path, capsys, monkeypatch):
     ):
         demo.replace_run(
             tmp_path / "votes",
-            demo.api.certify(lambda x: x[:, :2], torch.zeros(1, 2), rsfast.Gaussian(1.0), num_classes=2, n=20, seed=1)[0],
+            rsfast.certify(lambda x: x[:, :2], torch.zeros(1, 2), rsfast.Gaussian(1.0), num_classes=2, n=20, seed=1)[0],
         )
     with pytest.raises(ValueError, match="images is 501; it must be from 1 to 500"):
         demo.run(tmp_path, images=501)
