@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
 from . import bounds, certificate, ops, rules
+from .allocator import keep_freed_memory
 from .batch_size import automatic
 from .batches import Batches, Part
 from .certificate import ABSTAIN, Certificate, Execution
@@ -126,6 +127,8 @@ class Sampling:
                 compile=compile,
                 cuda_graph=cuda_graph,
             )
+            if self.device.type == "cpu":
+                keep_freed_memory()
         if shard is not None:
             self._agree(seed, input_ids)
 

@@ -36,6 +36,7 @@ ORDER = [
     "schedule",
     "batches",
     "sampler",
+    "allocator",
     "api",
     "results",
     "checkpoint",
@@ -49,7 +50,19 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NO_TORCH = ("noise", "heads", "bounds", "sequences", "evidence", "rules", "certificate", "looks", "results", "plot")
+NO_TORCH = (
+    "allocator",
+    "noise",
+    "heads",
+    "bounds",
+    "sequences",
+    "evidence",
+    "rules",
+    "certificate",
+    "looks",
+    "results",
+    "plot",
+)
 
 
 def sources():
