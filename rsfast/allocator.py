@@ -9,6 +9,7 @@ from functools import cache
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 _KEPT = 256 << 20
 _MOST_BEFORE_2_35 = 32 << 20  # older versions of glibc refuse a larger M_MMAP_THRESHOLD
+_SURELY_MAPPED = 64 << 20  # glibc maps blocks above 32 MiB, whatever its threshold has adapted to
 # Each of these also stops glibc from adapting its thresholds, so whoever sets one has chosen them all.
 _SETTINGS = ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "MMAP_MAX", "TOP_PAD")
 
@@ -54,10 +55,10 @@ def _decide() -> str:
         if (name := f"glibc.malloc.{setting.lower()}") in tunables:
             return f"unchanged, since GLIBC_TUNABLES sets {name}"
     try:
-        glibc, process = ctypes.CDLL("libc.so.6"), ctypes.CDLL(None)
-        in_use = _address(process.malloc) == _address(glibc.malloc)  # not so where jemalloc, say, is preloaded
+        glibc = ctypes.CDLL("libc.so.6")  # musl and macOS have none
         version = _version(glibc)
-    except (OSError, AttributeError, TypeError):  # musl and macOS have no libc.so.6, Windows no CDLL(None)
+        in_use = _provides_malloc(glibc)
+    except (OSError, AttributeError, TypeError):
         in_use = False
     if not in_use:
         return "unchanged, since malloc is not glibc's"
@@ -67,8 +68,24 @@ def _decide() -> str:
     return f"glibc {version} keeps freed blocks of up to {largest >> 20} MiB for reuse"
 
 
-def _address(function: object) -> int | None:
-    return ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+class _MallInfo(ctypes.Structure):
+    _fields_ = (("first", ctypes.c_int * 3), ("mapped_blocks", ctypes.c_int), ("rest", ctypes.c_int * 6))
+
+
+def _provides_malloc(glibc: ctypes.CDLL) -> bool:
+    """Return whether this process's malloc is glibc's: whether glibc counts one more mapped block when malloc returns one.
+
+    Addresses do not tell: where Python is built for a fixed address, as by Debian, that of malloc is a stub's.
+    """
+    process = ctypes.CDLL(None)
+    process.malloc.argtypes, process.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    process.free.argtypes, process.free.restype = [ctypes.c_void_p], None
+    glibc.mallinfo.restype = _MallInfo
+    before = glibc.mallinfo().mapped_blocks
+    block = process.malloc(_SURELY_MAPPED)
+    after = glibc.mallinfo().mapped_blocks
+    process.free(block)
+    return bool(after > before)
 
 
 def _version(glibc: ctypes.CDLL) -> str:

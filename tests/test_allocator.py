@@ -118,11 +118,27 @@ def test_a_wrong_choice_is_named_before_the_model_runs(monkeypatch, call, value)
         call(pytest.fail, torch.eye(3), rsfast.Gaussian(1.0), num_classes=3, n=20, alpha=0.01)
 
 
+OTHER_MALLOC = """
+#include <stddef.h>
+#include <sys/mman.h>
+void *__libc_malloc(size_t);
+void __libc_free(void *);
+static void *large;
+void *malloc(size_t n) {
+    if (n < 32 << 20) return __libc_malloc(n);
+    return large = mmap(0, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+void free(void *block) {
+    if (!block || block != large) __libc_free(block);
+}
+"""
+
+
 @needs_glibc
 def test_a_preloaded_malloc_is_left_as_it_is(tmp_path):
-    """As jemalloc and tcmalloc are preloaded: a library that has a malloc of its own."""
+    """As jemalloc and tcmalloc are preloaded: this library takes large blocks from the system itself."""
     source, library = tmp_path / "other.c", tmp_path / "other.so"
-    source.write_text("void *__libc_malloc(unsigned long); void *malloc(unsigned long n) { return __libc_malloc(n); }")
+    source.write_text(OTHER_MALLOC)
     compiler = shlex.split(sysconfig.get_config_var("CC"))
     subprocess.run([*compiler, "-shared", "-fPIC", "-fno-builtin", str(source), "-o", str(library)], check=True)
     assert status(LD_PRELOAD=str(library)) == "unchanged, since malloc is not glibc's"
