@@ -6,14 +6,13 @@ import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, TypedDict, cast, overload
+from typing import Any, NamedTuple, TypedDict, Unpack, cast, overload
 from zlib import crc32
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
-from typing_extensions import Unpack
 
 from . import bounds, certificate, ops, rules
 from .allocator import keep_freed_memory

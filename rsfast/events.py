@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,7 @@ class Log:
         """Append an event, if there is a file to append to."""
         if not self._on:
             return
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
             self._write(json.dumps({"event": name, "time": now, "rank": self._rank, **self.figures(), **more}) + "\n")
         except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -172,8 +171,7 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[torch.Tensor]:
         except StopIteration:
             break
         except BaseException as error:
-            if sys.version_info >= (3, 11):
-                error.add_note(f"inputs raised this when inputs[{place}] was read")
+            error.add_note(f"inputs raised this when inputs[{place}] was read")
             raise
         if isinstance(item, (tuple, list)) and item:
             item = item[0]

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -107,7 +107,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.noise, self.out = args, Gaussian(args.sigma), Path(args.out)
-        self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self.ranks, self._device = _join(args)
         args.resume |= _restarts() > 0
         self._log = Log(args.log_json, self.ranks)

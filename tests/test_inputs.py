@@ -258,8 +258,7 @@ def test_errors_of_the_source(good):
         next(inputs)
     assert caught.value is raised
     assert raised.args == ("not an image",)
-    if sys.version_info >= (3, 11):
-        assert raised.__notes__ == [f"inputs raised this when inputs[{good}] was read"]
+    assert raised.__notes__ == [f"inputs raised this when inputs[{good}] was read"]
 
 
 @pytest.mark.parametrize("error", [IndexError, StopIteration])
