@@ -68,3 +68,12 @@ def test_the_cuda_extension_needs_no_driver_and_no_torch():
     needed = subprocess.run(["ldd", str(extension())], capture_output=True, text=True, check=True).stdout
     assert "libc.so" in needed
     assert not any(name in needed for name in ("libcuda", "libcudart", "torch", "libnv"))
+
+
+@pytest.mark.skipif(extension() is None or torch.cuda.is_available(), reason="rsfast._cuda is not built, or there is a GPU")
+def test_without_a_driver_the_reason_is_returned():
+    """As with a driver that is older than the toolkit: backend="auto" then goes on to the next backend."""
+    from rsfast import _cuda
+
+    for _ in range(2):
+        assert "CUDA error" in _cuda.why_not(0)
