@@ -25,6 +25,7 @@ from .inputs import Inputs, Source
 from .looks import Certification, Course, Goal, Prediction
 from .meter import Meter
 from .noise import Gaussian
+from .provenance import Provenance
 from .ranks import Ranks
 from .rules import Method
 from .sampler import Outcome, Sampler, draw
@@ -280,7 +281,8 @@ def sample(
     """Return the Tally of n noisy samples of every input.
 
     Tallies of disjoint sample ranges add up to the Tally of the whole: ``sample(n=60) + sample(n=40, start=60)`` equals
-    ``sample(n=100)``, bit for bit, as long as the model computes each row the same in whatever batch it stands.
+    ``sample(n=100)``, bit for bit, as long as the model computes each row the same in whatever batch it stands. Each states
+    in its `provenance` which samples it holds, so that none is counted twice.
 
     Parameters
     ----------
@@ -339,9 +341,11 @@ def sample(
     x = ops.check_inputs("inputs", inputs)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
-    tally = Tally(len(x), num_classes, heads, tracked=tracked, device=x.device)
+    samples = range(start, start + n)
+    provenance = Provenance(noise, sampling.seed, ops.check_stream(stream), samples, ids)
+    tally = Tally(len(x), num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
     with sampling.bar(n, "sampling") as bar:
-        draw(sampling.batches(n), x, ids, tally, range(start, start + n), ops.check_stream(stream), bar)
+        draw(sampling.batches(n), x, ids, tally, samples, stream, bar)
     return tally
 
 

@@ -17,6 +17,7 @@ from .heads import Head, Votes
 from .heads import from_dict as head_from_dict
 from .noise import STREAM_VERSION, Gaussian, check_seed
 from .noise import from_dict as noise_from_dict
+from .provenance import Provenance, check_input_ids
 from .rules import Limits, Method
 
 if TYPE_CHECKING:
@@ -203,8 +204,9 @@ def certificates(
     rule: str = "auto",
     lipschitz: float | None = None,
     cap: int | None = None,
-    seed: int,
+    seed: int | None = None,
     input_ids: Sequence[int] | None = None,
+    assume_independent: bool = False,
     backend: str = "",
     execution: Execution = _EXECUTION,
 ) -> list[Certificate]:
@@ -215,11 +217,11 @@ def certificates(
     selection : Tally
         Chooses each input's class, by its largest count or sum (the lowest class on a tie); bounds nothing.
     estimation : Tally or sequence of Tally
-        Bounds the scores. Its samples have to be independent of the selection's (another stream); all that can be checked
-        here is that it is not the same object. A sequence holds the ranges of one sample, in order: betting bounds adapt
-        their bets from one to the next. Where they end is fixed before the sample (`sequences.range_ends`, `look_ends`).
+        Bounds the scores. Its samples have to be independent of the selection's, which the `Tally.provenance` of both tells.
+        A sequence holds the ranges of one sample, in order: betting bounds adapt their bets from one to the next. Where they
+        end is fixed before the sample (`sequences.range_ends`, `look_ends`).
     noise : Gaussian
-        The noise both were sampled with.
+        The noise both were sampled with; their provenance must state it.
     head : Head
         The score to certify; one of the Tallies' heads.
     alpha : float
@@ -237,11 +239,17 @@ def certificates(
         Radii are then those of `Gaussian.potential` with it. It is taken on trust (`lipschitz_bound` proves one).
     cap : int, optional
         The most estimation samples of an input there could have been, fixed before. Needed with a sequence, and where
-        sampling may have stopped early: then only a sequence will do, and `estimation` has one Tally for each look.
-    seed : int
-        The seed both were sampled with. Recorded; randomized bounds take their uniforms from it.
+        sampling may have stopped early: then only a sequence will do, at the last look as at any other, and `estimation` has
+        one Tally for each look. Leave it out only where the samples were looked at once, at a number fixed before.
+    seed : int, optional
+        The seed both were sampled with: by default what their provenance states. Recorded; randomized bounds take their
+        uniforms from it.
     input_ids : sequence of int, optional
-        The inputs' ids in the noise stream; recorded. Defaults to 0, 1, ...
+        The inputs' ids in the noise stream: by default what the provenance states. Recorded; randomized bounds take the
+        uniforms of these ids. 0, 1, ... where no Tally states any.
+    assume_independent : bool
+        Take Tallies that state no provenance, on your word that no sample is in two of them or twice in one, and that all
+        were drawn with `noise` and `seed`. `seed` must then be given. What is stated is checked all the same.
     backend : str
         Recorded.
     execution : Execution
@@ -257,8 +265,8 @@ def certificates(
     TypeError
         If alpha is not a number, or another argument not of its kind.
     ValueError
-        If an argument is out of range, bound or rule does not fit the head, or the Tallies do not fit each other or lack
-        what the bound needs.
+        If an argument is out of range, bound or rule does not fit the head, or the Tallies do not fit each other, are not
+        known to be independent, or lack what the bound needs.
 
     Notes
     -----
@@ -280,17 +288,20 @@ def certificates(
 
     Examples
     --------
-    >>> from rsfast import Tally
-    >>> selection, estimation = Tally(1, 2), Tally(1, 2)
-    >>> for tally, n in ((selection, 10), (estimation, 100)):
+    >>> from rsfast import Provenance, Tally
+    >>> tallies = []
+    >>> for stream, n in (("selection", 10), ("estimation", 100)):
+    ...     where = Provenance(Gaussian(0.5), seed=0, stream=stream, samples=range(n), input_ids=[0])
+    ...     tallies.append(tally := Tally(1, 2, provenance=where))
     ...     tally.n[0], tally.counts[0, 0], tally.counts[0, 1] = n, 1, n - 1
-    >>> (prediction, radius), = certificates(selection, estimation, Gaussian(0.5), alpha=0.001, seed=0)
+    >>> (prediction, radius), = certificates(*tallies, Gaussian(0.5), alpha=0.001)
     >>> prediction, round(radius, 4)
     (1, 0.6746)
     """
     from .tally import Tally  # who has one has imported torch
 
-    method = Method(noise, alpha, head, bound, rule, lipschitz)
+    # With cap every look is one of several, the last one, too.
+    method = Method(noise, alpha, head, bound, rule, lipschitz, looks=cap is not None)
     if not isinstance(execution, Execution):
         raise TypeError(f"execution is {execution!r}; it must be an Execution")
     ranges = estimation if isinstance(estimation, Sequence) else [estimation]
@@ -310,12 +321,7 @@ def certificates(
                 raise ValueError(f"estimation.{name} is {theirs!r}; it must be selection.{name}, {ours!r}")
     if head not in selection.heads:
         raise ValueError(f"head is {head!r}; it must be one of the Tallies' heads, {selection.heads!r}")
-    seed, ids = check_seed(seed), list(range(selection.num_inputs) if input_ids is None else input_ids)
-    if len(ids) != selection.num_inputs:
-        raise ValueError(f"input_ids has {len(ids)} entries; it must have one for each of {selection.num_inputs} inputs")
-    for each in ids:
-        if isinstance(each, bool) or not isinstance(each, (int, np.integer)) or not 0 <= each < 1 << 32:
-            raise ValueError(f"input_ids holds {each!r}; each must be an int in [0, 2^32)")
+    seed, ids = _source(selection, ranges, noise, seed, input_ids, assume_independent)
     drawn = Scores.total(ranges, _VOTES).trials
     for name, n in (("selection", Scores.of(selection, _VOTES).trials), ("estimation", drawn)):
         if (least := int(n.min())) < 1:
@@ -330,12 +336,54 @@ def certificates(
             f"estimation.n runs from {least} to {most}; if sampling stopped early, cap must say how many samples there "
             "could have been; if these numbers were fixed before, certify inputs of different n by themselves (Tally.select)"
         )
-    if cap is not None and least < cap:
-        method = Method(noise, alpha, head, bound, rule, lipschitz, looks=True)
     if cap is None and BOUNDS[method.bound].sequence:
         raise ValueError(f"cap is None; with the bound {method.bound!r} it must be the most samples there could have been")
     cap = most if cap is None else int(cap)
     return prove(method, selection, ranges, cap=cap, seed=seed, input_ids=ids, backend=backend, execution=execution)[0]
+
+
+def _source(
+    selection: Tally,
+    ranges: Sequence[Tally],
+    noise: Gaussian,
+    seed: int | None,
+    input_ids: Sequence[int] | None,
+    assume_independent: bool,
+) -> tuple[int, list[int]]:
+    """Return the seed and the input ids of Tallies; raise ValueError unless they hold each of their samples once."""
+    known: list[tuple[str, Provenance]] = []
+    for name, tally in (("selection", selection), *(("estimation", tally) for tally in ranges)):
+        tally.check_provenance(name)
+        if tally.provenance is None and not assume_independent:
+            raise ValueError(
+                f"{name}.provenance is None, so nothing tells that estimation is independent of selection; it must state "
+                "where the samples come from, as a Tally from sample does, or assume_independent must be True"
+            )
+        for other_name, other in known:
+            if tally.provenance is not None:
+                try:
+                    other.check_independent(tally.provenance)
+                except ValueError as error:
+                    raise ValueError(f"{other_name} and {name} do not fit: {error}") from None
+        known += [] if tally.provenance is None else [(name, tally.provenance)]
+    ids = None if input_ids is None else list(check_input_ids(input_ids))
+    if ids is not None and len(ids) != selection.num_inputs:
+        raise ValueError(f"input_ids has {len(ids)} entries; it must have one for each of {selection.num_inputs} inputs")
+    seed = seed if seed is None else check_seed(seed)
+    if not known:
+        if seed is None:
+            raise TypeError("seed is None; it must be an int where no Tally states it")
+        return seed, list(range(selection.num_inputs)) if ids is None else ids
+    name, stated = known[0]
+    for what, given, theirs in (
+        ("noise", noise, stated.noise),
+        ("seed", seed, stated.seed),
+        ("input_ids", ids, list(stated.input_ids)),
+        ("STREAM_VERSION", STREAM_VERSION, stated.stream_version),
+    ):
+        if given is not None and given != theirs:
+            raise ValueError(f"{what} is {given!r}, but {name} was sampled with {theirs!r}; they must agree")
+    return stated.seed, list(stated.input_ids)
 
 
 def prove(
@@ -433,7 +481,7 @@ def prediction(votes: NDArray[np.int64], alpha: float) -> int:
 def predictions(tally: Tally, alpha: float) -> list[int]:
     """Return the `prediction` at every input of a Tally; draws that voted for nobody are left out.
 
-    Parameters, errors, source: as `prediction`.
+    Parameters, errors, source: as `prediction`. ValueError if n is not what the Tally's provenance states.
 
     Examples
     --------
@@ -444,6 +492,7 @@ def predictions(tally: Tally, alpha: float) -> list[int]:
     >>> predictions(tally, 0.001)
     [1, -1]
     """
+    tally.check_provenance()
     return [prediction(votes, alpha) for votes in Scores.of(tally, _VOTES).sums]
 
 

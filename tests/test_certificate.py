@@ -5,6 +5,7 @@ import doctest
 import json
 import subprocess
 import sys
+from functools import partial
 
 import mpmath as mp
 import numpy as np
@@ -31,6 +32,7 @@ from rsfast.tally import Tally
 UNIT = 2**30
 ALPHA = 0.001
 NOISE = Gaussian(0.5)
+certificates = partial(certificates, assume_independent=True)  # Tallies here are made by hand
 
 
 VOTES = (Votes(),)
@@ -424,6 +426,24 @@ def test_data_that_stopped_early_take_a_sequence():
         certify([[9, 1, 0], [9, 1, 0]], [[90, 10, 0], [90, 11, 0]])
     with pytest.raises(ValueError, match="rule is 'class_partitioning', which is for one look"):
         certificates(selection, few, NOISE, alpha=ALPHA, cap=1000, rule="class_partitioning", seed=0)
+
+
+@pytest.mark.parametrize("head", [Votes(), Softmax(1.0)])
+def test_with_a_cap_the_last_look_is_one_of_several(head):
+    """Whoever read a sequence on the way may not take a bound for one look at the end, though n is the cap."""
+    first, last = (
+        tally_of([[n, 0, 0]], [[([0.9 * n, 0.1 * n], [0.82 * n, 0.02 * n])]], (Votes(), Softmax(1.0))) for n in (10, 100)
+    )
+    options = {"head": head, "alpha": ALPHA, "cap": 100, "seed": 0}
+    fixed = {"hoeffding", "empirical_bernstein", "betting"} | ({"clopper_pearson"} if head == Votes() else set())
+    for bound in fixed:
+        with pytest.raises(ValueError, match=f"bound is '{bound}', which holds for one look"):
+            certificates(first, last, NOISE, bound=bound, **options)
+    with pytest.raises(ValueError, match="rule is 'class_partitioning'"):
+        certificates(first, last, NOISE, rule="class_partitioning", **options)
+    if head == Votes():
+        (found,) = certificates(first, last, NOISE, **options)
+        assert (found.bound, found.n, found.cap) == ("beta_binomial_sequence", 100, 100)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "rsfast"
 # confidence bounds, which know no other module, could stand anywhere. `__init__` is what users import, not part of the flow.
 ORDER = [
     "noise",
+    "provenance",
     "lipschitz",
     "heads",
     "bounds",
@@ -49,7 +50,19 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NO_TORCH = ("noise", "heads", "bounds", "sequences", "evidence", "rules", "certificate", "looks", "results", "plot")
+NO_TORCH = (
+    "noise",
+    "provenance",
+    "heads",
+    "bounds",
+    "sequences",
+    "evidence",
+    "rules",
+    "certificate",
+    "looks",
+    "results",
+    "plot",
+)
 
 
 def sources():
