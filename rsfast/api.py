@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, TypedDict, cast, overload
+from threading import Lock
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, cast, overload
 from zlib import crc32
 
 import numpy as np
@@ -30,6 +34,8 @@ from .ranks import Ranks
 from .rules import Method
 from .sampler import Outcome, Sampler, draw
 from .tally import MAX_SAMPLES, Tally
+
+T = TypeVar("T")
 
 _VOTES = Votes()
 
@@ -722,6 +728,94 @@ def predict(
     return sampling.all_found(Prediction(n, alpha), "predicting")
 
 
+class _Checked(Generic[T]):
+    """An attribute that is checked whenever it is set; with `make`, one that was not set is made when it is first read."""
+
+    def __init__(self, check: Callable[[Any], T], make: Callable[[], T] | None = None) -> None:
+        self._check, self._make = check, make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> _Checked[T]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+
+    def __get__(self, instance: object, owner: type) -> _Checked[T] | T:
+        if instance is None:
+            return self
+        values = vars(instance)
+        if self._name not in values:
+            if self._make is None:
+                raise AttributeError(f"{self._name} is not set; Smooth.__init__ or the subclass must set it")
+            values.setdefault(self._name, self._make())  # of several threads, the first
+        return cast(T, values[self._name])
+
+    def __set__(self, instance: object, value: Any) -> None:
+        vars(instance)[self._name] = self._check(value)
+
+
+def _check_classifier(value: Any) -> Model:
+    if not callable(value):
+        raise TypeError(f"base_classifier is {value!r}; it must be callable on a batch")
+    return cast(Model, value)
+
+
+def _check_smooth_options(value: Any) -> SmoothOptions:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"options is {value!r}; it must be a dict of keyword arguments")
+    _check_options(value, SmoothOptions)
+    return cast(SmoothOptions, dict(value))
+
+
+def _draw_seed() -> int:
+    return secrets.randbits(64)
+
+
+def _check_or_draw_seed(value: Any) -> int:
+    return ops.check_seed(_draw_seed() if value is None else value)
+
+
+@dataclass
+class _Call:
+    """What a call of a `Smooth` samples, as it was when the call began, and its place in the noise stream."""
+
+    smooth: Smooth
+    base_classifier: Model
+    num_classes: int
+    sigma: float
+    seed: int
+    options: SmoothOptions
+    input_id: int
+    stream: str = "user"
+    start: int = 0
+
+    def check(self) -> None:
+        """Raise RuntimeError if what was sampled may not be what this says."""
+        for name in ("base_classifier", "num_classes", "sigma"):
+            before, now = getattr(self, name), getattr(self.smooth, name)
+            if now is not before and now != before:
+                raise RuntimeError(
+                    f"{name} is {now!r}, but was {before!r} when the call began; it must stay the same until the call ends"
+                )
+
+    def advance(self, stream: str) -> None:
+        """Go to the first sample of another stream."""
+        self.stream, self.start = stream, 0
+
+    def take(self, num: int) -> int:
+        """Return the first of `num` samples that nobody else takes."""
+        with _PLACES:
+            start, self.start = self.start, self.start + num
+        return start
+
+
+_CALL: ContextVar[_Call | None] = ContextVar("_CALL", default=None)  # of this thread, so that all can share an object
+_PLACES = Lock()  # of all objects: it is held for less than a microsecond, and a lock could not be pickled
+
+
 class Smooth:
     """Cohen et al.'s class: change the import line of an existing loop, and it draws, counts and bounds here.
 
@@ -733,14 +827,32 @@ class Smooth:
     sigma : float
         Standard deviation of the Gaussian noise, in the units of x.
     seed : int, optional
-        In [0, 2^64); drawn from the operating system if left out. Kept in the attribute `seed`.
+        In [0, 2^64); drawn from the operating system if left out.
     **options
         scale, shift, clamp, dtype, channels_last, backend and progress, as in `sample`.
+
+    Attributes
+    ----------
+    base_classifier, num_classes, sigma, seed, options
+        As given. Each may be set at any time and is checked then. The next call uses it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument or an attribute that is set is wrong. Nothing changes then.
+    RuntimeError
+        If base_classifier, num_classes or sigma was set while `certify` or `predict` ran. There is no answer then.
 
     Notes
     -----
     The k-th call of `certify` or `predict` on an object takes input id k, so the same calls in the same order give the same
-    answers. A subclass may override `_sample_noise` or `_lower_confidence_bound`, as forks of the original do.
+    answers. Setting `seed` does not set back k. A copy goes on from the k of its original.
+
+    Threads may share an object. Each call has an input id and a place in the noise stream of its own, and gives the answer
+    that the object would give in one thread for that id. Which call of several threads gets which id is left to chance.
+
+    A subclass may override `_sample_noise`, `_count_arr` and `_lower_confidence_bound`, as forks of the original do. One
+    whose ``__init__`` does not call this class's sets base_classifier, num_classes and sigma itself.
 
     References
     ----------
@@ -758,6 +870,14 @@ class Smooth:
 
     ABSTAIN = ABSTAIN
 
+    base_classifier = _Checked(_check_classifier)
+    num_classes = _Checked(lambda value: Tally(1, value).num_classes)
+    sigma = _Checked(lambda value: Gaussian(value).sigma)
+    seed = _Checked(_check_or_draw_seed, _draw_seed)
+    options = _Checked(_check_smooth_options, SmoothOptions)
+    _calls = 0  # that have begun
+    _drawn = 0  # samples since then, outside of any call
+
     def __init__(
         self,
         base_classifier: Model,
@@ -767,23 +887,31 @@ class Smooth:
         seed: int | None = None,
         **options: Unpack[SmoothOptions],
     ) -> None:
-        if not callable(base_classifier):
-            raise TypeError(f"base_classifier is {base_classifier!r}; it must be callable on a batch")
-        _check_options(options, SmoothOptions)
-        Tally(1, num_classes)
-        self.base_classifier, self.num_classes, self.options = base_classifier, num_classes, options
-        self.noise = Gaussian(sigma)
-        self.sigma = sigma
-        self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
-        self._input_id = 0
-        self._begin("user")
+        self.base_classifier, self.options, self.num_classes = base_classifier, options, num_classes
+        self.sigma, self.seed = sigma, seed
 
-    def _begin(self, stream: str) -> None:
-        self._stream, self._start = stream, 0
+    @property
+    def noise(self) -> Gaussian:
+        """The noise of this sigma."""
+        return Gaussian(self.sigma)
 
-    def _finish(self) -> None:
-        self._input_id += 1
-        self._begin("user")
+    def _now(self, input_id: int) -> _Call:
+        """Return a call with the attributes as they are now."""
+        settings = self.base_classifier, self.num_classes, self.sigma, self.seed, self.options.copy()
+        return _Call(self, *settings, input_id)
+
+    @contextmanager
+    def _call(self) -> Iterator[_Call]:
+        """Begin a call, which `_sample_noise` then finds; raise RuntimeError if what it rests on changed meanwhile."""
+        call = self._now(0)
+        with _PLACES:
+            call.input_id = self._calls
+            self._calls, self._drawn = self._calls + 1, 0
+        token = _CALL.set(call)
+        try:
+            yield call
+        finally:
+            _CALL.reset(token)
 
     def certify(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
         """Return (class, l2 radius) at x, or (ABSTAIN, 0.0); wrong with probability at most alpha.
@@ -799,45 +927,65 @@ class Smooth:
         """
         n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
-        try:
-            self._begin("selection")
+        with self._call() as call:
+            call.advance("selection")
             chosen = int(self._sample_noise(x, n0, batch_size).argmax())
-            self._begin("estimation")
+            call.advance("estimation")
             votes = int(self._sample_noise(x, n, batch_size)[chosen])
-        finally:
-            self._finish()
-        p_lower = self._lower_confidence_bound(votes, n, alpha)
-        radius = float(rules.radius(self.noise, p_lower, 1 - p_lower))
+            p_lower = self._lower_confidence_bound(votes, n, alpha)
+            call.check()
+        radius = float(rules.radius(Gaussian(call.sigma), p_lower, 1 - p_lower))
         return (chosen, radius) if radius > 0 else (ABSTAIN, 0.0)
 
     def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
         """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
         n, alpha = _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
-        try:
-            self._begin("estimation")
-            return certificate.prediction(self._sample_noise(x, n, batch_size), alpha)
-        finally:
-            self._finish()
+        with self._call() as call:
+            call.advance("estimation")
+            votes = self._sample_noise(x, n, batch_size)
+            call.check()
+        return certificate.prediction(votes, alpha)
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
+        x, num = _one_input(x), _count("num", num)
+        call = _CALL.get()
+        if call is None or call.smooth is not self:
+            call = self._now(0)
+            with _PLACES:
+                call.input_id, call.start = self._calls, self._drawn
+                self._drawn += num
         tally = sample(
-            self.base_classifier,
-            _one_input(x),
-            self.noise,
-            num_classes=self.num_classes,
+            call.base_classifier,
+            x,
+            Gaussian(call.sigma),
+            num_classes=call.num_classes,
             n=num,
-            start=self._start,
-            stream=self._stream,
-            seed=self.seed,
+            start=call.take(num),
+            stream=call.stream,
+            seed=call.seed,
             batch_size=batch_size,
-            input_ids=[self._input_id],
-            **self.options,
+            input_ids=[call.input_id],
+            **call.options,
         )
-        self._start += num
         votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
-        return votes
+        if getattr(self._count_arr, "__func__", None) is Smooth._count_arr:
+            return votes  # as it would count them
+        return self._count_arr(np.repeat(np.arange(call.num_classes), votes), call.num_classes)
+
+    def _count_arr(self, arr: NDArray[np.integer[Any]], length: int) -> NDArray[np.int64]:
+        """Return how often each class [length] is in `arr`, the predictions of a batch.
+
+        For forks: votes are counted by the kernels. Where this is overridden, `_sample_noise` gives it those of all samples
+        at once, in the order of the classes.
+        """
+        arr = np.asarray(arr)
+        if arr.ndim != 1 or (arr.size and arr.dtype.kind not in "iu"):
+            raise TypeError(f"arr is {arr.dtype} {list(arr.shape)}; it must be integers [B]")
+        if arr.size and not 0 <= arr.min() <= arr.max() < length:
+            raise ValueError(f"arr runs from {arr.min()} to {arr.max()}; it must lie in [0, {length})")
+        return np.bincount(arr.astype(np.int64), minlength=length)
 
     def _lower_confidence_bound(self, NA: int, N: int, alpha: float) -> float:
         """Return the one-sided Clopper-Pearson lower bound at level alpha on the chance of NA votes in N."""
