@@ -161,6 +161,13 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--alpha", type=float, default=0.001, help="failure probability an image (default: %(default)s)")
     add("--out", type=_folder, required=True, metavar="FOLDER", help="run folder to write")
     add(
+        "--clamp",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="clamp noisy images to [LOW, HIGH], in the units of images, before mean and std (default: no clamp)",
+    )
+    add(
         "--mean",
         nargs="+",
         type=float,

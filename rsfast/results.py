@@ -44,7 +44,7 @@ PREDICT_COLUMNS = ("idx", "label", "predict", "correct", "time")
 _CIRCUMSTANCES = {
     *("command", "started"),
     *("data", "weights"),  # paths; their hashes tell whether it is the same file
-    "first_logits",  # which the last bits of may differ
+    "first_logits",  # compared by `same_logits`, as the last bits may differ
 }
 """Of a sidecar: what may differ where a run is resumed."""
 
@@ -54,6 +54,12 @@ _OF_A_PART = {
     *("recertified_from", "counts_sha256"),
 }
 """Of a sidecar: what may differ between parts that are merged, beside start and end."""
+
+_ADDED = {"clamp", "scale", "shift"}
+"""Of a sidecar: what earlier versions did not write. They had no clamp; scale and shift follow from mean and std."""
+
+_SAME = 0.01
+"""Part of the logits' size that two machines' logits of the same model may differ by."""
 
 _COUNTS_LINE = re.compile(rb'\{"idx": (\d+)(, .*)?\}\n')
 
@@ -203,7 +209,9 @@ def _open_counts(folder: Path) -> BinaryIO:
 
 def identity(sidecar: Mapping[str, Any]) -> str:
     """Return what is the same for every resumption of a run, and different for different runs: a SHA-256."""
-    same = {name: value for name, value in sidecar.items() if name not in _CIRCUMSTANCES}
+    same = {name: value for name, value in sidecar.items() if name not in _CIRCUMSTANCES | _ADDED}
+    if sidecar.get("clamp") is not None:
+        same["clamp"] = sidecar["clamp"]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
 
@@ -370,13 +378,51 @@ class RunWriter:
 
 
 def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:
-    theirs = read_sidecar(file)
-    for name in sorted({*theirs, *sidecar} - _CIRCUMSTANCES):
-        if theirs.get(name) != sidecar.get(name):
-            raise ValueError(
-                f"{file} is of a run with {name} {theirs.get(name)!r}, this one has {sidecar.get(name)!r}; "
-                "to resume it must be the same run"
-            )
+    """Raise ValueError, naming the first field that differs, unless `file` is the sidecar of the same run."""
+    for name, theirs, ours in _differences(read_sidecar(file), json.loads(_sidecar_bytes(sidecar)), _CIRCUMSTANCES):
+        raise ValueError(f"{file} is of a run with {name} {theirs}, this one has {ours}; to resume it must be the same run")
+
+
+def _differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], may_differ: set[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the name of each field in which two sidecars differ, and what it is in either."""
+    for name in sorted({*first, *second} - may_differ):
+        in_both = name in first and name in second
+        if not in_both and name in _ADDED:
+            if name == "clamp" and first.get(name) != second.get(name):
+                yield name, repr(first.get(name)), repr(second.get(name))
+        elif not in_both and first.get(name) is second.get(name):  # null in one, and no such field in the other
+            yield name, "None" if name in first else "missing", "None" if name in second else "missing"
+        elif first.get(name) != second.get(name):
+            yield name, repr(first.get(name)), repr(second.get(name))
+
+
+def same_logits(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Tell whether the ``first_logits`` of two sidecars are those of one model, but for rounding.
+
+    They may differ by 1 % of the largest, or of the largest less the smallest where that is less: what all logits share
+    decides nothing. Where that is hardly anything, they may differ by 0.1 % of the largest (1 % in bfloat16).
+
+    Examples
+    --------
+    >>> same_logits({"first_logits": [1.0, 3.0]}, {"first_logits": [1.01, 3.01]})
+    True
+    >>> same_logits({"first_logits": [101.0, 103.0]}, {"first_logits": [103.0, 101.0]})
+    False
+    """
+    try:
+        ours, theirs = (np.array(each["first_logits"], dtype=np.float64) for each in (first, second))  # NaN for None
+    except (TypeError, ValueError):
+        return False
+    if ours.shape != theirs.shape or ours.ndim != 1:
+        return False
+    finite = theirs[np.isfinite(theirs)]
+    largest = np.abs(finite).max(initial=0)
+    spread = np.ptp(finite) if finite.size else 0.0
+    rounding = _SAME if "bfloat16" in (first.get("dtype"), first.get("autocast")) else _SAME / 10
+    most = max(_SAME * min(largest, spread), rounding * largest)
+    return bool(np.allclose(ours, theirs, rtol=0, atol=most, equal_nan=True))
 
 
 def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tuple[list[int], list[int]]:
@@ -384,9 +430,10 @@ def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tup
 
     Parts are run folders of ``rsfast certify``, ``predict`` or ``recertify`` whose sidecars agree in all but which inputs
     they are (``start``, ``end``) and where and how they were made: ``command``, ``started``, ``batch_size``, ``device``,
-    ``backend``, ``versions``, the paths ``data`` and ``weights``, ``first_logits``, ``recertified_from`` and
-    ``counts_sha256``. Where one of those differs, the merged sidecar holds the list of what it was, in order of the parts'
-    inputs. A part that was stopped gives the rows that it has.
+    ``backend``, ``versions``, the paths ``data`` and ``weights``, ``recertified_from`` and ``counts_sha256``. Where one of
+    those differs, the merged sidecar holds the list of what it was, in order of the parts' inputs. ``first_logits`` may
+    differ by rounding (`same_logits`); the merged sidecar holds those of the first part. A part that was stopped gives the
+    rows that it has.
 
     Parameters
     ----------
@@ -473,19 +520,22 @@ def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
     parts.sort(key=lambda part: part[:2])
     _, _, first, merged = parts[0]
     for _, _, file, sidecar in parts[1:]:
-        for name in sorted({*merged, *sidecar} - _OF_A_PART - {"start", "end"}):
-            if merged.get(name) != sidecar.get(name):
-                raise ValueError(
-                    f"{name} is {merged.get(name)!r} in {first} and {sidecar.get(name)!r} in {file}; "
-                    "in parts of one run it must be the same"
-                )
-    values: dict[str, list[Any]] = {name: [] for name in sorted(_OF_A_PART)}
+        for name, before, here in _differences(merged, sidecar, _OF_A_PART | {"start", "end"}):
+            raise ValueError(f"{name} is {before} in {first} and {here} in {file}; in parts of one run it must be the same")
+        if "first_logits" in merged and "first_logits" in sidecar and not same_logits(merged, sidecar):
+            raise ValueError(
+                f"first_logits is {merged['first_logits']!r} in {first} and {sidecar['first_logits']!r} in {file}; "
+                "parts of one run must have the same model"
+            )
+    values: dict[str, list[Any]] = {name: [] for name in sorted(_OF_A_PART - {"first_logits"})}
     for *_, sidecar in parts:
         for name in values.keys() & sidecar.keys():
             theirs = sidecar[name] if isinstance(sidecar[name], list) else [sidecar[name]]  # a list if it was merged
             values[name] += [value for value in theirs if value not in values[name]]
     several = {name: each if len(each) > 1 else each[0] for name, each in values.items() if each}
-    return {**merged, **several, "start": parts[0][0], "end": max(end for _, end, *_ in parts)}
+    # What earlier versions did not write comes from the first part that has it.
+    added = {name: sidecar[name] for *_, sidecar in reversed(parts) for name in (_ADDED | {"first_logits"}) & sidecar.keys()}
+    return {**merged, **added, **several, "start": parts[0][0], "end": max(end for _, end, *_ in parts)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import distributed
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -48,8 +47,7 @@ _PARTS = "parts"  # of a run that several processes share: a folder in its folde
 _EVERY = 30.0  # seconds between checkpoints,
 _SHARE = 20  # or so many times as long as one takes
 _WORK, _SAVE = 0, 1  # what is to be done after a batch, or the number of a signal; of several ranks' wishes the largest
-_LOGITS = 16  # of the first image, recorded to know the model by,
-_SAME = 0.01  # which is the same if they differ by no more than this part of the largest
+_LOGITS = 16  # of the first image, recorded to know the model by
 _STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -123,6 +121,7 @@ class Run:
             "channels_last": args.channels_last,
             "autocast": args.autocast and getattr(torch, args.autocast),
             "backend": ops.backend_for(args.backend, self._device),
+            "clamp": _clamp(args.clamp),
             **_normalisation(args.mean, args.std, self._images.shape[1]),
         }
         first = self._images[:1]
@@ -185,8 +184,7 @@ class Run:
             self.ranks.agree({name: value for name, value in sidecar.items() if name not in ("started", "first_logits")})
         begun = self.args.resume and self._sidecar_file().exists()
         if begun:
-            results.check_same_run(self._sidecar_file(), sidecar)
-            self._check_model(results.read_sidecar(self._sidecar_file()).get("first_logits", ()))
+            self._check_same_run(self._sidecar_file(), sidecar)
         writes = self._check_folder(sidecar, columns)
         self._wait()  # nobody writes before all have looked
         about = {name: sidecar[name] for name in ("command", "backend", "batch_size", "versions")}
@@ -228,7 +226,7 @@ class Run:
             return False
         elif self.ranks.by_inputs:
             for part in parts:
-                results.check_same_run(part / results.SIDECAR, sidecar)
+                self._check_same_run(part / results.SIDECAR, sidecar)
         elif parts and not self._merged():
             raise ValueError(
                 f"--out {self.out} holds a run of several processes; go on with two or more, --shard inputs, or merge the "
@@ -236,16 +234,17 @@ class Run:
             )
         return self.first or not self.ranks.by_samples
 
-    def _check_model(self, recorded: Sequence[Any]) -> None:
-        """Refuse another model where no state_dict tells it: code that has changed, or a function. Last bits may differ."""
-        if recorded and isinstance(recorded[0], list):  # merged from parts in which last bits differed
-            recorded = recorded[0]
-        ours, theirs = (np.array(each, dtype=np.float64) for each in (self._first_logits, recorded))  # NaN for None
-        most = _SAME * np.nanmax(np.abs(theirs), initial=1e-6)
-        if len(theirs) == len(ours) and not np.allclose(ours, theirs, rtol=0, atol=most, equal_nan=True):
+    def _check_same_run(self, file: Path, sidecar: Mapping[str, Any]) -> None:
+        """Refuse another run; and another model where no state_dict tells it: code that has changed, or a function."""
+        results.check_same_run(file, sidecar)
+        recorded = results.read_sidecar(file)
+        if "first_logits" not in recorded:
+            self._say(f"warning: {file} holds no first_logits; whether --model still computes the same cannot be checked")
+        elif not results.same_logits(sidecar, recorded):
             raise ValueError(
                 f"--model {self.args.model} is another than in the run in --out {self.out}: its logits of the first image "
-                f"begin with {self._first_logits[:3]}, there with {recorded[:3]}; to resume it must be the same model"
+                f"are {str(self._first_logits)[:70]}, and first_logits in {file} is {str(recorded['first_logits'])[:70]}; "
+                "to resume it must be the same model"
             )
 
     def _on_disk(self, columns: tuple[str, ...], begun: bool) -> tuple[set[int], dict[int, dict[str, Any]]]:
@@ -425,6 +424,7 @@ class Run:
             "start": self.indices.start,
             "end": self.indices.stop,
             "skip": self.indices.step,
+            "clamp": args.clamp,
             "mean": args.mean,
             "std": args.std,
             "batch_size": self._options["batch_size"],
@@ -492,6 +492,15 @@ def _indices(start: int, end: int | None, skip: int, count: int) -> range:
     if not indices:
         raise ValueError(f"--skip is {skip}, and no multiple of it lies from --start {start} to before --end {stop}")
     return indices
+
+
+def _clamp(limits: list[float] | None) -> tuple[float, float] | None:
+    if limits is None:
+        return None
+    low, high = limits
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(f"--clamp is {low} {high}; it must be LOW and HIGH, finite, and LOW at most HIGH")
+    return low, high
 
 
 def _normalisation(mean: list[float] | None, std: list[float] | None, channels: int) -> dict[str, list[float]]:

@@ -134,13 +134,16 @@ def sidecar(folder):
             {"scale": [2.0, 4.0, 2.0], "shift": [-1.0, -1.0, -0.25], "dtype": torch.bfloat16, "channels_last": True},
         ),
         ("--mean 0.5 --std 0.25", {"scale": 4.0, "shift": -2.0}),
+        ("--clamp 0.25 0.75", {"clamp": (0.25, 0.75)}),
+        ("--clamp -0.25 0.5 --mean 0.5 --std 0.25", {"clamp": (-0.25, 0.5), "scale": 4.0, "shift": -2.0}),
+        ("--clamp 0.5 0.5", {"clamp": (0.5, 0.5)}),
     ],
 )
 def test_certify_writes_the_certificates_of_the_library(options, arguments):
     assert run(f"certify {BASE} --n0 20 --n 500 --alpha 0.01 --out run {options}") == 0
     images, labels = data()
     expected = rsfast.certify(net(), images, Gaussian(0.5), num_classes=4, n0=20, n=500, alpha=0.01, seed=11, **arguments)
-    assert any(not certificate.abstained for certificate in expected)
+    assert any(not certificate.abstained for certificate in expected) or options == "--clamp 0.5 0.5"
     assert rows("run") == [
         {
             "idx": str(i),
@@ -156,6 +159,8 @@ def test_certify_writes_the_certificates_of_the_library(options, arguments):
     assert recorded["rule"] == arguments.get("rule", "top_two" if "clipped" in options else "auto")
     same = ("n0", "n", "alpha", "head", "bound", "noise", "seed", "stream_version", "backend")
     assert {key: recorded[key] for key in same} == {key: first[key] for key in same}
+    clamp = arguments.get("clamp")
+    assert recorded["clamp"] == (clamp and list(clamp))
 
 
 def test_counts_are_the_integers_of_both_tallies():
@@ -293,6 +298,17 @@ def test_predict_writes_the_predictions_of_the_library(capsys):
     summary = capsys.readouterr().out
     assert "run: 7 images in " in summary
     assert f", accuracy {sum(right) / 7:.1%}, abstained {expected.count(-1) / 7:.1%}\n" in summary
+
+
+def test_predict_clamps():
+    run(f"predict {BASE} --n 50 --clamp 0.4 0.6 --out run")
+    run(f"predict {BASE} --n 50 --out other")
+    images, _ = data()
+    expected = rsfast.sample(net(), images, Gaussian(0.5), num_classes=4, n=50, seed=11, clamp=(0.4, 0.6))
+    assert [line["estimation"]["counts"] for line in counts("run")] == expected.counts.tolist()
+    assert counts("run") != counts("other")
+    assert sidecar("run")["clamp"] == [0.4, 0.6]
+    assert sidecar("other")["clamp"] is None
 
 
 def test_summary_is_one_line_and_agrees_with_the_table(capsys):
@@ -479,6 +495,12 @@ def test_the_commands_are_listed(capsys):
         ("--mean 0 0 --std 1", "--mean has 2 numbers; it must have 1 or 3, one a channel"),
         ("--mean 0 --std 1 1 1 1", "--std has 4 numbers; it must have 1 or 3, one a channel"),
         ("--mean 0 --std -1", "--std is [-1.0]; each must be positive and finite"),
+        ("--clamp 1 0", "--clamp is 1.0 0.0; it must be LOW and HIGH, finite, and LOW at most HIGH"),
+        ("--clamp nan 1", "--clamp is nan 1.0; it must be"),
+        ("--clamp 0 nan", "--clamp is 0.0 nan; it must be"),
+        ("--clamp 0 inf", "--clamp is 0.0 inf; it must be"),
+        ("--clamp 0", "argument --clamp: expected 2 arguments"),
+        ("--clamp 0 x", "argument --clamp: invalid float value: 'x'"),
         ("--mean nan --std 1", "shift is [nan, nan, nan]; it must be finite"),
         ("--model tiny_nets", "--model is 'tiny_nets'; it must be MODULE:FACTORY"),
         ("--model no_such_module:Net", "--model no_such_module:Net: ModuleNotFoundError: No module named"),

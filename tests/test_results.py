@@ -28,7 +28,9 @@ from rsfast.results import (
     certified_accuracy,
     clean_accuracy,
     format_radius,
+    identity,
     read,
+    same_logits,
     table,
 )
 
@@ -536,6 +538,47 @@ def test_no_runs_are_refused():
 def test_unknown_format_is_refused(example):
     with pytest.raises(ValueError, match="format is 'html'; it must be one of text, markdown, latex, csv"):
         table({"a": example}, [0.5], "html")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ([0, 100], [1, 100], True),
+        ([0, 100], [1.01, 100], False),
+        ([-100, 100], [-100, 101], True),
+        ([-100, 100], [-100, 101.01], False),  # of the largest, although the spread is 200
+        ([900, 1000], [901, 1000], True),
+        ([900, 1000], [901.01, 1000], False),  # of the spread, although the largest is 1000
+        ([1000, 1000], [1001, 1000], True),
+        ([1000, 1000], [1001.1, 1000], False),
+        ([None, 100, 0], [None, 100.5, 0], True),
+        ([None, 100, 0], [100, None, 0], False),
+        ([None, None], [None, None], True),
+        ([0.0, 0.0], [0.0, 0.0], True),
+        ([0.0, 0.0], [1e-30, 0.0], False),
+        ([1, 2], [1, 2, 3], False),
+        ([], [1], False),
+    ],
+)
+def test_logits_are_the_same_to_one_percent(first, second, same):
+    assert same_logits({"first_logits": second}, {"first_logits": first}) == same
+    for scale in (2.0**-100, 2.0**100):  # whatever their size
+        scaled = [[each if each is None else each * scale for each in logits] for logits in (second, first)]
+        assert same_logits(*({"first_logits": logits} for logits in scaled)) == same
+
+
+def test_logits_in_bfloat16_may_differ_by_its_rounding():
+    logits = {"first_logits": [1000.0, 1001.0]}, {"first_logits": [1004.0, 1004.0]}
+    assert not same_logits(*logits)
+    for name in ("dtype", "autocast"):
+        assert same_logits(*({**each, name: "bfloat16"} for each in logits))
+
+
+def test_identity_is_that_of_runs_from_before_clamp_was_recorded():
+    before = {"n": 100, "mean": [0.5], "std": [0.25], "seed": 1}
+    assert identity(before | {"clamp": None, "scale": [4.0], "shift": [-2.0]}) == identity(before)
+    clamps = [None, [0.0, 1.0], [0.0, 2.0]]
+    assert len({identity(before | {"clamp": clamp}) for clamp in clamps}) == 3
 
 
 def test_columns_are_the_fields():
