@@ -190,6 +190,59 @@ def test_counts_of_ranges_hold_the_histograms():
                 assert sum(total for *_, total in bins) == tally["sums"][0][k]
 
 
+def lower_bounds(found):
+    """What is said of a run that stopped early."""
+    return (
+        f"certified accuracy at radius 0 at least {results.clean_accuracy(found):.1%}, average certified radius at least "
+        f"{results.average_certified_radius(found):.3f}, abstained at most {results.abstention_rate(found):.1%}"
+    )
+
+
+def test_figures_of_a_run_that_stopped_early_are_bounds(capsys):
+    """Of --rtol, too, which has no radius to decide; without labels; and certified again."""
+    run(f"certify {BASE} --n0 20 --n 2000 --rtol 0.3 --out rtol")
+    summary, samples = capsys.readouterr().out.splitlines()
+    assert summary.partition(" s, ")[2] == lower_bounds(results.read("rtol"))
+    assert " samples an image, of 2,020" in samples
+    images, _ = data()
+    np.savez("unlabelled.npz", x=images.numpy())
+    run(f"certify {BASE} --data unlabelled.npz --n0 20 --n 2000 --radius 0.3 --out unlabelled")
+    first, summary, _ = capsys.readouterr().out.splitlines()
+    found = results.read("unlabelled")
+    share = (found.radius >= 0.3).mean()
+    assert 0 < share < 1
+    assert first == f"{share:.1%} certified at radius 0.3"
+    assert summary.partition(" s, ")[2] == (
+        f"mean radius at least {found.radius.mean():.3f}, no labels, abstained at most {results.abstention_rate(found):.1%}"
+    )
+    run(f"certify {BASE} --n0 20 --n 2000 --radius 0.3 --out run")
+    capsys.readouterr()
+    run("recertify run --alpha 0.2 --out again")
+    first, summary = capsys.readouterr().out.splitlines()
+    found = results.read("again")
+    assert first == f"{(found.radius >= 0.3).mean():.1%} certified at radius 0.3"
+    assert summary.partition(" s, ")[2] == lower_bounds(found)
+
+
+def test_analyze_tells_of_runs_that_stopped_early(capsys):
+    run(f"certify {BASE} --n0 20 --n 2000 --radius 0.3 --out run")
+    run(f"certify {BASE} --n0 20 --n 200 --out whole")
+    runs = {"run": results.read("run"), "whole": results.read("whole")}
+    (note,) = results.notes(runs)
+    assert note.startswith(f"run: sampling stopped once radius 0.3 was decided: {(runs['run'].radius >= 0.3).mean():.1%} ")
+    for style in ("text", "csv"):
+        capsys.readouterr()
+        run("analyze run whole --radii 0 0.3 --format", style)
+        said = capsys.readouterr()
+        assert said.out == results.table(runs, [0, 0.3], style) + "\n"
+        assert said.err == (f"rsfast analyze: {note}\n" if style == "csv" else "")
+        assert (note in said.out) == (style == "text")
+    write_run("far", [0.8], sidecar={"radius": 0.77})
+    run("analyze run whole far --format csv")
+    header = capsys.readouterr().out.splitlines()[0].split(",")
+    assert {"r=0.3", "r=0.77"} <= set(header)  # what was decided is in the table
+
+
 def test_a_radius_to_decide(capsys):
     """Fewer samples, which the counts tell; the sidecar says what was asked."""
     assert run(f"certify {BASE} --n0 20 --n 5000 --alpha 0.01 --radius 0.3 --out run") == 0
@@ -204,8 +257,10 @@ def test_a_radius_to_decide(capsys):
     assert sidecar("run")["bound"] == "beta_binomial_sequence"
     used = sum(certificate.n0 + certificate.n for certificate in expected) / len(expected)
     share = sum(certificate.radius >= 0.3 for certificate in expected) / len(expected)
-    said = f"\n{share:.1%} certified at radius 0.3\n{used:,.0f} samples an image, of 5,020\n"
-    assert capsys.readouterr().out.endswith(said)
+    first, summary, last = capsys.readouterr().out.splitlines()
+    assert first == f"{share:.1%} certified at radius 0.3"
+    assert summary.partition(" s, ")[2] == lower_bounds(results.read("run"))
+    assert last == f"{used:,.0f} samples an image, of 5,020"
     for options, message in (
         ("--radius 0.5 --rtol 0.1", "--rtol: not allowed with argument --radius"),
         ("--radius -1", "radius is -1.0; it must be above 0 and finite"),
@@ -381,8 +436,8 @@ def test_rows_written_before_a_failure_stay():
     assert [line["idx"] for line in counts("run")] == [0, 1]
 
 
-def write_run(folder, radii, label=1):
-    with results.RunWriter(folder, {}) as writer:
+def write_run(folder, radii, label=1, sidecar=()):
+    with results.RunWriter(folder, dict(sidecar)) as writer:
         for i, radius in enumerate(radii):
             writer.write(i, label, SimpleNamespace(prediction=1, radius=radius), 0.5, {})
 
