@@ -253,7 +253,10 @@ class Run:
         saved: dict[int, dict[str, Any]] = {}
         folders = self._parts() if self.ranks.by_inputs and not self._merged() else [self.out]
         for folder in folders:
-            done |= results.finished(folder, columns)
+            finished = results.finished(folder, columns)
+            if stray := finished.difference(self.indices):
+                raise ValueError(f"{folder / results.TABLE} has idx {min(stray)}; to resume it must be in {self.indices}")
+            done |= finished
             for index, each in checkpoint.load(folder, self._identity).items():
                 if index not in saved or _drawn(each) > _drawn(saved[index]):  # of several, some may be older
                     saved[index] = each

@@ -662,5 +662,13 @@ def test_identity_is_that_of_runs_from_before_clamp_was_recorded():
     assert len({identity(before | {"clamp": clamp}) for clamp in clamps}) == 3
 
 
+@pytest.mark.parametrize("name", ["stream_version", "versions", "seed", "noise", "start", "skip", "std", "another"])
+def test_identity_is_of_every_field(name):
+    """A checkpoint is known by it."""
+    run = {"stream_version": 1, "versions": {"rsfast": "0.1.0"}, "seed": 1, "noise": {"sigma": 1}, "start": 0, "skip": 1}
+    assert identity(run | {name: {"changed": 1}}) != identity(run)
+    assert identity(run | {"command": "x", "started": "now"}) == identity(run)
+
+
 def test_columns_are_the_fields():
     assert "\t".join(CERTIFY_COLUMNS) == HEADER

@@ -806,6 +806,24 @@ def test_a_run_of_another_noise_stream_is_refused(part, net, monkeypatch, capsys
     refuse(capsys, VOTES, "--out run --resume", message)
 
 
+@pytest.mark.parametrize("change", [{"seed": 4}, {"stream_version": 2}])
+def test_a_seed_that_was_changed_is_refused(change, net, capsys):
+    """Although it is taken from the sidecar where none is given: the logits that are recorded are of an image with noise."""
+    stopped_at(net, 90)
+    Path("run", CHECKPOINT).unlink()
+    rewrite(**change)
+    refuse(capsys, VOTES, "--out run --resume", "first_logits in run/" if "seed" in change else "with stream_version 2")
+
+
+def test_rows_of_other_images_are_refused(capsys):
+    go(PART, "--out run --seed 3")
+    for name, idx in (("results.tsv", "{}\t"), ("counts.jsonl", '"idx": {}')):
+        *lines, last = Path("run", name).read_text().splitlines(keepends=True)
+        Path("run", name).write_text("".join([*lines, last.replace(idx.format(6), idx.format(5), 1)]))
+    assert [row.split("\t")[0] for row in rows("run")] == ["idx", "2", "4", "5"]
+    refuse(capsys, PART, "--out run --resume", "run/results.tsv has idx 5; to resume it must be in range(2, 8, 2)")
+
+
 def contents_with_checkpoint(folder):
     return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
 
