@@ -57,8 +57,9 @@ _OF_A_PART = {
 }
 """Of a sidecar: what may differ between parts that are merged, beside start and end."""
 
-_ADDED = {"clamp", "scale", "shift"}
-"""Of a sidecar: what earlier versions did not write. They had no clamp; scale and shift follow from mean and std."""
+_ADDED = {"clamp", "scale", "shift", "reduced_precision"}
+"""Of a sidecar: what earlier versions did not write. They had no clamp, scale and shift follow from mean and std, and
+reduced precision was not known; but what a Lipschitz constant means depends on these."""
 
 _SAME = 0.01
 """Part of the logits' size that two machines' logits of the same model may differ by."""
@@ -397,14 +398,13 @@ def _differences(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield the name of each field in which two sidecars differ, and what it is in either."""
     for name in sorted({*first, *second} - may_differ):
-        in_both = name in first and name in second
-        if not in_both and name in _ADDED:
-            if name == "clamp" and first.get(name) != second.get(name):
-                yield name, repr(first.get(name)), repr(second.get(name))
-        elif not in_both and first.get(name) is second.get(name):  # null in one, and no such field in the other
-            yield name, "None" if name in first else "missing", "None" if name in second else "missing"
-        elif first.get(name) != second.get(name):
+        missing = name not in first or name not in second
+        if missing and name in _ADDED - {"clamp"} and first.get("lipschitz") is None:
+            continue
+        if first.get(name) != second.get(name):
             yield name, repr(first.get(name)), repr(second.get(name))
+        elif missing and name not in _ADDED:  # null in one, and no such field in the other
+            yield name, "None" if name in first else "missing", "None" if name in second else "missing"
 
 
 def same_logits(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

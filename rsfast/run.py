@@ -427,7 +427,7 @@ class Run:
             "start": self.indices.start,
             "end": self.indices.stop,
             "skip": self.indices.step,
-            "clamp": args.clamp,
+            "clamp": args.clamp and [each if math.isfinite(each) else None for each in args.clamp],
             "mean": args.mean,
             "std": args.std,
             "batch_size": self._options["batch_size"],
@@ -501,8 +501,8 @@ def _clamp(limits: list[float] | None) -> tuple[float, float] | None:
     if limits is None:
         return None
     low, high = limits
-    if not -math.inf < low <= high < math.inf:
-        raise ValueError(f"--clamp is {low} {high}; it must be LOW and HIGH, finite, and LOW at most HIGH")
+    if not low <= high:
+        raise ValueError(f"--clamp is {low} {high}; it must be LOW and HIGH, numbers with LOW at most HIGH")
     return low, high
 
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -137,6 +138,7 @@ def sidecar(folder):
         ("--clamp 0.25 0.75", {"clamp": (0.25, 0.75)}),
         ("--clamp -0.25 0.5 --mean 0.5 --std 0.25", {"clamp": (-0.25, 0.5), "scale": 4.0, "shift": -2.0}),
         ("--clamp 0.5 0.5", {"clamp": (0.5, 0.5)}),
+        ("--clamp 0.25 inf", {"clamp": (0.25, float("inf"))}),
     ],
 )
 def test_certify_writes_the_certificates_of_the_library(options, arguments):
@@ -160,7 +162,7 @@ def test_certify_writes_the_certificates_of_the_library(options, arguments):
     same = ("n0", "n", "alpha", "head", "bound", "noise", "seed", "stream_version", "backend")
     assert {key: recorded[key] for key in same} == {key: first[key] for key in same}
     clamp = arguments.get("clamp")
-    assert recorded["clamp"] == (clamp and list(clamp))
+    assert recorded["clamp"] == (clamp and [each if math.isfinite(each) else None for each in clamp])
 
 
 def test_counts_are_the_integers_of_both_tallies():
@@ -356,13 +358,13 @@ def test_predict_writes_the_predictions_of_the_library(capsys):
 
 
 def test_predict_clamps():
-    run(f"predict {BASE} --n 50 --clamp 0.4 0.6 --out run")
+    run(f"predict {BASE} --n 50 --clamp 0.375 0.625 --out run")
     run(f"predict {BASE} --n 50 --out other")
     images, _ = data()
-    expected = rsfast.sample(net(), images, Gaussian(0.5), num_classes=4, n=50, seed=11, clamp=(0.4, 0.6))
+    expected = rsfast.sample(net(), images, Gaussian(0.5), num_classes=4, n=50, seed=11, clamp=(0.375, 0.625))
     assert [line["estimation"]["counts"] for line in counts("run")] == expected.counts.tolist()
     assert counts("run") != counts("other")
-    assert sidecar("run")["clamp"] == [0.4, 0.6]
+    assert sidecar("run")["clamp"] == [0.375, 0.625]
     assert sidecar("other")["clamp"] is None
 
 
@@ -550,10 +552,10 @@ def test_the_commands_are_listed(capsys):
         ("--mean 0 0 --std 1", "--mean has 2 numbers; it must have 1 or 3, one a channel"),
         ("--mean 0 --std 1 1 1 1", "--std has 4 numbers; it must have 1 or 3, one a channel"),
         ("--mean 0 --std -1", "--std is [-1.0]; each must be positive and finite"),
-        ("--clamp 1 0", "--clamp is 1.0 0.0; it must be LOW and HIGH, finite, and LOW at most HIGH"),
+        ("--clamp 1 0", "--clamp is 1.0 0.0; it must be LOW and HIGH, numbers with LOW at most HIGH"),
         ("--clamp nan 1", "--clamp is nan 1.0; it must be"),
         ("--clamp 0 nan", "--clamp is 0.0 nan; it must be"),
-        ("--clamp 0 inf", "--clamp is 0.0 inf; it must be"),
+        ("--clamp inf 0", "--clamp is inf 0.0; it must be"),
         ("--clamp 0", "argument --clamp: expected 2 arguments"),
         ("--clamp 0 x", "argument --clamp: invalid float value: 'x'"),
         ("--mean nan --std 1", "shift is [nan, nan, nan]; it must be finite"),

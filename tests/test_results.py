@@ -657,9 +657,26 @@ def test_logits_in_bfloat16_may_differ_by_its_rounding():
 
 def test_identity_is_that_of_runs_from_before_clamp_was_recorded():
     before = {"n": 100, "mean": [0.5], "std": [0.25], "seed": 1}
-    assert identity(before | {"clamp": None, "scale": [4.0], "shift": [-2.0]}) == identity(before)
+    added = {"clamp": None, "scale": [4.0], "shift": [-2.0], "reduced_precision": None}
+    assert identity(before | added) == identity(before)
     clamps = [None, [0.0, 1.0], [0.0, 2.0]]
     assert len({identity(before | {"clamp": clamp}) for clamp in clamps}) == 3
+
+
+def test_a_lipschitz_constant_needs_what_it_depends_on(tmp_path):
+    """Before scale was recorded it was per unit of the images; since then, of what the model takes."""
+    before = {"n": 100, "mean": [0.5], "std": [0.25]}
+    added = {"clamp": None, "scale": [4.0], "shift": [-2.0], "reduced_precision": None}
+    for lipschitz in (None, 0.5):
+        folder = tmp_path / str(lipschitz)
+        with RunWriter(folder, before | {"lipschitz": lipschitz}):
+            pass
+        again = before | {"lipschitz": lipschitz} | added
+        if lipschitz is None:
+            RunWriter(folder, again, resume=True)
+        else:
+            with pytest.raises(ValueError, match=r"with scale None, this one has \[4.0\]"):
+                RunWriter(folder, again, resume=True)
 
 
 @pytest.mark.parametrize("name", ["stream_version", "versions", "seed", "noise", "start", "skip", "std", "another"])
