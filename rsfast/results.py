@@ -254,8 +254,8 @@ class RunWriter:
     FileExistsError, FileNotFoundError
         If the folder already holds a file of a run, and not to resume; or the run to resume has no table.
     TypeError, ValueError
-        If sidecar holds what JSON cannot, NaN and infinity included; or the run to resume is damaged, or has another sidecar
-        (but for its command and its start). Nothing has been written then.
+        If sidecar holds what JSON cannot, NaN and infinity included, or a ``radius`` that is not a positive number; or the
+        run to resume is damaged, or has another sidecar (but for its command and its start). Nothing has been written then.
     BlockingIOError
         If another process is writing this run.
     OSError

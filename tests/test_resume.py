@@ -575,6 +575,24 @@ def test_parts_of_another_number_of_processes(net, capsys):
     assert contents("run") == contents("whole")
 
 
+@pytest.mark.usefixtures("_of_a_job")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"skip": 2}, "run/parts/1-of-2/results.json is of a run with skip 2, this one has 1"),
+        ({"stream_version": 2}, "run/parts/1-of-2/results.json is of a run with stream_version 2, this one has 1"),
+        ({"first_logits": [1.0, 2.0, 3.0, 4.0]}, "first_logits in run/parts/1-of-2/results.json is [1.0, 2.0, 3.0, 4.0]"),
+    ],
+)
+def test_every_part_is_of_this_run(change, message, net, capsys):
+    """Not the first of them alone."""
+    stopped_at(net, 30)
+    shutil.copytree("run/parts/0-of-1", "run/parts/1-of-2")
+    sidecar = Path("run/parts/1-of-2/results.json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
+    refuse(capsys, VOTES, "--out run --resume", message)
+
+
 # What a model is known by, and what is none of a run
 
 
