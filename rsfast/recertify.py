@@ -13,7 +13,7 @@ from . import results
 from .certificate import prove
 from .heads import from_dict as head_from_dict
 from .looks import Goal
-from .noise import check_seed
+from .noise import STREAM_VERSION, check_seed
 from .noise import from_dict as noise_from_dict
 from .results import Results, RunWriter
 from .rules import Method
@@ -52,14 +52,14 @@ def recertify(
     FileNotFoundError, FileExistsError
         If `run` lacks a file, or `out` holds a run.
     ValueError
-        If `run` holds predictions or is damaged, lacks what the bound needs, or bound and rule do not fit its head, or the
-        samples were looked at more than once and the bound holds for one look.
+        If `run` holds predictions or is damaged, is of another version of the noise stream, lacks what the bound needs, or
+        bound and rule do not fit its head, or the samples were looked at more than once and the bound holds for one look.
     """
     run = Path(run)
     rows = results.read(run)
     sidecar = dict(rows.sidecar or {})
-    missing = [name for name in ("alpha", "bound", "rule", "head", "noise", "seed", "n0", "n") if name not in sidecar]
-    if missing:
+    needed = ("alpha", "bound", "rule", "head", "noise", "seed", "n0", "n", "stream_version")
+    if missing := [name for name in needed if name not in sidecar]:
         raise ValueError(f"{run / results.SIDECAR} lacks {', '.join(missing)}; it must be of a run of rsfast certify")
     try:
         head, noise, seed = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"]), check_seed(sidecar["seed"])
@@ -68,6 +68,11 @@ def recertify(
             raise TypeError(f"n is {n!r}; it must be an int")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{run / results.SIDECAR} is damaged: {error}") from error
+    if sidecar["stream_version"] != STREAM_VERSION:
+        raise ValueError(
+            f"stream_version in {run / results.SIDECAR} is {sidecar['stream_version']!r}; it must be {STREAM_VERSION}, the "
+            "noise stream of this version of rsfast"
+        )
     given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz}
     chosen: dict[str, Any] = {name: sidecar.get(name) if value is None else value for name, value in given.items()}
     method = Method(noise, head=head, looks=bool(goal), **chosen)
@@ -89,6 +94,10 @@ def recertify(
                 raise ValueError(
                     f"estimation ends at {ends}, which does not go with n = {n} and {goal} in {results.SIDECAR}"
                 )
+            drawn = {"n0": int(first.n), "num_classes": first.num_classes}
+            for name, value in drawn.items():
+                if sidecar.get(name, value) != value:
+                    raise ValueError(f"{name} is {value}, and {sidecar[name]!r} in {results.SIDECAR}; it must be the same")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{run / results.COUNTS}, idx {idx}: {type(error).__name__}: {error}") from error
         try:

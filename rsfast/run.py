@@ -253,7 +253,10 @@ class Run:
         saved: dict[int, dict[str, Any]] = {}
         folders = self._parts() if self.ranks.by_inputs and not self._merged() else [self.out]
         for folder in folders:
-            done |= results.finished(folder, columns)
+            finished = results.finished(folder, columns)
+            if stray := finished.difference(self.indices):
+                raise ValueError(f"{folder / results.TABLE} has idx {min(stray)}; to resume it must be in {self.indices}")
+            done |= finished
             for index, each in checkpoint.load(folder, self._identity).items():
                 if index not in saved or _drawn(each) > _drawn(saved[index]):  # of several, some may be older
                     saved[index] = each
@@ -424,7 +427,7 @@ class Run:
             "start": self.indices.start,
             "end": self.indices.stop,
             "skip": self.indices.step,
-            "clamp": args.clamp,
+            "clamp": args.clamp and [each if math.isfinite(each) else None for each in args.clamp],
             "mean": args.mean,
             "std": args.std,
             "batch_size": self._options["batch_size"],
@@ -498,8 +501,8 @@ def _clamp(limits: list[float] | None) -> tuple[float, float] | None:
     if limits is None:
         return None
     low, high = limits
-    if not -math.inf < low <= high < math.inf:
-        raise ValueError(f"--clamp is {low} {high}; it must be LOW and HIGH, finite, and LOW at most HIGH")
+    if not low <= high:
+        raise ValueError(f"--clamp is {low} {high}; it must be LOW and HIGH, numbers with LOW at most HIGH")
     return low, high
 
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -137,6 +138,7 @@ def sidecar(folder):
         ("--clamp 0.25 0.75", {"clamp": (0.25, 0.75)}),
         ("--clamp -0.25 0.5 --mean 0.5 --std 0.25", {"clamp": (-0.25, 0.5), "scale": 4.0, "shift": -2.0}),
         ("--clamp 0.5 0.5", {"clamp": (0.5, 0.5)}),
+        ("--clamp 0.25 inf", {"clamp": (0.25, float("inf"))}),
     ],
 )
 def test_certify_writes_the_certificates_of_the_library(options, arguments):
@@ -160,7 +162,7 @@ def test_certify_writes_the_certificates_of_the_library(options, arguments):
     same = ("n0", "n", "alpha", "head", "bound", "noise", "seed", "stream_version", "backend")
     assert {key: recorded[key] for key in same} == {key: first[key] for key in same}
     clamp = arguments.get("clamp")
-    assert recorded["clamp"] == (clamp and list(clamp))
+    assert recorded["clamp"] == (clamp and [each if math.isfinite(each) else None for each in clamp])
 
 
 def test_counts_are_the_integers_of_both_tallies():
@@ -190,6 +192,59 @@ def test_counts_of_ranges_hold_the_histograms():
                 assert sum(total for *_, total in bins) == tally["sums"][0][k]
 
 
+def lower_bounds(found):
+    """What is said of a run that stopped early."""
+    return (
+        f"certified accuracy at radius 0 at least {results.clean_accuracy(found):.1%}, average certified radius at least "
+        f"{results.average_certified_radius(found):.3f}, abstained at most {results.abstention_rate(found):.1%}"
+    )
+
+
+def test_figures_of_a_run_that_stopped_early_are_bounds(capsys):
+    """Of --rtol, too, which has no radius to decide; without labels; and certified again."""
+    run(f"certify {BASE} --n0 20 --n 2000 --rtol 0.3 --out rtol")
+    summary, samples = capsys.readouterr().out.splitlines()
+    assert summary.partition(" s, ")[2] == lower_bounds(results.read("rtol"))
+    assert " samples an image, of 2,020" in samples
+    images, _ = data()
+    np.savez("unlabelled.npz", x=images.numpy())
+    run(f"certify {BASE} --data unlabelled.npz --n0 20 --n 2000 --radius 0.3 --out unlabelled")
+    first, summary, _ = capsys.readouterr().out.splitlines()
+    found = results.read("unlabelled")
+    share = (found.radius >= 0.3).mean()
+    assert 0 < share < 1
+    assert first == f"{share:.1%} certified at radius 0.3"
+    assert summary.partition(" s, ")[2] == (
+        f"mean radius at least {found.radius.mean():.3f}, no labels, abstained at most {results.abstention_rate(found):.1%}"
+    )
+    run(f"certify {BASE} --n0 20 --n 2000 --radius 0.3 --out run")
+    capsys.readouterr()
+    run("recertify run --alpha 0.2 --out again")
+    first, summary = capsys.readouterr().out.splitlines()
+    found = results.read("again")
+    assert first == f"{(found.radius >= 0.3).mean():.1%} certified at radius 0.3"
+    assert summary.partition(" s, ")[2] == lower_bounds(found)
+
+
+def test_analyze_tells_of_runs_that_stopped_early(capsys):
+    run(f"certify {BASE} --n0 20 --n 2000 --radius 0.3 --out run")
+    run(f"certify {BASE} --n0 20 --n 200 --out whole")
+    runs = {"run": results.read("run"), "whole": results.read("whole")}
+    (note,) = results.notes(runs)
+    assert note.startswith(f"run: sampling stopped once radius 0.3 was decided: {(runs['run'].radius >= 0.3).mean():.1%} ")
+    for style in ("text", "csv"):
+        capsys.readouterr()
+        run("analyze run whole --radii 0 0.3 --format", style)
+        said = capsys.readouterr()
+        assert said.out == results.table(runs, [0, 0.3], style) + "\n"
+        assert said.err == (f"rsfast analyze: {note}\n" if style == "csv" else "")
+        assert (note in said.out) == (style == "text")
+    write_run("far", [0.8], sidecar={"radius": 0.77})
+    run("analyze run whole far --format csv")
+    header = capsys.readouterr().out.splitlines()[0].split(",")
+    assert {"r=0.3", "r=0.77"} <= set(header)  # what was decided is in the table
+
+
 def test_a_radius_to_decide(capsys):
     """Fewer samples, which the counts tell; the sidecar says what was asked."""
     assert run(f"certify {BASE} --n0 20 --n 5000 --alpha 0.01 --radius 0.3 --out run") == 0
@@ -204,8 +259,10 @@ def test_a_radius_to_decide(capsys):
     assert sidecar("run")["bound"] == "beta_binomial_sequence"
     used = sum(certificate.n0 + certificate.n for certificate in expected) / len(expected)
     share = sum(certificate.radius >= 0.3 for certificate in expected) / len(expected)
-    said = f"\n{share:.1%} certified at radius 0.3\n{used:,.0f} samples an image, of 5,020\n"
-    assert capsys.readouterr().out.endswith(said)
+    first, summary, last = capsys.readouterr().out.splitlines()
+    assert first == f"{share:.1%} certified at radius 0.3"
+    assert summary.partition(" s, ")[2] == lower_bounds(results.read("run"))
+    assert last == f"{used:,.0f} samples an image, of 5,020"
     for options, message in (
         ("--radius 0.5 --rtol 0.1", "--rtol: not allowed with argument --radius"),
         ("--radius -1", "radius is -1.0; it must be above 0 and finite"),
@@ -301,13 +358,13 @@ def test_predict_writes_the_predictions_of_the_library(capsys):
 
 
 def test_predict_clamps():
-    run(f"predict {BASE} --n 50 --clamp 0.4 0.6 --out run")
+    run(f"predict {BASE} --n 50 --clamp 0.375 0.625 --out run")
     run(f"predict {BASE} --n 50 --out other")
     images, _ = data()
-    expected = rsfast.sample(net(), images, Gaussian(0.5), num_classes=4, n=50, seed=11, clamp=(0.4, 0.6))
+    expected = rsfast.sample(net(), images, Gaussian(0.5), num_classes=4, n=50, seed=11, clamp=(0.375, 0.625))
     assert [line["estimation"]["counts"] for line in counts("run")] == expected.counts.tolist()
     assert counts("run") != counts("other")
-    assert sidecar("run")["clamp"] == [0.4, 0.6]
+    assert sidecar("run")["clamp"] == [0.375, 0.625]
     assert sidecar("other")["clamp"] is None
 
 
@@ -381,8 +438,8 @@ def test_rows_written_before_a_failure_stay():
     assert [line["idx"] for line in counts("run")] == [0, 1]
 
 
-def write_run(folder, radii, label=1):
-    with results.RunWriter(folder, {}) as writer:
+def write_run(folder, radii, label=1, sidecar=()):
+    with results.RunWriter(folder, dict(sidecar)) as writer:
         for i, radius in enumerate(radii):
             writer.write(i, label, SimpleNamespace(prediction=1, radius=radius), 0.5, {})
 
@@ -495,10 +552,10 @@ def test_the_commands_are_listed(capsys):
         ("--mean 0 0 --std 1", "--mean has 2 numbers; it must have 1 or 3, one a channel"),
         ("--mean 0 --std 1 1 1 1", "--std has 4 numbers; it must have 1 or 3, one a channel"),
         ("--mean 0 --std -1", "--std is [-1.0]; each must be positive and finite"),
-        ("--clamp 1 0", "--clamp is 1.0 0.0; it must be LOW and HIGH, finite, and LOW at most HIGH"),
+        ("--clamp 1 0", "--clamp is 1.0 0.0; it must be LOW and HIGH, numbers with LOW at most HIGH"),
         ("--clamp nan 1", "--clamp is nan 1.0; it must be"),
         ("--clamp 0 nan", "--clamp is 0.0 nan; it must be"),
-        ("--clamp 0 inf", "--clamp is 0.0 inf; it must be"),
+        ("--clamp inf 0", "--clamp is inf 0.0; it must be"),
         ("--clamp 0", "argument --clamp: expected 2 arguments"),
         ("--clamp 0 x", "argument --clamp: invalid float value: 'x'"),
         ("--mean nan --std 1", "shift is [nan, nan, nan]; it must be finite"),

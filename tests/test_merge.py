@@ -215,7 +215,9 @@ def test_no_other_field_of_the_sidecars_may_differ(command, options):
     run(f"{options} --end 4 --out a", command)
     run(f"{options} --start 4 --out b", command)
     of_b = sidecar("b")
-    may_lack = {"first_logits", "scale", "shift"} | ({"clamp"} if of_b["clamp"] is None else set())  # as older runs do
+    may_lack = {"first_logits", "scale", "shift", "reduced_precision"} | (
+        {"clamp"} if of_b["clamp"] is None else set()
+    )  # as older runs do
     for name in of_b.keys() - MAY_DIFFER:
         for change in [{name: f"not {of_b[name]}"}] + ([] if name in may_lack else [{}]):
             kept = {field: value for field, value in of_b.items() if field != name}
@@ -234,7 +236,8 @@ def test_parts_from_before_clamp_was_recorded(options):
     run(f"{options} --end 4 --out a")
     run(f"{options} --start 4 --out b")
     run(f"{options} --start 4 --clamp 0 1 --out c")
-    older = {name: value for name, value in sidecar("a").items() if name not in ("clamp", "scale", "shift")}
+    added = ("clamp", "scale", "shift", "reduced_precision")
+    older = {name: value for name, value in sidecar("a").items() if name not in added}
     Path("a", SIDECAR).write_text(json.dumps(older))
     merge(["a", "b"], "all")
     assert sidecar("all").keys() == sidecar("b").keys()

@@ -575,6 +575,24 @@ def test_parts_of_another_number_of_processes(net, capsys):
     assert contents("run") == contents("whole")
 
 
+@pytest.mark.usefixtures("_of_a_job")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"skip": 2}, "run/parts/1-of-2/results.json is of a run with skip 2, this one has 1"),
+        ({"stream_version": 2}, "run/parts/1-of-2/results.json is of a run with stream_version 2, this one has 1"),
+        ({"first_logits": [1.0, 2.0, 3.0, 4.0]}, "first_logits in run/parts/1-of-2/results.json is [1.0, 2.0, 3.0, 4.0]"),
+    ],
+)
+def test_every_part_is_of_this_run(change, message, net, capsys):
+    """Not the first of them alone."""
+    stopped_at(net, 30)
+    shutil.copytree("run/parts/0-of-1", "run/parts/1-of-2")
+    sidecar = Path("run/parts/1-of-2/results.json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
+    refuse(capsys, VOTES, "--out run --resume", message)
+
+
 # What a model is known by, and what is none of a run
 
 
@@ -712,7 +730,9 @@ def test_no_field_of_the_sidecar_may_differ(command, options, net, capsys):
     sidecar = json.loads(Path("run/results.json").read_text())
     options = f"--out run --resume {options}"
     assert {"start", "end", "skip", "clamp", "mean", "std", "device", "backend", "stream_version"} <= sidecar.keys()
-    may_lack = {"first_logits", "scale", "shift"} | ({"clamp"} if sidecar["clamp"] is None else set())  # as older runs do
+    may_lack = {"first_logits", "scale", "shift", "reduced_precision"} | (
+        {"clamp"} if sidecar["clamp"] is None else set()
+    )  # as older runs do
     for name in sidecar.keys() - MAY_DIFFER:
         for value in [another(sidecar[name])] + ([] if name in may_lack else [...]):
             rewrite(**sidecar | {name: value})
@@ -728,7 +748,7 @@ def test_a_run_from_before_clamp_was_recorded_goes_on(options, net):
     """With its checkpoint. It had no clamp, so a run with one is refused; its scale and shift follow from mean and std."""
     go(VOTES, f"--out whole --seed 3 {options}")
     stopped_at(net, 90, options=f"--seed 3 {options}")
-    rewrite(clamp=..., scale=..., shift=...)
+    rewrite(clamp=..., scale=..., shift=..., reduced_precision=...)
     net.batches = 0
     go(VOTES, f"--out run --resume {options}")
     assert net.batches < 90
@@ -738,7 +758,7 @@ def test_a_run_from_before_clamp_was_recorded_goes_on(options, net):
 def test_a_clamp_is_refused_in_a_run_without(net, capsys):
     stopped_at(net, 90)
     refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "with clamp None, this one has [0.0, 1.0]")
-    rewrite(clamp=..., scale=..., shift=...)
+    rewrite(clamp=..., scale=..., shift=..., reduced_precision=...)
     refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "with clamp None, this one has [0.0, 1.0]")
 
 
@@ -804,6 +824,24 @@ def test_a_run_of_another_noise_stream_is_refused(part, net, monkeypatch, capsys
         monkeypatch.setattr(run_module, "STREAM_VERSION", 2)
         message = "with stream_version 1, this one has 2"
     refuse(capsys, VOTES, "--out run --resume", message)
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"stream_version": 2}])
+def test_a_seed_that_was_changed_is_refused(change, net, capsys):
+    """Although it is taken from the sidecar where none is given: the logits that are recorded are of an image with noise."""
+    stopped_at(net, 90)
+    Path("run", CHECKPOINT).unlink()
+    rewrite(**change)
+    refuse(capsys, VOTES, "--out run --resume", "first_logits in run/" if "seed" in change else "with stream_version 2")
+
+
+def test_rows_of_other_images_are_refused(capsys):
+    go(PART, "--out run --seed 3")
+    for name, idx in (("results.tsv", "{}\t"), ("counts.jsonl", '"idx": {}')):
+        *lines, last = Path("run", name).read_text().splitlines(keepends=True)
+        Path("run", name).write_text("".join([*lines, last.replace(idx.format(6), idx.format(5), 1)]))
+    assert [row.split("\t")[0] for row in rows("run")] == ["idx", "2", "4", "5"]
+    refuse(capsys, PART, "--out run --resume", "run/results.tsv has idx 5; to resume it must be in range(2, 8, 2)")
 
 
 def contents_with_checkpoint(folder):
