@@ -37,7 +37,7 @@ class Method:
     rule : str
         One of `RULES`, or "auto": for each input one-vs-rest or top-two.
     lipschitz : float, optional
-        An l2 Lipschitz constant of every class's base score.
+        An l2 Lipschitz constant of every class's base score; per unit of what the model takes until `certificate.of_inputs`.
     looks : bool
         Whether the samples are looked at more than once, as they are where sampling may stop early.
 
