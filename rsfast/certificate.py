@@ -293,8 +293,8 @@ def certificates(
         take the histograms of `leading_classes`.
     rule : str
         "one_vs_rest", "top_two", "class_partitioning" (votes only), "bonferroni", or "auto": for each input the one of the
-        first two, and the split of alpha, that the selection sample says will give the largest radius; top-two where the
-        head's scores do not sum to 1.
+        first two that the selection sample says will give the larger radius; top-two where the head's scores do not sum to
+        1.
     lipschitz : float, optional
         An l2 Lipschitz constant of every class's base score (of the head's scores, not the logits) per unit of what the
         model takes. `of_inputs` makes it one per unit of the inputs, by the scale of `execution`. Radii are then those of
@@ -329,11 +329,11 @@ def certificates(
     -----
     With Q the noise's potential, lo and up one-sided bounds and A the selected class, the radius is
     ``(Q(lo(A)) - Q(pB)) / 2``. One-vs-rest: lo at alpha, ``pB = 1 - lo(A)``, so that the radius is ``Q(lo(A))``. Top-two:
-    lo and up share alpha, in halves unless the rule is "auto"; ``pB`` is the largest up of the other classes, and no more
-    than ``1 - lo(A)`` if scores sum to at most 1. The runner-up is one fixed class whose up fails with up's share of alpha,
-    and the largest up is no smaller: nothing is divided by the number of classes. "auto" tries one-vs-rest and three splits
-    on the selection's scores as if there were as many as in the estimation; it looks at nothing else, so the certificate is
-    wrong with probability alpha whatever it picks. Bonferroni and class partitioning do divide, lo and each up at
+    lo and up have half of alpha each; ``pB`` is the largest up of the other classes, and no more than ``1 - lo(A)`` if
+    scores sum to at most 1. The runner-up is one fixed class whose up fails with up's share of alpha, and the largest up is
+    no smaller: nothing is divided by the number of classes. "auto" tries both on the selection's scores as if there were
+    as many as in the estimation; it looks at nothing else, so the certificate is wrong with probability alpha whatever it
+    picks. Bonferroni and class partitioning do divide, lo and each up at
     ``alpha / K`` or alpha over the number of buckets (`partition`, of the selection's votes); they are here to compare
     with, and their radius is never above top-two's. A draw that voted for nobody counts as a trial, and for no class.
 
