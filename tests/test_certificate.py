@@ -630,7 +630,37 @@ def test_predictions_check_alpha():
         predictions(tally_of([[9, 1, 0]]), 1)
 
 
-@pytest.mark.parametrize("alpha", [1e-12, 1e-6, 0.001, 0.05, 0.1, 0.3, 0.49, 0.51, 0.75, 0.99, 2**-10 * (1 + 1e-9)])
+@pytest.mark.parametrize(("first", "exponent"), [(2, 1), (5, 4), (11, 10), (53, 52)])
+def test_a_p_value_that_is_alpha_is_enough(first, exponent):
+    """Of `first` unanimous votes it is 2^(1 - first) to the bit; the level is kept by a test that rejects at equality."""
+    alpha = 2.0**-exponent
+    for votes, label in (([first, 0, 0], 0), ([0, first, 0], 1)):
+        assert prediction(np.array(votes), alpha) == label
+        assert prediction(np.array(votes), np.nextafter(alpha, 0)) == ABSTAIN
+        assert predictions(tally_of([[*votes, 7]]), alpha) == [label]
+    assert smallest_predictable_n(alpha) == first
+    assert smallest_predictable_n(np.nextafter(alpha, 0)) == first + 1
+
+
+def test_two_classes_ahead_that_are_equal_abstain():
+    """However large alpha: the p-value is 1. A third class does not matter."""
+    for votes in ([5, 5, 0], [0, 7, 7], [4, 4, 4], [1, 1, 0]):
+        assert prediction(np.array(votes), 1 - 2**-53) == ABSTAIN
+
+
+def test_a_limit_of_one_half_proves_nothing(monkeypatch):
+    """The radius is then 0, and an abstention; at the next number it is positive."""
+    for limit, label in ((0.5, ABSTAIN), (np.nextafter(0.5, 1), 0)):
+        monkeypatch.setattr(bounds, "clopper_pearson_lower", lambda k, n, alpha, limit=limit: np.full(np.shape(k), limit))
+        (found,) = certify([[9, 1, 0]], [[90, 10, 0]], rule="one_vs_rest")
+        assert (found.p_lower, found.prediction) == (limit, label)
+        assert (found.radius > 0) == (label == 0)
+
+
+POWERS = [2.0**-1, 2.0**-2, 2.0**-10, 2.0**-52]
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 1e-6, 0.001, 0.05, 0.1, 0.3, 0.49, 0.51, 0.75, 0.99, 2**-10 * (1 + 1e-9), *POWERS])
 def test_smallest_n(alpha):
     n = smallest_certifiable_n(alpha)
     assert certify([[1, 0, 0]], [[n, 0, 0]], alpha=alpha)[0].prediction == 0
