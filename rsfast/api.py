@@ -23,7 +23,7 @@ from . import bounds, certificate, ops, rules
 from .batch_size import automatic
 from .batches import Batches, Part
 from .certificate import ABSTAIN, Certificate, Execution
-from .forward import Forward, Model
+from .forward import Forward, Model, reduced_precision
 from .heads import Head, Votes
 from .inputs import Inputs, Source
 from .looks import Certification, Course, Goal, Prediction
@@ -132,6 +132,10 @@ class Sampling:
                 channels_last=preparation.get("channels_last", False),
                 compile=compile,
                 cuda_graph=cuda_graph,
+                clamp=ops.check_clamp(preparation.get("clamp")),
+                scale=None if scale is None else tuple(scale.tolist()),
+                shift=None if shift is None else tuple(shift.tolist()),
+                reduced_precision=reduced_precision(model, self.device),
             )
         if shard is not None:
             self._agree(seed, input_ids)
@@ -150,9 +154,7 @@ class Sampling:
             "the shape of an input": list(self.inputs.shape),
             "the checksum of inputs[0]": crc32(self.inputs.first.cpu().numpy().tobytes()),
             "the checksum of input_ids": None if ids is None else crc32(ids.tobytes()),
-            "clamp": self.preparation.get("clamp"),
         }
-        settings |= {name: each.tolist() for name in ("scale", "shift") if (each := self.preparation[name]) is not None}
         self.ranks.agree(settings | self.execution.to_dict())
         self.seed = self.ranks.same(self.seed)
 
@@ -214,6 +216,7 @@ class Sampling:
         if self.ranks.by_inputs:
             mine = islice(inputs, self.ranks.rank, None, world)
             count = None if count is None else len(range(self.ranks.rank, count, world))
+        self.forward.full_precision = course.lipschitz
         # Ranks cut the last batches in other places than one process does; the model sees full ones all the same.
         batches = self.batches(expected(course), pad or self.ranks.shard is not None)
         return Sampler(
@@ -321,7 +324,8 @@ def sample(
     scale, shift, clamp, dtype, channels_last, backend
         As in `ops.perturb`.
     autocast, compile, cuda_graph
-        As in `forward.Forward`. With dtype and channels_last part of the classifier that is certified, and recorded.
+        As in `forward.Forward`. With scale, shift, clamp, dtype and channels_last part of the classifier that is certified,
+        and recorded.
     progress : bool
         Show a progress bar if stderr is a terminal.
 
@@ -438,7 +442,12 @@ def certify(
         "auto" (for each input what its selection sample promises more of, one-vs-rest or top-two), "one_vs_rest",
         "top_two", "class_partitioning" or "bonferroni".
     lipschitz : float, optional
-        As in `certificates`: an l2 Lipschitz constant, per unit of inputs, of every class's score under `head`.
+        An l2 Lipschitz constant of every class's score under `head`, **per unit of what the model takes**, as
+        `lipschitz_bound` of the model with its softmax gives it. What is used and recorded is that times the largest
+        ``|scale|``, or times 1 where that is less: per unit of inputs, in which radii are measured. It is taken on trust,
+        and one of real numbers: what float32 rounds in a score comes on top. Refused where something computes below
+        float32, as scores then jump: dtype, autocast, the model's parameters and buffers, its logits, TF32 and the like
+        (on a GPU PyTorch's default for convolutions; `torch.backends.cudnn.allow_tf32` switches it off).
     radius : float, optional
         Stop sampling an input as soon as its radius is proved to be as large, or the samples say that it will not be. The
         certificate holds either way; its radius may be larger or smaller, and n is the number of samples it took.

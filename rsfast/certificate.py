@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,17 @@ ABSTAIN = -1
 _VOTES = Votes()
 
 
+def _float32s(name: str, values: object) -> tuple[float, ...]:
+    """Return a sequence of numbers as float32 holds them."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise TypeError(f"{name} is {values!r}; it must be a sequence of numbers")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+            raise TypeError(f"{name} holds {value!r}; each must be a number")
+    with np.errstate(over="ignore"):
+        return tuple(np.array(values, dtype=np.float32).tolist())
+
+
 @dataclass(frozen=True)
 class Execution:
     """How the base classifier was run: what it computes depends on that, so it belongs to what a certificate certifies.
@@ -45,18 +56,26 @@ class Execution:
         Whether it ran through `torch.compile`.
     cuda_graph : bool
         Whether it was replayed as a CUDA graph.
+    clamp : (float, float), optional
+        The range that noisy inputs were clamped to, as float32 holds it. An end may be infinite, which in JSON is null.
+    scale, shift : tuple of float, optional
+        What noisy inputs were then multiplied by and what was added, as float32 holds it: a number for each channel, or one
+        number if it is the same for all.
+    reduced_precision : tuple of str, optional
+        What else computes in less than float32 precision: the dtypes of the model's state, PyTorch's settings (TF32, say).
 
     Raises
     ------
     TypeError
-        If one of the last three is no bool.
+        If a field is not of its kind.
     ValueError
-        If dtype or autocast is none of these names.
+        If dtype or autocast is none of these names, clamp is not (low, high) with low <= high, scale or shift is not
+        finite, or these have different lengths.
 
     Examples
     --------
-    >>> Execution.from_dict({"autocast": "bfloat16"})
-    Execution(dtype='float32', autocast='bfloat16', channels_last=False, compile=False, cuda_graph=False)
+    >>> Execution.from_dict({"autocast": "bfloat16", "scale": [4.0, 4.0, 4.0]}).scale
+    (4.0,)
     """
 
     dtype: str = "float32"
@@ -64,6 +83,10 @@ class Execution:
     channels_last: bool = False
     compile: bool = False
     cuda_graph: bool = False
+    clamp: tuple[float, float] | None = None
+    scale: tuple[float, ...] | None = None
+    shift: tuple[float, ...] | None = None
+    reduced_precision: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float16", "bfloat16"):
@@ -73,10 +96,50 @@ class Execution:
         for name in ("channels_last", "compile", "cuda_graph"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"{name} is {value!r}; it must be a bool")
+        self._settle_clamp()
+        self._settle_scale_and_shift()
+        if (found := self.reduced_precision) is not None:
+            if isinstance(found, str) or not isinstance(found, Sequence) or not all(isinstance(each, str) for each in found):
+                raise TypeError(f"reduced_precision is {found!r}; it must be a sequence of str")
+            object.__setattr__(self, "reduced_precision", tuple(found) or None)
+
+    def _settle_clamp(self) -> None:
+        if self.clamp is None:
+            return
+        if isinstance(self.clamp, str) or not isinstance(self.clamp, Sequence) or len(self.clamp) != 2:
+            raise TypeError(f"clamp is {self.clamp!r}; it must be (low, high)")
+        ends = zip(self.clamp, (-math.inf, math.inf), strict=True)  # JSON has no infinity, and None instead
+        low, high = _float32s("clamp", [otherwise if end is None else end for end, otherwise in ends])
+        if not low <= high:
+            raise ValueError(f"clamp is {self.clamp!r}; it must be (low, high) with low <= high")
+        object.__setattr__(self, "clamp", (low, high))
+
+    def _settle_scale_and_shift(self) -> None:
+        lengths = set()
+        for name in ("scale", "shift"):
+            if (given := getattr(self, name)) is None:
+                continue
+            values = _float32s(name, given)
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} is {given!r}; it must be finite")
+            lengths.add(len(values))
+            object.__setattr__(self, name, values[:1] if len(set(values)) == 1 else values)
+        if len(lengths - {1}) > 1:
+            raise ValueError(f"scale is {self.scale!r} and shift is {self.shift!r}; they must have the same length")
+
+    @property
+    def below_float32(self) -> str:
+        """What of it computes in less than float32 precision, in words; empty if nothing does."""
+        low = ("float16", "bfloat16")
+        found = [f"{name} = {value}" for name in ("dtype", "autocast") if (value := getattr(self, name)) in low]
+        return ", ".join([*found, *(self.reduced_precision or ())])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold; `from_dict` gives back an equal Execution."""
-        return asdict(self)
+        data = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if self.clamp is not None:
+            data["clamp"] = [end if math.isfinite(end) else None for end in self.clamp]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Execution:
@@ -114,7 +177,7 @@ class Certificate:
     alpha_upper : float
         The part of it that p_upper may fail with; the rest is p_lower's.
     lipschitz : float, optional
-        The Lipschitz constant of the base scores that the radius rests on.
+        The Lipschitz constant of the base scores that the radius rests on, per unit of the input.
     rule, bound : str
         As used: one of `rules.RULES`, one of `evidence.BOUNDS`.
     head : Head
@@ -232,11 +295,13 @@ def certificates(
         take the histograms of `leading_classes`.
     rule : str
         "one_vs_rest", "top_two", "class_partitioning" (votes only), "bonferroni", or "auto": for each input the one of the
-        first two, and the split of alpha, that the selection sample says will give the largest radius; top-two where the
-        head's scores do not sum to 1.
+        first two that the selection sample says will give the larger radius; top-two where the head's scores do not sum to
+        1.
     lipschitz : float, optional
-        An l2 Lipschitz constant, per unit of the inputs, of every class's base score: of the head's scores, not the logits.
-        Radii are then those of `Gaussian.potential` with it. It is taken on trust (`lipschitz_bound` proves one).
+        An l2 Lipschitz constant of every class's base score (of the head's scores, not the logits) per unit of what the
+        model takes. `of_inputs` makes it one per unit of the inputs, by the scale of `execution`. Radii are then those of
+        `Gaussian.potential` with it. It is taken on trust (`lipschitz_bound` proves one), and it is one of real numbers:
+        what float32 rounds in a score comes on top. Below float32 it is refused: a rounded score jumps.
     cap : int, optional
         The most estimation samples of an input there could have been, fixed before. Needed with a sequence, and where
         sampling may have stopped early: then only a sequence will do, at the last look as at any other, and `estimation` has
@@ -253,7 +318,7 @@ def certificates(
     backend : str
         Recorded.
     execution : Execution
-        How the base classifier was run. Recorded.
+        How the base classifier was run. Recorded; `lipschitz` depends on its scale.
 
     Returns
     -------
@@ -265,18 +330,18 @@ def certificates(
     TypeError
         If alpha is not a number, or another argument not of its kind.
     ValueError
-        If an argument is out of range, bound or rule does not fit the head, or the Tallies do not fit each other, are not
-        known to be independent, or lack what the bound needs.
+        If an argument is out of range, bound or rule does not fit the head, there is a Lipschitz constant of what computes
+        below float32, or the Tallies do not fit each other, are not known to be independent, or lack what the bound needs.
 
     Notes
     -----
     With Q the noise's potential, lo and up one-sided bounds and A the selected class, the radius is
     ``(Q(lo(A)) - Q(pB)) / 2``. One-vs-rest: lo at alpha, ``pB = 1 - lo(A)``, so that the radius is ``Q(lo(A))``. Top-two:
-    lo and up share alpha, in halves unless the rule is "auto"; ``pB`` is the largest up of the other classes, and no more
-    than ``1 - lo(A)`` if scores sum to at most 1. The runner-up is one fixed class whose up fails with up's share of alpha,
-    and the largest up is no smaller: nothing is divided by the number of classes. "auto" tries one-vs-rest and three splits
-    on the selection's scores as if there were as many as in the estimation; it looks at nothing else, so the certificate is
-    wrong with probability alpha whatever it picks. Bonferroni and class partitioning do divide, lo and each up at
+    lo and up have half of alpha each; ``pB`` is the largest up of the other classes, and no more than ``1 - lo(A)`` if
+    scores sum to at most 1. The runner-up is one fixed class whose up fails with up's share of alpha, and the largest up is
+    no smaller: nothing is divided by the number of classes. "auto" tries both on the selection's scores as if there were
+    as many as in the estimation; it looks at nothing else, so the certificate is wrong with probability alpha whatever it
+    picks. Bonferroni and class partitioning do divide, lo and each up at
     ``alpha / K`` or alpha over the number of buckets (`partition`, of the selection's votes); they are here to compare
     with, and their radius is never above top-two's. A draw that voted for nobody counts as a trial, and for no class.
 
@@ -339,6 +404,7 @@ def certificates(
     if cap is None and BOUNDS[method.bound].sequence:
         raise ValueError(f"cap is None; with the bound {method.bound!r} it must be the most samples there could have been")
     cap = most if cap is None else int(cap)
+    method = of_inputs(method, execution)
     return prove(method, selection, ranges, cap=cap, seed=seed, input_ids=ids, backend=backend, execution=execution)[0]
 
 
@@ -386,6 +452,46 @@ def _source(
     return stated.seed, list(stated.input_ids)
 
 
+def of_inputs(method: Method, execution: Execution) -> Method:
+    """Return the method with its Lipschitz constant per unit of the inputs, in which radii are measured.
+
+    Parameters
+    ----------
+    method : Method
+        Its Lipschitz constant is one per unit of what the model takes: of the inputs after scale and shift.
+    execution : Execution
+        How the base classifier runs.
+
+    Returns
+    -------
+    Method
+        The constant is multiplied by the largest ``|scale|``, and rounded up. A largest scale below 1 leaves it as it is, so
+        that a constant per unit of the inputs, too, is never made too small.
+
+    Raises
+    ------
+    ValueError
+        If there is a constant and something computes below float32: a score that is rounded so jumps, and has none.
+
+    Examples
+    --------
+    >>> from rsfast.heads import Softmax
+    >>> method = Method(Gaussian(0.5), 0.001, Softmax(), lipschitz=0.5)
+    >>> round(of_inputs(method, Execution(scale=(2.0, 4.0))).lipschitz, 9)
+    2.0
+    """
+    if method.lipschitz is None:
+        return method
+    if low := execution.below_float32:
+        raise ValueError(
+            f"lipschitz is {method.lipschitz!r}; it must be None where the model computes in less than float32 precision, "
+            f"as scores rounded so have no Lipschitz constant: {low}"
+        )
+    steepest = max([1.0, *map(abs, execution.scale or ())])
+    constant = float(method.lipschitz)
+    return replace(method, lipschitz=constant if steepest == 1 else math.nextafter(constant * steepest, math.inf))
+
+
 def prove(
     method: Method,
     selection: Tally,
@@ -397,7 +503,7 @@ def prove(
     backend: str,
     execution: Execution = _EXECUTION,
 ) -> tuple[list[Certificate], Evidence, Limits]:
-    """Return what `certificates` does, of arguments that fit each other, and what it rests on."""
+    """Return what `certificates` does, of arguments that fit each other, and what it rests on; of a method `of_inputs`."""
     selected = Scores.of(selection, method.head)
     evidence = Evidence.of(selected, ranges, method.head, method.bound, cap, seed, input_ids)
     found = rules.limits(evidence, method)

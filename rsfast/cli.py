@@ -144,7 +144,12 @@ def _add_bound_and_rule(parser: argparse.ArgumentParser, default: str | None) ->
     said = default or "that of RUN"
     parser.add_argument("--bound", choices=("auto", *BOUNDS), default=default, help=f"confidence bound (default: {said})")
     parser.add_argument("--rule", choices=("auto", *RULES), default=default, help=f"radius rule (default: {said})")
-    parser.add_argument("--lipschitz", type=float, metavar="L", help="l2 Lipschitz constant of every class's soft score")
+    parser.add_argument(
+        "--lipschitz",
+        type=float,
+        metavar="L",
+        help="l2 Lipschitz constant of every class's soft score, per unit of what the model takes",
+    )
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -50,6 +52,11 @@ class Forward:
         captures the model, and further ones replay that until another batch is captured; all other calls run eagerly. The
         next call overwrites the logits. What the model does in Python, hooks too, a replay leaves out.
 
+    Attributes
+    ----------
+    full_precision : bool
+        Refuse logits below float32; False at first.
+
     Raises
     ------
     TypeError, ValueError
@@ -92,6 +99,7 @@ class Forward:
         _check_autocast(autocast, device)
         self.num_classes, self.device, self.autocast = num_classes, device, autocast
         self.compile, self.cuda_graph = compile, cuda_graph
+        self.full_precision = False
         self._model = model
         self._run = torch.compile(model, backend=_inductor) if compile else model
         self._last: tuple[object, ...] | None = None
@@ -123,7 +131,12 @@ class Forward:
         with torch.autocast(
             self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=not self.cuda_graph
         ):
-            return check_logits(self._run(batch), len(batch), self.num_classes)
+            logits = check_logits(self._run(batch), len(batch), self.num_classes)
+        if self.full_precision and logits.dtype.itemsize < 4:
+            raise ValueError(
+                f"model returned dtype {logits.dtype}; with lipschitz it must be float32, as rounded scores jump"
+            )
+        return logits
 
     def _capture(self, batch: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         """Return the graph of the model on this batch, and where it will write the logits: capturing computes nothing."""
@@ -183,6 +196,63 @@ def check_logits(output: object, batch: int, num_classes: int) -> torch.Tensor:
     if not logits.is_floating_point():
         raise TypeError(f"model returned dtype {logits.dtype}; it must return floating-point logits")
     return logits
+
+
+def reduced_precision(model: Model, device: torch.device) -> tuple[str, ...]:
+    """Return what makes a model compute in less than float32 precision there, but for the batch's dtype and autocast.
+
+    Its parameters and buffers of fewer than 32 bits, its quantized modules, and the settings under which matrix products and
+    convolutions of float32 are rounded to TF32 or bfloat16. What a model casts by itself does not show here.
+
+    References
+    ----------
+    PyTorch's documentation: "CUDA semantics", on TF32, and `torch.set_float32_matmul_precision`; oneDNN's, on the
+    floating-point math mode.
+
+    Examples
+    --------
+    >>> reduced_precision(torch.nn.Linear(2, 2).bfloat16(), torch.device("cpu"))
+    ('bfloat16 parameters or buffers',)
+    """
+    found = set[str]()
+    if isinstance(model, torch.nn.Module):
+        dtypes = {each.dtype for tensor in (*model.parameters(), *model.buffers()) for each in _held(tensor)}
+        found = {
+            f"{str(dtype).removeprefix('torch.')} parameters or buffers"
+            for dtype in dtypes - {torch.bool}
+            if dtype.itemsize < (8 if dtype.is_complex else 4) or dtype == torch.qint32
+        }
+        kinds = {type(module).__module__ for module in model.modules()}
+        found |= {f"modules of {kind}" for kind in kinds if kind.startswith("torch.") and ".quantized" in kind}
+    return *sorted(found), *_lowered_settings(device.type)
+
+
+def _held(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield a tensor, or those that one of a subclass is made of: a quantized one says that it is of float32."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _held(getattr(tensor, name))
+    else:
+        yield tensor
+
+
+def _lowered_settings(device: str) -> Iterator[str]:
+    """Yield the settings, with their values, that let operations on float32 round what they multiply."""
+    names = {"cuda": ("cuda.matmul", "cudnn.conv", "cudnn.rnn"), "cpu": ("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")}
+    variables = {"cuda": ("NVIDIA_TF32_OVERRIDE",), "cpu": ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")}
+    if hasattr(torch.backends.mkldnn, "matmul"):
+        for name in names.get(device, ()):
+            value = operator.attrgetter(f"{name}.fp32_precision")(torch.backends)
+            if value not in ("ieee", "none"):
+                yield f"torch.backends.{name}.fp32_precision = {value}"
+    else:  # PyTorch before 2.9
+        if (value := torch.get_float32_matmul_precision()) != "highest":
+            yield f"torch.get_float32_matmul_precision() = {value}"
+        if device == "cuda" and torch.backends.cudnn.allow_tf32:
+            yield "torch.backends.cudnn.allow_tf32 = True"
+    for name in variables.get(device, ()):
+        if (value := os.environ.get(name, "")).upper() not in ("", "0", "STRICT"):
+            yield f"the environment's {name} = {value}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import rules, sequences
-from .certificate import Certificate, Execution, predictions, prove
+from .certificate import Certificate, Execution, of_inputs, predictions, prove
 from .evidence import BOUNDS
 from .heads import Head, Votes
 from .rules import Method
@@ -88,6 +88,8 @@ class Course(Protocol):
     """Whether an input may be decided before its last piece."""
     tracks: bool
     """Whether the Tallies of the estimation need `leading_classes` of the selection's."""
+    lipschitz: bool
+    """Whether what is found rests on a Lipschitz constant, so that logits below float32 will not do."""
 
     def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
         """Return what is found for each input after these ranges; None where it needs the next one."""
@@ -109,6 +111,11 @@ class Certification:
         As in `certificates`.
     streams : (str, str)
         Of the two samples. If they are one, the estimation's indices follow on the selection's.
+
+    Raises
+    ------
+    ValueError
+        If a method has a Lipschitz constant and the execution computes below float32.
     """
 
     def __init__(
@@ -123,7 +130,7 @@ class Certification:
         execution: Execution = _EAGER,
         streams: tuple[str, str] = ("selection", "estimation"),
     ) -> None:
-        self.methods, self.goal, self.n = tuple(methods), goal, n
+        self.methods, self.goal, self.n = tuple(of_inputs(method, execution) for method in methods), goal, n
         self.recorded: dict[str, Any] = {"seed": seed, "backend": backend, "execution": execution}
         self.heads = tuple(dict.fromkeys(method.head for method in methods))
         offset = n0 if streams[0] == streams[1] else 0
@@ -134,6 +141,7 @@ class Certification:
         )
         self.early = bool(goal)
         self.tracks = any(BOUNDS[method.bound].ranges and method.head != Votes() for method in methods)
+        self.lipschitz = any(method.lipschitz is not None for method in methods)
 
     def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[list[Certificate] | None]:
         """Return the certificates of each input, one a method; None where it is not decided yet."""
@@ -163,7 +171,7 @@ class Prediction:
         As in `predictions`.
     """
 
-    early = tracks = False
+    early = tracks = lipschitz = False
     heads: tuple[Head, ...] = (Votes(),)
 
     def __init__(self, n: int, alpha: float) -> None:

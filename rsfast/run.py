@@ -69,7 +69,7 @@ class _Counted:
 
     def __init__(self, course: Course) -> None:
         self.course, self.heads, self.pieces = course, course.heads, course.pieces
-        self.early, self.tracks = course.early, course.tracks
+        self.early, self.tracks, self.lipschitz = course.early, course.tracks, course.lipschitz
 
     def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
         """Return the certificate or the class of each input and its counts, or None."""

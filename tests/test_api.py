@@ -747,6 +747,19 @@ def test_errors_come_before_any_sampling():
         sample(model, X, Gaussian(0.25), stream="none", **GOOD)
 
 
+def test_smooth_abstains_at_a_limit_of_one_half():
+    """As forks give one; at the next number there is a radius."""
+    for limit, found in ((0.5, ABSTAIN), (np.nextafter(0.5, 1), 0)):
+
+        class Fork(Smooth):
+            def _lower_confidence_bound(self, NA, N, alpha, limit=limit):
+                return limit
+
+        prediction, radius = Fork(first_three, 3, 0.25, seed=1).certify(torch.tensor([9.0, 0.0, 0.0]), 10, 10, 0.001, 10)
+        assert prediction == found
+        assert (radius > 0) == (found == 0)
+
+
 def test_too_small_n_is_said():
     with pytest.warns(UserWarning, match=r"n is 9: at alpha = 0.001 every input abstains.* certify needs n of at least 10"):
         certify(first_three, X, Gaussian(0.25), **{**GOOD, "n": 9})

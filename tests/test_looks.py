@@ -161,6 +161,19 @@ def test_one_range_where_one_look_is_all():
         assert [samples.stop for stream, samples, _ in draw.calls if stream == "estimation"] == ends
 
 
+def test_a_goal_that_is_just_reached():
+    """A radius that is asked for and proved is enough; one that is still possible is not given up."""
+    for goal, proved, ceiling, decided in (
+        (Goal(radius=0.5), 0.5, 0.9, True),
+        (Goal(radius=0.5), 0.4, 0.5, False),
+        (Goal(radius=0.5), 0.4, np.nextafter(0.5, 0), True),
+        (Goal(rtol=0.5), 0.25, 0.5, True),
+        (Goal(rtol=0.5), 0.25, np.nextafter(0.5, 1), False),
+        (Goal(rtol=0.5), 0.0, 0.0, True),
+    ):
+        assert goal.reached(np.array([proved]), np.array([ceiling])).tolist() == [decided]
+
+
 def test_what_is_proved_at_the_stop_is_what_the_counts_prove():
     draw, tallies = Simulated(1, [0.9, 0.1]), []
 
