@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
 from . import bounds, certificate, ops, rules
+from .allocator import keep_freed_memory
 from .batch_size import automatic
 from .batches import Batches, Part
 from .certificate import ABSTAIN, Certificate, Execution
@@ -137,6 +138,8 @@ class Sampling:
                 shift=None if shift is None else tuple(shift.tolist()),
                 reduced_precision=reduced_precision(model, self.device),
             )
+            if self.device.type == "cpu":
+                keep_freed_memory()
         if shard is not None:
             self._agree(seed, input_ids)
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import __version__, ops
+from .allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian, philox
 from .ops import backends, reference
@@ -75,6 +76,7 @@ def report() -> tuple[str, bool]:
     lines = [
         ", ".join(f"{name} {version}" for name, version in versions().items()),
         f"{platform.platform()}, {torch.get_num_threads()} threads, noise stream version {STREAM_VERSION}",
+        f"memory: {keep_freed_memory()}",
     ]
     failures = {"reference": _failures("reference")}
     try:

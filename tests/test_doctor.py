@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rsfast import _cpu, doctor, ops
+from rsfast.allocator import keep_freed_memory
 from rsfast.ops import backends
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -160,6 +161,14 @@ def test_a_missing_extra_is_advice_and_healthy(monkeypatch):
     text, healthy = doctor.report()
     assert healthy
     assert text.endswith("rsfast-no-such-package: not installed; `pip install rsfast[plot]` installs it")
+
+
+def test_what_was_done_about_memory_is_said(monkeypatch):
+    text, _ = doctor.report()
+    assert f"memory: {keep_freed_memory()}" in text.splitlines()
+    monkeypatch.setenv("RSFAST_MALLOC", "maybe")
+    with pytest.raises(ValueError, match="RSFAST_MALLOC must be 0 or 1, got 'maybe'"):
+        doctor.report()
 
 
 def test_versions_are_of_what_runs():

@@ -37,6 +37,7 @@ ORDER = [
     "schedule",
     "batches",
     "sampler",
+    "allocator",
     "api",
     "results",
     "checkpoint",
@@ -51,6 +52,7 @@ ORDER = [
     "__main__",
 ]
 NO_TORCH = (
+    "allocator",
     "noise",
     "provenance",
     "heads",
