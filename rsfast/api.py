@@ -125,6 +125,7 @@ class Sampling:
                 channels_last=preparation.get("channels_last", False),
                 compile=compile,
                 cuda_graph=cuda_graph,
+                mode_fixed=self.forward.mode_fixed,
             )
         if shard is not None:
             self._agree(seed, input_ids)
@@ -209,18 +210,19 @@ class Sampling:
             count = None if count is None else len(range(self.ranks.rank, count, world))
         # Ranks cut the last batches in other places than one process does; the model sees full ones all the same.
         batches = self.batches(expected(course), pad or self.ranks.shard is not None)
-        return Sampler(
-            course,
-            mine,
-            inputs.shape,
-            count,
-            self.num_classes,
-            batches,
-            self.device,
-            ranks=self.ranks,
-            bar=bar,
-            **hooks,
-        )
+        with torch.inference_mode(False):  # its Tallies are added to outside that mode, in which the caller may be
+            return Sampler(
+                course,
+                mine,
+                inputs.shape,
+                count,
+                self.num_classes,
+                batches,
+                self.device,
+                ranks=self.ranks,
+                bar=bar,
+                **hooks,
+            )
 
     def outcomes(self, course: Course, description: str) -> Iterator[Outcome]:
         """Take the inputs through a course, and yield what is found in their order."""
@@ -339,7 +341,8 @@ def sample(
     x = ops.check_inputs("inputs", inputs)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
-    tally = Tally(len(x), num_classes, heads, tracked=tracked, device=x.device)
+    with torch.inference_mode(False):  # as in Sampling.sampler
+        tally = Tally(len(x), num_classes, heads, tracked=tracked, device=x.device)
     with sampling.bar(n, "sampling") as bar:
         draw(sampling.batches(n), x, ids, tally, range(start, start + n), ops.check_stream(stream), bar)
     return tally

@@ -44,18 +44,21 @@ class Execution:
         Whether it ran through `torch.compile`.
     cuda_graph : bool
         Whether it was replayed as a CUDA graph.
+    mode_fixed : bool
+        Whether part of it ran in the mode that it was made in, as there is no other: an exported program or frozen
+        TorchScript. All else ran in eval mode.
 
     Raises
     ------
     TypeError
-        If one of the last three is no bool.
+        If one of the last four is no bool.
     ValueError
         If dtype or autocast is none of these names.
 
     Examples
     --------
     >>> Execution.from_dict({"autocast": "bfloat16"})
-    Execution(dtype='float32', autocast='bfloat16', channels_last=False, compile=False, cuda_graph=False)
+    Execution(dtype='float32', autocast='bfloat16', channels_last=False, compile=False, cuda_graph=False, mode_fixed=False)
     """
 
     dtype: str = "float32"
@@ -63,13 +66,14 @@ class Execution:
     channels_last: bool = False
     compile: bool = False
     cuda_graph: bool = False
+    mode_fixed: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}; it must be 'float32', 'float16' or 'bfloat16'")
         if self.autocast not in (None, "float16", "bfloat16"):
             raise ValueError(f"autocast is {self.autocast!r}; it must be 'float16', 'bfloat16' or None")
-        for name in ("channels_last", "compile", "cuda_graph"):
+        for name in ("channels_last", "compile", "cuda_graph", "mode_fixed"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"{name} is {value!r}; it must be a bool")
 

@@ -449,4 +449,4 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
             bounds.run(torch.zeros(bounds.batch, *shape, dtype=like.dtype, device=like.device))
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"input_shape is {input_shape!r}; it must fit the module: {error}") from error
-    return bounds.bounds[next(reversed(graph.graph.nodes))]
+    return bounds.bounds[next(iter(reversed(graph.graph.nodes)))]

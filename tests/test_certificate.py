@@ -496,6 +496,7 @@ def test_the_execution_is_recorded():
         "channels_last": False,
         "compile": False,
         "cuda_graph": False,
+        "mode_fixed": False,
     }
     assert Certificate.from_dict(data) == plain
     assert dataclasses.replace(plain, execution=execution) != plain
@@ -511,6 +512,7 @@ def test_the_execution_is_recorded():
         (TypeError, "channels_last is 1; it must be a bool", {"channels_last": 1}),
         (TypeError, "compile is 'default'; it must be a bool", {"compile": "default"}),
         (TypeError, "cuda_graph is None; it must be a bool", {"cuda_graph": None}),
+        (TypeError, "mode_fixed is 0; it must be a bool", {"mode_fixed": 0}),
     ],
 )
 def test_execution_errors(error, message, fields):

@@ -31,6 +31,7 @@ ORDER = [
     "inputs",
     "meter",
     "ranks",
+    "modes",
     "forward",
     "batch_size",
     "schedule",
