@@ -137,6 +137,7 @@ class Sampling:
                 scale=None if scale is None else tuple(scale.tolist()),
                 shift=None if shift is None else tuple(shift.tolist()),
                 reduced_precision=reduced_precision(model, self.device),
+                mode_fixed=self.forward.mode_fixed,
             )
             if self.device.type == "cpu":
                 keep_freed_memory()
@@ -222,18 +223,19 @@ class Sampling:
         self.forward.full_precision = course.lipschitz
         # Ranks cut the last batches in other places than one process does; the model sees full ones all the same.
         batches = self.batches(expected(course), pad or self.ranks.shard is not None)
-        return Sampler(
-            course,
-            mine,
-            inputs.shape,
-            count,
-            self.num_classes,
-            batches,
-            self.device,
-            ranks=self.ranks,
-            bar=bar,
-            **hooks,
-        )
+        with torch.inference_mode(False):  # its Tallies are added to outside that mode, in which the caller may be
+            return Sampler(
+                course,
+                mine,
+                inputs.shape,
+                count,
+                self.num_classes,
+                batches,
+                self.device,
+                ranks=self.ranks,
+                bar=bar,
+                **hooks,
+            )
 
     def outcomes(self, course: Course, description: str) -> Iterator[Outcome]:
         """Take the inputs through a course, and yield what is found in their order."""
@@ -356,7 +358,8 @@ def sample(
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
     samples = range(start, start + n)
     provenance = Provenance(noise, sampling.seed, ops.check_stream(stream), samples, ids)
-    tally = Tally(len(x), num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
+    with torch.inference_mode(False):  # as in Sampling.sampler
+        tally = Tally(len(x), num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
     with sampling.bar(n, "sampling") as bar:
         draw(sampling.batches(n), x, ids, tally, samples, stream, bar)
     return tally

@@ -63,6 +63,9 @@ class Execution:
         number if it is the same for all.
     reduced_precision : tuple of str, optional
         What else computes in less than float32 precision: the dtypes of the model's state, PyTorch's settings (TF32, say).
+    mode_fixed : bool
+        Whether part of it ran in the mode that it was made in, as there is no other: an exported program or frozen
+        TorchScript. All else ran in eval mode.
 
     Raises
     ------
@@ -87,13 +90,14 @@ class Execution:
     scale: tuple[float, ...] | None = None
     shift: tuple[float, ...] | None = None
     reduced_precision: tuple[str, ...] | None = None
+    mode_fixed: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}; it must be 'float32', 'float16' or 'bfloat16'")
         if self.autocast not in (None, "float16", "bfloat16"):
             raise ValueError(f"autocast is {self.autocast!r}; it must be 'float16', 'bfloat16' or None")
-        for name in ("channels_last", "compile", "cuda_graph"):
+        for name in ("channels_last", "compile", "cuda_graph", "mode_fixed"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"{name} is {value!r}; it must be a bool")
         self._settle_clamp()

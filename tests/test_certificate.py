@@ -522,6 +522,7 @@ def test_the_execution_is_recorded():
         "scale": None,
         "shift": None,
         "reduced_precision": None,
+        "mode_fixed": False,
     }
     assert Certificate.from_dict(data) == plain
     assert dataclasses.replace(plain, execution=execution) != plain
@@ -559,6 +560,7 @@ def test_the_execution_is_recorded():
         ),
         (TypeError, "reduced_precision is 'tf32'; it must be a sequence of str", {"reduced_precision": "tf32"}),
         (TypeError, r"reduced_precision is \[1\]; it must be a sequence of str", {"reduced_precision": [1]}),
+        (TypeError, "mode_fixed is 0; it must be a bool", {"mode_fixed": 0}),
     ],
 )
 def test_execution_errors(error, message, fields):

@@ -48,7 +48,7 @@ def network():
 def test_the_loop_gives_the_certificates_of_certify():
     """All batches have one shape here, in which a network gives the same bits wherever a row stands."""
     model = network()
-    with torch.inference_mode():
+    with torch.no_grad():
         selection, estimation = (draw(model, IMAGES, stream, n) for stream, n in (("selection", 64), ("estimation", 640)))
     mine = rsfast.certificates(selection, estimation, NOISE, alpha=0.001, backend="cpu")
     found = rsfast.certify(model, IMAGES, NOISE, num_classes=10, n0=64, n=640, alpha=0.001, seed=1, batch_size=256)

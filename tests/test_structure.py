@@ -32,6 +32,7 @@ ORDER = [
     "inputs",
     "meter",
     "ranks",
+    "modes",
     "forward",
     "batch_size",
     "schedule",
