@@ -803,7 +803,7 @@ class _Call:
     sigma: float
     seed: int
     options: SmoothOptions
-    input_id: int
+    input_id: int = 0
     stream: str = "user"
     start: int = 0
 
@@ -910,21 +910,21 @@ class Smooth:
         """The noise of this sigma."""
         return Gaussian(self.sigma)
 
-    def _now(self, input_id: int) -> _Call:
+    def _now(self) -> _Call:
         """Return a call with the attributes as they are now."""
-        settings = self.base_classifier, self.num_classes, self.sigma, self.seed, self.options.copy()
-        return _Call(self, *settings, input_id)
+        return _Call(self, self.base_classifier, self.num_classes, self.sigma, self.seed, self.options.copy())
 
     @contextmanager
     def _call(self) -> Iterator[_Call]:
         """Begin a call, which `_sample_noise` then finds; raise RuntimeError if what it rests on changed meanwhile."""
-        call = self._now(0)
+        call = self._now()
         with _PLACES:
             call.input_id = self._calls
             self._calls, self._drawn = self._calls + 1, 0
         token = _CALL.set(call)
         try:
             yield call
+            call.check()
         finally:
             _CALL.reset(token)
 
@@ -948,7 +948,6 @@ class Smooth:
             call.advance("estimation")
             votes = int(self._sample_noise(x, n, batch_size)[chosen])
             p_lower = self._lower_confidence_bound(votes, n, alpha)
-            call.check()
         radius = float(rules.radius(Gaussian(call.sigma), p_lower, 1 - p_lower))
         return (chosen, radius) if radius > 0 else (ABSTAIN, 0.0)
 
@@ -959,7 +958,6 @@ class Smooth:
         with self._call() as call:
             call.advance("estimation")
             votes = self._sample_noise(x, n, batch_size)
-            call.check()
         return certificate.prediction(votes, alpha)
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
@@ -967,7 +965,7 @@ class Smooth:
         x, num = _one_input(x), _count("num", num)
         call = _CALL.get()
         if call is None or call.smooth is not self:
-            call = self._now(0)
+            call = self._now()
             with _PLACES:
                 call.input_id, call.start = self._calls, self._drawn
                 self._drawn += num

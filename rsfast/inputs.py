@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from . import ops
 from .ops import openmp
@@ -54,6 +63,11 @@ class Inputs:
         Naming the argument, what it was and what it must be. A tensor is checked at once, and so is the first input of
         anything else; a later one when its turn comes. What `inputs` itself raises comes in its turn, too.
 
+    Warns
+    -----
+    UserWarning
+        If `inputs` is a DataLoader that shuffles, and ids is None: an id then names a place in its order, not an input.
+
     Notes
     -----
     All but a tensor is read by one background thread, at most 64 inputs or 64 MiB (but 2 inputs) ahead. Each is copied, so
@@ -81,6 +95,13 @@ class Inputs:
             # Only their values are wanted, so they may be on any device.
             self._ids = _check_ids(ids, self.count, ids.device if isinstance(ids, torch.Tensor) else torch.device("cpu"))
             batched = isinstance(inputs, DataLoader) and inputs.batch_sampler is not None
+            if ids is None and isinstance(inputs, DataLoader) and (sampler := _shuffler(inputs)) is not None:
+                warnings.warn(
+                    f"inputs is a DataLoader that shuffles (its {type(sampler).__name__}), so input ids name places in its "
+                    "order, and another order gives an input other noise; use shuffle=False, or pass input_ids in its order",
+                    UserWarning,
+                    stacklevel=2,
+                )
             self._rows = _ahead(_checked(_items(inputs), batched))
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
@@ -126,6 +147,13 @@ def _check_finite(finite: torch.Tensor, first: int) -> None:
         raise ValueError(f"inputs[{place}] holds NaN or infinity; every input must be finite")
 
 
+def _check_row(row: _Row, place: int) -> None:
+    """Raise ValueError unless a row is finite: on a GPU this was mostly found out while earlier rows were taken."""
+    if row.known is not None:
+        row.known.synchronize()
+    _check_finite(row.finite, place)
+
+
 def _items(inputs: Any) -> Iterator[object]:
     """Return the items of an iterable, or of what has a length and takes an index, as a map-style Dataset."""
     if not isinstance(inputs, str):
@@ -156,6 +184,25 @@ def _length(inputs: Any) -> int | None:
         return None
 
 
+def _shuffler(loader: DataLoader[Any]) -> object | None:
+    """Return what shuffles a DataLoader, as far as one can know: torch's samplers, and what says that it shuffles."""
+    batches = loader.batch_sampler
+    for sampler in (loader.sampler if batches is None else getattr(batches, "sampler", None), batches):
+        if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
+            return sampler
+        if getattr(sampler, "shuffle", False) is True:  # as DistributedSampler
+            return sampler
+    return None
+
+
+class _Row(NamedTuple):
+    """An input, whether it is finite (one flag), and on a GPU what to wait for before the flag can be read."""
+
+    pixels: torch.Tensor
+    finite: torch.Tensor
+    known: torch.cuda.Event | None
+
+
 def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
     """Yield the first row, to be looked at, and then every row."""
     yield tensor[0]
@@ -163,8 +210,11 @@ def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
         yield tensor[place]
 
 
-def _checked(items: Iterator[object], batched: bool) -> Iterator[torch.Tensor]:
-    """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list."""
+def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
+    """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list.
+
+    Whether it is finite is for who takes it to look at: here that would be to wait for a GPU, each time.
+    """
     place, shape, device = 0, torch.Size(), torch.device("cpu")
     while True:
         try:
@@ -187,24 +237,33 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[torch.Tensor]:
             raise ValueError(f"inputs[{place}] has shape {list(batch.shape[1:])}; it must be {list(shape)}, as inputs[0] is")
         if batch.device != device:
             raise ValueError(f"inputs[{place}] is on '{batch.device}'; it must be on '{device}', as inputs[0] is")
-        for row in batch:
+        finite, known = _to_host(torch.isfinite(batch.flatten(1)).all(1))
+        for number, row in enumerate(batch):
             # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
-            copy = row.clone()
-            _check_finite(torch.isfinite(copy).all()[None], place)  # on a GPU this waits for the copy
-            yield copy
+            yield _Row(row.clone(), finite[number : number + 1], known)
             place += 1
     if place == 0:
         raise ValueError("inputs is empty; it must hold at least one input")
 
 
-def _ahead(rows: Iterator[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
+def _to_host(flags: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Start to copy flags to the host; return the copy, and from a GPU the event after which it can be read."""
+    if not flags.is_cuda:
+        return flags, None
+    pinned = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(flags.device))
+    return pinned, event
+
+
+def _ahead(rows: Iterator[_Row]) -> Generator[torch.Tensor, None, None]:
     """Yield the first of `rows`, to be looked at, and then all of them, which a thread reads meanwhile.
 
     The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe
     where garbage collection may close this generator: in any thread, within any call.
     """
     wanted: SimpleQueue[None] = SimpleQueue()
-    found: SimpleQueue[torch.Tensor | BaseException | None] = SimpleQueue()
+    found: SimpleQueue[_Row | BaseException | None] = SimpleQueue()
     stop = threading.Event()
     # Streams are a thread's own, and so is the GPU that .cuda() means.
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
@@ -213,17 +272,19 @@ def _ahead(rows: Iterator[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
     thread.start()
     try:
         wanted.put(None)
-        row = found.get()
-        if isinstance(row, torch.Tensor):
-            for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.nbytes)) - 1):
+        row, place = found.get(), 0
+        if isinstance(row, _Row):
+            _check_row(row, place)
+            for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
                 wanted.put(None)
-            yield row
+            yield row.pixels
         while row is not None:
             if isinstance(row, BaseException):
                 raise row
+            _check_row(row, place)
             wanted.put(None)
-            yield row
-            row = found.get()
+            yield row.pixels
+            row, place = found.get(), place + 1
     finally:
         stop.set()
         wanted.put(None)  # it may be waiting for one
@@ -232,9 +293,9 @@ def _ahead(rows: Iterator[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
 
 
 def _read(
-    rows: Iterator[torch.Tensor],
+    rows: Iterator[_Row],
     wanted: SimpleQueue[None],
-    found: SimpleQueue[torch.Tensor | BaseException | None],
+    found: SimpleQueue[_Row | BaseException | None],
     stop: threading.Event,
     stream: torch.cuda.Stream | None,
 ) -> None:

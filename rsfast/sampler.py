@@ -321,7 +321,7 @@ class Sampler:
             return _Read(segments, torch.empty(0, dtype=torch.int64), None)
         integers = torch.cat([tensor[slots].flatten() for tensor, slots in self._rows(self._tallies, segments)])
         if self.ranks.by_samples:
-            integers = torch.cat([integers, torch.tensor([_mark(segments)], device=integers.device)])
+            integers = torch.cat([integers, to_device(np.array([_mark(segments)]), integers.device)])
             self.ranks.add(integers)
         if not integers.is_cuda:
             return _Read(segments, integers, None)
