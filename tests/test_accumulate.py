@@ -31,7 +31,7 @@ def generator(seed):
 
 
 def hostile_logits(classes, batch, dtype=torch.float32, seed=0):
-    """Rows of many scales, with ties, offsets, equal rows, and about one in nine not finite."""
+    """Rows of many scales, with ties, offsets, equal rows, classes of -inf, and about one in nine that does not vote."""
     draw = generator(1000 * classes + batch + seed)
     logits = torch.randn(batch, classes, generator=draw, dtype=torch.float64)
     scale = torch.tensor([1e-9, 1e-3, 0.1, 1.0, 4.0, 30.0, 1000.0])[torch.randint(7, (batch,), generator=draw)]
@@ -40,9 +40,17 @@ def hostile_logits(classes, batch, dtype=torch.float32, seed=0):
     logits[kind == 0] = logits[kind == 0].round()
     logits[kind == 1] = logits[kind == 1, :1]
     place = (kind == 2).nonzero().flatten()
-    spoil = torch.tensor([math.nan, math.inf, -math.inf])[torch.arange(len(place)) % 3].double()
+    spoil = torch.tensor([math.nan, math.inf])[torch.arange(len(place)) % 2].double()
     logits[place, torch.randint(classes, (len(place),), generator=draw)] = spoil
+    logits[place[::5]] = -math.inf
+    masked = torch.rand(batch, classes, generator=draw) < torch.rand(batch, 1, generator=draw)
+    logits[masked & (kind == 3)[:, None]] = -math.inf
     return logits.to(dtype)
+
+
+def that_vote(logits):
+    """The rows without a NaN whose maximum is finite."""
+    return logits[~logits.isnan().any(1) & logits.amax(1).isfinite()]
 
 
 def fill(logits, rows=None, *, heads=HEADS, slots=SLOTS, tracked=None, backend="cpu"):
@@ -221,7 +229,13 @@ def test_votes(backend, isa):
         ([1e-45, 0.0, 3e-45], 2),
         ([math.nan, 1.0, 0.0], 3),
         ([0.0, math.inf, 0.0], 3),
-        ([0.0, 0.0, -math.inf], 3),
+        ([math.inf, -math.inf, math.inf], 3),
+        ([-math.inf, 0.0, math.nan], 3),
+        ([math.nan, -math.inf, -math.inf], 3),
+        ([-math.inf, -math.inf, -math.inf], 3),
+        ([0.0, 0.0, -math.inf], 0),
+        ([-math.inf, -3.4e38, -math.inf], 1),
+        ([-math.inf, -1.0, -1.0], 1),
     ):
         for batch in (1, 17):
             tally = fill(torch.tensor([row]).repeat(batch, 1), heads=(Votes(),), slots=1, backend=backend)
@@ -231,12 +245,12 @@ def test_votes(backend, isa):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_row_that_is_not_finite_votes_for_none(value, dtype, isa):
+def test_a_row_without_a_finite_maximum_votes_for_none(value, dtype, isa):
     """Wherever it stands, it counts in n and in the last of counts and adds no score; rows beside it do not notice."""
     clean = torch.randn(33, 5, generator=generator(8)).to(dtype)
     for place in ((0, 0), (5, 2), (15, 4), (16, 0), (32, 4)):
         logits = clean.clone()
-        logits[place] = value
+        logits[place if value != -math.inf else place[0]] = value
         found = fill(logits, [0] * 33, slots=1)
         rest = fill(torch.cat([clean[: place[0]], clean[place[0] + 1 :]]), [0] * 32, slots=1)
         rest.n += 1
@@ -249,13 +263,63 @@ def test_a_row_that_is_not_finite_votes_for_none(value, dtype, isa):
 
 
 def test_doubles_beyond_float32(isa):
-    """A float64 logit that rounds to an infinite float32 is not finite: from the largest float32 plus half its unit on."""
+    """A float64 logit that rounds to an infinite float32 is infinite: from the largest float32 plus half its unit on."""
     top = 2.0**128 - 2.0**104
     limit = top + 2.0**103
-    for value, votes in ((top, True), (math.nextafter(limit, 0), True), (limit, False), (1e39, False), (-1e300, False)):
+    for value, votes in ((top, True), (math.nextafter(limit, 0), True), (limit, False), (1e39, False)):
         found = fill(torch.tensor([[0.0, value]], dtype=torch.float64), [0], heads=(Votes(), Softmax(1.0)), slots=1)
         assert found.counts.tolist() == [[0, 1, 0] if votes else [0, 0, 1]]
         assert found.sums.tolist() == [[[0, ONE if votes else 0]]]
+        found = fill(torch.tensor([[-value, -7.0]], dtype=torch.float64), [0], heads=(Votes(), Softmax(1.0)), slots=1)
+        assert found.counts.tolist() == [[0, 1, 0]]
+        assert found.sums.tolist() == [[[0, ONE]]]
+
+
+# Classes that are not in use
+
+
+def masked_logits(classes, batch, dtype, share):
+    """Rows in which about `share` of the classes are -inf, and the same rows with a very low logit instead."""
+    draw = generator(classes + batch)
+    logits = (torch.randn(batch, classes, generator=draw) * 5).to(dtype)
+    masked = torch.rand(batch, classes, generator=draw) < share
+    masked[torch.arange(batch), torch.randint(classes, (batch,), generator=draw)] = False
+    low = -60_000.0 if dtype == torch.float16 else -1e30
+    return logits.masked_fill(masked, -math.inf), logits.masked_fill(masked, low)
+
+
+MASKS = [(2, 40, 0.5), (3, 17, 0.9), (10, 300, 0.5), (17, 33, 0.0), (100, 70, 0.99), (1000, 17, 0.3), (2100, 3, 0.9)]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_masked_classes_are_classes_far_below(dtype, backend, isa):
+    """Logits of -inf leave votes, scores and histograms of the others as very low ones do, to the last integer."""
+    for classes, batch, share in MASKS:
+        (masked, low), tracked = masked_logits(classes, batch, dtype, share), some_classes(classes, 2)
+        found = fill(masked, some_rows(batch), tracked=tracked, backend=backend)
+        assert_same(found, fill(low, some_rows(batch), tracked=tracked, backend="reference"))
+        assert not found.counts[:, -1].any()
+        assert share == 0 or masked.isinf().any()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_masked_classes_score_0(backend, isa):
+    """At the smallest and largest temperatures, in bin 0; the classes that are left share 2^30."""
+    soft = [head(t) for head in (Softmax, Sparsemax) for t in (3e-39, 1e-38, 1.0, 8e37)]
+    heads = (*soft, ClippedLogits(-3e38, 3e37), ClippedLogits(1.0, 2.0))
+    for row, used in (([-math.inf, 2.0, 2.0, -math.inf], 2), ([0.5] * 16 + [-math.inf] * 5, 16)):
+        logits = torch.tensor([row]).repeat(17, 1)
+        off = logits[0].isinf().nonzero().flatten()
+        tracked = off[[0, -1]].expand(1, len(heads), 2)
+        found = fill(logits, [0] * 17, heads=heads, slots=1, tracked=tracked, backend=backend)
+        assert not found.sums[0, :, off].any()
+        assert not found.squares[0, :, off].any()
+        assert (found.bin_counts[..., 0] == 17).all()
+        assert not found.bin_sums.any()
+        left = found.sums[0, : len(soft)][:, ~logits[0].isinf()]
+        assert (left == 17 * (ONE // used)).all()
+        assert found.counts[0, int((~logits[0].isinf()).int().argmax())] == 17
 
 
 # Scores
@@ -281,7 +345,7 @@ def sparsemax_integers(units):
 def restated(classes, temperature):
     """Rows of logits and their softmax and sparsemax: shift and scale in float32, units, and then Python integers."""
     logits = hostile_logits(classes, 24, seed=1)
-    logits = logits[torch.isfinite(logits).all(1)]
+    logits = that_vote(logits)
     a = (logits - logits.max(1, keepdim=True).values) * torch.tensor(1 / temperature, dtype=torch.float32)
     softmax = [softmax_integers(units) for units in reference.exp_units(a).tolist()]
     shifted = (a + torch.tensor(1.0)).clamp(min=0).tolist()
@@ -335,7 +399,7 @@ def test_softmax_is_softmax(classes, batch, temperature, isa):
     what lies below 2^-40 is dropped. Scores never sum to more than 1.
     """
     logits = hostile_logits(classes, batch, seed=2)
-    logits = logits[torch.isfinite(logits).all(1)]
+    logits = that_vote(logits)
     q = row_scores(logits, Softmax(temperature))[:, 0]
     a, p = float64_softmax(logits, temperature)
     weight = torch.where(p > 0, (3 * a.abs() + 2) * 2.0**-24, 0.0)
@@ -355,7 +419,7 @@ def test_sparsemax_is_sparsemax(classes, batch, temperature, isa):
     of the threshold; and two units.
     """
     logits = hostile_logits(classes, batch, seed=3)
-    logits = logits[torch.isfinite(logits).all(1)]
+    logits = that_vote(logits)
     q = row_scores(logits, Sparsemax(temperature))[:, 0]
     p = float64_sparsemax(logits, temperature)
     assert ((q / ONE - p).abs() <= 5.5e-7).all()

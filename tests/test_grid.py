@@ -11,7 +11,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import assert_same_bits
-from test_accumulate import HEADS, SLOTS, TYPES, assert_same, edge_scores, fill, hostile_logits, some_classes, some_rows
+from test_accumulate import (
+    HEADS,
+    MASKS,
+    SLOTS,
+    TYPES,
+    assert_same,
+    edge_scores,
+    fill,
+    hostile_logits,
+    masked_logits,
+    some_classes,
+    some_rows,
+)
 from test_accumulate import expected as expected_tally
 from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
@@ -207,6 +219,14 @@ def test_histograms_are_the_reference(classes, batch, count, dtype, grid):
     for rows in (some_rows(batch), torch.full((batch,), 2)):
         found = fill(logits, rows, tracked=tracked)
         assert_same(found, fill(logits, rows, tracked=tracked, backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_masked_classes(dtype, grid):
+    for classes, batch, share in (*MASKS, (20_000, 2, 0.5)):
+        (masked, low), tracked = masked_logits(classes, batch, dtype, share), some_classes(classes, 2)
+        found = fill(masked, some_rows(batch), tracked=tracked)
+        assert_same(found, fill(low, some_rows(batch), tracked=tracked, backend="reference"))
 
 
 @pytest.mark.parametrize("limit", [227 << 10, 48 << 10])

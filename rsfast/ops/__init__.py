@@ -282,10 +282,11 @@ def accumulate(
     -----
     On a GPU as `perturb`: rows out of range, and a tally that is full, stop the program with a device-side assertion.
 
-    Numerics: logits become float32; a row with one that is not finite counts in n and in the last of counts, votes for no
-    class and adds no score (in histograms one of 0). Ties go to the lowest class. Scores are integers in units of 2^-30,
-    rounded down; squares are rounded up. Within a row sums are of integers in units of 2^-40, so every backend gives the
-    same Tally.
+    Numerics: logits become float32 first, which makes infinities of float64 values beyond it. A row votes if it holds no NaN
+    and its maximum is finite: a logit of -inf masks its class, which gets no vote and a score of 0. Any other row counts in
+    n and in the last of counts, votes for no class and adds no score (in histograms one of 0). Ties go to the lowest class.
+    Scores are integers in units of 2^-30, rounded down; squares are rounded up. Within a row sums are of integers in units
+    of 2^-40, so every backend gives the same Tally.
 
     Examples
     --------

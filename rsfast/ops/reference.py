@@ -151,13 +151,13 @@ def clipped_scores(logits: Tensor, scale: float, low: float, high: float) -> Ten
 
 
 def votes(logits: Tensor) -> Tensor:
-    """Return the one-hot argmax int64 [B, K] of finite float32 logits [B, K]; ties go to the lowest class."""
+    """Return the one-hot argmax int64 [B, K] of float32 logits [B, K] that vote; ties go to the lowest class."""
     best = (logits == logits.max(1, keepdim=True).values).int().argmax(1)
     return torch.nn.functional.one_hot(best, logits.shape[1])
 
 
 def scores(kind: float, scale: float, low: float, high: float, logits: Tensor) -> Tensor:
-    """Return a soft head's scores int64 [B, K] of finite float32 logits [B, K], in units of 2^-30."""
+    """Return a soft head's scores int64 [B, K] of float32 logits [B, K] that vote, in units of 2^-30."""
     if kind == 2:
         return clipped_scores(logits, scale, low, high)
     a = (logits - logits.max(1, keepdim=True).values) * scale
@@ -184,7 +184,7 @@ def add_to_histograms(job: Accumulation, h: int, rows: Tensor, q: Tensor) -> Non
 def accumulate(job: Accumulation) -> None:
     """Add every row of the logits to its input's slot."""
     logits, rows = job.logits.float(), job.rows
-    valid = torch.isfinite(logits).all(1)
+    valid = logits.amax(1).isfinite()  # a NaN anywhere is the maximum
     job.n.index_add_(0, rows, torch.ones_like(rows))
     job.counts[:, -1].index_add_(0, rows, (~valid).long())
     job.bin_counts[..., 0].index_add_(0, rows, (~valid).long()[:, None, None].expand(-1, *job.tracked.shape[1:]))
