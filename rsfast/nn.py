@@ -34,6 +34,7 @@ class _Perturb(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)  # float64 would lose digits on its way through float32
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -92,8 +93,8 @@ class GaussianNoise(nn.Module):
         """Return x [B, *shape] plus noise, of the same type and memory format; x itself in eval mode."""
         if not self.training:
             return x
-        if x.dtype not in ops.OUTPUT_TYPES:
-            raise TypeError(f"x has dtype {x.dtype}; it must be one of {', '.join(map(str, ops.OUTPUT_TYPES))}")
+        if x.dtype not in _TYPES:
+            raise TypeError(f"x has dtype {x.dtype}; it must be one of {', '.join(map(str, _TYPES))}")
         samples = self.count + torch.arange(x.shape[0], device=x.device)
         source = torch.full_like(samples, _source(x.device))
         noisy: torch.Tensor = _Perturb.apply(x, samples, source, self.sigma, self.seed)  # type: ignore[no-untyped-call]

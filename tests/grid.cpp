@@ -46,6 +46,7 @@ extern "C" const char* run_perturb(const PerturbJob* job, int backwards) {
     switch (job->type) {
       case Type::float16: return perturb_block<Type::float16>(block, g);
       case Type::bfloat16: return perturb_block<Type::bfloat16>(block, g);
+      case Type::float64: return perturb_block<Type::float64>(block, g);
       default: return perturb_block<Type::float32>(block, g);
     }
   });

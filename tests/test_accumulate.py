@@ -711,4 +711,4 @@ def test_a_call_without_changes_is_right():
 
 def test_types():
     """The four that the tests above go through are all there are."""
-    assert set(ops.LOGIT_TYPES) == set(TYPES)
+    assert set(ops.TYPES) == set(TYPES)

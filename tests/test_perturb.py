@@ -17,7 +17,7 @@ from rsfast import _cpu, ops
 from rsfast.noise import Gaussian
 from rsfast.ops import perturb
 
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
+TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPES = (
     (1,),
     (7,),
@@ -86,7 +86,7 @@ def unrounded(shape, transform):
 
 
 def expected(shape, transform, dtype):
-    """What the reference gives, rounded to `dtype` by torch."""
+    """What the reference gives in float32, rounded or widened to `dtype` by torch."""
     return unrounded(shape, transform).to(dtype)
 
 
@@ -384,6 +384,7 @@ def test_rounding_to_bfloat16_at_every_boundary(isa):
         (torch.float32, 2.0**-126, 2.0**-126),
         (torch.float32, 2.0**-126, 0.0),
         (torch.bfloat16, 2.0**-126, 2.0**-126),
+        (torch.float64, 2.0**-126, 2.0**-126),
         (torch.float16, 2.0**-16, 2.0**-15),
         (torch.float16, 2.0**-24, 0.0),
     ],
@@ -394,7 +395,8 @@ def test_subnormal_outputs(dtype, sigma, magnitude, isa):
     keywords = {"x": inputs(1, (500,)) * magnitude, "noise": Gaussian(sigma), "seed": 3, "samples": range(8), "dtype": dtype}
     found = perturb(**keywords)
     assert_same_bits(found, perturb(**keywords, backend="reference"))
-    assert ((found != 0) & (found.abs() < torch.finfo(dtype).tiny)).float().mean() > 0.2
+    tiny = torch.finfo(torch.float32 if dtype == torch.float64 else dtype).tiny
+    assert ((found != 0) & (found.abs() < tiny)).float().mean() > 0.2
 
 
 def test_zero_has_a_sign(isa):
@@ -509,7 +511,9 @@ ERRORS = {
     "clamp above NaN": (ValueError, r"^clamp is \(0.0, nan\); ", {"clamp": (0.0, math.nan)}),
     "clamp a number": (TypeError, r"^clamp is 1.0; ", {"clamp": 1.0}),
     "clamp of three": (TypeError, r"^clamp is \(0, 1, 2\); ", {"clamp": (0, 1, 2)}),
-    "dtype": (TypeError, r"^dtype is torch.float64; ", {"dtype": torch.float64}),
+    "dtype": (TypeError, r"^dtype is torch.int32; .*torch.float64$", {"dtype": torch.int32}),
+    "dtype complex": (TypeError, r"^dtype is torch.complex64; ", {"dtype": torch.complex64}),
+    "dtype a word": (TypeError, r"^dtype is 'float64'; ", {"dtype": "float64"}),
     "channels_last of rank 2": (
         ValueError,
         r"^channels_last is True, but an input has 2 axes; ",
@@ -526,7 +530,7 @@ ERRORS = {
         r"^out is torch.float16 .*; it must be torch.float32",
         {"out": torch.zeros(2, 3, 4, 5, dtype=torch.float16), "dtype": torch.float32},
     ),
-    "out of doubles": (TypeError, r"^dtype is torch.float64; ", {"out": torch.zeros(2, 3, 4, 5, dtype=torch.float64)}),
+    "out of integers": (TypeError, r"^dtype is torch.int64; ", {"out": torch.zeros(2, 3, 4, 5, dtype=torch.int64)}),
     "out strided": (ValueError, r"^out has strides ", {"out": torch.zeros(2, 3, 4, 10)[..., ::2]}),
     "out broadcast": (ValueError, r"^out has strides ", {"out": torch.zeros(1, 3, 4, 5).expand(2, 3, 4, 5)}),
     "out channels_last": (
@@ -593,8 +597,8 @@ def test_errors(case):
     error, message, changes = ERRORS[case]
     with pytest.raises(error, match=message):
         call(**changes)
-    if "out" not in changes and "x" not in changes and "samples" not in changes:
-        out = poison((2, 3, 4, 5), changes.get("dtype", torch.float32))
+    if {"out", "x", "samples", "dtype"}.isdisjoint(changes):
+        out = poison((2, 3, 4, 5))
         with pytest.raises(error, match=message):
             call(**changes, out=out)
         assert out.isnan().all()

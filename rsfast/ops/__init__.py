@@ -16,8 +16,8 @@ from ..noise import STREAMS, Gaussian, check_seed
 from ..tally import Tally, check_range, integers
 from .backends import BACKENDS, backend_for
 
-OUTPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-LOGIT_TYPES = (*OUTPUT_TYPES, torch.float64)
+TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Of the batches that `perturb` makes, and of the logits that `accumulate` takes."""
 
 __all__ = ["BACKENDS", "accumulate", "backend_for", "check_range", "check_seed", "perturb"]
 
@@ -178,7 +178,7 @@ def perturb(
     clamp : (low, high), optional
         Applied after the noise and before scale and shift.
     dtype : torch.dtype
-        float32 (default), float16 or bfloat16.
+        float32 (default), float16, bfloat16 or float64.
     channels_last : bool
         Lay the result out as torch.channels_last (inputs of 3 axes) or torch.channels_last_3d (4 axes).
     out : tensor [B, *shape], optional
@@ -201,7 +201,8 @@ def perturb(
     Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph.
 
     Numerics: Philox4x32-10 and Box-Muller in float32 as one fixed sequence of exactly rounded operations (csrc/noise.h);
-    then fma(sigma, z, x), clamp, fma(scale, shift), one rounding to nearest even.
+    then fma(sigma, z, x), clamp, fma(scale, shift), all in float32; then one rounding to nearest even to float16 or
+    bfloat16. float64 holds exactly the float32 values, for models whose weights are float64.
 
     Examples
     --------
@@ -224,8 +225,8 @@ def perturb(
     scale, shift = affine(scale, shift, shape[0], device)
     layout = memory_format(channels_last, len(shape))
     dtype = dtype if dtype is not None else getattr(out, "dtype", torch.float32)
-    if dtype not in OUTPUT_TYPES:
-        raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, OUTPUT_TYPES))}")
+    if dtype not in TYPES:
+        raise TypeError(f"dtype is {dtype!r}; it must be one of {', '.join(map(str, TYPES))}")
     if out is None:
         out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
     else:
@@ -305,8 +306,8 @@ def accumulate(
         raise ValueError(
             f"logits has shape {list(logits.shape)}; it must be [B, {tally.num_classes}], the tally's num_classes"
         )
-    if logits.dtype not in LOGIT_TYPES:
-        raise TypeError(f"logits has dtype {logits.dtype}; it must be one of {', '.join(map(str, LOGIT_TYPES))}")
+    if logits.dtype not in TYPES:
+        raise TypeError(f"logits has dtype {logits.dtype}; it must be one of {', '.join(map(str, TYPES))}")
     if logits.device != tally.n.device:
         raise ValueError(f"logits is on '{logits.device}', the tally on '{tally.n.device}'; they must share a device")
     batch = logits.shape[0]
