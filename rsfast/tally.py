@@ -30,8 +30,11 @@ _BIN_NAMES = ("bin_counts", "bin_sums")
 
 def check_range(name: str, values: torch.Tensor, limit: int) -> None:
     """Raise ValueError unless all of `values` lie in [0, limit)."""
-    if values.numel() and (int(values.min()) < 0 or int(values.max()) >= limit):
-        raise ValueError(f"{name} runs from {int(values.min())} to {int(values.max())}; it must lie in [0, {limit})")
+    if not values.numel():
+        return
+    low, high = map(int, values.aminmax())
+    if low < 0 or high >= limit:
+        raise ValueError(f"{name} runs from {low} to {high}; it must lie in [0, {limit})")
 
 
 def integers(name: str, values: Any, shape: str) -> torch.Tensor:

@@ -252,7 +252,9 @@ RSFAST_KERNEL_FN void add_bins(const Block& block, const Tile<T>& tile, int64_t 
     for (int i = thread; i < tile.rows * tracked; i += tile.g.threads) {
       const int row = i / tracked;
       const int64_t place = (tile.s.slots[row] * job.heads + head) * tracked + i % tracked;
-      const uint64_t q = score(row, job.tracked[place]);
+      const int64_t k = job.tracked[place];
+      RSFAST_REQUIRE(k >= 0 && k < job.classes, "rsfast.accumulate: tracked must lie in [0, num_classes)");
+      const uint64_t q = score(row, k);
       const int64_t bin = place * kBins + score_bin(static_cast<int32_t>(q));
       add_atomically(job.bin_counts + bin, 1);
       if (q > 0) add_atomically(job.bin_sums + bin, static_cast<int64_t>(q));

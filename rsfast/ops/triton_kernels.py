@@ -368,6 +368,7 @@ def accumulate_kernel(
         for c in range(TRACKED):
             histogram = (slot * heads + h) * TRACKED + c
             tracked = tl.load(tracked_ptr + histogram)
+            tl.device_assert((tracked >= 0) & (tracked < classes), "tracked is out of range")
             tracked_score = tl.sum(tl.where(k[None, :] == tracked[:, None], score, 0), 1)
             add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, present)
 
@@ -490,7 +491,9 @@ def accumulate_wide_kernel(
         if TRACKED > 0:
             histogram = (slot * heads + h) * TRACKED + lane
             tracked = tl.load(tracked_ptr + histogram, mask=lane < TRACKED, other=0)
-            tracked_logits = tl.load(row_ptr + tracked * class_stride).to(tl.float32)
+            known = (tracked >= 0) & (tracked < classes)
+            tl.device_assert(known, "tracked is out of range")
+            tracked_logits = tl.load(row_ptr + tracked * class_stride, mask=known, other=float("-inf")).to(tl.float32)
             tracked_score = wide_score(tracked_logits, maximum, total, count, kind, scale, low, high)
             add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, lane < TRACKED)
     if TRACKED > 0:
