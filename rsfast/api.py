@@ -103,7 +103,9 @@ class Sampling:
             if isinstance(batch_size, str) and batch_size != "auto":
                 raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
             self.batch_size = batch_size if isinstance(batch_size, str) else _count("batch_size", batch_size)
-            self.inputs = Inputs(inputs, ids=input_ids)
+            if not isinstance(noise, Gaussian):
+                raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
+            self.inputs = Inputs(inputs, input_ids, noise)
             self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
             self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
             self.device = self._find_device(isinstance(inputs, torch.Tensor))
@@ -314,7 +316,7 @@ def sample(
     model : callable
         From a batch [B, *shape] to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
     inputs : float32 tensor [I, *shape]
-        Finite; first axis of shape is the channel.
+        Finite, no value beyond ``noise.largest_input``; first axis of shape is the channel.
     noise : Gaussian
         Its sigma is in the units of inputs.
     num_classes : int

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 from . import ops
+from .noise import Gaussian
 from .ops import openmp
 
 _AHEAD = 64  # inputs that are read before they are asked for, at most
@@ -36,6 +37,8 @@ class Inputs:
         iterable gives inputs [*shape]. Of an item that is a tuple or list, as (input, label), the first is taken.
     ids : int64 tensor [I] or sequence of int, optional
         Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
+    noise : Gaussian, optional
+        Inputs are refused beyond its `largest_input`.
 
     Attributes
     ----------
@@ -68,11 +71,13 @@ class Inputs:
     3 [(10, [0.0, 0.0]), (11, [0.0, 0.0]), (12, [0.0, 0.0])]
     """
 
-    def __init__(self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None) -> None:
+    def __init__(
+        self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None, noise: Gaussian | None = None
+    ) -> None:
         self.count: int | None
         if isinstance(inputs, (torch.Tensor, np.ndarray)):
             tensor = ops.check_inputs("inputs", inputs)
-            _check_finite(torch.isfinite(tensor.flatten(1)).all(1), 0)
+            _check_values(tensor, 0, noise)
             self.count = len(tensor)
             self._ids = _check_ids(ids, self.count, tensor.device)
             self._rows = _rows(tensor)
@@ -81,7 +86,7 @@ class Inputs:
             # Only their values are wanted, so they may be on any device.
             self._ids = _check_ids(ids, self.count, ids.device if isinstance(ids, torch.Tensor) else torch.device("cpu"))
             batched = isinstance(inputs, DataLoader) and inputs.batch_sampler is not None
-            self._rows = _ahead(_checked(_items(inputs), batched))
+            self._rows = _ahead(_checked(_items(inputs), batched, noise))
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
         self._taken = 0
@@ -119,11 +124,20 @@ def _check_ids(ids: torch.Tensor | Sequence[int] | None, count: int | None, devi
     return numbers
 
 
-def _check_finite(finite: torch.Tensor, first: int) -> None:
-    """Raise ValueError unless all of `finite`, which is about inputs[first] and those after it, is true."""
-    if not bool(finite.all()):
-        place = first + int((~finite).int().argmax())
-        raise ValueError(f"inputs[{place}] holds NaN or infinity; every input must be finite")
+def _check_values(rows: torch.Tensor, first: int, noise: Gaussian | None) -> None:
+    """Raise ValueError unless `rows`, inputs[first] and those after it, are finite and not too large for the noise."""
+    low, high = rows.flatten(1).aminmax(dim=1)
+    largest = torch.maximum(-low, high)  # NaN where there is one
+    usable = largest.isfinite() if noise is None else largest <= min(noise.largest_input, torch.finfo(torch.float32).max)
+    if bool(usable.all()):
+        return
+    place = int((~usable).int().argmax())
+    if noise is None or not bool(largest[place].isfinite()):
+        raise ValueError(f"inputs[{first + place}] holds NaN or infinity; every input must be finite")
+    raise ValueError(
+        f"inputs[{first + place}] holds values up to {float(largest[place]):g}, where float32 has too few numbers for noise "
+        f"of sigma {noise.sigma:g}; values must be at most 2^23 sigma, {noise.largest_input:g}"
+    )
 
 
 def _items(inputs: Any) -> Iterator[object]:
@@ -163,7 +177,7 @@ def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
         yield tensor[place]
 
 
-def _checked(items: Iterator[object], batched: bool) -> Iterator[torch.Tensor]:
+def _checked(items: Iterator[object], batched: bool, noise: Gaussian | None) -> Iterator[torch.Tensor]:
     """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list."""
     place, shape, device = 0, torch.Size(), torch.device("cpu")
     while True:
@@ -190,7 +204,7 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[torch.Tensor]:
         for row in batch:
             # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
             copy = row.clone()
-            _check_finite(torch.isfinite(copy).all()[None], place)  # on a GPU this waits for the copy
+            _check_values(copy[None], place, noise)  # on a GPU this waits for the copy
             yield copy
             place += 1
     if place == 0:

@@ -1,6 +1,7 @@
 """The public functions end to end: where the smoothed radius is known, beside the 2019 loop, and on bad input."""
 
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -436,6 +437,30 @@ def test_certify_says_what_is_wrong(change, error, message):
 def test_inputs_are_checked(inputs, error, message):
     with pytest.raises(error, match=message):
         certify(first_three, inputs, Gaussian(0.25), **GOOD)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_inputs_among_which_noise_would_vanish_are_refused(sign):
+    """The error names the input, its largest value and sigma; up to 2^23 sigma, where noise still shows, all is well."""
+    most = 0.25 * 2**23
+    for value in (1e38, 3e9, math.nextafter(most, math.inf) * (1 + 1e-6)):
+        x = torch.zeros(3, 3)
+        x[1, 2] = sign * value
+        message = rf"^inputs\[1\] holds values up to {re.escape(f'{float(x.abs().max()):g}')}, .* sigma 0.25; .*2\^23 sigma"
+        for source in (x, list(x)):
+            with pytest.raises(ValueError, match=message):
+                certify(first_three, source, Gaussian(0.25), **GOOD)
+        with pytest.raises(ValueError, match=message):
+            predict(first_three, x, Gaussian(0.25), alpha=0.001, **GOOD)
+        with pytest.raises(ValueError, match=message):
+            sample(first_three, x, Gaussian(0.25), **GOOD)
+        with pytest.raises(ValueError, match=r"^inputs\[0\] holds values up to "):
+            Smooth(first_three, 3, 0.25).certify(x[1], 10, 100, 0.001, 10)
+        assert len(certify(first_three, x, Gaussian(value), **GOOD)) == 3
+    x = torch.full((1, 3), sign * most)
+    assert len(certify(first_three, [x[0]], Gaussian(0.25), **GOOD)) == len(certify(first_three, x, Gaussian(0.25), **GOOD))
+    noisy = rsfast.ops.perturb(x, Gaussian(0.25), seed=1, samples=range(100))
+    assert len(noisy.unique()) > 4
 
 
 @pytest.mark.parametrize("sigma", [0, -0.25, math.nan, math.inf, 1e-60])

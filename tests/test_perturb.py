@@ -630,6 +630,27 @@ def test_fma_exactly(isa):
         assert Fraction(normalised[0, i].item()) == to_float32(y * Fraction(scale) + Fraction(shift))
 
 
+def test_clamp_bounds_are_float32(backend):
+    """What exceeds a bound becomes the float32 nearest to it, which is infinite for a bound beyond float32."""
+    low, high = 0.1, 0.7  # float32 has neither: the nearest are above and below them
+    low32, high32 = np.float32(low), np.float32(high)
+    assert float(low32) > low
+    assert float(high32) < high
+    x = torch.tensor([[-50.0, low, 0.1 - 1e-9, 0.4, 0.7 + 1e-8, high, 50.0]])
+    noise = Gaussian(2.0**-60)  # sigma z + x is x
+    for dtype in (torch.float32, torch.float64):
+        found = perturb(x, noise, seed=1, samples=[0], clamp=(low, high), dtype=dtype, backend=backend)
+        assert found.tolist() == [[float(v) for v in np.clip(x[0].numpy(), low32, high32)]]
+    scale, shift = float(np.float32(3.1e7)), float(np.float32(-2.9e6))
+    found = perturb(x, noise, seed=1, samples=[0], clamp=(low, high), scale=scale, shift=shift, backend=backend)
+    exact = [
+        to_float32(Fraction(float(v)) * Fraction(scale) + Fraction(shift)) for v in np.clip(x[0].numpy(), low32, high32)
+    ]
+    assert [Fraction(v) for v in found[0].tolist()] == exact
+    found = perturb(x, noise, seed=1, samples=[0], clamp=(-1e300, high), backend=backend)
+    assert_same_bits(found, perturb(x, noise, seed=1, samples=[0], clamp=(-math.inf, high), backend=backend))
+
+
 def test_fma_next_to_a_tie(backend):
     """sigma z is half a unit of x, but for its last bits: a product or a sum rounded first, be it to float64, goes wrong."""
     cases, close = {"cpu": 800, "reference": 200}[backend], 0

@@ -36,7 +36,10 @@ struct PerturbGrid {
   Divider positions, tile_channels;
   bool aligned;                                           // x, out and all their rows begin at multiples of 16 bytes
   int64_t tile_positions, position_tiles, channel_tiles;  // of channels_last
-  int64_t pieces;  // of a row: the blocks along x, below 2^31 since a row has 2^34 elements at most
+  // Of a row: the blocks along x, below 2^31 since a row has 2^34 elements at most. All places of a row count fours of
+  // elements, of which there are 2^32 at most: an uint32_t holds the place of each. Threads past the row's end do not wrap, as
+  // `threads_for` never makes more of them than blocks of 256 threads, whose number divides 2^30, would be.
+  int64_t pieces;
   int threads;
   size_t shared;
 };

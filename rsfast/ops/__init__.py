@@ -185,7 +185,8 @@ def perturb(
 
     Notes
     -----
-    Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph.
+    Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph. So values of x are not
+    looked at: that they are finite, and within `Gaussian.largest_input`, is checked by `certify`, `predict` and `sample`.
 
     Numerics: Philox4x32-10 and Box-Muller in float32 as one fixed sequence of exactly rounded operations (csrc/noise.h);
     then fma(sigma, z, x), clamp, fma(scale, shift), all in float32; then one rounding to nearest even to float16 or

@@ -5,7 +5,6 @@ Philox runs on int64 (products wrap, which keeps their low 64 bits), float32 sta
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from ..noise import philox
@@ -105,7 +104,7 @@ def perturb(job: Perturbation) -> None:
     z = standard_normal(job.samples, job.input_ids[job.rows], shape.numel(), job.seed, job.stream)
     y = fma(job.sigma, z, job.x.flatten(1)[job.rows]).view(-1, *shape)
     if job.clamp is not None:
-        y = y.clamp(*(float(np.float32(bound)) for bound in job.clamp))
+        y = y.clamp(*torch.tensor(job.clamp, dtype=torch.float32).tolist())
     if job.scale is not None and job.shift is not None:
         scale, shift = (t.view(-1, *[1] * (len(shape) - 1)) for t in (job.scale, job.shift))
         y = fma(y, scale, shift)
