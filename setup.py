@@ -36,7 +36,7 @@ if X86_64:
 CPU_KERNELS = ["csrc/cpu/perturb.cpp", "csrc/cpu/accumulate.cpp"]
 CUDA_KERNELS = ["csrc/cuda/perturb.cu", "csrc/cuda/accumulate.cu"]
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)
-# Of these also PTX, which a driver compiles for any later GPU: of the oldest that has every instruction that kernels use, for
+# Of these also PTX, which a driver compiles for any later GPU: of the oldest that has every instruction that is used, for
 # GPUs between the targets such as sm_110, and of the newest.
 PTX_TARGETS = (80, 120)
 # -fmad=false leaves no contraction to the compiler; -ftz=false and -prec-sqrt=true, the defaults, keep subnormals and round

@@ -64,7 +64,7 @@ def test_cuda_home_and_refusal(tmp_path):
     ("known", "machine", "ptx"), [((75, 80, 90, 110, 120), (75, 80, 90, 120), (80, 120)), ((75, 86), (75, 86), (86,))]
 )
 def test_machine_code_and_ptx(known, machine, ptx, tmp_path):
-    """Machine code of every target that nvcc knows; PTX of an old one and the newest, so that a GPU between them can load."""
+    """Machine code of every target that nvcc knows; PTX of an old one and the newest, for GPUs between them."""
     (tmp_path / "bin").mkdir()
     nvcc = tmp_path / "bin" / "nvcc"
     codes = "".join(f"sm_{target}\\n" for target in known)
