@@ -139,7 +139,7 @@ def test_the_usual_images_take_wide_stores_and_idle_no_thread(library):
 @pytest.mark.parametrize("dtype", OUTPUT_TYPES, ids=str)
 @pytest.mark.parametrize("elements", [2**34, 2**34 - 8, 2**34 - 3, 2**34 - 5000])
 def test_the_end_of_the_largest_row(library, elements, dtype):
-    """The last block of 2^34 elements and of a few less. Only what it may touch is memory: an index that wraps is a fault."""
+    """The last block of 2^34 elements and of a few less. Only what it may touch is memory: a wrapped index is a fault."""
     room = 4 * 4096  # twice as much as is used
     x, out = torch.zeros(room), poisoned((room,), dtype)
     index, samples = torch.tensor([0]), torch.tensor([9])

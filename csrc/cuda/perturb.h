@@ -36,9 +36,8 @@ struct PerturbGrid {
   Divider positions, tile_channels;
   bool aligned;                                           // x, out and all their rows begin at multiples of 16 bytes
   int64_t tile_positions, position_tiles, channel_tiles;  // of channels_last
-  // Of a row: the blocks along x, below 2^31 since a row has 2^34 elements at most. All places of a row count fours of
-  // elements, of which there are 2^32 at most: an uint32_t holds the place of each. Threads past the row's end do not wrap, as
-  // `threads_for` never makes more of them than blocks of 256 threads, whose number divides 2^30, would be.
+  // The blocks along x of a row, below 2^31. A row has 2^34 elements at most, so 32 bits hold the place of each four. That of
+  // a thread past the row's end does not wrap: blocks of 256 threads end at 2^32 fours, and threads_for rounds up no further.
   int64_t pieces;
   int threads;
   size_t shared;
