@@ -536,6 +536,7 @@ OPERATOR_ERRORS = {
     "input_ids too large": (ValueError, r"^input_ids runs from 0 to 4294967296; ", {"input_ids": torch.tensor([0, 2**32])}),
     "sigma zero": (ValueError, r"^sigma is 0.0; ", {"sigma": 0.0}),
     "sigma NaN": (ValueError, r"^sigma is nan; ", {"sigma": math.nan}),
+    "sigma beyond float32": (ValueError, r"^sigma is 1e\+39; ", {"sigma": 1e39}),
     "stream": (ValueError, r"^stream is 4; it must be one of 0, 1, 2, 3", {"stream": 4}),
     "stream negative": (ValueError, r"^stream is -1; ", {"stream": -1}),
     "scale too short": (

@@ -8,7 +8,6 @@ microseconds a call, as much as a small kernel, where this costs 4.)
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -28,6 +27,7 @@ from .checks import TYPES, check_apart, memory_format, require
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _INDEX = (torch.int64,)
 _FLOAT = (torch.float32,)
+_SIGMAS = torch.finfo(torch.float32)
 
 
 class Perturbation(NamedTuple):
@@ -56,8 +56,8 @@ class Perturbation(NamedTuple):
         require("samples", self.samples, _INDEX, (batch,), device)
         require("rows", self.rows, _INDEX, (batch,), device)
         require("input_ids", self.input_ids, _INDEX, (x.shape[0],), device)
-        if not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma is {self.sigma}; it must be positive and finite")
+        if not _SIGMAS.tiny <= self.sigma <= _SIGMAS.max:
+            raise ValueError(f"sigma is {self.sigma}; it must be positive, finite and a normal float32")
         if self.stream not in STREAMS.values():
             raise ValueError(f"stream is {self.stream}; it must be one of {', '.join(map(str, STREAMS.values()))}")
         if self.scale is not None and self.shift is not None:
