@@ -29,6 +29,7 @@ from .heads import Head, Votes
 from .inputs import Inputs, Source
 from .looks import Certification, Course, Goal, Prediction
 from .meter import Meter
+from .modes import evaluating
 from .noise import Gaussian
 from .provenance import Provenance
 from .ranks import Ranks
@@ -111,7 +112,9 @@ class Sampling:
             if isinstance(batch_size, str) and batch_size != "auto":
                 raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
             self.batch_size = batch_size if isinstance(batch_size, str) else _count("batch_size", batch_size)
-            self.inputs = Inputs(inputs, ids=input_ids)
+            if not isinstance(noise, Gaussian):
+                raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
+            self.inputs = Inputs(inputs, input_ids, noise)
             self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
             self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
             self.device = self._find_device(isinstance(inputs, torch.Tensor))
@@ -127,8 +130,10 @@ class Sampling:
             self.forward = Forward(
                 model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph
             )
+            dtype = preparation.get("dtype") or torch.float32
+            self._check_dtype(dtype, x)
             self.execution = Execution(
-                dtype=_name(preparation.get("dtype") or torch.float32),
+                dtype=_name(dtype),
                 autocast=None if self.forward.autocast is None else _name(self.forward.autocast),
                 channels_last=preparation.get("channels_last", False),
                 compile=compile,
@@ -143,6 +148,25 @@ class Sampling:
                 keep_freed_memory()
         if shard is not None:
             self._agree(seed, input_ids)
+
+    def _check_dtype(self, dtype: torch.dtype, x: torch.Tensor) -> None:
+        """Raise ValueError where the model cannot take batches of `dtype`; it is tried where its parameters have another."""
+        autocast, own = self.forward.autocast, parameter_dtype(self.model)
+        if autocast is not None and dtype == torch.float64:
+            raise ValueError(
+                f"autocast is {autocast} and dtype is {dtype}, which autocast leaves alone; leave one of them out"
+            )
+        if own in (None, dtype):
+            return
+        batch = ops.perturb(x, self.noise, seed=self.seed, samples=range(1), stream="user", **self.preparation)
+        try:
+            with evaluating(self.model), torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+                self.model(batch)
+        except RuntimeError as error:
+            raise ValueError(
+                f"dtype is {dtype}, but the parameters of model are {own}, and it fails on a batch of {dtype} ({error}); "
+                f"pass dtype={own}, or a model that converts its input"
+            ) from error
 
     def _agree(self, seed: int | None, input_ids: torch.Tensor | Sequence[int] | None) -> None:
         """Raise ValueError where processes were given different things, as a DistributedSampler gives different inputs."""
@@ -274,6 +298,12 @@ def expected(course: Course) -> int:
     return sum(len(samples) for _, samples in course.pieces) // (20 if course.early else 1)
 
 
+def parameter_dtype(model: object) -> torch.dtype | None:
+    """Return the dtype of a module's first floating-point parameter, which mostly meets the batch; None without one."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -303,7 +333,7 @@ def sample(
     model : callable
         From a batch [B, *shape] to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
     inputs : float32 tensor [I, *shape]
-        Finite; first axis of shape is the channel.
+        Finite, no value beyond ``noise.largest_input``; first axis of shape is the channel.
     noise : Gaussian
         Its sigma is in the units of inputs.
     num_classes : int
@@ -327,7 +357,7 @@ def sample(
     input_ids : int64 tensor [I], optional
         Identity of each input in the noise stream, in [0, 2^32); 0 to I - 1 by default.
     scale, shift, clamp, dtype, channels_last, backend
-        As in `ops.perturb`.
+        As in `ops.perturb`. dtype is what the model takes: torch.float64 for one whose weights are float64.
     autocast, compile, cuda_graph
         As in `forward.Forward`. With scale, shift, clamp, dtype and channels_last part of the classifier that is certified,
         and recorded.

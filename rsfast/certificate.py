@@ -47,7 +47,7 @@ class Execution:
     Parameters
     ----------
     dtype : str
-        Of the batches: "float32", "float16" or "bfloat16".
+        Of the batches: "float32", "float16", "bfloat16" or "float64".
     autocast : str, optional
         "float16" or "bfloat16" if it ran under `torch.autocast`.
     channels_last : bool
@@ -93,8 +93,8 @@ class Execution:
     mode_fixed: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}; it must be 'float32', 'float16' or 'bfloat16'")
+        if self.dtype not in ("float32", "float16", "bfloat16", "float64"):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be 'float32', 'float16', 'bfloat16' or 'float64'")
         if self.autocast not in (None, "float16", "bfloat16"):
             raise ValueError(f"autocast is {self.autocast!r}; it must be 'float16', 'bfloat16' or None")
         for name in ("channels_last", "compile", "cuda_graph", "mode_fixed"):

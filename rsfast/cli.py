@@ -197,7 +197,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--skip", type=_count, default=1, metavar="K", help="take images 0, K, 2K, ... alone (default: %(default)s)")
     add(
         "--dtype",
-        choices=("float32", "float16", "bfloat16"),
+        choices=("float32", "float16", "bfloat16", "float64"),
         default="float32",
         help="what the model takes (default: float32)",
     )

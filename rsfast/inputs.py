@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import warnings
@@ -23,6 +24,7 @@ from torch.utils.data import (
 )
 
 from . import ops
+from .noise import Gaussian
 from .ops import openmp
 
 _AHEAD = 64  # inputs that are read before they are asked for, at most
@@ -45,6 +47,8 @@ class Inputs:
         iterable gives inputs [*shape]. Of an item that is a tuple or list, as (input, label), the first is taken.
     ids : int64 tensor [I] or sequence of int, optional
         Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
+    noise : Gaussian, optional
+        Inputs are refused beyond its `largest_input`.
 
     Attributes
     ----------
@@ -82,11 +86,13 @@ class Inputs:
     3 [(10, [0.0, 0.0]), (11, [0.0, 0.0]), (12, [0.0, 0.0])]
     """
 
-    def __init__(self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None) -> None:
+    def __init__(
+        self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None, noise: Gaussian | None = None
+    ) -> None:
         self.count: int | None
         if isinstance(inputs, (torch.Tensor, np.ndarray)):
             tensor = ops.check_inputs("inputs", inputs)
-            _check_finite(torch.isfinite(tensor.flatten(1)).all(1), 0)
+            _check_magnitudes(_magnitudes(tensor), 0, noise)
             self.count = len(tensor)
             self._ids = _check_ids(ids, self.count, tensor.device)
             self._rows = _rows(tensor)
@@ -102,7 +108,7 @@ class Inputs:
                     UserWarning,
                     stacklevel=2,
                 )
-            self._rows = _ahead(_checked(_items(inputs), batched))
+            self._rows = _ahead(_checked(_items(inputs), batched), noise)
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
         self._taken = 0
@@ -140,18 +146,33 @@ def _check_ids(ids: torch.Tensor | Sequence[int] | None, count: int | None, devi
     return numbers
 
 
-def _check_finite(finite: torch.Tensor, first: int) -> None:
-    """Raise ValueError unless all of `finite`, which is about inputs[first] and those after it, is true."""
-    if not bool(finite.all()):
-        place = first + int((~finite).int().argmax())
-        raise ValueError(f"inputs[{place}] holds NaN or infinity; every input must be finite")
+def _magnitudes(rows: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude [I] in each of `rows` [I, *shape]: NaN where there is one."""
+    low, high = rows.flatten(1).aminmax(dim=1)
+    return torch.maximum(-low, high)
 
 
-def _check_row(row: _Row, place: int) -> None:
-    """Raise ValueError unless a row is finite: on a GPU this was mostly found out while earlier rows were taken."""
+def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Gaussian | None) -> None:
+    """Raise ValueError unless inputs[first] and those after it are finite and not too large for the noise."""
+    most = torch.finfo(torch.float32).max if noise is None else min(noise.largest_input, torch.finfo(torch.float32).max)
+    usable = magnitudes <= most
+    if bool(usable.all()):
+        return
+    place = int((~usable).int().argmax())
+    largest = float(magnitudes[place])
+    if noise is None or not math.isfinite(largest):
+        raise ValueError(f"inputs[{first + place}] holds NaN or infinity; every input must be finite")
+    raise ValueError(
+        f"inputs[{first + place}] holds values up to {largest:g}, where float32 has too few numbers for noise of sigma "
+        f"{noise.sigma:g}; values must be at most 2^23 sigma, {noise.largest_input:g}"
+    )
+
+
+def _check_row(row: _Row, place: int, noise: Gaussian | None) -> None:
+    """Check the values of a row: on a GPU what they are was mostly found out while earlier rows were taken."""
     if row.known is not None:
         row.known.synchronize()
-    _check_finite(row.finite, place)
+    _check_magnitudes(row.magnitude, place, noise)
 
 
 def _items(inputs: Any) -> Iterator[object]:
@@ -196,10 +217,10 @@ def _shuffler(loader: DataLoader[Any]) -> object | None:
 
 
 class _Row(NamedTuple):
-    """An input, whether it is finite (one flag), and on a GPU what to wait for before the flag can be read."""
+    """An input, its magnitude [1] on the host, and from a GPU what to wait for before that can be read."""
 
     pixels: torch.Tensor
-    finite: torch.Tensor
+    magnitude: torch.Tensor
     known: torch.cuda.Event | None
 
 
@@ -213,7 +234,7 @@ def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
 def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
     """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list.
 
-    Whether it is finite is for who takes it to look at: here that would be to wait for a GPU, each time.
+    Its values are for who takes it to check: here that would be to wait for a GPU, each time.
     """
     place, shape, device = 0, torch.Size(), torch.device("cpu")
     while True:
@@ -237,26 +258,26 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
             raise ValueError(f"inputs[{place}] has shape {list(batch.shape[1:])}; it must be {list(shape)}, as inputs[0] is")
         if batch.device != device:
             raise ValueError(f"inputs[{place}] is on '{batch.device}'; it must be on '{device}', as inputs[0] is")
-        finite, known = _to_host(torch.isfinite(batch.flatten(1)).all(1))
+        magnitudes, known = _to_host(_magnitudes(batch))
         for number, row in enumerate(batch):
             # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
-            yield _Row(row.clone(), finite[number : number + 1], known)
+            yield _Row(row.clone(), magnitudes[number : number + 1], known)
             place += 1
     if place == 0:
         raise ValueError("inputs is empty; it must hold at least one input")
 
 
-def _to_host(flags: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Start to copy flags to the host; return the copy, and from a GPU the event after which it can be read."""
-    if not flags.is_cuda:
-        return flags, None
-    pinned = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Start to copy values to the host; return the copy, and from a GPU the event after which it can be read."""
+    if not values.is_cuda:
+        return values, None
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(flags.device))
+    event.record(torch.cuda.current_stream(values.device))
     return pinned, event
 
 
-def _ahead(rows: Iterator[_Row]) -> Generator[torch.Tensor, None, None]:
+def _ahead(rows: Iterator[_Row], noise: Gaussian | None) -> Generator[torch.Tensor, None, None]:
     """Yield the first of `rows`, to be looked at, and then all of them, which a thread reads meanwhile.
 
     The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe
@@ -274,14 +295,14 @@ def _ahead(rows: Iterator[_Row]) -> Generator[torch.Tensor, None, None]:
         wanted.put(None)
         row, place = found.get(), 0
         if isinstance(row, _Row):
-            _check_row(row, place)
+            _check_row(row, place, noise)
             for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
                 wanted.put(None)
             yield row.pixels
         while row is not None:
             if isinstance(row, BaseException):
                 raise row
-            _check_row(row, place)
+            _check_row(row, place, noise)
             wanted.put(None)
             yield row.pixels
             row, place = found.get(), place + 1

@@ -43,6 +43,7 @@ class _Perturb(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)  # float64 would lose digits on its way through float32
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -114,8 +115,8 @@ class GaussianNoise(nn.Module):
         """Return x [B, *shape] plus noise, of the same type and memory format; x itself in eval mode."""
         if not self.training:
             return x
-        if x.dtype not in ops.OUTPUT_TYPES:
-            raise TypeError(f"x has dtype {x.dtype}; it must be one of {', '.join(map(str, ops.OUTPUT_TYPES))}")
+        if x.dtype not in _TYPES:
+            raise TypeError(f"x has dtype {x.dtype}; it must be one of {', '.join(map(str, _TYPES))}")
         count, seed, source = self.count, self.seed, _source(x.device)
         if (worker := _workers._worker_info) is not None:
             count = _worker_counts.setdefault(self, torch.zeros_like(count))

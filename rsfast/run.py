@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import checkpoint, ops, results
-from .api import Sampling, expected, sample
+from .api import Sampling, expected, parameter_dtype, sample
 from .certificate import Certificate
 from .doctor import versions
 from .events import Log
@@ -136,7 +136,9 @@ class Run:
             sample(model, first.to(self._device), self.noise, n=1, stream="user", batch_size=1, **self._options)
         except RuntimeError as error:
             shape = [1, *self._images.shape[1:]]
-            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}") from error
+            own = parameter_dtype(self._model)
+            hint = f"; its parameters are {own}: name that with --dtype" if own not in (None, self._options["dtype"]) else ""
+            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}{hint}") from error
         self._options |= {"compile": args.compile, "cuda_graph": args.cuda_graph}
         self._options["batch_size"] = self._setting("batch_size", recorded, "auto")
         self._probe = self._sampling(self.indices)

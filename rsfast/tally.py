@@ -31,8 +31,11 @@ _BIN_NAMES = ("bin_counts", "bin_sums")
 
 def check_range(name: str, values: torch.Tensor, limit: int) -> None:
     """Raise ValueError unless all of `values` lie in [0, limit)."""
-    if values.numel() and (int(values.min()) < 0 or int(values.max()) >= limit):
-        raise ValueError(f"{name} runs from {int(values.min())} to {int(values.max())}; it must lie in [0, {limit})")
+    if not values.numel():
+        return
+    low, high = map(int, values.aminmax())
+    if low < 0 or high >= limit:
+        raise ValueError(f"{name} runs from {low} to {high}; it must lie in [0, {limit})")
 
 
 def integers(name: str, values: Any, shape: str) -> torch.Tensor:
@@ -84,7 +87,7 @@ class Tally:
     n : int64 tensor [I]
         Samples drawn.
     counts : int64 tensor [I, K + 1]
-        Votes a class; last, the rows that voted for none because a logit was not finite.
+        Votes a class; last, the rows that voted for none because a logit was NaN or the largest was not finite.
     sums, squares : int64 tensors [I, M, K]
         For each of the M soft heads, the sum of the scores in units of 2^-30 (each rounded down), and of their squares in
         the same units (each rounded up).
@@ -92,7 +95,7 @@ class Tally:
         As given.
     bin_counts, bin_sums : int64 tensors [I, M, C, BINS]
         For each tracked class, how many of its scores fall into each bin (`sequences.bin_of`), and the sum of these. A row
-        whose logits are not all finite has a score of 0.
+        that voted for no class has a score of 0.
     heads, soft_heads : tuple of Head
         As given; and without Votes, in the order of the axis M.
     parameters : float32 tensor [M, 4]

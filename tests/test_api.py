@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -658,7 +659,7 @@ GOOD = {"num_classes": 3, "n": 100, "seed": 1}
             ValueError,
             r"backend is 'gpu'; it must be 'auto' or one of 'reference', 'cpu', 'cuda', 'triton'",
         ),
-        ({"dtype": torch.float64}, TypeError, r"dtype is torch.float64; it must be one of"),
+        ({"dtype": torch.int32}, TypeError, r"dtype is torch.int32; it must be one of"),
         ({"channels_last": True}, ValueError, r"channels_last is True, but an input has 1 axes"),
         ({"scale": [1.0, 2.0]}, ValueError, r"scale has shape \[2\]; it must be a number or \[3\]"),
         ({"clamp": (1, 0)}, ValueError, r"clamp is \(1, 0\); it must be \(low, high\) with low <= high"),
@@ -700,6 +701,30 @@ def test_inputs_are_checked(inputs, error, message):
         certify(first_three, inputs, Gaussian(0.25), **GOOD)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_inputs_among_which_noise_would_vanish_are_refused(sign):
+    """The error names the input, its largest value and sigma; up to 2^23 sigma, where noise still shows, all is well."""
+    most = 0.25 * 2**23
+    for value in (1e38, 3e9, math.nextafter(most, math.inf) * (1 + 1e-6)):
+        x = torch.zeros(3, 3)
+        x[1, 2] = sign * value
+        message = rf"^inputs\[1\] holds values up to {re.escape(f'{float(x.abs().max()):g}')}, .* sigma 0.25; .*2\^23 sigma"
+        for source in (x, list(x)):
+            with pytest.raises(ValueError, match=message):
+                certify(first_three, source, Gaussian(0.25), **GOOD)
+        with pytest.raises(ValueError, match=message):
+            predict(first_three, x, Gaussian(0.25), alpha=0.001, **GOOD)
+        with pytest.raises(ValueError, match=message):
+            sample(first_three, x, Gaussian(0.25), **GOOD)
+        with pytest.raises(ValueError, match=r"^inputs\[0\] holds values up to "):
+            Smooth(first_three, 3, 0.25).certify(x[1], 10, 100, 0.001, 10)
+        assert len(certify(first_three, x, Gaussian(value), **GOOD)) == 3
+    x = torch.full((1, 3), sign * most)
+    assert len(certify(first_three, [x[0]], Gaussian(0.25), **GOOD)) == len(certify(first_three, x, Gaussian(0.25), **GOOD))
+    noisy = rsfast.ops.perturb(x, Gaussian(0.25), seed=1, samples=range(100))
+    assert len(noisy.unique()) > 4
+
+
 @pytest.mark.parametrize("sigma", [0, -0.25, math.nan, math.inf, 1e-60])
 def test_sigma_is_checked(sigma):
     with pytest.raises(ValueError, match=r"sigma is .*; it must be positive"):
@@ -724,6 +749,57 @@ def test_noise_and_model_are_checked():
         Smooth(None, 3, 0.25)
     with pytest.raises(TypeError, match=r"sedd is no argument; further ones are scale, shift"):
         Smooth(first_three, 3, 0.25, sedd=1)
+
+
+def linear(dtype):
+    model = nn.Linear(3, 3).to(dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(3)), model.bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize("own", [torch.float64, torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("given", [None, torch.float64, torch.bfloat16], ids=str)
+def test_a_batch_of_another_dtype_than_the_model_is_refused_before_sampling(own, given):
+    """The error names the dtype to pass, with which the call then works."""
+    if own == (given or torch.float32):
+        return
+    model, calls = linear(own), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    message = rf"^dtype is {given or torch.float32}, but the parameters of model are {own}, .*; pass dtype={own}, or a model"
+    for function, more in ((certify, {}), (predict, {"alpha": 0.001}), (sample, {})):
+        with pytest.raises(ValueError, match=message):
+            function(model, X, Gaussian(0.25), **GOOD, **more, dtype=given)
+    with pytest.raises(ValueError, match=message):
+        Smooth(model, 3, 0.25, dtype=given).certify(X[0], 10, 100, 0.001, 10)
+    assert not calls
+    assert certify(model, X, Gaussian(0.25), num_classes=3, n=100, seed=1, dtype=own)[0].execution.dtype == str(own)[6:]
+
+
+def test_a_model_that_converts_its_input_takes_any_dtype():
+    class Converts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear(torch.float64)
+
+        def forward(self, x):
+            return self.inner(x.double())
+
+    keywords = {"num_classes": 3, "n": 300, "seed": 1}
+    found = [certify(Converts(), X, Gaussian(0.25), **keywords, dtype=dtype) for dtype in (None, torch.float64)]
+    assert [each.counts for each in found[0]] == [each.counts for each in found[1]]
+    plain = certify(linear(torch.float64), X, Gaussian(0.25), **keywords, dtype=torch.float64)
+    assert plain == found[1]
+    half = certify(linear(torch.bfloat16), X, Gaussian(0.25), **keywords, autocast=torch.bfloat16)
+    assert half[0].execution.to_dict() | {"dtype": "float32", "autocast": "bfloat16"} == half[0].execution.to_dict()
+
+
+def test_a_batch_of_float64_is_what_autocast_leaves_alone():
+    message = r"^autocast is torch.bfloat16 and dtype is torch.float64, which autocast leaves alone"
+    with pytest.raises(ValueError, match=message):
+        certify(linear(torch.float64), X, Gaussian(0.25), **GOOD, dtype=torch.float64, autocast=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=message):
+        certify(linear(torch.float64), X, Gaussian(0.25), **GOOD, dtype=torch.float64)
 
 
 def test_sample_needs_a_seed_and_a_range():

@@ -531,7 +531,7 @@ def test_the_execution_is_recorded():
 @pytest.mark.parametrize(
     ("error", "message", "fields"),
     [
-        (ValueError, "dtype is 'float64'; it must be 'float32', 'float16' or 'bfloat16'", {"dtype": "float64"}),
+        (ValueError, "dtype is 'int32'; it must be 'float32', 'float16', 'bfloat16' or 'float64'", {"dtype": "int32"}),
         (ValueError, "dtype is None; it must be", {"dtype": None}),
         (ValueError, "autocast is torch.bfloat16; it must be 'float16', 'bfloat16' or None", {"autocast": torch.bfloat16}),
         (ValueError, "autocast is 'float32'; it must be", {"autocast": "float32"}),

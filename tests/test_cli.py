@@ -51,6 +51,10 @@ def fails():
 def misfit():
     return nn.Sequential(nn.Flatten(), nn.Linear(999, 4))
 
+def doubles():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 4)).double()
+
 def tires():
     calls = iter(range(5))
     def model(x):
@@ -163,6 +167,18 @@ def test_certify_writes_the_certificates_of_the_library(options, arguments):
     assert {key: recorded[key] for key in same} == {key: first[key] for key in same}
     clamp = arguments.get("clamp")
     assert recorded["clamp"] == (clamp and [each if math.isfinite(each) else None for each in clamp])
+
+
+def test_a_model_in_float64():
+    run(f"certify {BASE} --n 200 --dtype float64 --out run --model tiny_nets:doubles")
+    sys.path.insert(0, ".")
+    import tiny_nets
+
+    keywords = {"num_classes": 4, "n": 200, "seed": 11, "dtype": torch.float64}
+    expected = rsfast.certify(tiny_nets.doubles(), data()[0], Gaussian(0.5), **keywords)
+    assert [row["predict"] for row in rows("run")] == [str(each.prediction) for each in expected]
+    assert [row["radius"] for row in rows("run")] == [format_radius(each.radius) for each in expected]
+    assert sidecar("run")["dtype"] == expected[0].execution.dtype == "float64"
 
 
 def test_counts_are_the_integers_of_both_tallies():
@@ -543,6 +559,7 @@ def test_the_commands_are_listed(capsys):
         ("--device mps", "--device is 'mps'; it must be cpu, cuda or cuda:N"),
         ("--device cuda:99", "--device is 'cuda:99', but torch sees"),
         ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
+        ("--model tiny_nets:doubles", "; its parameters are torch.float64: name that with --dtype"),
         ("--start 7", "--start is 7 and --end is 7; they must be 0 <= start < end <= 7"),
         ("--start -1", "--start is -1 and --end is 7"),
         ("--end 8", "--start is 0 and --end is 8"),

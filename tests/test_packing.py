@@ -559,12 +559,32 @@ def sample(**options):
     return rsfast.sample(first_elements, X, NOISE, num_classes=4, n=10, seed=5, **options)
 
 
+@pytest.mark.parametrize("head", [rsfast.Votes(), rsfast.Softmax(0.5), rsfast.ClippedLogits(-1.0, 1.0)], ids=repr)
+def test_a_model_that_masks_classes_is_certified(head, recwarn):
+    """Logits of -inf leave certificates as a very low logit does, and warn of nothing."""
+
+    def model(unused):
+        def logits(batch):
+            rest = torch.full((len(batch), 3), unused)
+            return torch.cat([rest[:, :1], batch[:, :1] * 4 - 1, -batch[:, :1], rest[:, 1:]], dim=1)
+
+        return logits
+
+    keywords = {"num_classes": 5, "n": 200, "seed": 3, "head": head}
+    x = torch.rand(4, 2, generator=torch.Generator().manual_seed(0))
+    found, expected = (rsfast.certify(model(low), x, NOISE, **keywords) for low in (-torch.inf, -1e30))
+    assert found == expected
+    assert {certificate.prediction for certificate in found} & {1, 2}
+    assert not [warning for warning in recwarn if "model returned" in str(warning.message)]
+
+
 def test_a_model_that_returns_nan_is_told_of_once():
     def model(batch):
         logits = torch.stack([batch[:, 0], -batch[:, 0]], dim=1)
         return torch.where(batch[:, :1] > 0.5, torch.nan, logits)
 
-    with pytest.warns(UserWarning, match=r"model returned NaN or infinity in \d+ of the samples of input 0; such") as told:
+    message = r"model returned NaN, or a largest logit that is not finite, in \d+ of the samples of input 0; such"
+    with pytest.warns(UserWarning, match=message) as told:
         certificates = rsfast.certify(model, torch.full((3, 1), 0.5), rsfast.Gaussian(0.25), num_classes=2, n=200, seed=1)
     assert len(told) == 1
     assert all(sum(certificate.counts) < certificate.n == 200 for certificate in certificates)

@@ -305,7 +305,7 @@ def test_rows_without_a_vote():
         (ValueError, r"^input_ids runs from 0 to 4294967296; ", {"input_ids": [0, 1, 2**32]}),
         (ValueError, r"^scale has shape \[2\]; ", {"scale": [1.0, 2.0]}),
         (ValueError, r"^clamp is \(1, 0\); ", {"clamp": (1, 0)}),
-        (TypeError, r"^dtype is torch.float64; ", {"dtype": torch.float64}),
+        (TypeError, r"^dtype is torch.int32; ", {"dtype": torch.int32}),
         (ValueError, r"^backend is 'fast'; ", {"backend": "fast"}),
         (
             ValueError,
