@@ -27,7 +27,7 @@ from .certificate import ABSTAIN, Certificate, Execution
 from .forward import Forward, Model, reduced_precision
 from .heads import Head, Votes
 from .inputs import Inputs, Source
-from .looks import Certification, Course, Goal, Prediction
+from .looks import Certification, Course, Goal, Prediction, largest_radius, smallest_n
 from .meter import Meter
 from .modes import evaluating
 from .noise import Gaussian
@@ -510,7 +510,7 @@ def certify(
     Warns
     -----
     UserWarning
-        If n is so small that even unanimous votes certify nothing.
+        If n is so small that even unanimous votes certify nothing, or not the `radius` that is asked for.
 
     Notes
     -----
@@ -561,11 +561,10 @@ def _certification(
     heads = _heads(head)
     methods = [Method(noise, alpha / len(heads), each, bound, rule, lipschitz, looks=bool(goal)) for each in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
-    for method in methods:
-        if method.bound == "clopper_pearson":
-            smallest = certificate.smallest_certifiable_n(method.alpha)
-            _warn_if_hopeless("certify", n, method.alpha, smallest, stacklevel=4)
-    return sampling, sampling.certification(methods, goal, n0, n)
+    course = sampling.certification(methods, goal, n0, n)
+    for method in course.methods:
+        _warn_of_radius(method, goal, n0, n, num_classes)
+    return sampling, course
 
 
 @overload
@@ -736,6 +735,21 @@ def _warn_if_hopeless(what: str, n: int, alpha: float, smallest: int, stacklevel
             f"n is {n}: at alpha = {alpha} every input abstains, whatever the votes; {what} needs n of at least {smallest}",
             UserWarning,
             stacklevel=stacklevel,
+        )
+
+
+def _warn_of_radius(method: Method, goal: Goal, n0: int, n: int, num_classes: int) -> None:
+    """Warn the caller of `certify` or `certify_each` of what no votes can prove."""
+    largest = largest_radius(method, goal, n0=n0, n=n, num_classes=num_classes)
+    if largest == 0:
+        smallest = smallest_n(method, goal, n0=n0, num_classes=num_classes)
+        _warn_if_hopeless("certify", n, method.alpha, smallest, stacklevel=5)
+    elif goal.radius is not None and largest < goal.radius:
+        warnings.warn(
+            f"radius is {goal.radius}: no input can reach it, as at sigma = {method.noise.sigma} and alpha = {method.alpha} "
+            f"n = {n} unanimous votes prove a radius of {largest:.4g}; take a smaller radius, or a larger sigma or n",
+            UserWarning,
+            stacklevel=4,
         )
 
 

@@ -114,7 +114,7 @@ class Execution:
             raise TypeError(f"clamp is {self.clamp!r}; it must be (low, high)")
         ends = zip(self.clamp, (-math.inf, math.inf), strict=True)  # JSON has no infinity, and None instead
         low, high = _float32s("clamp", [otherwise if end is None else end for end, otherwise in ends])
-        if not low <= high:
+        if not low <= high or low == math.inf or high == -math.inf:
             raise ValueError(f"clamp is {self.clamp!r}; it must be (low, high) with low <= high")
         object.__setattr__(self, "clamp", (low, high))
 
@@ -303,9 +303,10 @@ def certificates(
         1.
     lipschitz : float, optional
         An l2 Lipschitz constant of every class's base score (of the head's scores, not the logits) per unit of what the
-        model takes. `of_inputs` makes it one per unit of the inputs, by the scale of `execution`. Radii are then those of
-        `Gaussian.potential` with it. It is taken on trust (`lipschitz_bound` proves one), and it is one of real numbers:
-        what float32 rounds in a score comes on top. Below float32 it is refused: a rounded score jumps.
+        model takes. `of_inputs` makes it one per unit of the inputs, by the scale of `execution`; without an execution that
+        names the scale it must be per unit of the inputs. Radii are then those of `Gaussian.potential` with it. It is taken
+        on trust (`lipschitz_bound` proves one), and it is one of real numbers: what float32 rounds in a score comes on top.
+        Below float32 it is refused: a rounded score jumps.
     cap : int, optional
         The most estimation samples of an input there could have been, fixed before. Needed with a sequence, and where
         sampling may have stopped early: then only a sequence will do, at the last look as at any other, and `estimation` has

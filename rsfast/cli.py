@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__, bounds
-from .certificate import ABSTAIN, smallest_certifiable_n, smallest_predictable_n
+from .certificate import ABSTAIN, smallest_predictable_n
 from .evidence import BOUNDS
 from .heads import ClippedLogits, Head, Softmax, Sparsemax, Votes
-from .looks import Certification, Goal, Prediction
+from .looks import Certification, Goal, Prediction, largest_radius, smallest_n
 from .noise import Gaussian
 from .rules import RULES, Method
 
@@ -325,8 +325,6 @@ def _certify(args: argparse.Namespace) -> int:
     goal = Goal(args.radius, args.rtol)
     noise, alpha = Gaussian(args.sigma), bounds.check_alpha(args.alpha)
     method = Method(noise, alpha, args.head, args.bound, args.rule, args.lipschitz, looks=bool(goal))
-    if method.bound == "clopper_pearson":
-        _warn_if_hopeless(args, smallest_certifiable_n(alpha))
     run = Run(args)
     settings = {
         "n0": args.n0,
@@ -341,6 +339,7 @@ def _certify(args: argparse.Namespace) -> int:
     }
     recorded = {"seed": run.seed, "backend": run.backend, "execution": run.execution}
     course = Certification([method], goal, n0=args.n0, n=args.n, **recorded)
+    _warn_of_radius(args, course.methods[0], goal)
     used = images = 0
     began = time.perf_counter()
     for _, certificate in run.rows(course, settings, results.CERTIFY_COLUMNS):
@@ -408,6 +407,15 @@ def _warn_if_hopeless(args: argparse.Namespace, smallest: int) -> None:
 
 def _warn(args: argparse.Namespace, text: str) -> None:
     print(f"{args.parser.prog}: warning: {text}", file=sys.stderr)
+
+
+def _warn_of_radius(args: argparse.Namespace, method: Method, goal: Goal) -> None:
+    largest = largest_radius(method, goal, n0=args.n0, n=args.n, num_classes=args.num_classes)
+    if largest == 0:
+        _warn_if_hopeless(args, smallest_n(method, goal, n0=args.n0, num_classes=args.num_classes))
+    elif goal.radius is not None and largest < goal.radius:
+        why = f"no image can reach it: at --sigma {args.sigma} and --alpha {args.alpha}, --n {args.n} unanimous votes prove"
+        print(f"{args.parser.prog}: warning: --radius is {goal.radius}, and {why} {largest:.4g}", file=sys.stderr)
 
 
 def _print_certified(args: argparse.Namespace, run: Results, seconds: float) -> None:

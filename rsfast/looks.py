@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import rules, sequences
 from .certificate import Certificate, Execution, of_inputs, predictions, prove
-from .evidence import BOUNDS
+from .evidence import BOUNDS, Evidence
 from .heads import Head, Votes
 from .rules import Method
 
@@ -75,6 +77,55 @@ def ends(methods: Sequence[Method], goal: Goal, n: int) -> list[int]:
     if goal or any(kind.sequence and kind.ranges for kind in kinds):
         return sequences.look_ends(n)
     return sequences.range_ends(n) if any(kind.ranges for kind in kinds) else [n]
+
+
+@lru_cache(maxsize=128)
+def largest_radius(method: Method, goal: Goal, *, n0: int, n: int, num_classes: int) -> float:
+    """Return the radius that follows from samples that all agree: no certificate of n samples has a larger one.
+
+    Parameters
+    ----------
+    method : Method
+        How radii are proved; of `certificate.of_inputs`, so that they are in the units of the inputs.
+    goal : Goal
+        When to stop before n.
+    n0, n : int
+        Selection samples, and the most estimation samples.
+    num_classes : int
+        At least 2.
+
+    Returns
+    -------
+    float
+        0 where every input abstains. Infinite for the randomized bound, whose uniform may be as small as it likes.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> round(largest_radius(Method(Gaussian(0.25), 0.001), Goal(), n0=100, n=10_000, num_classes=10), 3)
+    0.8
+    """
+    if method.bound.startswith("randomized"):
+        return float("inf")
+    evidence = Evidence.unanimous(method.head, method.bound, n0, ends([method], goal, n), num_classes)
+    found = rules.limits(evidence, method)
+    return max(0.0, float(rules.radius(method.noise, found.lower, found.upper, method.lipschitz)[0, 0]))
+
+
+def smallest_n(method: Method, goal: Goal, *, n0: int, num_classes: int) -> int:
+    """Return the fewest estimation samples with which samples that all agree certify anything; as `largest_radius`.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> smallest_n(Method(Gaussian(0.25), 0.001), Goal(), n0=100, num_classes=10)
+    10
+    """
+    proves = partial(largest_radius, method, goal, n0=n0, num_classes=num_classes)
+    most = 1
+    while proves(n=most) == 0:
+        most *= 2
+    return bisect_left(range(most), True, lo=most // 2 + 1, key=lambda n: proves(n=n) > 0)
 
 
 class Course(Protocol):

@@ -5,6 +5,7 @@ import math
 import pickle
 import re
 import threading
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -241,8 +242,8 @@ def test_backends_give_the_same_certificates():
     assert [c.to_dict() | {"backend": ""} for c in one] == [c.to_dict() | {"backend": ""} for c in two]
 
 
-def test_the_warning_is_for_clopper_pearson_alone():
-    """Nine unanimous votes certify nothing by it; the randomized bound may."""
+def test_the_warning_is_not_for_the_randomized_bound():
+    """Nine unanimous votes certify nothing by Clopper and Pearson's; it may."""
     options = {"num_classes": 2, "n": 9, "seed": 1}
     x = Linear(4).at([3.0] * 20)
     with pytest.warns(UserWarning, match="certify needs n of at least 10"):
@@ -821,6 +822,43 @@ def test_errors_come_before_any_sampling():
         certify(model, X, Gaussian(0.25), rule="none", **GOOD)
     with pytest.raises(ValueError, match="stream"):
         sample(model, X, Gaussian(0.25), stream="none", **GOOD)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "top_two", "n": 10}, "n is 10: .* certify needs n of at least 11$"),
+        ({"bound": "hoeffding", "n": 13}, "n is 13: .* certify needs n of at least 14$"),
+        ({"head": Softmax(), "n": 10}, "n is 10: .* certify needs n of at least 11$"),
+        ({"head": Softmax(), "bound": "empirical_bernstein", "n": 36}, "n is 36: .* certify needs n of at least 37$"),
+        ({"radius": 0.01, "n": 10}, "n is 10: .* certify needs n of at least 11$"),
+        ({"rtol": 0.1, "n": 10}, "n is 10: .* certify needs n of at least 11$"),
+        (
+            {"radius": 0.5, "n": 200},
+            r"radius is 0\.5: no input can reach it, as at sigma = 0\.25 and alpha = 0\.001 n = 200 unanimous votes prove a "
+            r"radius of 0\.4\d+; ",
+        ),
+        ({"head": [Votes(), Softmax()], "radius": 1, "n": 500}, r"radius is 1: .* alpha = 0\.0005 n = 500 "),
+    ],
+)
+@pytest.mark.parametrize("call", [certify, rsfast.certify_each])
+def test_what_no_votes_can_prove_is_warned_of(options, message, call):
+    """Before any sampling, at the caller's line; and not where they can."""
+    sampled = []
+
+    def model(batch):
+        sampled.append(len(batch))
+        return first_three(batch)
+
+    with pytest.warns(UserWarning, match=message) as caught:
+        result = call(model, X, Gaussian(0.25), **GOOD | options)
+    assert {warning.filename for warning in caught} == {__file__}
+    assert call is certify or not sampled
+    list(result)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        enough = {"radius": 0.4} if "radius" in options and options["n"] > 100 else {"n": options["n"] + 1}
+        list(call(model, X, Gaussian(0.25), **GOOD | options | enough))
 
 
 def test_smooth_abstains_at_a_limit_of_one_half():

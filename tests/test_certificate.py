@@ -543,6 +543,7 @@ def test_the_execution_is_recorded():
         (TypeError, "clamp holds '1'; each must be a number", {"clamp": [0.0, "1"]}),
         (ValueError, r"clamp is \[1.0, 0.0\]; it must be \(low, high\) with low <= high", {"clamp": [1.0, 0.0]}),
         (ValueError, r"clamp is \(nan, 1.0\); it must be", {"clamp": (math.nan, 1.0)}),
+        (ValueError, r"clamp is \(inf, inf\); it must be", {"clamp": (math.inf, math.inf)}),
         (TypeError, "scale is 2.0; it must be a sequence of numbers", {"scale": 2.0}),
         (TypeError, r"shift is \[\]; it must be a sequence of numbers", {"shift": []}),
         (TypeError, "scale holds True; each must be a number", {"scale": [True]}),

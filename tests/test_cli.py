@@ -656,8 +656,22 @@ def test_too_few_samples_are_warned_of(capsys):
             error = capsys.readouterr().err
             warning = f"rsfast {command}: warning: --n is {n}, and every image abstains"
             assert error.startswith(warning) if n < enough else error == ""
-    run(f"certify {BASE} --n 9 --head softmax --end 1 --out soft")  # whose bound needs other numbers
-    assert capsys.readouterr().err == ""
+    for n in (10, 11):  # by the bound for scores
+        run(f"certify {BASE} --n {n} --head softmax --end 1 --out soft{n}")
+        error = capsys.readouterr().err
+        assert error.endswith(" must be at least 11\n") if n < 11 else error == ""
+
+
+@pytest.mark.parametrize("head", ["votes", "softmax:0.5"])
+def test_a_radius_that_no_votes_prove_is_warned_of(capsys, head):
+    for radius in (0.5, 2):
+        run(f"certify {BASE} --n 200 --head {head} --radius {radius} --end 1 --out run{radius}")
+        error = capsys.readouterr().err
+        warning = (
+            f"rsfast certify: warning: --radius is {radius}.0, and no image can reach it: at --sigma 0.5 and --alpha 0.001"
+        )
+        assert error.startswith(warning) if radius == 2 else error == ""
+    assert ", --n 200 unanimous votes prove 0." in error
 
 
 @pytest.mark.parametrize(
