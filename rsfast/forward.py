@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -142,7 +143,13 @@ class Forward:
         with torch.autocast(
             self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=not self.cuda_graph
         ):
-            return check_logits(run(batch), len(batch), self.num_classes)
+            try:
+                return check_logits(run(batch), len(batch), self.num_classes)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    what = f"{list(batch.shape)} of {batch.dtype} on '{batch.device}'"
+                    add_note(error, f"the model was given a batch {what}: {len(batch)} rows, which is up to batch_size")
+                raise
 
     def _capture(self, batch: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         """Return the graph of the model on this batch, and where it will write the logits: capturing computes nothing."""
@@ -201,6 +208,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):  # of which torch.OutOfMemoryError is one
         return isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
     return isinstance(error, MemoryError)
+
+
+def add_note(error: Exception, note: str) -> None:
+    """Add a line to what an exception says."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    elif error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
 
 
 def _check_autocast(dtype: torch.dtype | None, device: torch.device) -> None:

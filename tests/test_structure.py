@@ -33,6 +33,7 @@ ORDER = [
     "ranks",
     "modes",
     "forward",
+    "probe",
     "batch_size",
     "schedule",
     "batches",
