@@ -24,13 +24,14 @@ from .allocator import keep_freed_memory
 from .batch_size import automatic
 from .batches import Batches, Part
 from .certificate import ABSTAIN, Certificate, Execution
-from .forward import Forward, Model, reduced_precision
+from .forward import Forward, Model, add_note, reduced_precision
 from .heads import Head, Votes
 from .inputs import Inputs, Source
 from .looks import Certification, Course, Goal, Prediction, largest_radius, smallest_n
 from .meter import Meter
 from .modes import evaluating
 from .noise import Gaussian
+from .probe import ROWS, probe
 from .provenance import Provenance
 from .ranks import Ranks
 from .rules import Method
@@ -146,6 +147,7 @@ class Sampling:
             )
             if self.device.type == "cpu":
                 keep_freed_memory()
+        self._probed = False
         if shard is not None:
             self._agree(seed, input_ids)
 
@@ -213,12 +215,22 @@ class Sampling:
     def batches(self, samples: int, pad: bool = False) -> Batches:
         """Return what runs batches, of the size that was asked for or that is best for so many samples an input."""
         size, meter = self.size(samples), Meter(self.device)
+        if self.forward.compile or self.forward.cuda_graph or self.forward.mode_fixed:
+            # A smaller last batch would be compiled for, run without a graph, or be refused.
+            pad |= self.inputs.count is None or samples * self.inputs.count > size
         return Batches(
             self.forward, self.noise, seed=self.seed, size=size, preparation=self.preparation, pad=pad, meter=meter
         )
 
     def size(self, samples: int) -> int:
-        """Return the batch size that was asked for; or the best for so many samples an input, which all ranks then take."""
+        """Return the batch size that was asked for; or the best for so many samples an input, which all ranks then take.
+
+        This is where the model runs for the first time, so it is probed before.
+        """
+        if not self._probed:
+            with self.ranks.together():
+                self._probe()
+            self._probed = True
         if not isinstance(self.batch_size, str):
             return self.batch_size
         batches = Batches(self.forward, self.noise, seed=self.seed, size=1, preparation=self.preparation)
@@ -236,6 +248,24 @@ class Sampling:
         with self.ranks.together():
             size = automatic(self.model, self.inputs.shape, self.device, self.execution, total, run)
         return self.ranks.same(size)
+
+    def _probe(self) -> None:
+        """Run the model on a few rows of the first input, and warn if it is no function of a row."""
+        first, count, shape = self.inputs.first[None].to(self.device), self.inputs.count, list(self.inputs.shape)
+
+        def noisy(samples: torch.Tensor) -> torch.Tensor:
+            rows = torch.zeros_like(samples)
+            return ops.perturb(
+                first, self.noise, seed=self.seed, samples=samples, rows=rows, stream="user", **self.preparation
+            )
+
+        sizes = (ROWS,) if isinstance(self.batch_size, str) else (ROWS, self.batch_size)
+        try:
+            probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
+        except Exception as error:
+            given = f"inputs that are each {shape}" if count is None else f"inputs of shape {[count, *shape]}"
+            add_note(error, f"these are rows of {given}; the first axis counts inputs, so one alone is inputs[None]")
+            raise
 
     def sampler(self, course: Course, bar: tqdm[Any], *, pad: bool = False, **hooks: Any) -> Sampler:
         """Return what takes the inputs through a course; with `hooks` as in `Sampler`, and `pad` as in `Batches`."""

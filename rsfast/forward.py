@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -147,7 +148,13 @@ class Forward:
         with torch.autocast(
             self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=not self.cuda_graph
         ):
-            logits = check_logits(run(batch), len(batch), self.num_classes)
+            try:
+                logits = check_logits(run(batch), len(batch), self.num_classes)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    what = f"{list(batch.shape)} of {batch.dtype} on '{batch.device}'"
+                    add_note(error, f"the model was given a batch {what}: {len(batch)} rows, which is up to batch_size")
+                raise
         if self.full_precision and logits.dtype.itemsize < 4:
             raise ValueError(
                 f"model returned dtype {logits.dtype}; with lipschitz it must be float32, as rounded scores jump"
@@ -268,6 +275,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):  # of which torch.OutOfMemoryError is one
         return isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
     return isinstance(error, MemoryError)
+
+
+def add_note(error: Exception, note: str) -> None:
+    """Add a line to what an exception says."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    elif error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
 
 
 def _check_autocast(dtype: torch.dtype | None, device: torch.device) -> None:

@@ -259,6 +259,7 @@ def test_a_model_that_returns_nan_certifies_nothing():
     assert (certificate.prediction, certificate.radius, certificate.counts) == (ABSTAIN, 0.0, (0, 0))
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_scale_and_shift_are_the_models_normalisation():
     """The model sees (x + noise - mean) / std, while sigma and radius stay in the units of x."""
     mean, std = torch.tensor([0.4, 0.5]), torch.tensor([0.2, 0.25])
@@ -352,6 +353,7 @@ def test_smooth_calls_what_forks_override():
     assert radius == pytest.approx(0.5 * 1.2815515655446004, rel=1e-12)  # Phi^-1(0.9), scipy.stats.norm.ppf
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_smooth_never_draws_the_same_noise_twice():
     smooth = Smooth(first_three, 3, 1.0, seed=0)
     seen = []

@@ -389,7 +389,7 @@ def test_the_thread_waits_for_no_value(size):
     counts = source.operations.counts
     assert counts["clone"] == 10
     assert not {"_local_scalar_dense", "is_nonzero", "equal", "item"} & set(counts)
-    assert counts["all"] == (10 if size is None else 2)
+    assert counts["aminmax"] == (10 if size is None else 2)
 
 
 def test_a_tensor_needs_no_thread():

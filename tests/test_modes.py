@@ -261,6 +261,17 @@ def test_programs(tmp_path, kind, nested):
     assert any(map(is_fixed, modules)) == (kind in FIXED)
 
 
+def test_a_program_of_one_batch_size():
+    """It gets full batches; where the size is another, what it raises says which."""
+    model = exported(Network(), 4).module()
+    expected = certify(Network(), n0=6, n=50)
+    torch.testing.assert_close(certify(model, n0=6, n=50, batch_size=4), expected)
+    for batch_size in (8, "auto"):
+        with pytest.raises(Exception) as raised:  # noqa: PT011  AssertionError in some versions of torch, else RuntimeError
+            certify(model, batch_size=batch_size)
+        assert "batch_size" in "".join(raised.value.__notes__)
+
+
 # Threads
 
 

@@ -130,11 +130,27 @@ def test_places_and_the_time_of_looks_do_not_show(monkeypatch, lag, head, goal, 
 
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("head", HEADS)
+@pytest.mark.usefixtures("unprobed")
 def test_padding_does_not_show(monkeypatch, head, goal):
     monkeypatch.setattr(api, "Batches", lambda *a, pad, **k: batches(*a, pad=True, **k))
     batches, model = rsfast.batches.Batches, Counting()
     assert certify(model, head=HEADS[head], batch_size=50, **GOALS[goal]) == plainly(head, goal)
     assert set(model.sizes) == {50}
+
+
+@pytest.mark.usefixtures("unprobed")
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_compiled_model_gets_batches_of_one_size(monkeypatch, compile, known):
+    """Where the samples fill one; a smaller last one would be compiled for. The certificates do not show it."""
+    monkeypatch.setattr(torch, "compile", lambda model, backend: model)
+    model, samples = Counting(), COUNT * (N0 + N)
+    found = certify(model, X if known else iter(X), batch_size=64, compile=compile)
+    assert [(each.prediction, each.radius) for each in found] == [tuple(each) for each in plainly("votes", "n")]
+    assert model.sizes == [64] * (samples // 64) + [64 if compile else samples % 64]
+    model.sizes.clear()
+    certify(model, X, batch_size=samples + 1, compile=compile)
+    assert model.sizes == [samples]
 
 
 SOURCES = {
@@ -183,6 +199,7 @@ def test_rows_are_useful(lag, launched, head, count, n, batch_size):
 
 
 @pytest.mark.parametrize("launched", [0, 1])
+@pytest.mark.usefixtures("unprobed")
 def test_where_all_n_are_drawn_no_row_is_wasted(lag, launched):
     lag(launched)
     model = Counting()
@@ -192,6 +209,7 @@ def test_where_all_n_are_drawn_no_row_is_wasted(lag, launched):
 
 
 @pytest.mark.parametrize("head", [Votes(), Softmax(0.1)], ids=["votes", "scores"])
+@pytest.mark.usefixtures("unprobed")
 def test_samples_beyond_the_look_that_decided_do_not_count(lag, head):
     """One input alone: while a look is taken, its batches are filled with samples that may turn out not to be used."""
     found, seen = [], []
@@ -298,6 +316,7 @@ def test_an_error_of_the_source_comes_in_its_turn(lag, launched, goal):
 
 @pytest.mark.parametrize("launched", [0, 1, 3])
 @pytest.mark.parametrize("fail_at", [0, 9, 31])
+@pytest.mark.usefixtures("unprobed")
 def test_an_error_of_the_model_comes_after_what_was_finished(lag, launched, fail_at):
     """Every input whose samples were in the batches before it has its certificate."""
     lag(launched)
@@ -405,6 +424,7 @@ def test_places_are_bounded_by_memory(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("good", [0, 15])
+@pytest.mark.usefixtures("unprobed")
 def test_a_model_that_fails(error, message, wrong, good):
     """At once or after some batches: the same error, after the inputs that were finished."""
     calls, found = [], []

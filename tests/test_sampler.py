@@ -109,6 +109,7 @@ def test_preparation_reaches_the_model():
     assert seen[-1].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_batches_are_full():
     """Rows of several inputs share a batch; only the last is smaller, and none is run twice."""
     sizes = []
@@ -331,7 +332,8 @@ def resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 sizes = []
 def model(batch):
-    sizes.append(resident())
+    if len(batch) > 3:  # not of the probe
+        sizes.append(resident())
     return batch[:, :4]
 heads = (rsfast.Votes(), rsfast.Softmax(1.0))
 for n in (100_000, 1_000_000):

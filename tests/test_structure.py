@@ -34,6 +34,7 @@ ORDER = [
     "ranks",
     "modes",
     "forward",
+    "probe",
     "batch_size",
     "schedule",
     "batches",
