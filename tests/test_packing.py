@@ -145,9 +145,9 @@ def test_a_compiled_model_gets_batches_of_one_size(monkeypatch, compile, known):
     """Where the samples fill one; a smaller last one would be compiled for. The certificates do not show it."""
     monkeypatch.setattr(torch, "compile", lambda model, backend: model)
     model, samples = Counting(), COUNT * (N0 + N)
-    found = certify(model, X if known else iter(X), batch_size=64, compile=compile)
+    found = certify(model, X if known else iter(X), batch_size=60, compile=compile)
     assert [(each.prediction, each.radius) for each in found] == [tuple(each) for each in plainly("votes", "n")]
-    assert model.sizes == [64] * (samples // 64) + [64 if compile else samples % 64]
+    assert model.sizes == [60] * (samples // 60) + [60 if compile else samples % 60]
     model.sizes.clear()
     certify(model, X, batch_size=samples + 1, compile=compile)
     assert model.sizes == [samples]
