@@ -15,7 +15,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-demo: $(VENV)/installed  ## certify real images, about a minute
+demo: $(VENV)/installed  ## decide and certify real images, about a minute
 	$(BIN)/rsfast demo --out demo
 
 test: $(VENV)/installed  ## the test suite and the docstrings' examples

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import distributed
 from torch.multiprocessing import spawn
 
 import rsfast
-from benchmarks.bench_certify import KEEP_MEMORY
 from benchmarks.cases import SIGMA, cifar_network
 from benchmarks.conftest import record
 
@@ -66,8 +63,7 @@ def alternate(rank: int, folder: str) -> None:
 def seconds() -> dict[str, tuple[float, float]]:
     """Return the seconds of one process and of two: of the bare forward, and of certify by what is divided."""
     with tempfile.TemporaryDirectory() as folder:
-        with mock.patch.dict(os.environ, KEEP_MEMORY):
-            spawn(alternate, (folder,), nprocs=RANKS)
+        spawn(alternate, (folder,), nprocs=RANKS)
         found: dict[str, tuple[float, float]] = torch.load(Path(folder, "found"))
     return found
 

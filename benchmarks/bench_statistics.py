@@ -9,7 +9,6 @@ import torch
 from scipy.stats import norm
 
 import rsfast
-from benchmarks.bench_certify import KEEP_MEMORY
 from benchmarks.conftest import in_fresh_process, record
 from rsfast import demo, looks
 
@@ -89,13 +88,13 @@ def deciding() -> tuple[float, float, int, int, float, float]:
 
 def test_share_of_bounds():
     for name, head in (("votes, Clopper-Pearson", rsfast.Votes()), ("softmax, betting", rsfast.Softmax(0.5))):
-        share, each = in_fresh_process(share_of_bounds, head, **KEEP_MEMORY)
+        share, each = in_fresh_process(share_of_bounds, head)
         what = f"time in bounds, {name}, n = {N:,}"
         record(what, "certify on the demo", share, 0.05, f"{each:.2f} ms an image", at_most=True)
 
 
 def test_samples_to_decide():
-    used, rows, certified, all_certified, seconds, of_all = in_fresh_process(deciding, **KEEP_MEMORY)
+    used, rows, certified, all_certified, seconds, of_all = in_fresh_process(deciding)
     what, against = "demo decided at radius 0.5", "n = 100,000 fixed"
     detail = f"{used:,.0f} samples an image, {certified} of 200 certified, {all_certified} with all samples"
     record(f"samples, {what}", against, (demo.CAP + demo.N0) / used, 20, detail)
