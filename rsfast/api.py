@@ -29,7 +29,6 @@ from .heads import Head, Votes
 from .inputs import Inputs, Source
 from .looks import Certification, Course, Goal, Prediction, largest_radius, smallest_n
 from .meter import Meter
-from .modes import evaluating
 from .noise import Gaussian
 from .probe import ROWS, probe
 from .provenance import Provenance
@@ -132,7 +131,9 @@ class Sampling:
                 model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph
             )
             dtype = preparation.get("dtype") or torch.float32
-            self._check_dtype(dtype, x)
+            if self.forward.autocast is not None and dtype == torch.float64:
+                what = f"autocast is {self.forward.autocast} and dtype is {dtype}"
+                raise ValueError(f"{what}, which autocast leaves alone; leave one of them out")
             self.execution = Execution(
                 dtype=_name(dtype),
                 autocast=None if self.forward.autocast is None else _name(self.forward.autocast),
@@ -142,7 +143,7 @@ class Sampling:
                 clamp=ops.check_clamp(preparation.get("clamp")),
                 scale=None if scale is None else tuple(scale.tolist()),
                 shift=None if shift is None else tuple(shift.tolist()),
-                reduced_precision=reduced_precision(model, self.device),
+                reduced_precision=reduced_precision(self.forward.modules, self.device),
                 mode_fixed=self.forward.mode_fixed,
             )
             if self.device.type == "cpu":
@@ -150,25 +151,6 @@ class Sampling:
         self._probed = False
         if shard is not None:
             self._agree(seed, input_ids)
-
-    def _check_dtype(self, dtype: torch.dtype, x: torch.Tensor) -> None:
-        """Raise ValueError where the model cannot take batches of `dtype`; it is tried where its parameters have another."""
-        autocast, own = self.forward.autocast, parameter_dtype(self.model)
-        if autocast is not None and dtype == torch.float64:
-            raise ValueError(
-                f"autocast is {autocast} and dtype is {dtype}, which autocast leaves alone; leave one of them out"
-            )
-        if own in (None, dtype):
-            return
-        batch = ops.perturb(x, self.noise, seed=self.seed, samples=range(1), stream="user", **self.preparation)
-        try:
-            with evaluating(self.model), torch.autocast(self.device.type, autocast, enabled=autocast is not None):
-                self.model(batch)
-        except RuntimeError as error:
-            raise ValueError(
-                f"dtype is {dtype}, but the parameters of model are {own}, and it fails on a batch of {dtype} ({error}); "
-                f"pass dtype={own}, or a model that converts its input"
-            ) from error
 
     def _agree(self, seed: int | None, input_ids: torch.Tensor | Sequence[int] | None) -> None:
         """Raise ValueError where processes were given different things, as a DistributedSampler gives different inputs."""
@@ -263,6 +245,12 @@ class Sampling:
         try:
             probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
         except Exception as error:
+            dtype, own = self.preparation.get("dtype") or torch.float32, parameter_dtype(self.forward.modules)
+            if isinstance(error, RuntimeError) and own not in (None, dtype):
+                raise ValueError(
+                    f"dtype is {dtype}, but the parameters of model are {own}, and it fails on {dtype} ({error}); "
+                    f"pass dtype={own}, or a model that converts its input"
+                ) from error
             given = f"inputs that are each {shape}" if count is None else f"inputs of shape {[count, *shape]}"
             add_note(error, f"these are rows of {given}; the first axis counts inputs, so one alone is inputs[None]")
             raise
@@ -328,10 +316,10 @@ def expected(course: Course) -> int:
     return sum(len(samples) for _, samples in course.pieces) // (20 if course.early else 1)
 
 
-def parameter_dtype(model: object) -> torch.dtype | None:
-    """Return the dtype of a module's first floating-point parameter, which mostly meets the batch; None without one."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+def parameter_dtype(modules: Iterable[torch.nn.Module]) -> torch.dtype | None:
+    """Return the dtype of the first floating-point parameter, which mostly meets the batch; None without one."""
+    parameters = (each for module in modules for each in module.parameters(recurse=False))
+    return next((each.dtype for each in parameters if each.is_floating_point()), None)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -62,6 +62,8 @@ class Forward:
 
     Attributes
     ----------
+    modules : list of nn.Module
+        Those that the model holds.
     mode_fixed : bool
         Whether part of the model has a mode that cannot be set, as that of an exported program or of frozen TorchScript.
     full_precision : bool
@@ -108,8 +110,8 @@ class Forward:
         self.num_classes, self.device, self.autocast = num_classes, device, autocast
         self.compile, self.cuda_graph = compile, cuda_graph
         self.full_precision = False
-        self.model = model
-        self.mode_fixed = any(map(is_fixed, modules_of(model)))
+        self.model, self.modules = model, modules_of(model)
+        self.mode_fixed = any(map(is_fixed, self.modules))
         self._run = torch.compile(model, backend=_inductor) if compile else model
         self._last: tuple[object, ...] | None = None
         self._captured: tuple[tuple[object, ...], torch.cuda.CUDAGraph, torch.Tensor] | None = None
@@ -117,7 +119,7 @@ class Forward:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Put what the model holds into eval mode and switch autograd off meanwhile, as `modes.evaluating` does."""
-        with evaluating(self.model), _guards_on_hooks() if self.compile else nullcontext():
+        with evaluating(self.modules), _guards_on_hooks() if self.compile else nullcontext():
             yield
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
@@ -207,11 +209,12 @@ def check_logits(output: object, batch: int, num_classes: int) -> torch.Tensor:
     return logits
 
 
-def reduced_precision(model: Model, device: torch.device) -> tuple[str, ...]:
-    """Return what makes a model compute in less than float32 precision there, but for the batch's dtype and autocast.
+def reduced_precision(modules: Sequence[torch.nn.Module], device: torch.device) -> tuple[str, ...]:
+    """Return what makes a model's modules compute in less than float32 precision there.
 
-    Its parameters and buffers of fewer than 32 bits, its quantized modules, and the settings under which matrix products and
-    convolutions of float32 are rounded to TF32 or bfloat16. What a model casts by itself does not show here.
+    Their parameters and buffers of fewer than 32 bits, quantized modules, and the settings under which matrix products and
+    convolutions of float32 are rounded to TF32 or bfloat16. The batch's dtype and autocast are not among them, nor is what a
+    model casts by itself.
 
     References
     ----------
@@ -220,19 +223,18 @@ def reduced_precision(model: Model, device: torch.device) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> reduced_precision(torch.nn.Linear(2, 2).bfloat16(), torch.device("cpu"))
+    >>> reduced_precision([torch.nn.Linear(2, 2).bfloat16()], torch.device("cpu"))
     ('bfloat16 parameters or buffers',)
     """
-    found = set[str]()
-    if isinstance(model, torch.nn.Module):
-        dtypes = {each.dtype for tensor in (*model.parameters(), *model.buffers()) for each in _held(tensor)}
-        found = {
-            f"{str(dtype).removeprefix('torch.')} parameters or buffers"
-            for dtype in dtypes - {torch.bool}
-            if dtype.itemsize < (8 if dtype.is_complex else 4) or dtype == torch.qint32
-        }
-        kinds = {type(module).__module__ for module in model.modules()}
-        found |= {f"modules of {kind}" for kind in kinds if kind.startswith("torch.") and ".quantized" in kind}
+    tensors = (each for module in modules for each in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+    dtypes = {held.dtype for tensor in tensors for held in _held(tensor)}
+    found = {
+        f"{str(dtype).removeprefix('torch.')} parameters or buffers"
+        for dtype in dtypes - {torch.bool}
+        if dtype.itemsize < (8 if dtype.is_complex else 4) or dtype == torch.qint32
+    }
+    kinds = {type(module).__module__ for module in modules}
+    found |= {f"modules of {kind}" for kind in kinds if kind.startswith("torch.") and ".quantized" in kind}
     return *sorted(found), *_lowered_settings(device.type)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
@@ -33,15 +33,14 @@ class _Use:
 
 
 @contextmanager
-def evaluating(model: object) -> Iterator[None]:
-    """Put a model's modules into eval mode, without autograd, and back into the modes they were in.
+def evaluating(modules: Sequence[Module]) -> Iterator[None]:
+    """Put the modules of a model (`modules_of`) into eval mode, without autograd, and back into the modes they were in.
 
     Several threads may do so at once, and with modules that they share. The first to enter puts a
     module into eval mode, and the last to leave puts it back. Tensors that are made meanwhile can be
     trained with later, even if the caller is in inference mode. A module whose mode `is_fixed` is
     left alone.
     """
-    modules = modules_of(model)
     free = [module for module in modules if not is_fixed(module)]
     try:
         with _lock:

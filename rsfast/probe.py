@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
 
 from .forward import Forward, Model, is_out_of_memory
-from .modes import modules_of
 
 ROWS = 3  # of a batch, of which there are two: 6 rows, of the 10,000 and more of an input
 
@@ -29,10 +28,9 @@ _done: WeakKeyDictionary[Model, set[object]] = WeakKeyDictionary()
 def probe(forward: Forward, noisy: Callable[[torch.Tensor], torch.Tensor], sizes: Sequence[int], about: object) -> None:
     """Warn if a model's logits of a row depend on anything but that row.
 
-    The model runs as it is, neither compiled nor captured, on two batches of a few rows. One more
-    batch tells the cause of a difference that is larger than rounding. Nothing is counted, and
-    torch's random generators are put back. This is done once for each model and `about`, as long
-    as the model lives; a model that takes no weak reference is probed each time.
+    The model runs as it is, neither compiled nor captured, on two batches of a few rows. One more batch tells the cause of a
+    difference that is larger than rounding. Nothing is counted. This is done once for each model and `about`, as long as
+    the model lives; a model that takes no weak reference is probed each time.
 
     Parameters
     ----------
@@ -67,7 +65,6 @@ def probe(forward: Forward, noisy: Callable[[torch.Tensor], torch.Tensor], sizes
     for size in sizes:
         try:
             with (
-                _generators_put_back(forward.device),
                 torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
                 forward.running(),
             ):
@@ -103,26 +100,11 @@ def _cause(forward: Forward, noisy: Callable[[torch.Tensor], torch.Tensor], size
     one, two = logits(first), logits(second)
     if torch.equal(one[second[both]], two[both]):
         return None
-    dtypes.update(each.dtype for module in modules_of(forward.model) for each in module.parameters(recurse=False))
+    dtypes.update(each.dtype for module in forward.modules for each in module.parameters(recurse=False))
     coarsest = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
     if _close(one[second[both]], two[both], coarsest):
         return None
     return _MIXES if _close(two, logits(second), coarsest) else _RANDOM
-
-
-@contextmanager
-def _generators_put_back(device: torch.device) -> Iterator[None]:
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(
-            torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-        )
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
 
 
 def _close(one: torch.Tensor, two: torch.Tensor, eps: float) -> bool:

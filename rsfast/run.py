@@ -36,6 +36,7 @@ from .forward import check_logits
 from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
 from .looks import Course
 from .meter import Profile
+from .modes import modules_of
 from .noise import STREAM_VERSION, Gaussian
 from .ranks import Ranks, Wishes
 from .results import RunWriter
@@ -136,7 +137,7 @@ class Run:
             sample(model, first.to(self._device), self.noise, n=1, stream="user", batch_size=1, **self._options)
         except RuntimeError as error:
             shape = [1, *self._images.shape[1:]]
-            own = parameter_dtype(self._model)
+            own = parameter_dtype(modules_of(self._model))
             hint = f"; its parameters are {own}: name that with --dtype" if own not in (None, self._options["dtype"]) else ""
             raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}{hint}") from error
         self._options |= {"compile": args.compile, "cuda_graph": args.cuda_graph}
@@ -429,7 +430,6 @@ class Run:
             "start": self.indices.start,
             "end": self.indices.stop,
             "skip": self.indices.step,
-            "clamp": args.clamp and [each if math.isfinite(each) else None for each in args.clamp],
             "mean": args.mean,
             "std": args.std,
             "batch_size": self._options["batch_size"],

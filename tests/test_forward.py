@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import rsfast
-from rsfast.forward import Forward, evaluating, is_out_of_memory
+from rsfast.forward import Forward, is_out_of_memory
+from rsfast.modes import evaluating, modules_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BATCH = torch.rand((16, 3, 2, 2), generator=torch.Generator().manual_seed(0))
@@ -136,7 +137,7 @@ def test_modes_are_restored_where_eval_itself_fails():
             raise RuntimeError("never")
 
     model = Stubborn(nn.Dropout()).train()
-    with pytest.raises(RuntimeError, match="never"), evaluating(model):
+    with pytest.raises(RuntimeError, match="never"), evaluating(modules_of(model)):
         pass
     assert model.training
     assert model[0].training

@@ -12,6 +12,7 @@ import rsfast
 from rsfast import Execution, Gaussian, Softmax, certify, certify_each, lipschitz_bound, tune_head
 from rsfast.cli import main
 from rsfast.forward import reduced_precision
+from rsfast.modes import modules_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 OPTIONS = {"num_classes": 2, "n0": 50, "n": 2000, "head": Softmax(1.0), "seed": 3}
@@ -162,7 +163,7 @@ def test_a_model_of_float32_and_more_is_not_refused():
     model = nn.Sequential(nn.BatchNorm1d(3), Halves()).eval()
     model.register_buffer("mask", torch.ones(3, dtype=torch.bool))
     model.register_buffer("of_float64", torch.ones(3, dtype=torch.float64))
-    assert reduced_precision(model, CPU) == ()
+    assert reduced_precision(modules_of(model), CPU) == ()
     assert certify(model, X, Gaussian(0.25), lipschitz=0.5, **OPTIONS)[0].execution == Execution()
 
 
@@ -187,7 +188,7 @@ def test_the_precision_of_products_is_recorded_and_refused(precision):
             certify(model, X, Gaussian(0.25), lipschitz=0.5, **OPTIONS)
         [found] = certify(model, X, Gaussian(0.25), **OPTIONS)
         assert found.execution != Execution()
-        assert reduced_precision(model, CUDA) != ()
+        assert reduced_precision(modules_of(model), CUDA) != ()
     finally:
         torch.set_float32_matmul_precision("highest")
     assert certify(model, X, Gaussian(0.25), lipschitz=0.5, **OPTIONS)[0].execution == Execution()
@@ -195,14 +196,14 @@ def test_the_precision_of_products_is_recorded_and_refused(precision):
 
 def test_tf32_of_convolutions_is_of_a_gpu(monkeypatch):
     """It is on by default, and does nothing on a CPU."""
-    assert any("cudnn" in each for each in reduced_precision(Halves(), CUDA))
-    assert reduced_precision(Halves(), CPU) == ()
+    assert any("cudnn" in each for each in reduced_precision(modules_of(Halves()), CUDA))
+    assert reduced_precision(modules_of(Halves()), CPU) == ()
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        assert reduced_precision(Halves(), CUDA) == ()
+        assert reduced_precision(modules_of(Halves()), CUDA) == ()
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
-        assert reduced_precision(Halves(), CUDA) == ("the environment's NVIDIA_TF32_OVERRIDE = 1",)
+        assert reduced_precision(modules_of(Halves()), CUDA) == ("the environment's NVIDIA_TF32_OVERRIDE = 1",)
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
@@ -211,7 +212,7 @@ def test_tf32_of_convolutions_is_of_a_gpu(monkeypatch):
 def test_the_mode_of_onednn(monkeypatch, value, refused):
     for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
         monkeypatch.setenv(name, value)
-        assert (reduced_precision(Halves(), CPU) != ()) == refused
+        assert (reduced_precision(modules_of(Halves()), CPU) != ()) == refused
         monkeypatch.delenv(name)
 
 
@@ -223,7 +224,7 @@ def test_the_settings_of_onednn(setting):
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:
-        assert reduced_precision(Halves(), CPU) == (f"torch.backends.mkldnn.{setting}.fp32_precision = bf16",)
+        assert reduced_precision(modules_of(Halves()), CPU) == (f"torch.backends.mkldnn.{setting}.fp32_precision = bf16",)
     finally:
         settings.fp32_precision = before
 
@@ -234,7 +235,7 @@ def test_the_tensors_of_a_subclass_are_looked_at():
     tensor = SimpleNamespace(__tensor_flatten__=lambda: (list(inner), None), **inner)
     model = nn.Module()
     model.parameters = lambda: [tensor]
-    assert reduced_precision(model, CPU) == ("uint8 parameters or buffers",)
+    assert reduced_precision(modules_of(model), CPU) == ("uint8 parameters or buffers",)
 
 
 NETS = """

@@ -184,7 +184,7 @@ def test_a_hidden_module_runs_in_eval_mode(way):
     before, model = state(network), HIDDEN[way](network)
     assert certify(model) == certify(model, batch_size=7) == expected
     assert same(state(network), before)
-    with evaluating(model):
+    with evaluating(modules_of(model)):
         assert not any(module.training for module in network.modules())
     assert same(state(network), before)
 
@@ -318,13 +318,13 @@ def test_a_module_stays_in_eval_mode_until_the_last_has_left():
     norm, entered, left = network.norm, threading.Event(), threading.Event()
 
     def second():
-        with evaluating(lambda batch: norm(batch)):
+        with evaluating([norm]):
             entered.set()
             assert left.wait(10)
             assert not norm.training
 
     with ThreadPoolExecutor() as pool:
-        with evaluating(network):
+        with evaluating(modules_of(network)):
             running = pool.submit(second)
             assert entered.wait(10)
         assert [module.training for module in network.modules()] == [True, False, False, True]

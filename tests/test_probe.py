@@ -189,27 +189,6 @@ def test_what_cannot_be_remembered_is_probed_each_time():
     assert model.rows == [3, 3, 8] * 2
 
 
-def test_generators_are_left_as_they_were():
-    """Also by a model that draws, and one that fails."""
-
-    def failing(batch):
-        torch.rand(3)
-        raise KeyError("never")
-
-    dropping, plain = behind(lambda logits: functional.dropout(logits)), linear()
-    torch.manual_seed(4)
-    before = torch.get_rng_state()
-    sample(plain)
-    assert torch.equal(torch.get_rng_state(), before)
-    for model in (failing, dropping):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            probing = rsfast.api.Sampling(model, X, rsfast.Gaussian(0.25), 5, 1)
-            with pytest.raises(KeyError) if model is failing else warnings.catch_warnings():
-                probing.size(1)
-        assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize("nested", [False, True])
 def test_nothing_is_compiled_for_it(nested):
     """Nor are compiled parts of a model compiled for a batch of three."""
