@@ -36,6 +36,9 @@ if X86_64:
 CPU_KERNELS = ["csrc/cpu/perturb.cpp", "csrc/cpu/accumulate.cpp"]
 CUDA_KERNELS = ["csrc/cuda/perturb.cu", "csrc/cuda/accumulate.cu"]
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)
+# Of these also PTX, which a driver compiles for any later GPU: of the oldest that has every instruction that is used, for
+# GPUs between the targets such as sm_110, and of the newest.
+PTX_TARGETS = (80, 120)
 # -fmad=false leaves no contraction to the compiler; -ftz=false and -prec-sqrt=true, the defaults, keep subnormals and round
 # square roots as IEEE does; 1675 is about GCC's unroll pragma.
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-ftz=false", "-prec-sqrt=true", "-diag-suppress=1675"]
@@ -84,11 +87,12 @@ class BuildKernels(build_ext):
             ) from error
 
     def compile_cuda(self, source):
-        """Compile `source` to machine code for every target that this nvcc knows, and to PTX for the newest of them."""
+        """Compile `source` to machine code for every target that this nvcc knows, and to PTX for some of them."""
         known = subprocess.run([NVCC, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
         targets = [target for target in CUDA_TARGETS if re.search(rf"\bsm_{target}\b", known)]
         flags = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets]
-        flags += [f"-gencode=arch=compute_{targets[-1]},code=compute_{targets[-1]}"]
+        portable = sorted({*PTX_TARGETS, targets[-1]}.intersection(targets))
+        flags += [f"-gencode=arch=compute_{target},code=compute_{target}" for target in portable]
         compiled = Path(self.build_temp) / "cuda" / Path(source).with_suffix(".o").name
         compiled.parent.mkdir(parents=True, exist_ok=True)
         command = [NVCC, *NVCC_FLAGS, *flags, "-c", source, "-o", str(compiled)]

@@ -29,7 +29,7 @@ def alternate(rank: int, folder: str) -> None:
     batch = torch.rand(BATCH, 3, 32, 32)
 
     def forward(shard: str | None) -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             for _ in range(16 * 2500 // BATCH // (1 if shard is None else RANKS)):
                 model(batch)
 

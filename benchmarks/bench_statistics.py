@@ -72,7 +72,7 @@ def deciding() -> tuple[float, float, int, int, float, float]:
 
     options = {"num_classes": 10, "seed": 2026, "n": demo.CAP}
     noise, began = rsfast.Gaussian(demo.SIGMA), time.perf_counter()
-    with torch.inference_mode():
+    with torch.no_grad():
         found = rsfast.certify(counted, x, noise, radius=demo.DECIDED, **options)
     between = time.perf_counter()
     fixed = certify(n=demo.CAP)

@@ -152,7 +152,7 @@ def tally_of(votes: np.ndarray) -> Tally:
 def radii(selection: Sequence[int] | np.ndarray, votes: np.ndarray, rule: str, alpha: float) -> np.ndarray:
     """Return the radius of each row of votes [inputs, classes] after one selection [classes]."""
     first, second = tally_of(np.tile(selection, (len(votes), 1))), tally_of(votes)
-    found = certificates(first, second, NOISE, alpha=alpha, rule=rule, seed=0)
+    found = certificates(first, second, NOISE, alpha=alpha, rule=rule, seed=0, assume_independent=True)
     return np.array([certificate.radius for certificate in found])
 
 

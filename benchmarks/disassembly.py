@@ -21,7 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
-TYPES = ("float32", "float16", "bfloat16")  # as csrc/jobs.h numbers them
+NAMES = ("float32", "float16", "bfloat16", "float64")  # as csrc/jobs.h numbers them
+TYPES = NAMES[:3]  # of which predictions are made
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # Lanes a clock and multiprocessor at compute capability 9.0, by the CUDA programming guide's table of arithmetic throughput.
@@ -116,7 +117,7 @@ def kernel_name(mangled: str) -> tuple[str, str, str, bool]:
     found = re.search(r"(perturb_kernel|probe)ILNS_4TypeE(\d)ELb(\d)E(?:Lb(\d)E)?", mangled)
     if found is None:
         return "", "", "", False
-    return found[1], TYPES[int(found[2])], "channels_last" if found[3] == "1" else "contiguous", found[4] != "0"
+    return found[1], NAMES[int(found[2])], "channels_last" if found[3] == "1" else "contiguous", found[4] != "0"
 
 
 def way_through(function: Function) -> list[Instruction]:

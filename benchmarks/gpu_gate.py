@@ -455,7 +455,7 @@ def gate_certify(
     x = torch.rand(1, *shape)
     noisy = ops.perturb(x, NOISE, samples=range(batch), backend=gate.plan.oracle, **arguments).to(device)
     expected = Tally(1, classes)
-    with torch.inference_mode():
+    with torch.no_grad():
         ops.accumulate(half(noisy).cpu(), expected, backend=gate.plan.oracle)
     x = x.to(device)
     arguments |= {"num_classes": classes, "batch_size": batch}
@@ -466,7 +466,7 @@ def gate_certify(
     )
 
     def forward(n: int) -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             for _ in range(math.ceil(n / batch) + 1):  # the selection, too, is one batch
                 half(noisy)
 

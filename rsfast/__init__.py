@@ -10,6 +10,7 @@ from .certificate import ABSTAIN, Certificate, Execution, certificates, predicti
 from .evidence import leading_classes
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian
+from .provenance import Provenance
 
 if TYPE_CHECKING:
     from . import nn, ops
@@ -26,6 +27,7 @@ __all__ = [
     "ClippedLogits",
     "Execution",
     "Gaussian",
+    "Provenance",
     "Smooth",
     "Softmax",
     "Sparsemax",

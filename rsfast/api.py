@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, TypedDict, Unpack, cast, overload
+from threading import Lock
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack, cast, overload
 from zlib import crc32
 
 import numpy as np
@@ -19,16 +23,20 @@ from .allocator import keep_freed_memory
 from .batch_size import automatic
 from .batches import Batches, Part
 from .certificate import ABSTAIN, Certificate, Execution
-from .forward import Forward, Model
+from .forward import Forward, Model, reduced_precision
 from .heads import Head, Votes
 from .inputs import Inputs, Source
-from .looks import Certification, Course, Goal, Prediction
+from .looks import Certification, Course, Goal, Prediction, largest_radius, smallest_n
 from .meter import Meter
 from .noise import Gaussian
+from .probe import ROWS, probe
+from .provenance import Provenance
 from .ranks import Ranks
 from .rules import Method
 from .sampler import Outcome, Sampler, draw
 from .tally import MAX_SAMPLES, Tally
+
+T = TypeVar("T")
 
 _VOTES = Votes()
 
@@ -103,7 +111,9 @@ class Sampling:
             if isinstance(batch_size, str) and batch_size != "auto":
                 raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
             self.batch_size = batch_size if isinstance(batch_size, str) else _count("batch_size", batch_size)
-            self.inputs = Inputs(inputs, ids=input_ids)
+            if not isinstance(noise, Gaussian):
+                raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
+            self.inputs = Inputs(inputs, input_ids, noise)
             self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
             self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
             self.device = self._find_device(isinstance(inputs, torch.Tensor))
@@ -119,15 +129,25 @@ class Sampling:
             self.forward = Forward(
                 model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph
             )
+            dtype = preparation.get("dtype") or torch.float32
+            if self.forward.autocast is not None and dtype == torch.float64:
+                what = f"autocast is {self.forward.autocast} and dtype is {dtype}"
+                raise ValueError(f"{what}, which autocast leaves alone; leave one of them out")
             self.execution = Execution(
-                dtype=_name(preparation.get("dtype") or torch.float32),
+                dtype=_name(dtype),
                 autocast=None if self.forward.autocast is None else _name(self.forward.autocast),
                 channels_last=preparation.get("channels_last", False),
                 compile=compile,
                 cuda_graph=cuda_graph,
+                clamp=ops.check_clamp(preparation.get("clamp")),
+                scale=None if scale is None else tuple(scale.tolist()),
+                shift=None if shift is None else tuple(shift.tolist()),
+                reduced_precision=reduced_precision(self.forward.modules, self.device),
+                mode_fixed=self.forward.mode_fixed,
             )
             if self.device.type == "cpu":
                 keep_freed_memory()
+        self._probed = False
         if shard is not None:
             self._agree(seed, input_ids)
 
@@ -145,9 +165,7 @@ class Sampling:
             "the shape of an input": list(self.inputs.shape),
             "the checksum of inputs[0]": crc32(self.inputs.first.cpu().numpy().tobytes()),
             "the checksum of input_ids": None if ids is None else crc32(ids.tobytes()),
-            "clamp": self.preparation.get("clamp"),
         }
-        settings |= {name: each.tolist() for name in ("scale", "shift") if (each := self.preparation[name]) is not None}
         self.ranks.agree(settings | self.execution.to_dict())
         self.seed = self.ranks.same(self.seed)
 
@@ -178,12 +196,22 @@ class Sampling:
     def batches(self, samples: int, pad: bool = False) -> Batches:
         """Return what runs batches, of the size that was asked for or that is best for so many samples an input."""
         size, meter = self.size(samples), Meter(self.device)
+        if self.forward.compile or self.forward.cuda_graph or self.forward.mode_fixed:
+            # A smaller last batch would be compiled for, run without a graph, or be refused.
+            pad |= self.inputs.count is None or samples * self.inputs.count > size
         return Batches(
             self.forward, self.noise, seed=self.seed, size=size, preparation=self.preparation, pad=pad, meter=meter
         )
 
     def size(self, samples: int) -> int:
-        """Return the batch size that was asked for; or the best for so many samples an input, which all ranks then take."""
+        """Return the batch size that was asked for; or the best for so many samples an input, which all ranks then take.
+
+        This is where the model runs for the first time, so it is probed before.
+        """
+        if not self._probed:
+            with self.ranks.together():
+                self._probe()
+            self._probed = True
         if not isinstance(self.batch_size, str):
             return self.batch_size
         batches = Batches(self.forward, self.noise, seed=self.seed, size=1, preparation=self.preparation)
@@ -202,6 +230,30 @@ class Sampling:
             size = automatic(self.model, self.inputs.shape, self.device, self.execution, total, run)
         return self.ranks.same(size)
 
+    def _probe(self) -> None:
+        """Run the model on a few rows of the first input, and warn if it is no function of a row."""
+        first, count, shape = self.inputs.first[None].to(self.device), self.inputs.count, list(self.inputs.shape)
+
+        def noisy(samples: torch.Tensor) -> torch.Tensor:
+            rows = torch.zeros_like(samples)
+            return ops.perturb(
+                first, self.noise, seed=self.seed, samples=samples, rows=rows, stream="user", **self.preparation
+            )
+
+        sizes = (ROWS,) if isinstance(self.batch_size, str) else (ROWS, self.batch_size)
+        try:
+            probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
+        except Exception as error:
+            dtype, own = self.preparation.get("dtype") or torch.float32, parameter_dtype(self.forward.modules)
+            if isinstance(error, RuntimeError) and own not in (None, dtype):
+                raise ValueError(
+                    f"dtype is {dtype}, but the parameters of model are {own}, and it fails on {dtype} ({error}); "
+                    f"pass dtype={own}, or a model that converts its input"
+                ) from error
+            given = f"inputs that are each {shape}" if count is None else f"inputs of shape {[count, *shape]}"
+            error.add_note(f"these are rows of {given}; the first axis counts inputs, so one alone is inputs[None]")
+            raise
+
     def sampler(self, course: Course, bar: tqdm[Any], *, pad: bool = False, **hooks: Any) -> Sampler:
         """Return what takes the inputs through a course; with `hooks` as in `Sampler`, and `pad` as in `Batches`."""
         inputs, count, world = self.inputs, self.inputs.count, self.ranks.world
@@ -209,20 +261,22 @@ class Sampling:
         if self.ranks.by_inputs:
             mine = islice(inputs, self.ranks.rank, None, world)
             count = None if count is None else len(range(self.ranks.rank, count, world))
+        self.forward.full_precision = course.lipschitz
         # Ranks cut the last batches in other places than one process does; the model sees full ones all the same.
         batches = self.batches(expected(course), pad or self.ranks.shard is not None)
-        return Sampler(
-            course,
-            mine,
-            inputs.shape,
-            count,
-            self.num_classes,
-            batches,
-            self.device,
-            ranks=self.ranks,
-            bar=bar,
-            **hooks,
-        )
+        with torch.inference_mode(False):  # its Tallies are added to outside that mode, in which the caller may be
+            return Sampler(
+                course,
+                mine,
+                inputs.shape,
+                count,
+                self.num_classes,
+                batches,
+                self.device,
+                ranks=self.ranks,
+                bar=bar,
+                **hooks,
+            )
 
     def outcomes(self, course: Course, description: str) -> Iterator[Outcome]:
         """Take the inputs through a course, and yield what is found in their order."""
@@ -261,6 +315,12 @@ def expected(course: Course) -> int:
     return sum(len(samples) for _, samples in course.pieces) // (20 if course.early else 1)
 
 
+def parameter_dtype(modules: Iterable[torch.nn.Module]) -> torch.dtype | None:
+    """Return the dtype of the first floating-point parameter, which mostly meets the batch; None without one."""
+    parameters = (each for module in modules for each in module.parameters(recurse=False))
+    return next((each.dtype for each in parameters if each.is_floating_point()), None)
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -282,14 +342,15 @@ def sample(
     """Return the Tally of n noisy samples of every input.
 
     Tallies of disjoint sample ranges add up to the Tally of the whole: ``sample(n=60) + sample(n=40, start=60)`` equals
-    ``sample(n=100)``, bit for bit, as long as the model computes each row the same in whatever batch it stands.
+    ``sample(n=100)``, bit for bit, as long as the model computes each row the same in whatever batch it stands. Each states
+    in its `provenance` which samples it holds, so that none is counted twice.
 
     Parameters
     ----------
     model : callable
         From a batch [B, *shape] to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
     inputs : float32 tensor [I, *shape]
-        Finite; first axis of shape is the channel.
+        Finite, no value beyond ``noise.largest_input``; first axis of shape is the channel.
     noise : Gaussian
         Its sigma is in the units of inputs.
     num_classes : int
@@ -313,9 +374,10 @@ def sample(
     input_ids : int64 tensor [I], optional
         Identity of each input in the noise stream, in [0, 2^32); 0 to I - 1 by default.
     scale, shift, clamp, dtype, channels_last, backend
-        As in `ops.perturb`.
+        As in `ops.perturb`. dtype is what the model takes: torch.float64 for one whose weights are float64.
     autocast, compile, cuda_graph
-        As in `forward.Forward`. With dtype and channels_last part of the classifier that is certified, and recorded.
+        As in `forward.Forward`. With scale, shift, clamp, dtype and channels_last part of the classifier that is certified,
+        and recorded.
     progress : bool
         Show a progress bar if stderr is a terminal.
 
@@ -341,9 +403,12 @@ def sample(
     x = ops.check_inputs("inputs", inputs)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
-    tally = Tally(len(x), num_classes, heads, tracked=tracked, device=x.device)
+    samples = range(start, start + n)
+    provenance = Provenance(noise, sampling.seed, ops.check_stream(stream), samples, ids)
+    with torch.inference_mode(False):  # as in Sampling.sampler
+        tally = Tally(len(x), num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
     with sampling.bar(n, "sampling") as bar:
-        draw(sampling.batches(n), x, ids, tally, range(start, start + n), ops.check_stream(stream), bar)
+        draw(sampling.batches(n), x, ids, tally, samples, stream, bar)
     return tally
 
 
@@ -430,7 +495,12 @@ def certify(
         "auto" (for each input what its selection sample promises more of, one-vs-rest or top-two), "one_vs_rest",
         "top_two", "class_partitioning" or "bonferroni".
     lipschitz : float, optional
-        As in `certificates`: an l2 Lipschitz constant, per unit of inputs, of every class's score under `head`.
+        An l2 Lipschitz constant of every class's score under `head`, **per unit of what the model takes**, as
+        `lipschitz_bound` of the model with its softmax gives it. What is used and recorded is that times the largest
+        ``|scale|``, or times 1 where that is less: per unit of inputs, in which radii are measured. It is taken on trust,
+        and one of real numbers: what float32 rounds in a score comes on top. Refused where something computes below
+        float32, as scores then jump: dtype, autocast, the model's parameters and buffers, its logits, TF32 and the like
+        (on a GPU PyTorch's default for convolutions; `torch.backends.cudnn.allow_tf32` switches it off).
     radius : float, optional
         Stop sampling an input as soon as its radius is proved to be as large, or the samples say that it will not be. The
         certificate holds either way; its radius may be larger or smaller, and n is the number of samples it took.
@@ -457,7 +527,7 @@ def certify(
     Warns
     -----
     UserWarning
-        If n is so small that even unanimous votes certify nothing.
+        If n is so small that even unanimous votes certify nothing, or not the `radius` that is asked for.
 
     Notes
     -----
@@ -508,11 +578,10 @@ def _certification(
     heads = _heads(head)
     methods = [Method(noise, alpha / len(heads), each, bound, rule, lipschitz, looks=bool(goal)) for each in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
-    for method in methods:
-        if method.bound == "clopper_pearson":
-            smallest = certificate.smallest_certifiable_n(method.alpha)
-            _warn_if_hopeless("certify", n, method.alpha, smallest, stacklevel=4)
-    return sampling, sampling.certification(methods, goal, n0, n)
+    course = sampling.certification(methods, goal, n0, n)
+    for method in course.methods:
+        _warn_of_radius(method, goal, n0, n, num_classes)
+    return sampling, course
 
 
 @overload
@@ -686,6 +755,21 @@ def _warn_if_hopeless(what: str, n: int, alpha: float, smallest: int, stacklevel
         )
 
 
+def _warn_of_radius(method: Method, goal: Goal, n0: int, n: int, num_classes: int) -> None:
+    """Warn the caller of `certify` or `certify_each` of what no votes can prove."""
+    largest = largest_radius(method, goal, n0=n0, n=n, num_classes=num_classes)
+    if largest == 0:
+        smallest = smallest_n(method, goal, n0=n0, num_classes=num_classes)
+        _warn_if_hopeless("certify", n, method.alpha, smallest, stacklevel=5)
+    elif goal.radius is not None and largest < goal.radius:
+        warnings.warn(
+            f"radius is {goal.radius}: no input can reach it, as at sigma = {method.noise.sigma} and alpha = {method.alpha} "
+            f"n = {n} unanimous votes prove a radius of {largest:.4g}; take a smaller radius, or a larger sigma or n",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def predict(
     model: Model,
     inputs: Source,
@@ -720,6 +804,94 @@ def predict(
     return sampling.all_found(Prediction(n, alpha), "predicting")
 
 
+class _Checked(Generic[T]):
+    """An attribute that is checked whenever it is set; with `make`, one that was not set is made when it is first read."""
+
+    def __init__(self, check: Callable[[Any], T], make: Callable[[], T] | None = None) -> None:
+        self._check, self._make = check, make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> _Checked[T]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+
+    def __get__(self, instance: object, owner: type) -> _Checked[T] | T:
+        if instance is None:
+            return self
+        values = vars(instance)
+        if self._name not in values:
+            if self._make is None:
+                raise AttributeError(f"{self._name} is not set; Smooth.__init__ or the subclass must set it")
+            values.setdefault(self._name, self._make())  # of several threads, the first
+        return cast(T, values[self._name])
+
+    def __set__(self, instance: object, value: Any) -> None:
+        vars(instance)[self._name] = self._check(value)
+
+
+def _check_classifier(value: Any) -> Model:
+    if not callable(value):
+        raise TypeError(f"base_classifier is {value!r}; it must be callable on a batch")
+    return cast(Model, value)
+
+
+def _check_smooth_options(value: Any) -> SmoothOptions:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"options is {value!r}; it must be a dict of keyword arguments")
+    _check_options(value, SmoothOptions)
+    return cast(SmoothOptions, dict(value))
+
+
+def _draw_seed() -> int:
+    return secrets.randbits(64)
+
+
+def _check_or_draw_seed(value: Any) -> int:
+    return ops.check_seed(_draw_seed() if value is None else value)
+
+
+@dataclass
+class _Call:
+    """What a call of a `Smooth` samples, as it was when the call began, and its place in the noise stream."""
+
+    smooth: Smooth
+    base_classifier: Model
+    num_classes: int
+    sigma: float
+    seed: int
+    options: SmoothOptions
+    input_id: int = 0
+    stream: str = "user"
+    start: int = 0
+
+    def check(self) -> None:
+        """Raise RuntimeError if what was sampled may not be what this says."""
+        for name in ("base_classifier", "num_classes", "sigma"):
+            before, now = getattr(self, name), getattr(self.smooth, name)
+            if now is not before and now != before:
+                raise RuntimeError(
+                    f"{name} is {now!r}, but was {before!r} when the call began; it must stay the same until the call ends"
+                )
+
+    def advance(self, stream: str) -> None:
+        """Go to the first sample of another stream."""
+        self.stream, self.start = stream, 0
+
+    def take(self, num: int) -> int:
+        """Return the first of `num` samples that nobody else takes."""
+        with _PLACES:
+            start, self.start = self.start, self.start + num
+        return start
+
+
+_CALL: ContextVar[_Call | None] = ContextVar("_CALL", default=None)  # of this thread, so that all can share an object
+_PLACES = Lock()  # of all objects: it is held for less than a microsecond, and a lock could not be pickled
+
+
 class Smooth:
     """Cohen et al.'s class: change the import line of an existing loop, and it draws, counts and bounds here.
 
@@ -731,14 +903,32 @@ class Smooth:
     sigma : float
         Standard deviation of the Gaussian noise, in the units of x.
     seed : int, optional
-        In [0, 2^64); drawn from the operating system if left out. Kept in the attribute `seed`.
+        In [0, 2^64); drawn from the operating system if left out.
     **options
         scale, shift, clamp, dtype, channels_last, backend and progress, as in `sample`.
+
+    Attributes
+    ----------
+    base_classifier, num_classes, sigma, seed, options
+        As given. Each may be set at any time and is checked then. The next call uses it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument or an attribute that is set is wrong. Nothing changes then.
+    RuntimeError
+        If base_classifier, num_classes or sigma was set while `certify` or `predict` ran. There is no answer then.
 
     Notes
     -----
     The k-th call of `certify` or `predict` on an object takes input id k, so the same calls in the same order give the same
-    answers. A subclass may override `_sample_noise` or `_lower_confidence_bound`, as forks of the original do.
+    answers. Setting `seed` does not set back k. A copy goes on from the k of its original.
+
+    Threads may share an object. Each call has an input id and a place in the noise stream of its own, and gives the answer
+    that the object would give in one thread for that id. Which call of several threads gets which id is left to chance.
+
+    A subclass may override `_sample_noise`, `_count_arr` and `_lower_confidence_bound`, as forks of the original do. One
+    whose ``__init__`` does not call this class's sets base_classifier, num_classes and sigma itself.
 
     References
     ----------
@@ -756,6 +946,14 @@ class Smooth:
 
     ABSTAIN = ABSTAIN
 
+    base_classifier = _Checked(_check_classifier)
+    num_classes = _Checked(lambda value: Tally(1, value).num_classes)
+    sigma = _Checked(lambda value: Gaussian(value).sigma)
+    seed = _Checked(_check_or_draw_seed, _draw_seed)
+    options = _Checked(_check_smooth_options, SmoothOptions)
+    _calls = 0  # that have begun
+    _drawn = 0  # samples since then, outside of any call
+
     def __init__(
         self,
         base_classifier: Model,
@@ -765,23 +963,31 @@ class Smooth:
         seed: int | None = None,
         **options: Unpack[SmoothOptions],
     ) -> None:
-        if not callable(base_classifier):
-            raise TypeError(f"base_classifier is {base_classifier!r}; it must be callable on a batch")
-        _check_options(options, SmoothOptions)
-        Tally(1, num_classes)
-        self.base_classifier, self.num_classes, self.options = base_classifier, num_classes, options
-        self.noise = Gaussian(sigma)
-        self.sigma = sigma
-        self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
-        self._input_id = 0
-        self._begin("user")
+        self.base_classifier, self.options, self.num_classes = base_classifier, options, num_classes
+        self.sigma, self.seed = sigma, seed
 
-    def _begin(self, stream: str) -> None:
-        self._stream, self._start = stream, 0
+    @property
+    def noise(self) -> Gaussian:
+        """The noise of this sigma."""
+        return Gaussian(self.sigma)
 
-    def _finish(self) -> None:
-        self._input_id += 1
-        self._begin("user")
+    def _now(self) -> _Call:
+        """Return a call with the attributes as they are now."""
+        return _Call(self, self.base_classifier, self.num_classes, self.sigma, self.seed, self.options.copy())
+
+    @contextmanager
+    def _call(self) -> Iterator[_Call]:
+        """Begin a call, which `_sample_noise` then finds; raise RuntimeError if what it rests on changed meanwhile."""
+        call = self._now()
+        with _PLACES:
+            call.input_id = self._calls
+            self._calls, self._drawn = self._calls + 1, 0
+        token = _CALL.set(call)
+        try:
+            yield call
+            call.check()
+        finally:
+            _CALL.reset(token)
 
     def certify(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
         """Return (class, l2 radius) at x, or (ABSTAIN, 0.0); wrong with probability at most alpha.
@@ -797,45 +1003,63 @@ class Smooth:
         """
         n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
-        try:
-            self._begin("selection")
+        with self._call() as call:
+            call.advance("selection")
             chosen = int(self._sample_noise(x, n0, batch_size).argmax())
-            self._begin("estimation")
+            call.advance("estimation")
             votes = int(self._sample_noise(x, n, batch_size)[chosen])
-        finally:
-            self._finish()
-        p_lower = self._lower_confidence_bound(votes, n, alpha)
-        radius = float(rules.radius(self.noise, p_lower, 1 - p_lower))
+            p_lower = self._lower_confidence_bound(votes, n, alpha)
+        radius = float(rules.radius(Gaussian(call.sigma), p_lower, 1 - p_lower))
         return (chosen, radius) if radius > 0 else (ABSTAIN, 0.0)
 
     def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
         """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
         n, alpha = _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
-        try:
-            self._begin("estimation")
-            return certificate.prediction(self._sample_noise(x, n, batch_size), alpha)
-        finally:
-            self._finish()
+        with self._call() as call:
+            call.advance("estimation")
+            votes = self._sample_noise(x, n, batch_size)
+        return certificate.prediction(votes, alpha)
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
+        x, num = _one_input(x), _count("num", num)
+        call = _CALL.get()
+        if call is None or call.smooth is not self:
+            call = self._now()
+            with _PLACES:
+                call.input_id, call.start = self._calls, self._drawn
+                self._drawn += num
         tally = sample(
-            self.base_classifier,
-            _one_input(x),
-            self.noise,
-            num_classes=self.num_classes,
+            call.base_classifier,
+            x,
+            Gaussian(call.sigma),
+            num_classes=call.num_classes,
             n=num,
-            start=self._start,
-            stream=self._stream,
-            seed=self.seed,
+            start=call.take(num),
+            stream=call.stream,
+            seed=call.seed,
             batch_size=batch_size,
-            input_ids=[self._input_id],
-            **self.options,
+            input_ids=[call.input_id],
+            **call.options,
         )
-        self._start += num
         votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
-        return votes
+        if getattr(self._count_arr, "__func__", None) is Smooth._count_arr:
+            return votes  # as it would count them
+        return self._count_arr(np.repeat(np.arange(call.num_classes), votes), call.num_classes)
+
+    def _count_arr(self, arr: NDArray[np.integer[Any]], length: int) -> NDArray[np.int64]:
+        """Return how often each class [length] is in `arr`, the predictions of a batch.
+
+        For forks: votes are counted by the kernels. Where this is overridden, `_sample_noise` gives it those of all samples
+        at once, in the order of the classes.
+        """
+        arr = np.asarray(arr)
+        if arr.ndim != 1 or (arr.size and arr.dtype.kind not in "iu"):
+            raise TypeError(f"arr is {arr.dtype} {list(arr.shape)}; it must be integers [B]")
+        if arr.size and not 0 <= arr.min() <= arr.max() < length:
+            raise ValueError(f"arr runs from {arr.min()} to {arr.max()}; it must lie in [0, {length})")
+        return np.bincount(arr.astype(np.int64), minlength=length)
 
     def _lower_confidence_bound(self, NA: int, N: int, alpha: float) -> float:
         """Return the one-sided Clopper-Pearson lower bound at level alpha on the chance of NA votes in N."""

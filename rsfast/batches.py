@@ -151,6 +151,7 @@ class Batches:
                 stacklevel=2,
             )
         self.limit, self._buffer = -(-size // 2), None
+        self.forward.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

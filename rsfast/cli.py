@@ -14,16 +14,16 @@ import textwrap
 import threading
 import time
 from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__, bounds
-from .certificate import ABSTAIN, smallest_certifiable_n, smallest_predictable_n
+from .certificate import ABSTAIN, smallest_predictable_n
 from .evidence import BOUNDS
 from .heads import ClippedLogits, Head, Softmax, Sparsemax, Votes
-from .looks import Certification, Goal, Prediction
+from .looks import Certification, Goal, Prediction, largest_radius, smallest_n
 from .noise import Gaussian
 from .rules import RULES, Method
 
@@ -144,7 +144,12 @@ def _add_bound_and_rule(parser: argparse.ArgumentParser, default: str | None) ->
     said = default or "that of RUN"
     parser.add_argument("--bound", choices=("auto", *BOUNDS), default=default, help=f"confidence bound (default: {said})")
     parser.add_argument("--rule", choices=("auto", *RULES), default=default, help=f"radius rule (default: {said})")
-    parser.add_argument("--lipschitz", type=float, metavar="L", help="l2 Lipschitz constant of every class's soft score")
+    parser.add_argument(
+        "--lipschitz",
+        type=float,
+        metavar="L",
+        help="l2 Lipschitz constant of every class's soft score, per unit of what the model takes",
+    )
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +165,13 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--sigma", required=True, type=float, help="standard deviation of the noise, in the units of images")
     add("--alpha", type=float, default=0.001, help="failure probability an image (default: %(default)s)")
     add("--out", type=_folder, required=True, metavar="FOLDER", help="run folder to write")
+    add(
+        "--clamp",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="clamp noisy images to [LOW, HIGH], in the units of images, before mean and std (default: no clamp)",
+    )
     add(
         "--mean",
         nargs="+",
@@ -185,7 +197,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--skip", type=_count, default=1, metavar="K", help="take images 0, K, 2K, ... alone (default: %(default)s)")
     add(
         "--dtype",
-        choices=("float32", "float16", "bfloat16"),
+        choices=("float32", "float16", "bfloat16", "float64"),
         default="float32",
         help="what the model takes (default: float32)",
     )
@@ -262,6 +274,9 @@ def _analyze(args: argparse.Namespace) -> int:
     from . import results
 
     runs = _read_runs(args.runs)
+    if args.format == "csv":  # which has no place for them
+        for note in results.notes(runs):
+            print(f"{args.parser.prog}: {note}", file=sys.stderr)
     print(results.table(runs, _default_radii(runs.values()) if args.radii is None else args.radii, args.format))
     return 0
 
@@ -289,14 +304,18 @@ def _read_runs(texts: Iterable[str]) -> dict[str, Results]:
     return runs
 
 
-def _default_radii(runs: Iterable[Results]) -> list[float]:
-    """Return 0 and the multiples, at most _MAX_COLUMNS, of a round step up to the largest certified radius."""
+def _default_radii(runs: Collection[Results]) -> list[float]:
+    """Return 0 and the multiples, at most _MAX_COLUMNS, of a round step up to the largest certified radius.
+
+    With them the radii that runs were asked to decide.
+    """
+    asked = {run.goal.radius for run in runs if run.goal.radius is not None}
     largest = max((float(run.radius[run.certified].max(initial=0)) for run in runs), default=0.0)
     if largest == 0:
-        return [0.0]
+        return sorted({0.0} | asked)
     decade = 10.0 ** math.floor(math.log10(largest / _MAX_COLUMNS))
     step = next(step for step in (decade, 2.5 * decade, 5 * decade, 10 * decade) if largest / step <= _MAX_COLUMNS)
-    return [float(f"{i * step:.6g}") for i in range(int(largest / step) + 1)]
+    return sorted({float(f"{i * step:.6g}") for i in range(int(largest / step) + 1)} | asked)
 
 
 def _certify(args: argparse.Namespace) -> int:
@@ -306,8 +325,6 @@ def _certify(args: argparse.Namespace) -> int:
     goal = Goal(args.radius, args.rtol)
     noise, alpha = Gaussian(args.sigma), bounds.check_alpha(args.alpha)
     method = Method(noise, alpha, args.head, args.bound, args.rule, args.lipschitz, looks=bool(goal))
-    if method.bound == "clopper_pearson":
-        _warn_if_hopeless(args, smallest_certifiable_n(alpha))
     run = Run(args)
     settings = {
         "n0": args.n0,
@@ -322,6 +339,7 @@ def _certify(args: argparse.Namespace) -> int:
     }
     recorded = {"seed": run.seed, "backend": run.backend, "execution": run.execution}
     course = Certification([method], goal, n0=args.n0, n=args.n, **recorded)
+    _warn_of_radius(args, course.methods[0], goal)
     used = images = 0
     began = time.perf_counter()
     for _, certificate in run.rows(course, settings, results.CERTIFY_COLUMNS):
@@ -333,8 +351,6 @@ def _certify(args: argparse.Namespace) -> int:
         return 0
     found = results.read(args.out)
     _print_certified(args, found, time.perf_counter() - began)
-    if goal.radius:
-        print(f"{(found.radius >= goal.radius).mean():.1%} certified at radius {goal.radius}")
     if goal and images:
         print(f"{used / images:,.0f} samples an image, of {args.n0 + args.n:,}")
     return 0
@@ -360,7 +376,7 @@ def _merge(args: argparse.Namespace) -> int:
     for _, group in groupby(missing, key=lambda idx: bisect(merged, idx)):  # those between the same two rows
         gap = list(group)
         said = f"idx {gap[0]} is missing" if len(gap) == 1 else f"idx {gap[0]} to {gap[-1]} are missing"
-        print(f"{args.parser.prog}: warning: {said}", file=sys.stderr)
+        _warn(args, said)
     print(f"{args.out}: {len(merged)} images from {len(args.parts)} run folders")
     return 0
 
@@ -379,27 +395,44 @@ def _predict(args: argparse.Namespace) -> int:
         predicted = results.read(args.out, results.PREDICT_COLUMNS)
         score = f"accuracy {predicted.correct.mean():.1%}" if (predicted.label >= 0).any() else "no labels"
         seconds, abstained = time.perf_counter() - began, float((predicted.predict == ABSTAIN).mean())
-        _print_summary(args, len(predicted.idx), seconds, score, abstained)
+        _print_summary(args, len(predicted.idx), seconds, score, f"{abstained:.1%}")
     return 0
 
 
 def _warn_if_hopeless(args: argparse.Namespace, smallest: int) -> None:
     if args.n < smallest:
         why = f"every image abstains, whatever the votes: at --alpha {args.alpha} it must be at least {smallest}"
-        print(f"{args.parser.prog}: warning: --n is {args.n}, and {why}", file=sys.stderr)
+        _warn(args, f"--n is {args.n}, and {why}")
+
+
+def _warn(args: argparse.Namespace, text: str) -> None:
+    print(f"{args.parser.prog}: warning: {text}", file=sys.stderr)
+
+
+def _warn_of_radius(args: argparse.Namespace, method: Method, goal: Goal) -> None:
+    largest = largest_radius(method, goal, n0=args.n0, n=args.n, num_classes=args.num_classes)
+    if largest == 0:
+        _warn_if_hopeless(args, smallest_n(method, goal, n0=args.n0, num_classes=args.num_classes))
+    elif goal.radius is not None and largest < goal.radius:
+        why = f"no image can reach it: at --sigma {args.sigma} and --alpha {args.alpha}, --n {args.n} unanimous votes prove"
+        print(f"{args.parser.prog}: warning: --radius is {goal.radius}, and {why} {largest:.4g}", file=sys.stderr)
 
 
 def _print_certified(args: argparse.Namespace, run: Results, seconds: float) -> None:
+    """Print what a run certifies; of one that stopped sampling early first what it decided, and of the rest bounds."""
     from . import results
 
-    score = f"mean radius {run.radius.mean():.3f}, no labels"
+    if run.goal.radius is not None:
+        print(f"{results.share_decided(run, run.goal.radius):.1%} certified at radius {run.goal.radius}")
+    at_least, at_most = ("at least ", "at most ") if run.goal else ("", "")
+    score = f"mean radius {at_least}{run.radius.mean():.3f}, no labels"
     if (run.label >= 0).any():
         score = (
-            f"certified accuracy at radius 0 {results.clean_accuracy(run):.1%}, "
-            f"average certified radius {results.average_certified_radius(run):.3f}"
+            f"certified accuracy at radius 0 {at_least}{results.clean_accuracy(run):.1%}, "
+            f"average certified radius {at_least}{results.average_certified_radius(run):.3f}"
         )
-    _print_summary(args, len(run.idx), seconds, score, results.abstention_rate(run))
+    _print_summary(args, len(run.idx), seconds, score, f"{at_most}{results.abstention_rate(run):.1%}")
 
 
-def _print_summary(args: argparse.Namespace, images: int, seconds: float, score: str, abstained: float) -> None:
-    print(f"{args.out}: {images} images in {seconds:.1f} s, {score}, abstained {abstained:.1%}")
+def _print_summary(args: argparse.Namespace, images: int, seconds: float, score: str, abstained: str) -> None:
+    print(f"{args.out}: {images} images in {seconds:.1f} s, {score}, abstained {abstained}")

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from . import api, results
 from .certificate import ABSTAIN, Certificate, certificates
-from .evidence import leading_classes
+from .evidence import BOUNDS, leading_classes
 from .heads import Head, Softmax, Votes
 from .nn import GaussianNoise
 from .noise import Gaussian
@@ -165,8 +165,9 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
     ]
 
     def certify(head: Head, bound: str = "auto", rule: str = "auto") -> list[Certificate]:
+        cap = N if bound in BOUNDS and BOUNDS[bound].sequence else None
         return certificates(
-            selection, ranges, noise, head=head, alpha=ALPHA, bound=bound, rule=rule, cap=N, seed=seed, backend="cpu"
+            selection, ranges, noise, head=head, alpha=ALPHA, bound=bound, rule=rule, cap=cap, seed=seed, backend="cpu"
         )
 
     certified = {name: certify(head) for name, head in HEADS.items()}

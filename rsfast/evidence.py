@@ -144,15 +144,19 @@ def leading_classes(selection: Tally) -> Integers:
     return np.stack(found, axis=1) if found else np.empty((selection.num_inputs, 0, 2), dtype=np.int64)
 
 
+def _of_zeros_and_ones(ones: Integers, trials: Integers) -> tuple[Integers, Integers]:
+    """Return counts and sums [..., BINS] of scores that are 1 so often, and 0 otherwise."""
+    counts = np.zeros((*ones.shape, sequences.BINS), dtype=np.int64)
+    sums = counts.copy()
+    counts[..., 0], counts[..., -1], sums[..., -1] = trials - ones, ones, ones << 30
+    return counts, sums
+
+
 def _histogram(tally: Tally, head: Head, classes: Integers, bound: str) -> tuple[Integers, Integers]:
     """Return counts and sums [inputs, 2, BINS] of the scores of these classes."""
     if isinstance(head, Votes):
         votes = Scores.of(tally, head)
-        hits = votes.only(classes).sums
-        counts = np.zeros((*classes.shape, sequences.BINS), dtype=np.int64)
-        sums = counts.copy()
-        counts[..., 0], counts[..., -1], sums[..., -1] = votes.trials - hits, hits, hits << 30
-        return counts, sums
+        return _of_zeros_and_ones(votes.only(classes).sums, votes.trials)
     index = tally.soft_heads.index(head)
     tracked = tally.tracked[:, index].cpu().numpy()
     if tracked.shape[1] != 2 or not np.array_equal(tracked, classes):
@@ -222,6 +226,24 @@ class Evidence(NamedTuple):
             pairs = [_histogram(tally, head, classes, bound) for tally in ranges]
             histograms = np.stack([counts for counts, _ in pairs], axis=2), np.stack([sums for _, sums in pairs], axis=2)
         return cls(selected, Scores.total(ranges, head), classes, histograms, len(ranges), cap, seed, np.array(input_ids))
+
+    @classmethod
+    def unanimous(cls, head: Head, bound: str, n0: int, ends: Sequence[int], num_classes: int) -> Evidence:
+        """Return that of one input where all samples agree: of n0, and of an estimation sample in ranges that end so.
+
+        The first class always has score 1, the others 0: no other samples give a larger radius.
+        """
+        bits, slack = (0, 0) if isinstance(head, Votes) else (30, 2)
+
+        def scores(n: int) -> Scores:
+            sums = np.zeros((1, num_classes), dtype=np.int64)
+            sums[0, 0] = n << bits
+            return Scores(sums, sums, np.array([[n]]), bits, slack)
+
+        sizes = np.diff([0, *ends])
+        histograms = _of_zeros_and_ones(np.array([[sizes, 0 * sizes]]), sizes) if BOUNDS[bound].ranges else None
+        classes = np.array([[0, 1]])
+        return cls(scores(n0), scores(ends[-1]), classes, histograms, len(ends), ends[-1], seed=0, input_ids=np.array([0]))
 
     def rows(self, rows: NDArray[np.bool_]) -> Evidence:
         """Return the evidence on some inputs."""

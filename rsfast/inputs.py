@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import warnings
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from . import ops
+from .noise import Gaussian
 from .ops import openmp
 
 _AHEAD = 64  # inputs that are read before they are asked for, at most
@@ -35,6 +46,8 @@ class Inputs:
         iterable gives inputs [*shape]. Of an item that is a tuple or list, as (input, label), the first is taken.
     ids : int64 tensor [I] or sequence of int, optional
         Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
+    noise : Gaussian, optional
+        Inputs are refused beyond its `largest_input`.
 
     Attributes
     ----------
@@ -53,6 +66,11 @@ class Inputs:
         Naming the argument, what it was and what it must be. A tensor is checked at once, and so is the first input of
         anything else; a later one when its turn comes. What `inputs` itself raises comes in its turn, too.
 
+    Warns
+    -----
+    UserWarning
+        If `inputs` is a DataLoader that shuffles, and ids is None: an id then names a place in its order, not an input.
+
     Notes
     -----
     All but a tensor is read by one background thread, at most 64 inputs or 64 MiB (but 2 inputs) ahead. Each is copied, so
@@ -67,11 +85,13 @@ class Inputs:
     3 [(10, [0.0, 0.0]), (11, [0.0, 0.0]), (12, [0.0, 0.0])]
     """
 
-    def __init__(self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None) -> None:
+    def __init__(
+        self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None, noise: Gaussian | None = None
+    ) -> None:
         self.count: int | None
         if isinstance(inputs, (torch.Tensor, np.ndarray)):
             tensor = ops.check_inputs("inputs", inputs)
-            _check_finite(torch.isfinite(tensor.flatten(1)).all(1), 0)
+            _check_magnitudes(_magnitudes(tensor), 0, noise)
             self.count = len(tensor)
             self._ids = _check_ids(ids, self.count, tensor.device)
             self._rows = _rows(tensor)
@@ -80,7 +100,14 @@ class Inputs:
             # Only their values are wanted, so they may be on any device.
             self._ids = _check_ids(ids, self.count, ids.device if isinstance(ids, torch.Tensor) else torch.device("cpu"))
             batched = isinstance(inputs, DataLoader) and inputs.batch_sampler is not None
-            self._rows = _ahead(_checked(_items(inputs), batched))
+            if ids is None and isinstance(inputs, DataLoader) and (sampler := _shuffler(inputs)) is not None:
+                warnings.warn(
+                    f"inputs is a DataLoader that shuffles (its {type(sampler).__name__}), so input ids name places in its "
+                    "order, and another order gives an input other noise; use shuffle=False, or pass input_ids in its order",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            self._rows = _ahead(_checked(_items(inputs), batched), noise)
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
         self._taken = 0
@@ -118,11 +145,33 @@ def _check_ids(ids: torch.Tensor | Sequence[int] | None, count: int | None, devi
     return numbers
 
 
-def _check_finite(finite: torch.Tensor, first: int) -> None:
-    """Raise ValueError unless all of `finite`, which is about inputs[first] and those after it, is true."""
-    if not bool(finite.all()):
-        place = first + int((~finite).int().argmax())
-        raise ValueError(f"inputs[{place}] holds NaN or infinity; every input must be finite")
+def _magnitudes(rows: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude [I] in each of `rows` [I, *shape]: NaN where there is one."""
+    low, high = rows.flatten(1).aminmax(dim=1)
+    return torch.maximum(-low, high)
+
+
+def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Gaussian | None) -> None:
+    """Raise ValueError unless inputs[first] and those after it are finite and not too large for the noise."""
+    most = torch.finfo(torch.float32).max if noise is None else min(noise.largest_input, torch.finfo(torch.float32).max)
+    usable = magnitudes <= most
+    if bool(usable.all()):
+        return
+    place = int((~usable).int().argmax())
+    largest = float(magnitudes[place])
+    if noise is None or not math.isfinite(largest):
+        raise ValueError(f"inputs[{first + place}] holds NaN or infinity; every input must be finite")
+    raise ValueError(
+        f"inputs[{first + place}] holds values up to {largest:g}, where float32 has too few numbers for noise of sigma "
+        f"{noise.sigma:g}; values must be at most 2^23 sigma, {noise.largest_input:g}"
+    )
+
+
+def _check_row(row: _Row, place: int, noise: Gaussian | None) -> None:
+    """Check the values of a row: on a GPU what they are was mostly found out while earlier rows were taken."""
+    if row.known is not None:
+        row.known.synchronize()
+    _check_magnitudes(row.magnitude, place, noise)
 
 
 def _items(inputs: Any) -> Iterator[object]:
@@ -155,6 +204,25 @@ def _length(inputs: Any) -> int | None:
         return None
 
 
+def _shuffler(loader: DataLoader[Any]) -> object | None:
+    """Return what shuffles a DataLoader, as far as one can know: torch's samplers, and what says that it shuffles."""
+    batches = loader.batch_sampler
+    for sampler in (loader.sampler if batches is None else getattr(batches, "sampler", None), batches):
+        if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
+            return sampler
+        if getattr(sampler, "shuffle", False) is True:  # as DistributedSampler
+            return sampler
+    return None
+
+
+class _Row(NamedTuple):
+    """An input, its magnitude [1] on the host, and from a GPU what to wait for before that can be read."""
+
+    pixels: torch.Tensor
+    magnitude: torch.Tensor
+    known: torch.cuda.Event | None
+
+
 def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
     """Yield the first row, to be looked at, and then every row."""
     yield tensor[0]
@@ -162,8 +230,11 @@ def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
         yield tensor[place]
 
 
-def _checked(items: Iterator[object], batched: bool) -> Iterator[torch.Tensor]:
-    """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list."""
+def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
+    """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list.
+
+    Its values are for who takes it to check: here that would be to wait for a GPU, each time.
+    """
     place, shape, device = 0, torch.Size(), torch.device("cpu")
     while True:
         try:
@@ -185,24 +256,33 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[torch.Tensor]:
             raise ValueError(f"inputs[{place}] has shape {list(batch.shape[1:])}; it must be {list(shape)}, as inputs[0] is")
         if batch.device != device:
             raise ValueError(f"inputs[{place}] is on '{batch.device}'; it must be on '{device}', as inputs[0] is")
-        for row in batch:
+        magnitudes, known = _to_host(_magnitudes(batch))
+        for number, row in enumerate(batch):
             # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
-            copy = row.clone()
-            _check_finite(torch.isfinite(copy).all()[None], place)  # on a GPU this waits for the copy
-            yield copy
+            yield _Row(row.clone(), magnitudes[number : number + 1], known)
             place += 1
     if place == 0:
         raise ValueError("inputs is empty; it must hold at least one input")
 
 
-def _ahead(rows: Iterator[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
+def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Start to copy values to the host; return the copy, and from a GPU the event after which it can be read."""
+    if not values.is_cuda:
+        return values, None
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(values.device))
+    return pinned, event
+
+
+def _ahead(rows: Iterator[_Row], noise: Gaussian | None) -> Generator[torch.Tensor, None, None]:
     """Yield the first of `rows`, to be looked at, and then all of them, which a thread reads meanwhile.
 
     The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe
     where garbage collection may close this generator: in any thread, within any call.
     """
     wanted: SimpleQueue[None] = SimpleQueue()
-    found: SimpleQueue[torch.Tensor | BaseException | None] = SimpleQueue()
+    found: SimpleQueue[_Row | BaseException | None] = SimpleQueue()
     stop = threading.Event()
     # Streams are a thread's own, and so is the GPU that .cuda() means.
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
@@ -211,17 +291,19 @@ def _ahead(rows: Iterator[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
     thread.start()
     try:
         wanted.put(None)
-        row = found.get()
-        if isinstance(row, torch.Tensor):
-            for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.nbytes)) - 1):
+        row, place = found.get(), 0
+        if isinstance(row, _Row):
+            _check_row(row, place, noise)
+            for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
                 wanted.put(None)
-            yield row
+            yield row.pixels
         while row is not None:
             if isinstance(row, BaseException):
                 raise row
+            _check_row(row, place, noise)
             wanted.put(None)
-            yield row
-            row = found.get()
+            yield row.pixels
+            row, place = found.get(), place + 1
     finally:
         stop.set()
         wanted.put(None)  # it may be waiting for one
@@ -230,9 +312,9 @@ def _ahead(rows: Iterator[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
 
 
 def _read(
-    rows: Iterator[torch.Tensor],
+    rows: Iterator[_Row],
     wanted: SimpleQueue[None],
-    found: SimpleQueue[torch.Tensor | BaseException | None],
+    found: SimpleQueue[_Row | BaseException | None],
     stop: threading.Event,
     stream: torch.cuda.Stream | None,
 ) -> None:

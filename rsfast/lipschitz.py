@@ -398,8 +398,9 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
     Returns
     -------
     float
-        Output per unit of input, rounded up. It is of the real-number function that the weights define; what a forward pass
-        rounds comes on top of it and is not bounded by any constant. Append Softmax for the constant of a score vector.
+        Output per unit of the module's input, rounded up. It is of the real-number function that the weights define; what a
+        forward pass rounds comes on top of it and is not bounded by any constant. Append Softmax for the constant of a score
+        vector, which `certify` takes as it is: that multiplies by the largest ``|scale|``.
 
     Raises
     ------
@@ -449,4 +450,4 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
             bounds.run(torch.zeros(bounds.batch, *shape, dtype=like.dtype, device=like.device))
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"input_shape is {input_shape!r}; it must fit the module: {error}") from error
-    return bounds.bounds[next(reversed(graph.graph.nodes))]
+    return bounds.bounds[next(iter(reversed(graph.graph.nodes)))]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import rules, sequences
-from .certificate import Certificate, Execution, predictions, prove
-from .evidence import BOUNDS
+from .certificate import Certificate, Execution, of_inputs, predictions, prove
+from .evidence import BOUNDS, Evidence
 from .heads import Head, Votes
 from .rules import Method
 
@@ -77,6 +79,55 @@ def ends(methods: Sequence[Method], goal: Goal, n: int) -> list[int]:
     return sequences.range_ends(n) if any(kind.ranges for kind in kinds) else [n]
 
 
+@lru_cache(maxsize=128)
+def largest_radius(method: Method, goal: Goal, *, n0: int, n: int, num_classes: int) -> float:
+    """Return the radius that follows from samples that all agree: no certificate of n samples has a larger one.
+
+    Parameters
+    ----------
+    method : Method
+        How radii are proved; of `certificate.of_inputs`, so that they are in the units of the inputs.
+    goal : Goal
+        When to stop before n.
+    n0, n : int
+        Selection samples, and the most estimation samples.
+    num_classes : int
+        At least 2.
+
+    Returns
+    -------
+    float
+        0 where every input abstains. Infinite for the randomized bound, whose uniform may be as small as it likes.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> round(largest_radius(Method(Gaussian(0.25), 0.001), Goal(), n0=100, n=10_000, num_classes=10), 3)
+    0.8
+    """
+    if method.bound.startswith("randomized"):
+        return float("inf")
+    evidence = Evidence.unanimous(method.head, method.bound, n0, ends([method], goal, n), num_classes)
+    found = rules.limits(evidence, method)
+    return max(0.0, float(rules.radius(method.noise, found.lower, found.upper, method.lipschitz)[0, 0]))
+
+
+def smallest_n(method: Method, goal: Goal, *, n0: int, num_classes: int) -> int:
+    """Return the fewest estimation samples with which samples that all agree certify anything; as `largest_radius`.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> smallest_n(Method(Gaussian(0.25), 0.001), Goal(), n0=100, num_classes=10)
+    10
+    """
+    proves = partial(largest_radius, method, goal, n0=n0, num_classes=num_classes)
+    most = 1
+    while proves(n=most) == 0:
+        most *= 2
+    return bisect_left(range(most), True, lo=most // 2 + 1, key=lambda n: proves(n=n) > 0)
+
+
 class Course(Protocol):
     """What is drawn for every input, and what is made of it: all that a sampler needs to know."""
 
@@ -88,6 +139,8 @@ class Course(Protocol):
     """Whether an input may be decided before its last piece."""
     tracks: bool
     """Whether the Tallies of the estimation need `leading_classes` of the selection's."""
+    lipschitz: bool
+    """Whether what is found rests on a Lipschitz constant, so that logits below float32 will not do."""
 
     def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
         """Return what is found for each input after these ranges; None where it needs the next one."""
@@ -109,6 +162,11 @@ class Certification:
         As in `certificates`.
     streams : (str, str)
         Of the two samples. If they are one, the estimation's indices follow on the selection's.
+
+    Raises
+    ------
+    ValueError
+        If a method has a Lipschitz constant and the execution computes below float32.
     """
 
     def __init__(
@@ -123,7 +181,7 @@ class Certification:
         execution: Execution = _EAGER,
         streams: tuple[str, str] = ("selection", "estimation"),
     ) -> None:
-        self.methods, self.goal, self.n = tuple(methods), goal, n
+        self.methods, self.goal, self.n = tuple(of_inputs(method, execution) for method in methods), goal, n
         self.recorded: dict[str, Any] = {"seed": seed, "backend": backend, "execution": execution}
         self.heads = tuple(dict.fromkeys(method.head for method in methods))
         offset = n0 if streams[0] == streams[1] else 0
@@ -134,6 +192,7 @@ class Certification:
         )
         self.early = bool(goal)
         self.tracks = any(BOUNDS[method.bound].ranges and method.head != Votes() for method in methods)
+        self.lipschitz = any(method.lipschitz is not None for method in methods)
 
     def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[list[Certificate] | None]:
         """Return the certificates of each input, one a method; None where it is not decided yet."""
@@ -163,7 +222,7 @@ class Prediction:
         As in `predictions`.
     """
 
-    early = tracks = False
+    early = tracks = lipschitz = False
     heads: tuple[Head, ...] = (Votes(),)
 
     def __init__(self, n: int, alpha: float) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils.data._utils import worker as _workers
 
 from . import ops
-from .noise import Gaussian
+from .noise import Gaussian, philox
+
+_WORKERS = 5
+"""The stream, in the Philox counter, of the seeds that layers take in a DataLoader's workers. No noise is drawn from it."""
+
+_KEPT = 4096  # forwards that a backward pass may repeat, the latest of all layers
 
 
 class _Perturb(torch.autograd.Function):
@@ -34,6 +43,7 @@ class _Perturb(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)  # float64 would lose digits on its way through float32
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -60,10 +70,23 @@ class GaussianNoise(nn.Module):
     TypeError, ValueError
         If sigma or seed is out of range; in forward, if x is not float32, float16 or bfloat16 of rank 2 or more.
 
+    RuntimeError
+        If a backward pass runs the layer, and which forward it repeats cannot be told.
+
     Notes
     -----
     The gradient is that of x, and torch.compile makes one graph of it. The noise of each rank under torch.distributed and of
     each replica under DataParallel is its own. None of this has run on a GPU yet: replicas were tried on the CPU.
+
+    Activation checkpointing (`torch.utils.checkpoint`, reentrant or not, compiled or not) gets the same noise when it
+    repeats a forward, and `count` stays. To know the forward again, each one draws a number from torch's CPU generator. So
+    ``preserve_rng_state`` must be True, and the latest 4096 forwards can be repeated; RuntimeError tells where that fails.
+    A checkpoint within compiled code needs its backward pass before the next forward; torch raises RuntimeError if not. A
+    CUDA graph (``mode="reduce-overhead"``) hides from the layer that it repeats: do not checkpoint in one.
+
+    In a worker of a DataLoader the noise comes from `seed`, the worker's own seed and the number of rows before in that
+    worker. Noise of each worker and epoch is then its own. It repeats if `torch.manual_seed` (or the loader's generator) and
+    the number of workers do. `count` leaves these rows out. Other copies of a layer draw the same noise as the layer does.
 
     References
     ----------
@@ -92,12 +115,17 @@ class GaussianNoise(nn.Module):
         """Return x [B, *shape] plus noise, of the same type and memory format; x itself in eval mode."""
         if not self.training:
             return x
-        if x.dtype not in ops.OUTPUT_TYPES:
-            raise TypeError(f"x has dtype {x.dtype}; it must be one of {', '.join(map(str, ops.OUTPUT_TYPES))}")
-        samples = self.count + torch.arange(x.shape[0], device=x.device)
-        source = torch.full_like(samples, _source(x.device))
-        noisy: torch.Tensor = _Perturb.apply(x, samples, source, self.sigma, self.seed)  # type: ignore[no-untyped-call]
-        self.count += x.shape[0]
+        if x.dtype not in _TYPES:
+            raise TypeError(f"x has dtype {x.dtype}; it must be one of {', '.join(map(str, _TYPES))}")
+        count, seed, source = self.count, self.seed, _source(x.device)
+        if (worker := _workers._worker_info) is not None:
+            count = _worker_counts.setdefault(self, torch.zeros_like(count))
+            seed, source = _worker_seed(seed, worker.seed), 1 << 31 | source
+        before, after = torch.ops.rsfast.place(count, x.shape[0], seed - (1 << 63))
+        samples = before + torch.arange(x.shape[0], device=x.device)
+        ids = torch.full_like(samples, source)
+        noisy: torch.Tensor = _Perturb.apply(x, samples, ids, self.sigma, seed)  # type: ignore[no-untyped-call]
+        count.copy_(after)
         return noisy
 
 
@@ -105,3 +133,56 @@ def _source(device: torch.device) -> int:
     """Return a number of this rank and device, for the place of the input id in the noise stream."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (torch.distributed.get_rank() if distributed else 0) << 8 | (device.index or 0)
+
+
+def _worker_seed(seed: int, of_worker: int) -> int:
+    """Return the seed of a layer in a DataLoader's worker: of each worker, epoch and rank another."""
+    rank = int(os.environ.get("RANK", "0"))  # a worker that was spawned has no process group
+    low, high, *_ = philox((of_worker & 0xFFFFFFFF, of_worker >> 32 & 0xFFFFFFFF, rank, _WORKERS << 24), seed)
+    return int(high << 32 | low)
+
+
+# Of the layers in this worker of a DataLoader: workers that were spawned share the buffers of the main process.
+_worker_counts: WeakKeyDictionary[GaussianNoise, torch.Tensor] = WeakKeyDictionary()
+
+# Of the latest forwards, by the layer and the number that torch's generator gave: the count before it, or None if there were
+# several such forwards, and whether it was repeated.
+_starts: dict[tuple[int, int], tuple[torch.Tensor | None, bool]] = {}
+_starts_lock = Lock()
+
+
+def _place(count: torch.Tensor, rows: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the count before and after a forward; where a backward pass repeats one, the count before it, and now.
+
+    A checkpoint repeats a forward from the random state in which it first ran, so the next number from torch's generator
+    says which forward it is. This is an operator, so that it also runs with every run of a compiled graph.
+    """
+    repeats = torch._C._current_graph_task_id() != -1  # within a backward pass
+    key = layer, int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+    with _starts_lock:
+        known = key in _starts
+        start, repeated = _starts.pop(key, (None, False))
+        if not repeats:
+            several = known and not repeated and (start is None or int(start) != int(count))
+            start = None if several else count.clone()
+        _starts[key] = start, repeats
+        while len(_starts) > _KEPT:
+            del _starts[next(iter(_starts))]
+    if not repeats:
+        return count.clone(), count + rows
+    if start is None:
+        raise RuntimeError(
+            "GaussianNoise runs in a backward pass, and cannot tell which forward it repeats, so its noise is unknown; "
+            "torch.utils.checkpoint must be called with preserve_rng_state=True, and no two forwards from the same "
+            f"torch.manual_seed, nor more than {_KEPT}, may wait for their backward pass"
+        )
+    return start.clone(), count.clone()
+
+
+_library: Any = torch.library.Library("rsfast", "FRAGMENT")  # type: ignore[no-untyped-call]
+# With this tag a compiled checkpoint, too, repeats it from the same random state.
+_library.define("place(Tensor count, SymInt rows, int layer) -> (Tensor, Tensor)", tags=(torch.Tag.nondeterministic_seeded,))
+_library.impl("place", _place, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "rsfast::place", lambda count, *_: (torch.empty_like(count), torch.empty_like(count)), lib=_library
+)

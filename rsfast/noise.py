@@ -211,6 +211,20 @@ class Gaussian:
         """The norm in which radii are measured."""
         return "l2"
 
+    @property
+    def largest_input(self) -> float:
+        """The largest magnitude of an input's element: ``2^23 sigma``.
+
+        Beyond it float32 numbers lie more than sigma / 2 apart: the sum of x and noise rounds to a few neighbours of x, and
+        from ``2^28 sigma`` on to x alone. `certify`, `predict` and `sample` refuse such inputs.
+
+        Examples
+        --------
+        >>> Gaussian(0.25).largest_input
+        2097152.0
+        """
+        return float(np.float32(self.sigma)) * 2.0**23
+
     def potential(self, p: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
         """Return Q(p), the function of the smoothed score that is 1-Lipschitz in l2.
 

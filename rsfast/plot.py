@@ -43,7 +43,8 @@ def plot(
     Parameters
     ----------
     results_by_name : mapping of str to Results
-        At least one run; the names go to the legend.
+        At least one run; the names go to the legend. The curve of a run that stopped sampling early is a lower bound, and
+        called so.
     path : path-like
         File to write; its suffix, .png or .pdf, chooses the format.
     title : str, optional
@@ -83,6 +84,7 @@ def plot(
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    for text in axes.legend(lines, list(results_by_name), edgecolor="none").get_texts():
+    labels = [f"{name} (lower bound)" if run.goal else name for name, run in results_by_name.items()]
+    for text in axes.legend(lines, labels, edgecolor="none").get_texts():
         text.set_parse_math(False)
     figure.savefig(path)

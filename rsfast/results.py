@@ -30,7 +30,9 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tabulate import tabulate
+from tabulate import LATEX_ESCAPE_RULES, tabulate
+
+from .looks import Goal
 
 TABLE, SIDECAR, COUNTS = "results.tsv", "results.json", "counts.jsonl"
 """File names in a run folder."""
@@ -44,7 +46,7 @@ PREDICT_COLUMNS = ("idx", "label", "predict", "correct", "time")
 _CIRCUMSTANCES = {
     *("command", "started"),
     *("data", "weights"),  # paths; their hashes tell whether it is the same file
-    "first_logits",  # which the last bits of may differ
+    "first_logits",  # compared by `same_logits`, as the last bits may differ
 }
 """Of a sidecar: what may differ where a run is resumed."""
 
@@ -54,6 +56,13 @@ _OF_A_PART = {
     *("recertified_from", "counts_sha256"),
 }
 """Of a sidecar: what may differ between parts that are merged, beside start and end."""
+
+_ADDED = {"clamp", "scale", "shift", "reduced_precision"}
+"""Of a sidecar: what earlier versions did not write. They had no clamp, scale and shift follow from mean and std, and
+reduced precision was not known; but what a Lipschitz constant means depends on these."""
+
+_SAME = 0.01
+"""Part of the logits' size that two machines' logits of the same model may differ by."""
 
 _COUNTS_LINE = re.compile(rb'\{"idx": (\d+)(, .*)?\}\n')
 
@@ -73,13 +82,16 @@ class Certified(Protocol):
     def radius(self) -> float: ...
 
 
-def format_radius(radius: float) -> str:
+def format_radius(radius: float, asked: float | None = None) -> str:
     """Return the radius with 7 significant digits, rounded down: never above the float, and less than 1e-6 of it below.
 
     Parameters
     ----------
     radius : float
         A certified radius, 0 for an abstention.
+    asked : float, optional
+        The radius that was to be proved. Where `radius` reaches it and its 7 digits do not, `asked` is returned with all its
+        digits. A reader of the table then finds every radius that was proved to be as large.
 
     Raises
     ------
@@ -90,6 +102,8 @@ def format_radius(radius: float) -> str:
     --------
     >>> format_radius(4.7999999999), format_radius(0.1 + 0.2), format_radius(0.0)
     ('4.799999', '0.3000000', '0.0')
+    >>> float(format_radius(0.1 + 0.2, asked=0.1 + 0.2)) == 0.1 + 0.2
+    True
     """
     if not 0 <= radius < math.inf:
         raise ValueError(f"radius is {radius!r}; it must be finite and at least 0")
@@ -97,7 +111,8 @@ def format_radius(radius: float) -> str:
         return "0.0"
     exact = Decimal(float(radius))
     last_digit = Decimal((0, (1,), exact.adjusted() - 6))
-    return str(exact.quantize(last_digit, context=Context(prec=7, rounding=ROUND_FLOOR)))
+    text = str(exact.quantize(last_digit, context=Context(prec=7, rounding=ROUND_FLOOR)))
+    return str(Decimal(float(asked))) if asked is not None and float(text) < asked <= radius else text
 
 
 def _append(file: Path) -> FileIO:
@@ -203,7 +218,9 @@ def _open_counts(folder: Path) -> BinaryIO:
 
 def identity(sidecar: Mapping[str, Any]) -> str:
     """Return what is the same for every resumption of a run, and different for different runs: a SHA-256."""
-    same = {name: value for name, value in sidecar.items() if name not in _CIRCUMSTANCES}
+    same = {name: value for name, value in sidecar.items() if name not in _CIRCUMSTANCES | _ADDED}
+    if sidecar.get("clamp") is not None:
+        same["clamp"] = sidecar["clamp"]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
 
@@ -220,7 +237,8 @@ class RunWriter:
     path : path-like
         The run folder, made if it does not exist.
     sidecar : mapping
-        Everything that the table has no column for (n, alpha, noise, seed, versions, ...), as plain JSON values.
+        Everything that the table has no column for (n, alpha, noise, seed, versions, ...), as plain JSON values. Its
+        ``radius``, if it has one, is what was to be proved: rows that reach it are written with no smaller radius.
     columns : tuple of str
         `CERTIFY_COLUMNS` or `PREDICT_COLUMNS`.
     resume : bool
@@ -236,8 +254,8 @@ class RunWriter:
     FileExistsError, FileNotFoundError
         If the folder already holds a file of a run, and not to resume; or the run to resume has no table.
     TypeError, ValueError
-        If sidecar holds what JSON cannot, NaN and infinity included; or the run to resume is damaged, or has another sidecar
-        (but for its command and its start). Nothing has been written then.
+        If sidecar holds what JSON cannot, NaN and infinity included, or a ``radius`` that is not a positive number; or the
+        run to resume is damaged, or has another sidecar (but for its command and its start). Nothing has been written then.
     BlockingIOError
         If another process is writing this run.
     OSError
@@ -266,7 +284,7 @@ class RunWriter:
     ) -> None:
         folder = Path(path)
         text = _sidecar_bytes(sidecar)
-        self._folder, self._columns = folder, columns
+        self._folder, self._columns, self._asked = folder, columns, Goal(sidecar.get("radius")).radius
         if not (resume and (folder / SIDECAR).exists()):
             refuse_a_run(folder)
         elif not (folder / TABLE).exists():  # it is made first, so this was no kill
@@ -349,7 +367,7 @@ class RunWriter:
         if "radius" in self._columns:
             if isinstance(certificate, int):
                 raise TypeError(f"certificate is {certificate!r}; for a table with a radius it must have a radius")
-            row["radius"] = format_radius(certificate.radius)
+            row["radius"] = format_radius(certificate.radius, self._asked)
         # Counts first: a killed run may leave counts without a row, never a row without its counts.
         lines = (
             (self._counts, json.dumps({"idx": int(idx), **counts}, allow_nan=False)),
@@ -370,13 +388,50 @@ class RunWriter:
 
 
 def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:
-    theirs = read_sidecar(file)
-    for name in sorted({*theirs, *sidecar} - _CIRCUMSTANCES):
-        if theirs.get(name) != sidecar.get(name):
-            raise ValueError(
-                f"{file} is of a run with {name} {theirs.get(name)!r}, this one has {sidecar.get(name)!r}; "
-                "to resume it must be the same run"
-            )
+    """Raise ValueError, naming the first field that differs, unless `file` is the sidecar of the same run."""
+    for name, theirs, ours in _differences(read_sidecar(file), json.loads(_sidecar_bytes(sidecar)), _CIRCUMSTANCES):
+        raise ValueError(f"{file} is of a run with {name} {theirs}, this one has {ours}; to resume it must be the same run")
+
+
+def _differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], may_differ: set[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the name of each field in which two sidecars differ, and what it is in either."""
+    for name in sorted({*first, *second} - may_differ):
+        missing = name not in first or name not in second
+        if missing and name in _ADDED - {"clamp"} and first.get("lipschitz") is None:
+            continue
+        if first.get(name) != second.get(name):
+            yield name, repr(first.get(name)), repr(second.get(name))
+        elif missing and name not in _ADDED:  # null in one, and no such field in the other
+            yield name, "None" if name in first else "missing", "None" if name in second else "missing"
+
+
+def same_logits(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Tell whether the ``first_logits`` of two sidecars are those of one model, but for rounding.
+
+    They may differ by 1 % of the largest, or of the largest less the smallest where that is less: what all logits share
+    decides nothing. Where that is hardly anything, they may differ by 0.1 % of the largest (1 % in bfloat16).
+
+    Examples
+    --------
+    >>> same_logits({"first_logits": [1.0, 3.0]}, {"first_logits": [1.01, 3.01]})
+    True
+    >>> same_logits({"first_logits": [101.0, 103.0]}, {"first_logits": [103.0, 101.0]})
+    False
+    """
+    try:
+        ours, theirs = (np.array(each["first_logits"], dtype=np.float64) for each in (first, second))  # NaN for None
+    except (TypeError, ValueError):
+        return False
+    if ours.shape != theirs.shape or ours.ndim != 1:
+        return False
+    finite = theirs[np.isfinite(theirs)]
+    largest = np.abs(finite).max(initial=0)
+    spread = np.ptp(finite) if finite.size else 0.0
+    rounding = _SAME if "bfloat16" in (first.get("dtype"), first.get("autocast")) else _SAME / 10
+    most = max(_SAME * min(largest, spread), rounding * largest)
+    return bool(np.allclose(ours, theirs, rtol=0, atol=most, equal_nan=True))
 
 
 def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tuple[list[int], list[int]]:
@@ -384,9 +439,10 @@ def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tup
 
     Parts are run folders of ``rsfast certify``, ``predict`` or ``recertify`` whose sidecars agree in all but which inputs
     they are (``start``, ``end``) and where and how they were made: ``command``, ``started``, ``batch_size``, ``device``,
-    ``backend``, ``versions``, the paths ``data`` and ``weights``, ``first_logits``, ``recertified_from`` and
-    ``counts_sha256``. Where one of those differs, the merged sidecar holds the list of what it was, in order of the parts'
-    inputs. A part that was stopped gives the rows that it has.
+    ``backend``, ``versions``, the paths ``data`` and ``weights``, ``recertified_from`` and ``counts_sha256``. Where one of
+    those differs, the merged sidecar holds the list of what it was, in order of the parts' inputs. ``first_logits`` may
+    differ by rounding (`same_logits`); the merged sidecar holds those of the first part. A part that was stopped gives the
+    rows that it has.
 
     Parameters
     ----------
@@ -473,19 +529,22 @@ def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
     parts.sort(key=lambda part: part[:2])
     _, _, first, merged = parts[0]
     for _, _, file, sidecar in parts[1:]:
-        for name in sorted({*merged, *sidecar} - _OF_A_PART - {"start", "end"}):
-            if merged.get(name) != sidecar.get(name):
-                raise ValueError(
-                    f"{name} is {merged.get(name)!r} in {first} and {sidecar.get(name)!r} in {file}; "
-                    "in parts of one run it must be the same"
-                )
-    values: dict[str, list[Any]] = {name: [] for name in sorted(_OF_A_PART)}
+        for name, before, here in _differences(merged, sidecar, _OF_A_PART | {"start", "end"}):
+            raise ValueError(f"{name} is {before} in {first} and {here} in {file}; in parts of one run it must be the same")
+        if "first_logits" in merged and "first_logits" in sidecar and not same_logits(merged, sidecar):
+            raise ValueError(
+                f"first_logits is {merged['first_logits']!r} in {first} and {sidecar['first_logits']!r} in {file}; "
+                "parts of one run must have the same model"
+            )
+    values: dict[str, list[Any]] = {name: [] for name in sorted(_OF_A_PART - {"first_logits"})}
     for *_, sidecar in parts:
         for name in values.keys() & sidecar.keys():
             theirs = sidecar[name] if isinstance(sidecar[name], list) else [sidecar[name]]  # a list if it was merged
             values[name] += [value for value in theirs if value not in values[name]]
     several = {name: each if len(each) > 1 else each[0] for name, each in values.items() if each}
-    return {**merged, **several, "start": parts[0][0], "end": max(end for _, end, *_ in parts)}
+    # What earlier versions did not write comes from the first part that has it.
+    added = {name: sidecar[name] for *_, sidecar in reversed(parts) for name in (_ADDED | {"first_logits"}) & sidecar.keys()}
+    return {**merged, **added, **several, "start": parts[0][0], "end": max(end for _, end, *_ in parts)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -503,6 +562,18 @@ class Results:
     def certified(self) -> NDArray[np.bool_]:
         """Whether the radius of each row counts: the prediction is correct and not an abstention."""
         return np.asarray(self.correct & (self.predict != _ABSTAIN))
+
+    @property
+    def goal(self) -> Goal:
+        """What sampling stopped at before it had drawn all samples; false where it never did.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the sidecar's ``radius`` or ``rtol`` is out of range.
+        """
+        sidecar = self.sidecar or {}
+        return Goal(sidecar.get("radius"), sidecar.get("rtol"))
 
 
 def read(path: str | PathLike[str], columns: tuple[str, ...] = CERTIFY_COLUMNS) -> Results:
@@ -544,7 +615,12 @@ def read(path: str | PathLike[str], columns: tuple[str, ...] = CERTIFY_COLUMNS) 
     idx, label, predict, radius, correct = (np.array(column) for column in zip(*rows, strict=True))
     sidecar = file.with_name(SIDECAR)
     found = file.name == TABLE and sidecar.exists()
-    return Results(idx, label, predict, radius, correct, read_sidecar(sidecar) if found else None)
+    results = Results(idx, label, predict, radius, correct, read_sidecar(sidecar) if found else None)
+    try:
+        _ = results.goal
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{sidecar} is damaged: {error}") from None
+    return results
 
 
 def read_counts(path: str | PathLike[str]) -> dict[int, dict[str, Any]]:
@@ -660,11 +736,37 @@ def clean_accuracy(results: Results) -> float:
     return float(certified_accuracy(results, 0.0))
 
 
+def share_decided(results: Results, radius: float) -> float:
+    """Return the share of rows, right or wrong, whose prediction is certified at this radius."""
+    return float((results.radius >= radius).mean())
+
+
+def notes(results_by_name: Mapping[str, Results]) -> list[str]:
+    """Return, for each run that stopped sampling early, what its figures mean.
+
+    Such a run stops an image once it has proved what it was asked, or gives it up. With all samples radii would be larger,
+    and images that were given up might be certified. So accuracies and the average radius are lower bounds, and abstentions
+    an upper bound.
+    """
+    found = []
+    for name, run in results_by_name.items():
+        if run.goal.radius is not None:
+            share = share_decided(run, run.goal.radius)
+            why = f"sampling stopped once radius {run.goal.radius} was decided: {share:.1%} certified at it"
+        elif run.goal.rtol is not None:
+            why = f"sampling stopped once a radius was known to {run.goal.rtol} of its size"
+        else:
+            continue
+        found.append(f"{name}: {why}. With all samples ACR and accuracies are at least, abstentions at most, those shown.")
+    return found
+
+
 def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format: str = "text") -> str:
     """Return one row per run: name, average certified radius, share abstained, certified accuracy at each radius.
 
     Shares are percentages with one decimal, and csv holds the unrounded fractions. They are rounded to nearest, unlike a
-    radius: the table estimates accuracy from a test set and certifies nothing.
+    radius: the table estimates accuracy from a test set and certifies nothing. Runs that stopped sampling early are marked
+    with an asterisk, and their `notes` follow the table; but csv has neither.
 
     Parameters
     ----------
@@ -689,6 +791,7 @@ def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format
     if not results_by_name:
         raise ValueError("results_by_name is empty; it must hold at least one run")
     header = ["run", "ACR", "abstained", *(f"r={float(r)}" for r in radii)]
+    early = [name for name, run in results_by_name.items() if run.goal]
     rows = [
         (name, average_certified_radius(run), [abstention_rate(run), *certified_accuracy(run, radii).tolist()])
         for name, run in results_by_name.items()
@@ -698,8 +801,16 @@ def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([header, *([name, acr, *shares] for name, acr, shares in rows)])
         return text.getvalue().removesuffix("\n")
-    cells = [[name, f"{acr:.3f}", *(f"{share:.1%}" for share in shares)] for name, acr, shares in rows]
+    cells = [
+        [f"{name} *" if name in early else name, f"{acr:.3f}", *(f"{share:.1%}" for share in shares)]
+        for name, acr, shares in rows
+    ]
+    below = [f"* {note}" for note in notes(results_by_name)]
     if format == "markdown":
-        cells = [[name.replace("|", r"\|"), *rest] for name, *rest in cells]
+        cells = [[name.replace("|", r"\|").replace(" *", r" \*"), *rest] for name, *rest in cells]
+        below = [f"\\{note}" for note in below]
+    if format == "latex":
+        below = ["".join(LATEX_ESCAPE_RULES.get(each, each) for each in note) for note in below]
     alignment = ["left", *["right"] * (len(header) - 1)]
-    return str(tabulate(cells, header, tablefmt=_TABLE_FORMATS[format], disable_numparse=True, colalign=alignment))
+    lines = tabulate(cells, header, tablefmt=_TABLE_FORMATS[format], disable_numparse=True, colalign=alignment)
+    return "\n\n".join([str(lines), *below])

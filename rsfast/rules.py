@@ -37,7 +37,7 @@ class Method:
     rule : str
         One of `RULES`, or "auto": for each input one-vs-rest or top-two.
     lipschitz : float, optional
-        An l2 Lipschitz constant of every class's base score.
+        An l2 Lipschitz constant of every class's base score; per unit of what the model takes until `certificate.of_inputs`.
     looks : bool
         Whether the samples are looked at more than once, as they are where sampling may stop early.
 
@@ -204,15 +204,13 @@ def radius(noise: Gaussian, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: f
 
 
 class _Plan(NamedTuple):
-    """A rule, and the shares of alpha that lo and each up have; in top-two they add up to 1, exactly."""
+    """A rule, and the share of alpha that lo and each up have."""
 
     rule: str
-    lower: float
-    upper: float
+    share: float
 
 
-_HALVES = _Plan("top_two", 1 / 2, 1 / 2)
-_PLANS = (_Plan("one_vs_rest", 1.0, 0.0), _HALVES, _Plan("top_two", 3 / 4, 1 / 4), _Plan("top_two", 1 / 4, 3 / 4))
+_PLANS = (_Plan("one_vs_rest", 1.0), _Plan("top_two", 1 / 2))
 
 
 class Limits(NamedTuple):
@@ -232,8 +230,9 @@ class Limits(NamedTuple):
 def _plans(method: Method, classes: int) -> tuple[_Plan, ...]:
     if method.rule == "auto":
         return _PLANS
-    each = math.nextafter(1 / classes, 0)
-    return ({"one_vs_rest": _PLANS[0], "top_two": _HALVES}.get(method.rule, _Plan(method.rule, each, each)),)
+    return tuple(plan for plan in _PLANS if plan.rule == method.rule) or (
+        _Plan(method.rule, math.nextafter(1 / classes, 0)),
+    )
 
 
 def limits(evidence: Evidence, method: Method) -> Limits:
@@ -251,16 +250,17 @@ def limits(evidence: Evidence, method: Method) -> Limits:
         rows = best[:, 0] == number
         if rows.any():
             found.lower[rows], found.upper[rows] = _by_plan(evidence.rows(rows), plan, method)
-            found.rules[rows], found.alpha_upper[rows] = plan.rule, method.alpha - method.alpha * plan.lower
+            found.rules[rows], found.alpha_upper[rows] = plan.rule, method.alpha - method.alpha * plan.share
     return found
 
 
 def _by_plan(evidence: Evidence, plan: _Plan, method: Method) -> tuple[Floats, Floats]:
     """Return lo of the leader and the largest up of the others, [inputs, 1] each."""
-    lower = evidence.limit(method.bound, "lower", method.alpha * plan.lower, 0)
+    alpha = method.alpha * plan.share
+    lower = evidence.limit(method.bound, "lower", alpha, 0)
     if plan.rule == "one_vs_rest":
         return lower, 1 - lower
-    upper = evidence.largest_upper(method.bound, method.alpha * plan.upper)
+    upper = evidence.largest_upper(method.bound, alpha)
     # 1 - lo is exact where lo is at least 1/2; below, it is the larger of the two, and no radius comes of it.
     return lower, np.minimum(upper, 1 - lower) if method.head.sums_to_one else upper
 
@@ -288,11 +288,12 @@ def _promise(
 
     Nothing rests on them: bounds are those of real-valued counts, and nothing is rounded outward.
     """
-    low = np.minimum(evidence.forecast(method.bound, *leader, method.alpha * plan.lower), 1 - 2.0**-53)
+    alpha = method.alpha * plan.share
+    low = np.minimum(evidence.forecast(method.bound, *leader, alpha), 1 - 2.0**-53)
     high = 1 - low
     if plan.rule != "one_vs_rest":
         mean, variance = rival
-        upper = 1 - evidence.forecast(method.bound, 1 - mean, variance, method.alpha * plan.upper)
+        upper = 1 - evidence.forecast(method.bound, 1 - mean, variance, alpha)
         high = np.minimum(high, upper) if method.head.sums_to_one else upper
     return radius(method.noise, low, np.maximum(high, np.finfo(np.float64).tiny), method.lipschitz)
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import distributed
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -29,7 +28,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import checkpoint, ops, results
-from .api import Sampling, expected, sample
+from .api import Sampling, expected, parameter_dtype, sample
 from .certificate import Certificate
 from .doctor import versions
 from .events import Log
@@ -37,6 +36,7 @@ from .forward import check_logits
 from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
 from .looks import Course
 from .meter import Profile
+from .modes import modules_of
 from .noise import STREAM_VERSION, Gaussian
 from .ranks import Ranks, Wishes
 from .results import RunWriter
@@ -48,8 +48,7 @@ _PARTS = "parts"  # of a run that several processes share: a folder in its folde
 _EVERY = 30.0  # seconds between checkpoints,
 _SHARE = 20  # or so many times as long as one takes
 _WORK, _SAVE = 0, 1  # what is to be done after a batch, or the number of a signal; of several ranks' wishes the largest
-_LOGITS = 16  # of the first image, recorded to know the model by,
-_SAME = 0.01  # which is the same if they differ by no more than this part of the largest
+_LOGITS = 16  # of the first image, recorded to know the model by
 _STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -71,7 +70,7 @@ class _Counted:
 
     def __init__(self, course: Course) -> None:
         self.course, self.heads, self.pieces = course, course.heads, course.pieces
-        self.early, self.tracks = course.early, course.tracks
+        self.early, self.tracks, self.lipschitz = course.early, course.tracks, course.lipschitz
 
     def judge(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
         """Return the certificate or the class of each input and its counts, or None."""
@@ -123,6 +122,7 @@ class Run:
             "channels_last": args.channels_last,
             "autocast": args.autocast and getattr(torch, args.autocast),
             "backend": ops.backend_for(args.backend, self._device),
+            "clamp": _clamp(args.clamp),
             **_normalisation(args.mean, args.std, self._images.shape[1]),
         }
         first = self._images[:1]
@@ -137,7 +137,9 @@ class Run:
             sample(model, first.to(self._device), self.noise, n=1, stream="user", batch_size=1, **self._options)
         except RuntimeError as error:
             shape = [1, *self._images.shape[1:]]
-            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}") from error
+            own = parameter_dtype(modules_of(self._model))
+            hint = f"; its parameters are {own}: name that with --dtype" if own not in (None, self._options["dtype"]) else ""
+            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}{hint}") from error
         self._options |= {"compile": args.compile, "cuda_graph": args.cuda_graph}
         self._options["batch_size"] = self._setting("batch_size", recorded, "auto")
         self._probe = self._sampling(self.indices)
@@ -185,8 +187,7 @@ class Run:
             self.ranks.agree({name: value for name, value in sidecar.items() if name not in ("started", "first_logits")})
         begun = self.args.resume and self._sidecar_file().exists()
         if begun:
-            results.check_same_run(self._sidecar_file(), sidecar)
-            self._check_model(results.read_sidecar(self._sidecar_file()).get("first_logits", ()))
+            self._check_same_run(self._sidecar_file(), sidecar)
         writes = self._check_folder(sidecar, columns)
         self._wait()  # nobody writes before all have looked
         about = {name: sidecar[name] for name in ("command", "backend", "batch_size", "versions")}
@@ -228,7 +229,7 @@ class Run:
             return False
         elif self.ranks.by_inputs:
             for part in parts:
-                results.check_same_run(part / results.SIDECAR, sidecar)
+                self._check_same_run(part / results.SIDECAR, sidecar)
         elif parts and not self._merged():
             raise ValueError(
                 f"--out {self.out} holds a run of several processes; go on with two or more, --shard inputs, or merge the "
@@ -236,16 +237,17 @@ class Run:
             )
         return self.first or not self.ranks.by_samples
 
-    def _check_model(self, recorded: Sequence[Any]) -> None:
-        """Refuse another model where no state_dict tells it: code that has changed, or a function. Last bits may differ."""
-        if recorded and isinstance(recorded[0], list):  # merged from parts in which last bits differed
-            recorded = recorded[0]
-        ours, theirs = (np.array(each, dtype=np.float64) for each in (self._first_logits, recorded))  # NaN for None
-        most = _SAME * np.nanmax(np.abs(theirs), initial=1e-6)
-        if len(theirs) == len(ours) and not np.allclose(ours, theirs, rtol=0, atol=most, equal_nan=True):
+    def _check_same_run(self, file: Path, sidecar: Mapping[str, Any]) -> None:
+        """Refuse another run; and another model where no state_dict tells it: code that has changed, or a function."""
+        results.check_same_run(file, sidecar)
+        recorded = results.read_sidecar(file)
+        if "first_logits" not in recorded:
+            self._say(f"warning: {file} holds no first_logits; whether --model still computes the same cannot be checked")
+        elif not results.same_logits(sidecar, recorded):
             raise ValueError(
                 f"--model {self.args.model} is another than in the run in --out {self.out}: its logits of the first image "
-                f"begin with {self._first_logits[:3]}, there with {recorded[:3]}; to resume it must be the same model"
+                f"are {str(self._first_logits)[:70]}, and first_logits in {file} is {str(recorded['first_logits'])[:70]}; "
+                "to resume it must be the same model"
             )
 
     def _on_disk(self, columns: tuple[str, ...], begun: bool) -> tuple[set[int], dict[int, dict[str, Any]]]:
@@ -254,7 +256,10 @@ class Run:
         saved: dict[int, dict[str, Any]] = {}
         folders = self._parts() if self.ranks.by_inputs and not self._merged() else [self.out]
         for folder in folders:
-            done |= results.finished(folder, columns)
+            finished = results.finished(folder, columns)
+            if stray := finished.difference(self.indices):
+                raise ValueError(f"{folder / results.TABLE} has idx {min(stray)}; to resume it must be in {self.indices}")
+            done |= finished
             for index, each in checkpoint.load(folder, self._identity).items():
                 if index not in saved or _drawn(each) > _drawn(saved[index]):  # of several, some may be older
                     saved[index] = each
@@ -492,6 +497,15 @@ def _indices(start: int, end: int | None, skip: int, count: int) -> range:
     if not indices:
         raise ValueError(f"--skip is {skip}, and no multiple of it lies from --start {start} to before --end {stop}")
     return indices
+
+
+def _clamp(limits: list[float] | None) -> tuple[float, float] | None:
+    if limits is None:
+        return None
+    low, high = limits
+    if not low <= high:
+        raise ValueError(f"--clamp is {low} {high}; it must be LOW and HIGH, numbers with LOW at most HIGH")
+    return low, high
 
 
 def _normalisation(mean: list[float] | None, std: list[float] | None, channels: int) -> dict[str, list[float]]:

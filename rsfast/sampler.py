@@ -321,7 +321,7 @@ class Sampler:
             return _Read(segments, torch.empty(0, dtype=torch.int64), None)
         integers = torch.cat([tensor[slots].flatten() for tensor, slots in self._rows(self._tallies, segments)])
         if self.ranks.by_samples:
-            integers = torch.cat([integers, torch.tensor([_mark(segments)], device=integers.device)])
+            integers = torch.cat([integers, to_device(np.array([_mark(segments)]), integers.device)])
             self.ranks.add(integers)
         if not integers.is_cuda:
             return _Read(segments, integers, None)
@@ -384,11 +384,11 @@ class Sampler:
         input_ids = self._input_ids[places].tolist()
         found = self.course.judge(selection.select(places), ranges, input_ids)
         decided = []
-        not_finite = torch.stack([tally.counts[:, -1] for tally in ranges]).sum(dim=0).tolist()
-        for active, input_id, what, bad in zip(actives, input_ids, found, not_finite, strict=True):
+        voteless = torch.stack([tally.counts[:, -1] for tally in ranges]).sum(dim=0).tolist()
+        for active, input_id, what, count in zip(actives, input_ids, found, voteless, strict=True):
             active.judged = look + 1
             if what is not None:
-                self._warn(input_id, bad)
+                self._warn(input_id, count)
                 self._found[active.number] = Outcome(active.number, input_id, what)
                 self.schedule.release(active)
                 decided += [Segment(active, piece, 0, 0) for piece in range(self._looks + 1)]
@@ -398,13 +398,14 @@ class Sampler:
             for tensor, slots in self._rows(self._tallies, decided):
                 tensor.index_fill_(0, slots, 0)
 
-    def _warn(self, input_id: int, not_finite: int) -> None:
-        """Say, once, that the model returned NaN or infinity: an abstention for that looks like any other."""
-        if not_finite and not self._warned:
+    def _warn(self, input_id: int, voteless: int) -> None:
+        """Warn once of samples that vote for no class: an abstention for that looks like any other."""
+        if voteless and not self._warned:
             self._warned = True
             warnings.warn(
-                f"model returned NaN or infinity in {not_finite} of the samples of input {input_id}; such a sample counts, "
-                "but votes for no class and has no score (this is said of the first such input alone)",
+                f"model returned NaN, or a largest logit that is not finite, in {voteless} of the samples of input "
+                f"{input_id}; such a sample counts, but votes for no class and has no score (only the first such input is "
+                "reported)",
                 UserWarning,
                 stacklevel=2,
             )

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from . import heads as heads_module
 from .heads import Head, Votes
+from .provenance import Provenance
 from .sequences import BINS, bin_edges
 
 MAX_SAMPLES = (1 << 33) - 1
@@ -30,8 +31,11 @@ _BIN_NAMES = ("bin_counts", "bin_sums")
 
 def check_range(name: str, values: torch.Tensor, limit: int) -> None:
     """Raise ValueError unless all of `values` lie in [0, limit)."""
-    if values.numel() and (int(values.min()) < 0 or int(values.max()) >= limit):
-        raise ValueError(f"{name} runs from {int(values.min())} to {int(values.max())}; it must lie in [0, {limit})")
+    if not values.numel():
+        return
+    low, high = map(int, values.aminmax())
+    if low < 0 or high >= limit:
+        raise ValueError(f"{name} runs from {low} to {high}; it must lie in [0, {limit})")
 
 
 def integers(name: str, values: Any, shape: str) -> torch.Tensor:
@@ -73,6 +77,9 @@ class Tally:
     tracked : int64 tensor [I, M, C], optional
         For each input and each of the M soft heads, the C classes (0 to 8) whose scores are put into histograms. None by
         default: C is 0.
+    provenance : Provenance, optional
+        Which samples it holds, once all are added. `sample` states it; a loop of your own should, too: `certificates`
+        refuses a Tally that states none unless you vouch for it.
     device : torch.device
 
     Attributes
@@ -80,7 +87,7 @@ class Tally:
     n : int64 tensor [I]
         Samples drawn.
     counts : int64 tensor [I, K + 1]
-        Votes a class; last, the rows that voted for none because a logit was not finite.
+        Votes a class; last, the rows that voted for none because a logit was NaN or the largest was not finite.
     sums, squares : int64 tensors [I, M, K]
         For each of the M soft heads, the sum of the scores in units of 2^-30 (each rounded down), and of their squares in
         the same units (each rounded up).
@@ -88,11 +95,13 @@ class Tally:
         As given.
     bin_counts, bin_sums : int64 tensors [I, M, C, BINS]
         For each tracked class, how many of its scores fall into each bin (`sequences.bin_of`), and the sum of these. A row
-        whose logits are not all finite has a score of 0.
+        that voted for no class has a score of 0.
     heads, soft_heads : tuple of Head
         As given; and without Votes, in the order of the axis M.
     parameters : float32 tensor [M, 4]
         Of the soft heads, as `Head.parameters` gives them.
+    provenance : Provenance or None
+        As given; None if it is not known. Checked when it is set.
 
     Examples
     --------
@@ -108,6 +117,7 @@ class Tally:
         heads: Sequence[Head] = (Votes(),),
         *,
         tracked: Any = None,
+        provenance: Provenance | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         for name, value, low, high in (("num_inputs", num_inputs, 1, 1 << 32), ("num_classes", num_classes, 2, 1 << 20)):
@@ -126,6 +136,7 @@ class Tally:
         self.heads = heads
         self.soft_heads = tuple(head for head in heads if head != Votes())
         self.num_inputs, self.num_classes = num_inputs, num_classes
+        self.provenance = provenance
         places = (num_inputs, len(self.soft_heads))
         if tracked is None:
             tracked = torch.zeros(*places, 0, dtype=torch.int64)
@@ -144,6 +155,28 @@ class Tally:
         self.bin_sums = torch.zeros(bins, dtype=torch.int64, device=device)
         parameters = torch.tensor([head.parameters() for head in self.soft_heads], dtype=torch.float32)
         self.parameters = parameters.view(-1, 4).to(device)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        return self._provenance
+
+    @provenance.setter
+    def provenance(self, provenance: Provenance | None) -> None:
+        if provenance is not None and not isinstance(provenance, Provenance):
+            raise TypeError(f"provenance is {provenance!r}; it must be a Provenance or None")
+        if provenance is not None and len(provenance.input_ids) != self.num_inputs:
+            raise ValueError(f"provenance is of {len(provenance.input_ids)} inputs; it must be of {self.num_inputs}")
+        self._provenance = provenance
+
+    def check_provenance(self, name: str = "tally") -> None:
+        """Raise ValueError if n is not what the provenance states, as where samples were added twice."""
+        if self.provenance is None:
+            return
+        for place, (n, stated) in enumerate(zip(self.n.tolist(), self.provenance.counts(), strict=True)):
+            if n != stated:
+                raise ValueError(
+                    f"{name}.n[{place}] is {n}, but its provenance states {stated} samples; it must hold each of them once"
+                )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what counts by name: n, counts, sums, squares and, where classes are tracked, bin_counts and bin_sums."""
@@ -177,7 +210,16 @@ class Tally:
             raise ValueError("the bin_sums of each tracked class must add up to its sums")
 
     def __add__(self, other: Tally) -> Tally:
-        """Return the tally of both sets of samples. Exact, commutative and associative."""
+        """Return the tally of both sets of samples. Exact, commutative and associative.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit each other, hold a sample twice (by their provenance), or only one states its provenance and
+            the other is not empty.
+        OverflowError
+            If the sum would hold more than 2^33 - 1 samples of an input.
+        """
         if not isinstance(other, Tally):
             return NotImplemented
         if (self.heads, self.counts.shape) != (other.heads, other.counts.shape):
@@ -191,11 +233,36 @@ class Tally:
         if most > MAX_SAMPLES:
             raise OverflowError(f"the sum would hold {most} samples of an input; a Tally holds 2^33 - 1")
         mine, theirs = self.tensors(), other.tensors()
-        total = Tally(self.num_inputs, self.num_classes, self.heads, tracked=self.tracked, device=self.n.device)
+        total = self._like(self.tracked, self._united(other), self.n.device)
         return total._fill({name: mine[name] + theirs[name].to(self.n.device) for name in mine})
 
+    def _united(self, other: Tally) -> Provenance | None:
+        """Return the provenance of the sum."""
+        known = [tally for tally in (self, other) if tally.provenance is not None]
+        if not known:
+            return None
+        for tally in known:
+            tally.check_provenance()
+        if len(known) == 1:
+            if bool((other if known[0] is self else self).n.any()):
+                raise ValueError(
+                    "a tally that states its provenance cannot be added to one that does not; state it for both, or set "
+                    "provenance = None on both"
+                )
+            return known[0].provenance
+        assert self.provenance is not None
+        assert other.provenance is not None
+        try:
+            return self.provenance + other.provenance
+        except ValueError as error:
+            raise ValueError(f"two tallies cannot be added: {error}") from None
+
+    def _like(self, tracked: torch.Tensor, provenance: Provenance | None, device: torch.device | str) -> Tally:
+        """Return an empty tally of the same heads and classes, of as many inputs as `tracked`."""
+        return Tally(len(tracked), self.num_classes, self.heads, tracked=tracked, provenance=provenance, device=device)
+
     def __eq__(self, other: object) -> bool:
-        """Tell whether both hold the same heads and the same integers, on whatever device."""
+        """Tell whether both hold the same heads and the same integers, on whatever device and wherever they come from."""
         if not isinstance(other, Tally):
             return NotImplemented
         if not torch.equal(self.tracked.cpu(), other.tracked.cpu()):
@@ -211,8 +278,7 @@ class Tally:
 
     def to(self, device: torch.device | str) -> Tally:
         """Return a copy on `device`."""
-        copy = Tally(self.num_inputs, self.num_classes, self.heads, tracked=self.tracked, device=device)
-        return copy._fill(self.tensors())
+        return self._like(self.tracked, self.provenance, device)._fill(self.tensors())
 
     def select(self, indices: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> Tally:
         """Return the tally of these inputs alone, a copy, in this order.
@@ -226,9 +292,9 @@ class Tally:
         if places.ndim != 1 or not len(places):
             raise ValueError(f"indices has shape {list(places.shape)}; it must be [B], B at least 1")
         check_range("indices", places, self.num_inputs)
+        provenance = self.provenance and self.provenance.select(places.tolist())
         places = places.to(self.n.device)
-        tracked = self.tracked[places]
-        part = Tally(len(places), self.num_classes, self.heads, tracked=tracked, device=self.n.device)
+        part = self._like(self.tracked[places], provenance, self.n.device)
         return part._fill({name: tensor[places] for name, tensor in self.tensors().items()})
 
     def integers(self, index: int) -> dict[str, Any]:
@@ -273,6 +339,8 @@ class Tally:
     def save(self, path: str | Path) -> None:
         """Write the tally to a safetensors file."""
         metadata = {"format": _FORMAT, "heads": json.dumps([head.to_dict() for head in self.heads])}
+        if self.provenance is not None:
+            metadata["provenance"] = json.dumps(self.provenance.to_dict())
         tensors = self.tensors() | ({"tracked": self.tracked} if self.tracked.numel() else {})
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
 
@@ -298,7 +366,10 @@ class Tally:
             counts, tracked = tensors["counts"], tensors.get("tracked")
             if tracked is None and "bin_counts" in tensors:
                 raise ValueError("it holds bin_counts and no tracked")
-            return cls(counts.shape[0], counts.shape[1] - 1, heads, tracked=tracked, device=device)._fill_checked(tensors)
+            stated = metadata.get("provenance")
+            provenance = None if stated is None else Provenance.from_dict(json.loads(stated))
+            tally = cls(counts.shape[0], counts.shape[1] - 1, heads, tracked=tracked, provenance=provenance, device=device)
+            return tally._fill_checked(tensors)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is damaged ({type(error).__name__}: {error}); it must be as Tally.save wrote it"

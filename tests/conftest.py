@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsfast import _cpu, evidence
+from rsfast import _cpu, api, evidence
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -59,6 +59,12 @@ def assert_same_bits(found, expected):
 def poison(shape, dtype=torch.float32, memory_format=torch.contiguous_format):
     """An output full of NaN, so that a place that a kernel leaves out shows."""
     return torch.full(shape, torch.nan, dtype=dtype).contiguous(memory_format=memory_format)
+
+
+@pytest.fixture
+def unprobed(monkeypatch):
+    """For tests of what a model is called with: without the few rows that it gets before all others."""
+    monkeypatch.setattr(api, "probe", lambda *_: None)
 
 
 class Flushing:

@@ -40,12 +40,15 @@ void perturb_block(const Block& block, const PerturbGrid& g) {
 
 }  // namespace
 
-extern "C" const char* run_perturb(const PerturbJob* job, int backwards) {
+// From piece `first` of each row on.
+extern "C" const char* run_perturb(const PerturbJob* job, int backwards, int64_t first) {
   const PerturbGrid g = make_grid(*job);
-  return run(g.pieces, job->batch, g.threads, g.shared, backwards, [&](const Block& block) {
+  return run(g.pieces - first, job->batch, g.threads, g.shared, backwards, [&](Block block) {
+    block.x += first;
     switch (job->type) {
       case Type::float16: return perturb_block<Type::float16>(block, g);
       case Type::bfloat16: return perturb_block<Type::bfloat16>(block, g);
+      case Type::float64: return perturb_block<Type::float64>(block, g);
       default: return perturb_block<Type::float32>(block, g);
     }
   });

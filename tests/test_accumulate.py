@@ -1,8 +1,15 @@
 """ops.accumulate: every backend and instruction set makes the same integers, which are what the contract says they are."""
 
+import copy
 import functools
 import math
+import pickle
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from types import SimpleNamespace
 
 import mpmath as mp
 import numpy as np
@@ -12,7 +19,7 @@ from conftest import Flushing, bits
 
 from rsfast import ops, sequences
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
-from rsfast.ops import accumulate, reference
+from rsfast.ops import accumulate, backends, reference
 from rsfast.tally import MAX_SAMPLES, Tally
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -31,7 +38,7 @@ def generator(seed):
 
 
 def hostile_logits(classes, batch, dtype=torch.float32, seed=0):
-    """Rows of many scales, with ties, offsets, equal rows, and about one in nine not finite."""
+    """Rows of many scales, with ties, offsets, equal rows, classes of -inf, and about one in nine that does not vote."""
     draw = generator(1000 * classes + batch + seed)
     logits = torch.randn(batch, classes, generator=draw, dtype=torch.float64)
     scale = torch.tensor([1e-9, 1e-3, 0.1, 1.0, 4.0, 30.0, 1000.0])[torch.randint(7, (batch,), generator=draw)]
@@ -40,9 +47,17 @@ def hostile_logits(classes, batch, dtype=torch.float32, seed=0):
     logits[kind == 0] = logits[kind == 0].round()
     logits[kind == 1] = logits[kind == 1, :1]
     place = (kind == 2).nonzero().flatten()
-    spoil = torch.tensor([math.nan, math.inf, -math.inf])[torch.arange(len(place)) % 3].double()
+    spoil = torch.tensor([math.nan, math.inf])[torch.arange(len(place)) % 2].double()
     logits[place, torch.randint(classes, (len(place),), generator=draw)] = spoil
+    logits[place[::5]] = -math.inf
+    masked = torch.rand(batch, classes, generator=draw) < torch.rand(batch, 1, generator=draw)
+    logits[masked & (kind == 3)[:, None]] = -math.inf
     return logits.to(dtype)
+
+
+def that_vote(logits):
+    """The rows without a NaN whose maximum is finite."""
+    return logits[~logits.isnan().any(1) & logits.amax(1).isfinite()]
 
 
 def fill(logits, rows=None, *, heads=HEADS, slots=SLOTS, tracked=None, backend="cpu"):
@@ -221,7 +236,13 @@ def test_votes(backend, isa):
         ([1e-45, 0.0, 3e-45], 2),
         ([math.nan, 1.0, 0.0], 3),
         ([0.0, math.inf, 0.0], 3),
-        ([0.0, 0.0, -math.inf], 3),
+        ([math.inf, -math.inf, math.inf], 3),
+        ([-math.inf, 0.0, math.nan], 3),
+        ([math.nan, -math.inf, -math.inf], 3),
+        ([-math.inf, -math.inf, -math.inf], 3),
+        ([0.0, 0.0, -math.inf], 0),
+        ([-math.inf, -3.4e38, -math.inf], 1),
+        ([-math.inf, -1.0, -1.0], 1),
     ):
         for batch in (1, 17):
             tally = fill(torch.tensor([row]).repeat(batch, 1), heads=(Votes(),), slots=1, backend=backend)
@@ -231,12 +252,12 @@ def test_votes(backend, isa):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_row_that_is_not_finite_votes_for_none(value, dtype, isa):
+def test_a_row_without_a_finite_maximum_votes_for_none(value, dtype, isa):
     """Wherever it stands, it counts in n and in the last of counts and adds no score; rows beside it do not notice."""
     clean = torch.randn(33, 5, generator=generator(8)).to(dtype)
     for place in ((0, 0), (5, 2), (15, 4), (16, 0), (32, 4)):
         logits = clean.clone()
-        logits[place] = value
+        logits[place if value != -math.inf else place[0]] = value
         found = fill(logits, [0] * 33, slots=1)
         rest = fill(torch.cat([clean[: place[0]], clean[place[0] + 1 :]]), [0] * 32, slots=1)
         rest.n += 1
@@ -249,13 +270,63 @@ def test_a_row_that_is_not_finite_votes_for_none(value, dtype, isa):
 
 
 def test_doubles_beyond_float32(isa):
-    """A float64 logit that rounds to an infinite float32 is not finite: from the largest float32 plus half its unit on."""
+    """A float64 logit that rounds to an infinite float32 is infinite: from the largest float32 plus half its unit on."""
     top = 2.0**128 - 2.0**104
     limit = top + 2.0**103
-    for value, votes in ((top, True), (math.nextafter(limit, 0), True), (limit, False), (1e39, False), (-1e300, False)):
+    for value, votes in ((top, True), (math.nextafter(limit, 0), True), (limit, False), (1e39, False)):
         found = fill(torch.tensor([[0.0, value]], dtype=torch.float64), [0], heads=(Votes(), Softmax(1.0)), slots=1)
         assert found.counts.tolist() == [[0, 1, 0] if votes else [0, 0, 1]]
         assert found.sums.tolist() == [[[0, ONE if votes else 0]]]
+        found = fill(torch.tensor([[-value, -7.0]], dtype=torch.float64), [0], heads=(Votes(), Softmax(1.0)), slots=1)
+        assert found.counts.tolist() == [[0, 1, 0]]
+        assert found.sums.tolist() == [[[0, ONE]]]
+
+
+# Classes that are not in use
+
+
+def masked_logits(classes, batch, dtype, share):
+    """Rows in which about `share` of the classes are -inf, and the same rows with a very low logit instead."""
+    draw = generator(classes + batch)
+    logits = (torch.randn(batch, classes, generator=draw) * 5).to(dtype)
+    masked = torch.rand(batch, classes, generator=draw) < share
+    masked[torch.arange(batch), torch.randint(classes, (batch,), generator=draw)] = False
+    low = -60_000.0 if dtype == torch.float16 else -1e30
+    return logits.masked_fill(masked, -math.inf), logits.masked_fill(masked, low)
+
+
+MASKS = [(2, 40, 0.5), (3, 17, 0.9), (10, 300, 0.5), (17, 33, 0.0), (100, 70, 0.99), (1000, 17, 0.3), (2100, 3, 0.9)]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_masked_classes_are_classes_far_below(dtype, backend, isa):
+    """Logits of -inf leave votes, scores and histograms of the others as very low ones do, to the last integer."""
+    for classes, batch, share in MASKS:
+        (masked, low), tracked = masked_logits(classes, batch, dtype, share), some_classes(classes, 2)
+        found = fill(masked, some_rows(batch), tracked=tracked, backend=backend)
+        assert_same(found, fill(low, some_rows(batch), tracked=tracked, backend="reference"))
+        assert not found.counts[:, -1].any()
+        assert share == 0 or masked.isinf().any()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_masked_classes_score_0(backend, isa):
+    """At the smallest and largest temperatures, in bin 0; the classes that are left share 2^30."""
+    soft = [head(t) for head in (Softmax, Sparsemax) for t in (3e-39, 1e-38, 1.0, 8e37)]
+    heads = (*soft, ClippedLogits(-3e38, 3e37), ClippedLogits(1.0, 2.0))
+    for row, used in (([-math.inf, 2.0, 2.0, -math.inf], 2), ([0.5] * 16 + [-math.inf] * 5, 16)):
+        logits = torch.tensor([row]).repeat(17, 1)
+        off = logits[0].isinf().nonzero().flatten()
+        tracked = off[[0, -1]].expand(1, len(heads), 2)
+        found = fill(logits, [0] * 17, heads=heads, slots=1, tracked=tracked, backend=backend)
+        assert not found.sums[0, :, off].any()
+        assert not found.squares[0, :, off].any()
+        assert (found.bin_counts[..., 0] == 17).all()
+        assert not found.bin_sums.any()
+        left = found.sums[0, : len(soft)][:, ~logits[0].isinf()]
+        assert (left == 17 * (ONE // used)).all()
+        assert found.counts[0, int((~logits[0].isinf()).int().argmax())] == 17
 
 
 # Scores
@@ -281,7 +352,7 @@ def sparsemax_integers(units):
 def restated(classes, temperature):
     """Rows of logits and their softmax and sparsemax: shift and scale in float32, units, and then Python integers."""
     logits = hostile_logits(classes, 24, seed=1)
-    logits = logits[torch.isfinite(logits).all(1)]
+    logits = that_vote(logits)
     a = (logits - logits.max(1, keepdim=True).values) * torch.tensor(1 / temperature, dtype=torch.float32)
     softmax = [softmax_integers(units) for units in reference.exp_units(a).tolist()]
     shifted = (a + torch.tensor(1.0)).clamp(min=0).tolist()
@@ -335,7 +406,7 @@ def test_softmax_is_softmax(classes, batch, temperature, isa):
     what lies below 2^-40 is dropped. Scores never sum to more than 1.
     """
     logits = hostile_logits(classes, batch, seed=2)
-    logits = logits[torch.isfinite(logits).all(1)]
+    logits = that_vote(logits)
     q = row_scores(logits, Softmax(temperature))[:, 0]
     a, p = float64_softmax(logits, temperature)
     weight = torch.where(p > 0, (3 * a.abs() + 2) * 2.0**-24, 0.0)
@@ -355,7 +426,7 @@ def test_sparsemax_is_sparsemax(classes, batch, temperature, isa):
     of the threshold; and two units.
     """
     logits = hostile_logits(classes, batch, seed=3)
-    logits = logits[torch.isfinite(logits).all(1)]
+    logits = that_vote(logits)
     q = row_scores(logits, Sparsemax(temperature))[:, 0]
     p = float64_sparsemax(logits, temperature)
     assert ((q / ONE - p).abs() <= 5.5e-7).all()
@@ -557,6 +628,155 @@ def test_rows_that_are_not_finite_score_0(backend, isa):
         assert not found.bin_sums.any()
 
 
+# Threads, memory, and the operator itself
+
+
+def test_threads_that_share_a_tally(threads, isa):
+    """Eight threads add to one Tally, many rows each, as the kernels run without Python's lock: no count is lost."""
+    threads(1)
+    heads, tracked, calls = (ClippedLogits(0.0, 1.0),), torch.tensor([[[0, 1]]]), 64
+    logits = hostile_logits(2, 20_000)
+    shared, alone = (Tally(1, 2, heads, tracked=tracked) for _ in range(2))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: accumulate(logits, shared), range(calls)))
+    accumulate(logits, alone)
+    for name in ("n", "counts", "sums", "squares", "bin_counts", "bin_sums"):
+        assert torch.equal(getattr(shared, name), calls * getattr(alone, name)), name
+
+
+def test_calls_on_one_tally_take_turns(monkeypatch):
+    """A backend that dawdles between reading a counter and writing it loses nothing, through a view of the Tally either."""
+
+    def accumulate_slowly(job):
+        before = job.n.clone()
+        time.sleep(0.002)
+        job.n.copy_(before + len(job.rows))
+
+    monkeypatch.setattr(backends, "_module", lambda name: SimpleNamespace(accumulate=accumulate_slowly))
+    tally = Tally(1, 3)
+    twin = copy.copy(tally)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: accumulate(torch.zeros(2, 3), (tally, twin)[i % 2]), range(16)))
+    assert tally.n.tolist() == [32]
+
+
+def test_after_a_fork_that_came_in_the_middle_of_a_call():
+    """A child gets locks of its own: none that a thread of its parent holds."""
+    code = """
+import os, signal
+from rsfast import Tally
+from rsfast.ops import accumulate, backends
+import torch
+for lock in backends._turns:
+    lock.acquire()
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    accumulate(torch.zeros(2, 3), Tally(1, 3), backend="reference")
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_copies_of_a_tally_count_on_their_own():
+    tally = fill(hostile_logits(10, 50), some_rows(50), tracked=some_classes(10, 2))
+    for copied in (copy.deepcopy(tally), pickle.loads(pickle.dumps(tally))):
+        assert copied == tally
+        accumulate(hostile_logits(10, 50), copied, rows=some_rows(50))
+        assert copied != tally
+
+
+def test_autograd_notices_that_a_tally_was_added_to():
+    tally = Tally(1, 3, (Softmax(1.0),), tracked=[[[0]]])
+    names = ("n", "counts", "sums", "squares", "bin_counts", "bin_sums")
+    before = [getattr(tally, name)._version for name in names]
+    accumulate(torch.zeros(2, 3), tally)
+    assert all(getattr(tally, name)._version > version for name, version in zip(names, before, strict=True))
+
+
+def call_operator(**changes):
+    """The operator on 2 rows of 3 classes, with a Tally of 4 inputs, 2 soft heads and 1 tracked class."""
+    tally = Tally(4, 3, (Softmax(1.0), Sparsemax(1.0)), tracked=torch.ones(4, 2, 1, dtype=torch.int64))
+    names = ("n", "counts", "sums", "squares", "tracked", "bin_counts", "bin_sums")
+    arguments = {"logits": torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]), "rows": torch.tensor([0, 3])}
+    arguments |= {"parameters": tally.parameters, "backend": "cpu"} | {name: getattr(tally, name) for name in names}
+    torch.ops.rsfast.accumulate(**arguments | changes)
+    return tally
+
+
+INDEX = torch.int64
+OPERATOR_ERRORS = {
+    "logits of integers": (TypeError, r"^logits has dtype torch.int32; ", {"logits": torch.zeros(2, 3, dtype=torch.int32)}),
+    "logits of rank 1": (ValueError, r"^logits has shape \[3\]; ", {"logits": torch.zeros(3)}),
+    "logits of 4 classes": (ValueError, r"^logits has shape \[2, 4\]; it must be \[B, 3\]", {"logits": torch.zeros(2, 4)}),
+    "logits elsewhere": (
+        ValueError,
+        r"^logits is on 'meta', the tally on 'cpu'",
+        {"logits": torch.zeros(2, 3, device="meta")},
+    ),
+    "rows too few": (ValueError, r"^rows has shape \[1\]; ", {"rows": torch.zeros(1, dtype=INDEX)}),
+    "rows of floats": (TypeError, r"^rows has dtype torch.float32; ", {"rows": torch.zeros(2)}),
+    "rows strided": (ValueError, r"^rows has strides ", {"rows": torch.zeros(4, dtype=INDEX)[::2]}),
+    "rows too large": (ValueError, r"^rows runs from 0 to 4; it must lie in \[0, 4\)", {"rows": torch.tensor([0, 4])}),
+    "parameters short": (ValueError, r"^parameters has shape \[2, 3\]; ", {"parameters": torch.zeros(2, 3)}),
+    "parameters of another number": (ValueError, r"^sums has shape \[4, 2, 3\]; ", {"parameters": torch.zeros(3, 4)}),
+    "parameters of doubles": (
+        TypeError,
+        r"^parameters has dtype torch.float64; ",
+        {"parameters": torch.zeros(2, 4, dtype=torch.float64)},
+    ),
+    "n of int32": (TypeError, r"^n has dtype torch.int32; ", {"n": torch.zeros(4, dtype=torch.int32)}),
+    "n strided": (ValueError, r"^n has strides ", {"n": torch.zeros(8, dtype=INDEX)[::2]}),
+    "counts of fewer inputs": (ValueError, r"^counts has shape \[3, 4\]; ", {"counts": torch.zeros(3, 4, dtype=INDEX)}),
+    "counts strided": (ValueError, r"^counts has strides ", {"counts": torch.zeros(4, 4, dtype=INDEX).t()}),
+    "counts broadcast": (ValueError, r"^counts has strides ", {"counts": torch.zeros(1, 4, dtype=INDEX).expand(4, 4)}),
+    "sums of floats": (TypeError, r"^sums has dtype torch.float32; ", {"sums": torch.zeros(4, 2, 3)}),
+    "squares too small": (ValueError, r"^squares has shape \[4, 1, 3\]; ", {"squares": torch.zeros(4, 1, 3, dtype=INDEX)}),
+    "tracked of rank 2": (ValueError, r"^tracked has shape \[4, 2\]; ", {"tracked": torch.zeros(4, 2, dtype=INDEX)}),
+    "tracked out of range": (ValueError, r"^tracked runs from 3 to 3; ", {"tracked": torch.full((4, 2, 1), 3)}),
+    "tracked negative": (ValueError, r"^tracked runs from -1 to -1; ", {"tracked": torch.full((4, 2, 1), -1)}),
+    "bins too few": (ValueError, r"^bin_counts has shape ", {"bin_counts": torch.zeros(4, 2, 1, 127, dtype=INDEX)}),
+    "bin_sums too few": (ValueError, r"^bin_sums has shape ", {"bin_sums": torch.zeros(4, 2, 0, 128, dtype=INDEX)}),
+    "backend": (ValueError, r"^backend is 'fast'; ", {"backend": "fast"}),
+}
+
+
+@pytest.mark.parametrize("case", OPERATOR_ERRORS)
+def test_the_operator_checks_a_call_itself(case):
+    error, message, changes = OPERATOR_ERRORS[case]
+    with pytest.raises(error, match=message):
+        call_operator(**changes)
+
+
+def test_the_operator_without_changes_is_accumulate():
+    assert call_operator().counts.tolist() == [[0, 1, 0, 0], [0] * 4, [0] * 4, [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_tensors_that_share_memory_are_refused(backend):
+    """Two counters of a Tally, and a counter with what is read, whatever the types; beside one another they are taken."""
+    memory = torch.zeros(100, dtype=INDEX)
+    counts, sums = memory[:16].view(4, 4), memory[15:39].view(4, 2, 3)
+    with pytest.raises(ValueError, match=r"^counts shares memory with sums; "):
+        call_operator(counts=counts, sums=sums, backend=backend)
+    with pytest.raises(ValueError, match=r"^sums shares memory with logits; "):
+        call_operator(sums=sums, logits=memory.view(torch.float32)[70:76].view(2, 3), backend=backend)
+    with pytest.raises(ValueError, match=r"^sums shares memory with logits; "):
+        call_operator(sums=sums, logits=memory.view(torch.float32)[:140:2].view(7, 10).t()[2:5, 1:3].t(), backend=backend)
+    with pytest.raises(ValueError, match=r"^n shares memory with rows; "):
+        call_operator(n=memory[:4], rows=memory[3:5], backend=backend)
+    with pytest.raises(ValueError, match=r"^squares shares memory with tracked; "):
+        call_operator(squares=memory[:24].view(4, 2, 3), tracked=memory[8:16].view(4, 2, 1), backend=backend)
+    assert not memory.any()
+    call_operator(counts=memory[:16].view(4, 4), sums=memory[16:40].view(4, 2, 3), n=memory[40:44], backend=backend)
+    assert memory[40:44].tolist() == [1, 0, 0, 1]
+    tally = Tally(1, 3)
+    tally.counts = tally.n.expand(1, 4)
+    with pytest.raises(ValueError, match=r"^counts has strides "):
+        accumulate(torch.zeros(1, 3), tally)
+
+
 # The cap, and errors
 
 
@@ -647,4 +867,4 @@ def test_a_call_without_changes_is_right():
 
 def test_types():
     """The four that the tests above go through are all there are."""
-    assert set(ops.LOGIT_TYPES) == set(TYPES)
+    assert set(ops.TYPES) == set(TYPES)

@@ -1,7 +1,13 @@
 """The public functions end to end: where the smoothed radius is known, beside the 2019 loop, and on bad input."""
 
+import copy
 import math
+import pickle
+import re
+import threading
+import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -236,8 +242,8 @@ def test_backends_give_the_same_certificates():
     assert [c.to_dict() | {"backend": ""} for c in one] == [c.to_dict() | {"backend": ""} for c in two]
 
 
-def test_the_warning_is_for_clopper_pearson_alone():
-    """Nine unanimous votes certify nothing by it; the randomized bound may."""
+def test_the_warning_is_not_for_the_randomized_bound():
+    """Nine unanimous votes certify nothing by Clopper and Pearson's; it may."""
     options = {"num_classes": 2, "n": 9, "seed": 1}
     x = Linear(4).at([3.0] * 20)
     with pytest.warns(UserWarning, match="certify needs n of at least 10"):
@@ -253,6 +259,7 @@ def test_a_model_that_returns_nan_certifies_nothing():
     assert (certificate.prediction, certificate.radius, certificate.counts) == (ABSTAIN, 0.0, (0, 0))
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_scale_and_shift_are_the_models_normalisation():
     """The model sees (x + noise - mean) / std, while sigma and radius stay in the units of x."""
     mean, std = torch.tensor([0.4, 0.5]), torch.tensor([0.2, 0.25])
@@ -346,6 +353,7 @@ def test_smooth_calls_what_forks_override():
     assert radius == pytest.approx(0.5 * 1.2815515655446004, rel=1e-12)  # Phi^-1(0.9), scipy.stats.norm.ppf
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_smooth_never_draws_the_same_noise_twice():
     smooth = Smooth(first_three, 3, 1.0, seed=0)
     seen = []
@@ -364,6 +372,268 @@ def test_smooth_takes_votes_of_its_own_stream():
     assert counts.dtype.kind == "i"
     assert counts.shape == (3,)
     assert counts.sum() == 100
+
+
+NEAR = torch.tensor([0.2, 0.1, 0.0])  # under noise of 0.25 each class gets votes, the first the most
+
+
+def last_three(x):
+    return x.flatten(1)[:, -3:]
+
+
+def answers(smooth, calls=2):
+    """What certify, predict and direct sampling give, call by call."""
+    return [
+        (
+            smooth.certify(NEAR, 20, 1000, 0.01, 100),
+            smooth.predict(NEAR, 1000, 0.01, 100),
+            *smooth._sample_noise(NEAR, 50, 20),
+        )
+        for _ in range(calls)
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base_classifier": lambda x: x.flip(1)},
+        {"base_classifier": lambda x: x[:, :2], "num_classes": 2},
+        {"sigma": 0.5},
+        {"sigma": np.float32(0.125)},
+        {"seed": 9},
+        {"options": {"scale": torch.tensor([1.0, 3.0, 1.0]), "shift": 0.5}},
+    ],
+)
+def test_what_is_set_on_a_smooth_is_used_from_the_next_call(change):
+    """As if it had been given at first."""
+    settings = {"base_classifier": last_three, "num_classes": 3, "sigma": 0.25, "seed": 8}
+    smooth, before = Smooth(**settings), Smooth(**settings)
+    now = settings | {name: value for name, value in change.items() if name != "options"}
+    expected = Smooth(**now, **change.get("options", {}))
+    assert answers(smooth) == answers(before) != answers(expected)
+    for name, value in change.items():
+        setattr(smooth, name, value)
+    assert answers(smooth) == answers(expected) != answers(before)
+    assert smooth.noise == Gaussian(smooth.sigma)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("base_classifier", None, TypeError, "base_classifier is None; it must be callable"),
+        ("num_classes", 1, ValueError, "num_classes is 1; it must be from 2"),
+        ("num_classes", 3.0, TypeError, "num_classes is 3.0; it must be"),
+        ("sigma", 0.0, ValueError, "sigma is 0.0; it must be positive"),
+        ("sigma", "0.5", TypeError, "sigma is '0.5'; it must be a number"),
+        ("seed", -1, ValueError, r"seed is -1; it must be in \[0, 2\^64\)"),
+        ("options", {"sedd": 1}, TypeError, "sedd is no argument"),
+        ("options", None, TypeError, "options is None; it must be a dict"),
+    ],
+)
+def test_what_is_wrong_changes_nothing_on_a_smooth(name, value, error, message):
+    smooth, expected = Smooth(last_three, 3, 0.25, seed=8), Smooth(last_three, 3, 0.25, seed=8)
+    with pytest.raises(error, match=message):
+        setattr(smooth, name, value)
+    assert answers(smooth) == answers(expected)
+    with pytest.raises(AttributeError):
+        smooth.noise = Gaussian(0.5)
+
+
+class SamplesItself(Smooth):
+    """As the original and its forks do: with torch's noise of the sigma that the object has."""
+
+    def _sample_noise(self, x, num, batch_size):
+        batch = x + self.sigma * torch.randn(num, *x.shape)
+        return self._count_arr(self.base_classifier(batch).argmax(1).numpy(), self.num_classes)
+
+
+def test_the_radius_of_a_fork_that_samples_itself_is_for_the_sigma_that_it_has():
+    """The other class is 0.1 / sqrt(2) away: more is certified with probability at most 1e-6."""
+    torch.manual_seed(0)
+    fork = SamplesItself(last_three, 3, 3.0)
+    fork.sigma = 0.25
+    label, radius = fork.certify(torch.tensor([0.2, 0.1, -9.0]), 100, 20_000, 1e-6, 100)
+    assert label == 0
+    assert 0.0 < radius <= 0.1 / math.sqrt(2)
+
+
+@pytest.mark.parametrize("method", ["certify", "predict"])
+@pytest.mark.parametrize(
+    ("fork", "name", "batch"),
+    [
+        *[(Smooth, name, batch) for name in ("sigma", "base_classifier", "num_classes") for batch in (1, 3)],
+        (SamplesItself, "sigma", 1),  # it has one batch a sample
+        (SamplesItself, "base_classifier", 1),
+    ],
+)
+def test_nothing_is_answered_where_a_smooth_changed_meanwhile(method, name, fork, batch):
+    """In the selection or in the estimation; and the next call is as if that had been all of it."""
+    batches = []
+
+    def changes(x):
+        batches.append(len(x))
+        if len(batches) == batch:
+            setattr(smooth, name, {"sigma": 0.5, "base_classifier": last_three, "num_classes": 4}[name])
+        return x
+
+    def call(smooth):
+        if method == "predict":
+            return smooth.predict(NEAR, 300, 0.01, 100)
+        return smooth.certify(NEAR, 100, 200, 0.01, 100)
+
+    smooth = fork(changes, 3, 0.25, seed=8)
+    with pytest.raises(RuntimeError, match=rf"{name} is .*, but was .* when the call began; it must stay the same"):
+        call(smooth)
+    smooth.base_classifier, smooth.num_classes, smooth.sigma = last_three, 3, 0.25
+    expected = Smooth(last_three, 3, 0.25, seed=8)
+    call(expected)
+    assert fork is SamplesItself or answers(smooth) == answers(expected)
+
+
+def test_a_change_and_back_does_not_show():
+    """Whatever another thread sets between two batches, a call goes on with what was there when it began."""
+    batches = []
+
+    def swings(x):
+        batches.append(len(x))
+        smooth.sigma = 5.0 if len(batches) < 11 else 0.25
+        return last_three(x)
+
+    smooth = Smooth(swings, 3, 0.25, seed=8)
+    smooth._sample_noise(NEAR, 1, 1)  # a model is probed once
+    batches.clear()
+    smooth.sigma, expected = 0.25, Smooth(last_three, 3, 0.25, seed=8)
+    assert smooth.certify(NEAR, 100, 1000, 0.01, 100) == expected.certify(NEAR, 100, 1000, 0.01, 100)
+    assert len(batches) == 11
+
+
+def test_count_arr():
+    smooth = Smooth(first_three, 3, 0.25)
+    for arr, counts in ([2, 0, 2], [1, 0, 2]), ([], [0, 0, 0]), (np.array([1], np.int16), [0, 1, 0]):
+        found = smooth._count_arr(np.array(arr, dtype=getattr(arr, "dtype", np.int64)), 3)
+        assert found.tolist() == counts
+        assert found.dtype == np.int64
+    for arr, error, message in (
+        ([0, 3], ValueError, r"arr runs from 0 to 3; it must lie in \[0, 3\)"),
+        ([-1], ValueError, "arr runs from -1"),
+        ([0.5], TypeError, r"arr is float64 \[1\]; it must be integers"),
+        ([[0, 1]], TypeError, r"arr is int64 \[1, 2\]; it must be integers"),
+    ):
+        with pytest.raises(error, match=message):
+            smooth._count_arr(np.array(arr), 3)
+
+
+@pytest.mark.parametrize("how", ["method", "static method", "on the object"])
+def test_a_fork_that_counts_otherwise_is_heard(how):
+    """It takes the last class for the first."""
+
+    def merged(arr, length):
+        return np.bincount(np.where(arr == 2, 0, arr), minlength=length)
+
+    if how == "method":
+        fork = type("Fork", (Smooth,), {"_count_arr": lambda self, arr, length: merged(arr, length)})(
+            last_three, 3, 0.25, seed=8
+        )
+    elif how == "static method":
+        fork = type("Fork", (Smooth,), {"_count_arr": staticmethod(merged)})(last_three, 3, 0.25, seed=8)
+    else:
+        fork = Smooth(last_three, 3, 0.25, seed=8)
+        fork._count_arr = merged
+    expected = Smooth(lambda x: torch.stack([x[:, [0, 2]].amax(1), x[:, 1], x[:, 1] - 1], dim=1), 3, 0.25, seed=8)
+    assert answers(fork) == answers(expected) != answers(Smooth(last_three, 3, 0.25, seed=8))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda smooth: pickle.loads(pickle.dumps(smooth))])
+def test_a_copy_of_a_smooth_goes_on_as_its_original(copied):
+    smooth = Smooth(last_three, 3, 0.25, seed=8, clamp=(0.0, 1.0))
+    answers(smooth)
+    other = copied(smooth)
+    expected = answers(smooth)
+    assert answers(other) == expected
+    other.sigma = 0.5
+    assert smooth.sigma == 0.25
+
+
+def test_a_fork_with_an_init_of_its_own():
+    class Fork(Smooth):
+        def __init__(self, base_classifier, sigma, device):
+            self.base_classifier, self.sigma, self.device = base_classifier, sigma, device
+
+    fork, other = Fork(last_three, 0.25, "cpu"), Fork(last_three, 0.25, "cpu")
+    with pytest.raises(AttributeError, match=r"num_classes is not set; .* the subclass must set it"):
+        fork.certify(NEAR, 10, 100, 0.01, 10)
+    fork.num_classes = other.num_classes = 3
+    assert fork.seed != other.seed
+    assert answers(fork) == answers(Smooth(last_three, 3, 0.25, seed=fork.seed))
+    fork.options["scale"] = 0.5
+    assert answers(fork) == answers(Smooth(last_three, 3, 0.25, seed=fork.seed, scale=0.5), 4)[2:]
+
+
+def test_calls_within_calls_and_calls_that_fail():
+    """A model that asks another object and one that asks its own, and batches that fail: each call has an id of its own."""
+    expected = answers(Smooth(last_three, 3, 0.25, seed=8), 6)
+    smooth, other, direct = (Smooth(last_three, 3, 0.25, seed=8) for _ in range(3))
+    of_others = []
+
+    def asks(x):
+        of_others.append(other._sample_noise(NEAR, 50, 20))
+        return last_three(x)
+
+    smooth.base_classifier = asks
+    assert answers(smooth, 1) == expected[:1]
+    assert [*map(list, of_others)] == [list(direct._sample_noise(NEAR, 50, 20)) for _ in of_others]
+
+    def fails(x):
+        raise ZeroDivisionError
+
+    smooth.base_classifier = fails
+    for call in (lambda: smooth.certify(NEAR, 10, 100, 0.01, 10), lambda: smooth.predict(NEAR, 100, 0.01, 10)):
+        with pytest.raises(ZeroDivisionError):
+            call()
+    smooth.base_classifier = last_three
+    assert answers(smooth, 1) == expected[2:3]
+
+    def asks_its_own(x):
+        smooth.base_classifier = last_three  # for the call within
+        within.append(answers(smooth, 1)[0])
+        smooth.base_classifier = asks_its_own
+        return last_three(x)
+
+    within = []
+    smooth.base_classifier = asks_its_own
+    smooth._sample_noise(NEAR, 50, 50)  # a batch, after two of the probe: ids 6 to 11 are those of the calls within
+    assert within == expected[3:]
+
+
+def test_threads_share_a_smooth():
+    """Eight threads, 24 calls of each kind: the answers are those of one thread, one for each id."""
+    model = Linear(12)
+    x = model.at([0.1]).view(3, 2, 2)
+    serial, shared, together = (Smooth(model, 2, 0.25, seed=8), Smooth(model, 2, 0.25, seed=8), threading.Barrier(8))
+    expected = [serial.certify(x, 20, 2000, 0.01, 100) for _ in range(24)]
+    model.eval()
+
+    def three_calls(_):
+        together.wait()
+        return [shared.certify(x, 20, 2000, 0.01, 100) for _ in range(3)]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [answer for of_thread in pool.map(three_calls, range(8)) for answer in of_thread]
+    assert len(set(expected)) > 12
+    assert Counter(found) == Counter(expected)
+    seen = set()
+    shared.base_classifier = lambda batch: (seen.update(map(tuple, batch.flatten(1).tolist())), model(batch))[1]
+    shared._sample_noise(x, 1, 1)  # a model is probed once
+    seen.clear()
+
+    def draws(_):
+        together.wait()
+        shared._sample_noise(x, 50, 10)
+        shared.predict(x, 60, 0.01, 10)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(draws, range(8)))
+    assert len(seen) == 8 * (50 + 60)
 
 
 # Errors
@@ -396,7 +666,7 @@ GOOD = {"num_classes": 3, "n": 100, "seed": 1}
             ValueError,
             r"backend is 'gpu'; it must be 'auto' or one of 'reference', 'cpu', 'cuda', 'triton'",
         ),
-        ({"dtype": torch.float64}, TypeError, r"dtype is torch.float64; it must be one of"),
+        ({"dtype": torch.int32}, TypeError, r"dtype is torch.int32; it must be one of"),
         ({"channels_last": True}, ValueError, r"channels_last is True, but an input has 1 axes"),
         ({"scale": [1.0, 2.0]}, ValueError, r"scale has shape \[2\]; it must be a number or \[3\]"),
         ({"clamp": (1, 0)}, ValueError, r"clamp is \(1, 0\); it must be \(low, high\) with low <= high"),
@@ -438,6 +708,30 @@ def test_inputs_are_checked(inputs, error, message):
         certify(first_three, inputs, Gaussian(0.25), **GOOD)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_inputs_among_which_noise_would_vanish_are_refused(sign):
+    """The error names the input, its largest value and sigma; up to 2^23 sigma, where noise still shows, all is well."""
+    most = 0.25 * 2**23
+    for value in (1e38, 3e9, math.nextafter(most, math.inf) * (1 + 1e-6)):
+        x = torch.zeros(3, 3)
+        x[1, 2] = sign * value
+        message = rf"^inputs\[1\] holds values up to {re.escape(f'{float(x.abs().max()):g}')}, .* sigma 0.25; .*2\^23 sigma"
+        for source in (x, list(x)):
+            with pytest.raises(ValueError, match=message):
+                certify(first_three, source, Gaussian(0.25), **GOOD)
+        with pytest.raises(ValueError, match=message):
+            predict(first_three, x, Gaussian(0.25), alpha=0.001, **GOOD)
+        with pytest.raises(ValueError, match=message):
+            sample(first_three, x, Gaussian(0.25), **GOOD)
+        with pytest.raises(ValueError, match=r"^inputs\[0\] holds values up to "):
+            Smooth(first_three, 3, 0.25).certify(x[1], 10, 100, 0.001, 10)
+        assert len(certify(first_three, x, Gaussian(value), **GOOD)) == 3
+    x = torch.full((1, 3), sign * most)
+    assert len(certify(first_three, [x[0]], Gaussian(0.25), **GOOD)) == len(certify(first_three, x, Gaussian(0.25), **GOOD))
+    noisy = rsfast.ops.perturb(x, Gaussian(0.25), seed=1, samples=range(100))
+    assert len(noisy.unique()) > 4
+
+
 @pytest.mark.parametrize("sigma", [0, -0.25, math.nan, math.inf, 1e-60])
 def test_sigma_is_checked(sigma):
     with pytest.raises(ValueError, match=r"sigma is .*; it must be positive"):
@@ -464,6 +758,57 @@ def test_noise_and_model_are_checked():
         Smooth(first_three, 3, 0.25, sedd=1)
 
 
+def linear(dtype):
+    model = nn.Linear(3, 3).to(dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(3)), model.bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize("own", [torch.float64, torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("given", [None, torch.float64, torch.bfloat16], ids=str)
+def test_a_batch_of_another_dtype_than_the_model_is_refused_before_sampling(own, given):
+    """The error names the dtype to pass, with which the call then works."""
+    if own == (given or torch.float32):
+        return
+    model, calls = linear(own), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    message = rf"^dtype is {given or torch.float32}, but the parameters of model are {own}, .*; pass dtype={own}, or a model"
+    for function, more in ((certify, {}), (predict, {"alpha": 0.001}), (sample, {})):
+        with pytest.raises(ValueError, match=message):
+            function(model, X, Gaussian(0.25), **GOOD, **more, dtype=given)
+    with pytest.raises(ValueError, match=message):
+        Smooth(model, 3, 0.25, dtype=given).certify(X[0], 10, 100, 0.001, 10)
+    assert not calls
+    assert certify(model, X, Gaussian(0.25), num_classes=3, n=100, seed=1, dtype=own)[0].execution.dtype == str(own)[6:]
+
+
+def test_a_model_that_converts_its_input_takes_any_dtype():
+    class Converts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear(torch.float64)
+
+        def forward(self, x):
+            return self.inner(x.double())
+
+    keywords = {"num_classes": 3, "n": 300, "seed": 1}
+    found = [certify(Converts(), X, Gaussian(0.25), **keywords, dtype=dtype) for dtype in (None, torch.float64)]
+    assert [each.counts for each in found[0]] == [each.counts for each in found[1]]
+    plain = certify(linear(torch.float64), X, Gaussian(0.25), **keywords, dtype=torch.float64)
+    assert plain == found[1]
+    half = certify(linear(torch.bfloat16), X, Gaussian(0.25), **keywords, autocast=torch.bfloat16)
+    assert half[0].execution.to_dict() | {"dtype": "float32", "autocast": "bfloat16"} == half[0].execution.to_dict()
+
+
+def test_a_batch_of_float64_is_what_autocast_leaves_alone():
+    message = r"^autocast is torch.bfloat16 and dtype is torch.float64, which autocast leaves alone"
+    with pytest.raises(ValueError, match=message):
+        certify(linear(torch.float64), X, Gaussian(0.25), **GOOD, dtype=torch.float64, autocast=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=message):
+        certify(linear(torch.float64), X, Gaussian(0.25), **GOOD, dtype=torch.float64)
+
+
 def test_sample_needs_a_seed_and_a_range():
     with pytest.raises(TypeError, match=r"seed is None; it must be an int"):
         sample(first_three, X, Gaussian(0.25), **{**GOOD, "seed": None})
@@ -483,6 +828,56 @@ def test_errors_come_before_any_sampling():
         certify(model, X, Gaussian(0.25), rule="none", **GOOD)
     with pytest.raises(ValueError, match="stream"):
         sample(model, X, Gaussian(0.25), stream="none", **GOOD)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "top_two", "n": 10}, "n is 10: .* certify needs n of at least 11$"),
+        ({"bound": "hoeffding", "n": 13}, "n is 13: .* certify needs n of at least 14$"),
+        ({"head": Softmax(), "n": 10}, "n is 10: .* certify needs n of at least 11$"),
+        ({"head": Softmax(), "bound": "empirical_bernstein", "n": 36}, "n is 36: .* certify needs n of at least 37$"),
+        ({"radius": 0.01, "n": 10}, "n is 10: .* certify needs n of at least 11$"),
+        ({"rtol": 0.1, "n": 10}, "n is 10: .* certify needs n of at least 11$"),
+        (
+            {"radius": 0.5, "n": 200},
+            r"radius is 0\.5: no input can reach it, as at sigma = 0\.25 and alpha = 0\.001 n = 200 unanimous votes prove a "
+            r"radius of 0\.4\d+; ",
+        ),
+        ({"head": [Votes(), Softmax()], "radius": 1, "n": 500}, r"radius is 1: .* alpha = 0\.0005 n = 500 "),
+    ],
+)
+@pytest.mark.parametrize("call", [certify, rsfast.certify_each])
+def test_what_no_votes_can_prove_is_warned_of(options, message, call):
+    """Before any sampling, at the caller's line; and not where they can."""
+    sampled = []
+
+    def model(batch):
+        sampled.append(len(batch))
+        return first_three(batch)
+
+    with pytest.warns(UserWarning, match=message) as caught:
+        result = call(model, X, Gaussian(0.25), **GOOD | options)
+    assert {warning.filename for warning in caught} == {__file__}
+    assert call is certify or not sampled
+    list(result)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        enough = {"radius": 0.4} if "radius" in options and options["n"] > 100 else {"n": options["n"] + 1}
+        list(call(model, X, Gaussian(0.25), **GOOD | options | enough))
+
+
+def test_smooth_abstains_at_a_limit_of_one_half():
+    """As forks give one; at the next number there is a radius."""
+    for limit, found in ((0.5, ABSTAIN), (np.nextafter(0.5, 1), 0)):
+
+        class Fork(Smooth):
+            def _lower_confidence_bound(self, NA, N, alpha, limit=limit):
+                return limit
+
+        prediction, radius = Fork(first_three, 3, 0.25, seed=1).certify(torch.tensor([9.0, 0.0, 0.0]), 10, 10, 0.001, 10)
+        assert prediction == found
+        assert (radius > 0) == (found == 0)
 
 
 def test_too_small_n_is_said():

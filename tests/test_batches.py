@@ -109,6 +109,23 @@ def test_memory_that_runs_out_in_the_model(expected, kind, pad, seed):
         assert sum(sizes) - sum(failed) == sum(map(sum, PLAN))
 
 
+def test_where_memory_runs_out_the_graph_goes_first(monkeypatch):
+    """Before the smaller batch runs, as a CUDA graph holds memory of its own."""
+    events = []
+
+    def model(batch):
+        events.append(len(batch))
+        if len(batch) > 8:
+            raise MemoryError
+        return first_elements(batch)
+
+    batches = make(model)
+    monkeypatch.setattr(batches.forward, "release", lambda: events.append("release"))
+    with pytest.warns(UserWarning, match="memory ran out on a batch of 16"):
+        run(batches, tallies(), [(16, 0)])
+    assert events == [16, "release", 8, 8]
+
+
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_memory_that_runs_out_in_the_noise(expected, monkeypatch, failing):
     """When part of a batch is there already."""

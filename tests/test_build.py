@@ -60,6 +60,26 @@ def test_cuda_home_and_refusal(tmp_path):
     assert extensions(**on_the_path) == ["rsfast._cpu", "rsfast._cuda"]
 
 
+@pytest.mark.parametrize(
+    ("known", "machine", "ptx"), [((75, 80, 90, 110, 120), (75, 80, 90, 120), (80, 120)), ((75, 86), (75, 86), (86,))]
+)
+def test_machine_code_and_ptx(known, machine, ptx, tmp_path):
+    """Machine code of every target that nvcc knows; PTX of an old one and the newest, for GPUs between them."""
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    codes = "".join(f"sm_{target}\\n" for target in known)
+    nvcc.write_text(f"#!/bin/sh\ncase $1 in --list-gpu-code) printf '{codes}';; esac\n")
+    nvcc.chmod(0o755)
+    code = "import setuptools; setuptools.setup = lambda **k: print(k['cmdclass']['build_ext'].compile_cuda(type('', (), "
+    code += f"{{'build_temp': {str(tmp_path)!r}}}), 'csrc/cuda/perturb.cu')); import runpy; runpy.run_path('setup.py')"
+    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "RSFAST_CUDA": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    flags = [word.rpartition("code=")[2] for word in found.stdout.split() if word.startswith("-gencode")]
+    assert flags == [*(f"sm_{target}" for target in machine), *(f"compute_{target}" for target in ptx)]
+
+
 @pytest.mark.skipif(extension() is None, reason="rsfast._cuda is not built")
 def test_the_cuda_extension_needs_no_driver_and_no_torch():
     code = "from rsfast import _cuda; print(_cuda.devices())"
@@ -68,3 +88,12 @@ def test_the_cuda_extension_needs_no_driver_and_no_torch():
     needed = subprocess.run(["ldd", str(extension())], capture_output=True, text=True, check=True).stdout
     assert "libc.so" in needed
     assert not any(name in needed for name in ("libcuda", "libcudart", "torch", "libnv"))
+
+
+@pytest.mark.skipif(extension() is None or torch.cuda.is_available(), reason="rsfast._cuda is not built, or there is a GPU")
+def test_without_a_driver_the_reason_is_returned():
+    """As with a driver that is older than the toolkit: backend="auto" then goes on to the next backend."""
+    from rsfast import _cuda
+
+    for _ in range(2):
+        assert "CUDA error" in _cuda.why_not(0)

@@ -3,8 +3,11 @@
 import dataclasses
 import doctest
 import json
+import math
 import subprocess
 import sys
+from fractions import Fraction
+from functools import partial
 
 import mpmath as mp
 import numpy as np
@@ -31,6 +34,7 @@ from rsfast.tally import Tally
 UNIT = 2**30
 ALPHA = 0.001
 NOISE = Gaussian(0.5)
+certificates = partial(certificates, assume_independent=True)  # Tallies here are made by hand
 
 
 VOTES = (Votes(),)
@@ -426,6 +430,24 @@ def test_data_that_stopped_early_take_a_sequence():
         certificates(selection, few, NOISE, alpha=ALPHA, cap=1000, rule="class_partitioning", seed=0)
 
 
+@pytest.mark.parametrize("head", [Votes(), Softmax(1.0)])
+def test_with_a_cap_the_last_look_is_one_of_several(head):
+    """Whoever read a sequence on the way may not take a bound for one look at the end, though n is the cap."""
+    first, last = (
+        tally_of([[n, 0, 0]], [[([0.9 * n, 0.1 * n], [0.82 * n, 0.02 * n])]], (Votes(), Softmax(1.0))) for n in (10, 100)
+    )
+    options = {"head": head, "alpha": ALPHA, "cap": 100, "seed": 0}
+    fixed = {"hoeffding", "empirical_bernstein", "betting"} | ({"clopper_pearson"} if head == Votes() else set())
+    for bound in fixed:
+        with pytest.raises(ValueError, match=f"bound is '{bound}', which holds for one look"):
+            certificates(first, last, NOISE, bound=bound, **options)
+    with pytest.raises(ValueError, match="rule is 'class_partitioning'"):
+        certificates(first, last, NOISE, rule="class_partitioning", **options)
+    if head == Votes():
+        (found,) = certificates(first, last, NOISE, **options)
+        assert (found.bound, found.n, found.cap) == ("beta_binomial_sequence", 100, 100)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -496,6 +518,11 @@ def test_the_execution_is_recorded():
         "channels_last": False,
         "compile": False,
         "cuda_graph": False,
+        "clamp": None,
+        "scale": None,
+        "shift": None,
+        "reduced_precision": None,
+        "mode_fixed": False,
     }
     assert Certificate.from_dict(data) == plain
     assert dataclasses.replace(plain, execution=execution) != plain
@@ -504,18 +531,97 @@ def test_the_execution_is_recorded():
 @pytest.mark.parametrize(
     ("error", "message", "fields"),
     [
-        (ValueError, "dtype is 'float64'; it must be 'float32', 'float16' or 'bfloat16'", {"dtype": "float64"}),
+        (ValueError, "dtype is 'int32'; it must be 'float32', 'float16', 'bfloat16' or 'float64'", {"dtype": "int32"}),
         (ValueError, "dtype is None; it must be", {"dtype": None}),
         (ValueError, "autocast is torch.bfloat16; it must be 'float16', 'bfloat16' or None", {"autocast": torch.bfloat16}),
         (ValueError, "autocast is 'float32'; it must be", {"autocast": "float32"}),
         (TypeError, "channels_last is 1; it must be a bool", {"channels_last": 1}),
         (TypeError, "compile is 'default'; it must be a bool", {"compile": "default"}),
         (TypeError, "cuda_graph is None; it must be a bool", {"cuda_graph": None}),
+        (TypeError, r"clamp is 0.5; it must be \(low, high\)", {"clamp": 0.5}),
+        (TypeError, r"clamp is \[0.5\]; it must be \(low, high\)", {"clamp": [0.5]}),
+        (TypeError, "clamp holds '1'; each must be a number", {"clamp": [0.0, "1"]}),
+        (ValueError, r"clamp is \[1.0, 0.0\]; it must be \(low, high\) with low <= high", {"clamp": [1.0, 0.0]}),
+        (ValueError, r"clamp is \(nan, 1.0\); it must be", {"clamp": (math.nan, 1.0)}),
+        (ValueError, r"clamp is \(inf, inf\); it must be", {"clamp": (math.inf, math.inf)}),
+        (TypeError, "scale is 2.0; it must be a sequence of numbers", {"scale": 2.0}),
+        (TypeError, r"shift is \[\]; it must be a sequence of numbers", {"shift": []}),
+        (TypeError, "scale holds True; each must be a number", {"scale": [True]}),
+        (ValueError, r"scale is \[1.0, inf\]; it must be finite", {"scale": [1.0, math.inf]}),
+        (ValueError, r"shift is \[1e\+39\]; it must be finite", {"shift": [1e39]}),
+        (
+            ValueError,
+            r"scale is \(1.0, 2.0\) and shift is \(1.0, 2.0, 3.0\); they must have the same length",
+            {"scale": [1, 2], "shift": [1, 2, 3]},
+        ),
+        (
+            ValueError,
+            r"scale is \(1.0,\) and shift is \(1.0, 2.0, 3.0\); they must have the same length",
+            {"scale": [1, 1], "shift": [1, 2, 3]},
+        ),
+        (TypeError, "reduced_precision is 'tf32'; it must be a sequence of str", {"reduced_precision": "tf32"}),
+        (TypeError, r"reduced_precision is \[1\]; it must be a sequence of str", {"reduced_precision": [1]}),
+        (TypeError, "mode_fixed is 0; it must be a bool", {"mode_fixed": 0}),
     ],
 )
 def test_execution_errors(error, message, fields):
     with pytest.raises(error, match=f"^{message}"):
         Execution.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"clamp": (-0.1, 1.1), "scale": (0.1, 0.2), "shift": (1 / 3,)},
+        {"clamp": (0, math.inf), "scale": [3, 3, 3], "shift": [0.5, 1, 1]},
+        {"clamp": (-math.inf, 0.0), "reduced_precision": ["bfloat16 parameters or buffers"]},
+    ],
+)
+def test_an_execution_is_the_same_after_json(fields):
+    """Also with an infinite end, which JSON has no number for; and its values are those of float32."""
+    execution = Execution(**fields)
+    again = Execution.from_dict(json.loads(json.dumps(execution.to_dict(), allow_nan=False)))
+    assert again == execution
+    assert hash(again) == hash(execution)
+    for name in ("clamp", "scale", "shift"):
+        values = getattr(execution, name) or ()
+        assert all(type(value) is float and (math.isinf(value) or float(np.float32(value)) == value) for value in values)
+
+
+def test_what_is_the_same_for_all_channels_is_one_number():
+    assert Execution(scale=(0.1,)) == Execution(scale=[0.1, 0.1, 0.1]) == Execution(scale=(float(np.float32(0.1)),))
+    assert Execution(scale=(0.1,)) != Execution(scale=(0.1, 0.1, 0.2))
+
+
+LOW = [
+    (Execution(dtype="float16"), "dtype = float16"),
+    (Execution(dtype="bfloat16"), "dtype = bfloat16"),
+    (Execution(autocast="bfloat16"), "autocast = bfloat16"),
+    (Execution(reduced_precision=("int8 parameters or buffers",)), "int8 parameters or buffers"),
+]
+
+
+@pytest.mark.parametrize(("execution", "what"), LOW)
+def test_scores_below_float32_have_no_lipschitz_constant(execution, what):
+    with pytest.raises(
+        ValueError, match=f"^lipschitz is 0.25; it must be None where the model computes in less .*: {what}$"
+    ):
+        soft(Softmax(1.0), lipschitz=0.25, execution=execution)
+    assert soft(Softmax(1.0), execution=execution).execution == execution
+
+
+def test_a_lipschitz_constant_is_per_unit_of_what_the_model_takes():
+    """The largest scale, of whatever sign, makes it one per unit of the inputs, rounded up; one below 1 changes nothing."""
+    head = Softmax(1.0)
+    for scale in ((3.0,), (1.0, -3.0), (0.5, 3.0, 2.0)):
+        found = soft(head, lipschitz=0.1, execution=Execution(scale=scale))
+        wanted = soft(head, lipschitz=np.nextafter(0.1 * 3, 1))
+        assert (found.lipschitz, found.radius) == (wanted.lipschitz, wanted.radius)
+        assert Fraction(found.lipschitz) >= Fraction(0.1) * 3
+    for scale in (None, (0.5,), (0.25, -1.0)):
+        assert soft(head, lipschitz=0.1, execution=Execution(scale=scale)).lipschitz == 0.1
+    with pytest.raises(ValueError, match="lipschitz is inf; it must be positive and finite"):
+        soft(head, lipschitz=1e300, execution=Execution(scale=(1e30,)))
 
 
 def two_sided(a, b):
@@ -547,7 +653,37 @@ def test_predictions_check_alpha():
         predictions(tally_of([[9, 1, 0]]), 1)
 
 
-@pytest.mark.parametrize("alpha", [1e-12, 1e-6, 0.001, 0.05, 0.1, 0.3, 0.49, 0.51, 0.75, 0.99, 2**-10 * (1 + 1e-9)])
+@pytest.mark.parametrize(("first", "exponent"), [(2, 1), (5, 4), (11, 10), (53, 52)])
+def test_a_p_value_that_is_alpha_is_enough(first, exponent):
+    """Of `first` unanimous votes it is 2^(1 - first) to the bit; the level is kept by a test that rejects at equality."""
+    alpha = 2.0**-exponent
+    for votes, label in (([first, 0, 0], 0), ([0, first, 0], 1)):
+        assert prediction(np.array(votes), alpha) == label
+        assert prediction(np.array(votes), np.nextafter(alpha, 0)) == ABSTAIN
+        assert predictions(tally_of([[*votes, 7]]), alpha) == [label]
+    assert smallest_predictable_n(alpha) == first
+    assert smallest_predictable_n(np.nextafter(alpha, 0)) == first + 1
+
+
+def test_two_classes_ahead_that_are_equal_abstain():
+    """However large alpha: the p-value is 1. A third class does not matter."""
+    for votes in ([5, 5, 0], [0, 7, 7], [4, 4, 4], [1, 1, 0]):
+        assert prediction(np.array(votes), 1 - 2**-53) == ABSTAIN
+
+
+def test_a_limit_of_one_half_proves_nothing(monkeypatch):
+    """The radius is then 0, and an abstention; at the next number it is positive."""
+    for limit, label in ((0.5, ABSTAIN), (np.nextafter(0.5, 1), 0)):
+        monkeypatch.setattr(bounds, "clopper_pearson_lower", lambda k, n, alpha, limit=limit: np.full(np.shape(k), limit))
+        (found,) = certify([[9, 1, 0]], [[90, 10, 0]], rule="one_vs_rest")
+        assert (found.p_lower, found.prediction) == (limit, label)
+        assert (found.radius > 0) == (label == 0)
+
+
+POWERS = [2.0**-1, 2.0**-2, 2.0**-10, 2.0**-52]
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 1e-6, 0.001, 0.05, 0.1, 0.3, 0.49, 0.51, 0.75, 0.99, 2**-10 * (1 + 1e-9), *POWERS])
 def test_smallest_n(alpha):
     n = smallest_certifiable_n(alpha)
     assert certify([[1, 0, 0]], [[n, 0, 0]], alpha=alpha)[0].prediction == 0

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -49,6 +50,10 @@ def fails():
 
 def misfit():
     return nn.Sequential(nn.Flatten(), nn.Linear(999, 4))
+
+def doubles():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 4)).double()
 
 def tires():
     calls = iter(range(5))
@@ -134,13 +139,17 @@ def sidecar(folder):
             {"scale": [2.0, 4.0, 2.0], "shift": [-1.0, -1.0, -0.25], "dtype": torch.bfloat16, "channels_last": True},
         ),
         ("--mean 0.5 --std 0.25", {"scale": 4.0, "shift": -2.0}),
+        ("--clamp 0.25 0.75", {"clamp": (0.25, 0.75)}),
+        ("--clamp -0.25 0.5 --mean 0.5 --std 0.25", {"clamp": (-0.25, 0.5), "scale": 4.0, "shift": -2.0}),
+        ("--clamp 0.5 0.5", {"clamp": (0.5, 0.5)}),
+        ("--clamp 0.25 inf", {"clamp": (0.25, float("inf"))}),
     ],
 )
 def test_certify_writes_the_certificates_of_the_library(options, arguments):
     assert run(f"certify {BASE} --n0 20 --n 500 --alpha 0.01 --out run {options}") == 0
     images, labels = data()
     expected = rsfast.certify(net(), images, Gaussian(0.5), num_classes=4, n0=20, n=500, alpha=0.01, seed=11, **arguments)
-    assert any(not certificate.abstained for certificate in expected)
+    assert any(not certificate.abstained for certificate in expected) or options == "--clamp 0.5 0.5"
     assert rows("run") == [
         {
             "idx": str(i),
@@ -156,6 +165,20 @@ def test_certify_writes_the_certificates_of_the_library(options, arguments):
     assert recorded["rule"] == arguments.get("rule", "top_two" if "clipped" in options else "auto")
     same = ("n0", "n", "alpha", "head", "bound", "noise", "seed", "stream_version", "backend")
     assert {key: recorded[key] for key in same} == {key: first[key] for key in same}
+    clamp = arguments.get("clamp")
+    assert recorded["clamp"] == (clamp and [each if math.isfinite(each) else None for each in clamp])
+
+
+def test_a_model_in_float64():
+    run(f"certify {BASE} --n 200 --dtype float64 --out run --model tiny_nets:doubles")
+    sys.path.insert(0, ".")
+    import tiny_nets
+
+    keywords = {"num_classes": 4, "n": 200, "seed": 11, "dtype": torch.float64}
+    expected = rsfast.certify(tiny_nets.doubles(), data()[0], Gaussian(0.5), **keywords)
+    assert [row["predict"] for row in rows("run")] == [str(each.prediction) for each in expected]
+    assert [row["radius"] for row in rows("run")] == [format_radius(each.radius) for each in expected]
+    assert sidecar("run")["dtype"] == expected[0].execution.dtype == "float64"
 
 
 def test_counts_are_the_integers_of_both_tallies():
@@ -185,6 +208,59 @@ def test_counts_of_ranges_hold_the_histograms():
                 assert sum(total for *_, total in bins) == tally["sums"][0][k]
 
 
+def lower_bounds(found):
+    """What is said of a run that stopped early."""
+    return (
+        f"certified accuracy at radius 0 at least {results.clean_accuracy(found):.1%}, average certified radius at least "
+        f"{results.average_certified_radius(found):.3f}, abstained at most {results.abstention_rate(found):.1%}"
+    )
+
+
+def test_figures_of_a_run_that_stopped_early_are_bounds(capsys):
+    """Of --rtol, too, which has no radius to decide; without labels; and certified again."""
+    run(f"certify {BASE} --n0 20 --n 2000 --rtol 0.3 --out rtol")
+    summary, samples = capsys.readouterr().out.splitlines()
+    assert summary.partition(" s, ")[2] == lower_bounds(results.read("rtol"))
+    assert " samples an image, of 2,020" in samples
+    images, _ = data()
+    np.savez("unlabelled.npz", x=images.numpy())
+    run(f"certify {BASE} --data unlabelled.npz --n0 20 --n 2000 --radius 0.3 --out unlabelled")
+    first, summary, _ = capsys.readouterr().out.splitlines()
+    found = results.read("unlabelled")
+    share = (found.radius >= 0.3).mean()
+    assert 0 < share < 1
+    assert first == f"{share:.1%} certified at radius 0.3"
+    assert summary.partition(" s, ")[2] == (
+        f"mean radius at least {found.radius.mean():.3f}, no labels, abstained at most {results.abstention_rate(found):.1%}"
+    )
+    run(f"certify {BASE} --n0 20 --n 2000 --radius 0.3 --out run")
+    capsys.readouterr()
+    run("recertify run --alpha 0.2 --out again")
+    first, summary = capsys.readouterr().out.splitlines()
+    found = results.read("again")
+    assert first == f"{(found.radius >= 0.3).mean():.1%} certified at radius 0.3"
+    assert summary.partition(" s, ")[2] == lower_bounds(found)
+
+
+def test_analyze_tells_of_runs_that_stopped_early(capsys):
+    run(f"certify {BASE} --n0 20 --n 2000 --radius 0.3 --out run")
+    run(f"certify {BASE} --n0 20 --n 200 --out whole")
+    runs = {"run": results.read("run"), "whole": results.read("whole")}
+    (note,) = results.notes(runs)
+    assert note.startswith(f"run: sampling stopped once radius 0.3 was decided: {(runs['run'].radius >= 0.3).mean():.1%} ")
+    for style in ("text", "csv"):
+        capsys.readouterr()
+        run("analyze run whole --radii 0 0.3 --format", style)
+        said = capsys.readouterr()
+        assert said.out == results.table(runs, [0, 0.3], style) + "\n"
+        assert said.err == (f"rsfast analyze: {note}\n" if style == "csv" else "")
+        assert (note in said.out) == (style == "text")
+    write_run("far", [0.8], sidecar={"radius": 0.77})
+    run("analyze run whole far --format csv")
+    header = capsys.readouterr().out.splitlines()[0].split(",")
+    assert {"r=0.3", "r=0.77"} <= set(header)  # what was decided is in the table
+
+
 def test_a_radius_to_decide(capsys):
     """Fewer samples, which the counts tell; the sidecar says what was asked."""
     assert run(f"certify {BASE} --n0 20 --n 5000 --alpha 0.01 --radius 0.3 --out run") == 0
@@ -199,8 +275,10 @@ def test_a_radius_to_decide(capsys):
     assert sidecar("run")["bound"] == "beta_binomial_sequence"
     used = sum(certificate.n0 + certificate.n for certificate in expected) / len(expected)
     share = sum(certificate.radius >= 0.3 for certificate in expected) / len(expected)
-    said = f"\n{share:.1%} certified at radius 0.3\n{used:,.0f} samples an image, of 5,020\n"
-    assert capsys.readouterr().out.endswith(said)
+    first, summary, last = capsys.readouterr().out.splitlines()
+    assert first == f"{share:.1%} certified at radius 0.3"
+    assert summary.partition(" s, ")[2] == lower_bounds(results.read("run"))
+    assert last == f"{used:,.0f} samples an image, of 5,020"
     for options, message in (
         ("--radius 0.5 --rtol 0.1", "--rtol: not allowed with argument --radius"),
         ("--radius -1", "radius is -1.0; it must be above 0 and finite"),
@@ -295,6 +373,17 @@ def test_predict_writes_the_predictions_of_the_library(capsys):
     assert f", accuracy {sum(right) / 7:.1%}, abstained {expected.count(-1) / 7:.1%}\n" in summary
 
 
+def test_predict_clamps():
+    run(f"predict {BASE} --n 50 --clamp 0.375 0.625 --out run")
+    run(f"predict {BASE} --n 50 --out other")
+    images, _ = data()
+    expected = rsfast.sample(net(), images, Gaussian(0.5), num_classes=4, n=50, seed=11, clamp=(0.375, 0.625))
+    assert [line["estimation"]["counts"] for line in counts("run")] == expected.counts.tolist()
+    assert counts("run") != counts("other")
+    assert sidecar("run")["clamp"] == [0.375, 0.625]
+    assert sidecar("other")["clamp"] is None
+
+
 def test_summary_is_one_line_and_agrees_with_the_table(capsys):
     run(f"certify {BASE} --n0 20 --n 500 --out run")
     captured = capsys.readouterr()
@@ -365,8 +454,8 @@ def test_rows_written_before_a_failure_stay():
     assert [line["idx"] for line in counts("run")] == [0, 1]
 
 
-def write_run(folder, radii, label=1):
-    with results.RunWriter(folder, {}) as writer:
+def write_run(folder, radii, label=1, sidecar=()):
+    with results.RunWriter(folder, dict(sidecar)) as writer:
         for i, radius in enumerate(radii):
             writer.write(i, label, SimpleNamespace(prediction=1, radius=radius), 0.5, {})
 
@@ -470,6 +559,7 @@ def test_the_commands_are_listed(capsys):
         ("--device mps", "--device is 'mps'; it must be cpu, cuda or cuda:N"),
         ("--device cuda:99", "--device is 'cuda:99', but torch sees"),
         ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
+        ("--model tiny_nets:doubles", "; its parameters are torch.float64: name that with --dtype"),
         ("--start 7", "--start is 7 and --end is 7; they must be 0 <= start < end <= 7"),
         ("--start -1", "--start is -1 and --end is 7"),
         ("--end 8", "--start is 0 and --end is 8"),
@@ -479,6 +569,12 @@ def test_the_commands_are_listed(capsys):
         ("--mean 0 0 --std 1", "--mean has 2 numbers; it must have 1 or 3, one a channel"),
         ("--mean 0 --std 1 1 1 1", "--std has 4 numbers; it must have 1 or 3, one a channel"),
         ("--mean 0 --std -1", "--std is [-1.0]; each must be positive and finite"),
+        ("--clamp 1 0", "--clamp is 1.0 0.0; it must be LOW and HIGH, numbers with LOW at most HIGH"),
+        ("--clamp nan 1", "--clamp is nan 1.0; it must be"),
+        ("--clamp 0 nan", "--clamp is 0.0 nan; it must be"),
+        ("--clamp inf 0", "--clamp is inf 0.0; it must be"),
+        ("--clamp 0", "argument --clamp: expected 2 arguments"),
+        ("--clamp 0 x", "argument --clamp: invalid float value: 'x'"),
         ("--mean nan --std 1", "shift is [nan, nan, nan]; it must be finite"),
         ("--model tiny_nets", "--model is 'tiny_nets'; it must be MODULE:FACTORY"),
         ("--model no_such_module:Net", "--model no_such_module:Net: ModuleNotFoundError: No module named"),
@@ -560,8 +656,22 @@ def test_too_few_samples_are_warned_of(capsys):
             error = capsys.readouterr().err
             warning = f"rsfast {command}: warning: --n is {n}, and every image abstains"
             assert error.startswith(warning) if n < enough else error == ""
-    run(f"certify {BASE} --n 9 --head softmax --end 1 --out soft")  # whose bound needs other numbers
-    assert capsys.readouterr().err == ""
+    for n in (10, 11):  # by the bound for scores
+        run(f"certify {BASE} --n {n} --head softmax --end 1 --out soft{n}")
+        error = capsys.readouterr().err
+        assert error.endswith(" must be at least 11\n") if n < 11 else error == ""
+
+
+@pytest.mark.parametrize("head", ["votes", "softmax:0.5"])
+def test_a_radius_that_no_votes_prove_is_warned_of(capsys, head):
+    for radius in (0.5, 2):
+        run(f"certify {BASE} --n 200 --head {head} --radius {radius} --end 1 --out run{radius}")
+        error = capsys.readouterr().err
+        warning = (
+            f"rsfast certify: warning: --radius is {radius}.0, and no image can reach it: at --sigma 0.5 and --alpha 0.001"
+        )
+        assert error.startswith(warning) if radius == 2 else error == ""
+    assert ", --n 200 unanimous votes prove 0." in error
 
 
 @pytest.mark.parametrize(

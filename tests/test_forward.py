@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from rsfast.forward import Forward, evaluating, is_out_of_memory
+import rsfast
+from rsfast.forward import Forward, is_out_of_memory
+from rsfast.modes import evaluating, modules_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BATCH = torch.rand((16, 3, 2, 2), generator=torch.Generator().manual_seed(0))
@@ -104,7 +106,7 @@ def test_a_shape_that_changes_between_batches():
 @pytest.mark.parametrize("fail", [False, True])
 @pytest.mark.parametrize("compile", [False, True])
 def test_modes_are_restored(fail, compile):
-    """Eval and inference mode meanwhile, and each submodule back in its own mode, also after an error."""
+    """Eval mode and no gradients meanwhile, and each submodule back in its own mode, also after an error."""
     model = Network().train()
     model.layers[3].training = model.layers[4].training = False
     model.layers.training = False
@@ -113,11 +115,11 @@ def test_modes_are_restored(fail, compile):
     forward = Forward(model, 3 if fail else 4, CPU, compile=compile)
     with pytest.raises(ValueError, match="num_classes is 3") if fail else nullcontext(), forward.running():
         assert not any(module.training for module in model.modules())
-        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
         found = forward(BATCH)
         assert torch.equal(forward(BATCH), found)  # no dropout
     assert [module.training for module in model.modules()] == before
-    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
 
 
 def test_an_error_in_the_model_comes_through():
@@ -135,7 +137,7 @@ def test_modes_are_restored_where_eval_itself_fails():
             raise RuntimeError("never")
 
     model = Stubborn(nn.Dropout()).train()
-    with pytest.raises(RuntimeError, match="never"), evaluating(model):
+    with pytest.raises(RuntimeError, match="never"), evaluating(modules_of(model)):
         pass
     assert model.training
     assert model[0].training
@@ -154,6 +156,20 @@ def test_autocast(dtype, compile):
     assert found.dtype == expected.dtype == dtype
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
     assert run(model).dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", [Network, sequential])
+def test_one_model_under_several_dtypes(make):
+    """Compiled for each of them in turn: what is recorded is what it returned."""
+    torch._dynamo.reset()
+    model, dtypes = make(), []
+    model.register_forward_hook(lambda module, arguments, output: dtypes.append(str(output.dtype)))
+    for autocast in (torch.bfloat16, torch.float16, None, torch.bfloat16):
+        for size in (16, 7):
+            options = {"n": 16, "n0": 3, "batch_size": size, "autocast": autocast, "compile": True, "alpha": 0.1, "seed": 1}
+            [found] = rsfast.certify(model, BATCH[:1], rsfast.Gaussian(0.25), num_classes=4, **options)
+            assert found.execution.autocast == (None if autocast is None else str(autocast).removeprefix("torch."))
+            assert dtypes[-1] == str(autocast or torch.float32)
 
 
 def test_the_autocast_of_the_caller_is_told():
@@ -264,7 +280,8 @@ class FakeCuda:
                 fake.stream = before
 
         @contextmanager
-        def graph(graph, stream):
+        def graph(graph, stream, capture_error_mode):
+            assert capture_error_mode == "thread_local"
             fake.capturing = graph
             with on(stream):
                 yield
@@ -325,6 +342,36 @@ def test_what_is_captured_and_what_replayed(cuda):
         assert cuda.events == [event.format(len(batch)) for event in events], step
 
 
+def test_a_graph_that_was_released_is_made_anew(cuda):
+    """As where memory ran out; not before the second call, as at the beginning."""
+    forward = Forward(cuda.model, 4, CUDA, cuda_graph=True)
+    for events in ([RUN], CAPTURE, ["replay"], None, [RUN], CAPTURE, ["replay"]):
+        cuda.events.clear()
+        if events is None:
+            forward.release()
+            continue
+        assert torch.equal(forward(BATCH), cuda.compute(BATCH))
+        assert cuda.events == [event.format(len(BATCH)) for event in events]
+
+
+def test_a_graph_of_a_compiled_model(cuda, monkeypatch):
+    """What is warmed up and captured is what torch.compile returned."""
+
+    def compile(model, backend):
+        return lambda batch: cuda.events.append("compiled") or model(batch)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    forward = Forward(cuda.model, 4, CUDA, compile=True, cuda_graph=True)
+    for _ in range(3):
+        assert torch.equal(forward(BATCH), cuda.compute(BATCH))
+    expected = [event.format(16) for event in (RUN, *CAPTURE, "replay")]
+    assert [event for event in cuda.events if event != "compiled"] == expected
+    assert cuda.events.count("compiled") == sum(event.startswith(("run", "capture")) for event in expected)
+    assert torch.equal(forward.eagerly(BATCH), cuda.compute(BATCH))
+    assert cuda.events[-1] == RUN.format(16)
+    assert cuda.events[-2] != "compiled"
+
+
 def test_a_capture_that_fails_leaves_no_graph(cuda):
     """The error comes through, and the next calls begin anew."""
     forward = Forward(cuda.model, 4, CUDA, cuda_graph=True)
@@ -364,7 +411,6 @@ def test_a_replay_computes_what_the_model_does(autocast):
         (TypeError, r"^compile is 1; it must be a bool", {"compile": 1}),
         (TypeError, r"^cuda_graph is None; it must be a bool", {"cuda_graph": None}),
         (ValueError, r"^cuda_graph is True, but inputs is on 'cpu'; it must be False", {"cuda_graph": True}),
-        (ValueError, r"^compile is True and cuda_graph is True; one of them", {"compile": True, "cuda_graph": True}),
     ],
 )
 def test_options(error, message, options):

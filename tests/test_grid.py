@@ -11,14 +11,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import assert_same_bits
-from test_accumulate import HEADS, SLOTS, TYPES, assert_same, edge_scores, fill, hostile_logits, some_classes, some_rows
+from test_accumulate import (
+    HEADS,
+    MASKS,
+    SLOTS,
+    TYPES,
+    assert_same,
+    edge_scores,
+    fill,
+    hostile_logits,
+    masked_logits,
+    some_classes,
+    some_rows,
+)
 from test_accumulate import expected as expected_tally
 from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
 
-from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, ops, sequences
-from rsfast.ops import backends, jobs
+from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, noise, ops, sequences
+from rsfast.ops import backends, jobs, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 H200 = {"multiprocessors": 132, "most_shared": 227 << 10}
@@ -47,7 +59,8 @@ def grid(library, monkeypatch, request):
             raise IndexError(message.decode())
 
     def perturb(job):
-        told(library.run_perturb(ctypes.byref(jobs.perturb_job(job, job.scale, job.shift)), backwards))
+        struct = jobs.perturb_job(job, job.scale, job.shift)
+        told(library.run_perturb(ctypes.byref(struct), backwards, ctypes.c_int64(0)))
 
     def accumulate(job):
         limits = device["multiprocessors"], ctypes.c_int64(device["most_shared"])
@@ -121,6 +134,33 @@ def test_the_usual_images_take_wide_stores_and_idle_no_thread(library):
         assert (found.aligned, found.channel_tiles) == (1, 1)
         assert found.shared == 3 * found.positions * 2 <= 8192
         assert found.positions * (found.position_tiles - 1) < shape[1] * shape[2] <= found.positions * found.position_tiles
+
+
+@pytest.mark.parametrize("dtype", OUTPUT_TYPES, ids=str)
+@pytest.mark.parametrize("elements", [2**34, 2**34 - 8, 2**34 - 3, 2**34 - 5000])
+def test_the_end_of_the_largest_row(library, elements, dtype):
+    """The last block of 2^34 elements and of a few less. Only what it may touch is memory: a wrapped index is a fault."""
+    room = 4 * 4096  # twice as much as is used
+    x, out = torch.zeros(room), poisoned((room,), dtype)
+    index, samples = torch.tensor([0]), torch.tensor([9])
+    job = backends.Perturbation(x[None, :1], index, index, samples, 1.0, 5, 1, None, None, None, False, out[None, :1])
+    struct = jobs.perturb_job(job, None, None)
+    before = (elements - room // 2) // 16 * 16  # elements of the row that are not there
+    struct.x, struct.out = x.data_ptr() - 4 * before, out.data_ptr() - dtype.itemsize * before
+    struct.elements = elements
+    values = (ctypes.c_int64 * 8)()
+    library.perturb_grid(ctypes.byref(struct), values)
+    pieces, threads = values[0], values[1]
+    assert library.run_perturb(ctypes.byref(struct), 0, ctypes.c_int64(pieces - 1)) is None
+    first = (pieces - 1) * threads * 16
+    assert before < first < elements
+    block = torch.arange(first // 4, (elements + 3) // 4)
+    words = noise.philox((block, *(torch.full_like(block, word) for word in (9, 0, 1 << 24))), 5)
+    pairs = *reference.box_muller(words[0], words[1]), *reference.box_muller(words[2], words[3])
+    expected = torch.stack(pairs, dim=1).flatten()[: elements - first].to(dtype)
+    assert_same_bits(out[first - before : elements - before], expected)
+    assert out[: first - before].isnan().all()
+    assert out[elements - before :].isnan().all()
 
 
 def test_one_channel_and_one_position_are_contiguous(library):
@@ -209,6 +249,14 @@ def test_histograms_are_the_reference(classes, batch, count, dtype, grid):
         assert_same(found, fill(logits, rows, tracked=tracked, backend="reference"))
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_masked_classes(dtype, grid):
+    for classes, batch, share in (*MASKS, (20_000, 2, 0.5)):
+        (masked, low), tracked = masked_logits(classes, batch, dtype, share), some_classes(classes, 2)
+        found = fill(masked, some_rows(batch), tracked=tracked)
+        assert_same(found, fill(low, some_rows(batch), tracked=tracked, backend="reference"))
+
+
 @pytest.mark.parametrize("limit", [227 << 10, 48 << 10])
 def test_histograms_of_many_classes(limit, grid):
     grid.device.update(most_shared=limit)
@@ -229,6 +277,15 @@ def test_a_slot_out_of_range_stops_the_kernel(grid, monkeypatch):
     for slot in (SLOTS, -1):
         with pytest.raises(IndexError, match=r"^rsfast.accumulate: rows must lie in \[0, num_inputs\)"):
             fill(torch.zeros(2, 3), torch.tensor([0, slot]))
+
+
+def test_a_tracked_class_out_of_range_stops_the_kernel(grid, monkeypatch):
+    monkeypatch.setattr(backends, "check_range", lambda *_: None)
+    for k in (3, -1):
+        tally = Tally(1, 3, HEADS, tracked=torch.zeros(1, len(HEADS) - 1, 1, dtype=torch.int64))
+        tally.tracked += k
+        with pytest.raises(IndexError, match=r"^rsfast.accumulate: tracked must lie in \[0, num_classes\)"):
+            ops.accumulate(torch.zeros(2, 3), tally, backend="cpu")
 
 
 def test_a_full_tally_stops_the_kernel(grid, monkeypatch):

@@ -7,13 +7,27 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
+import rsfast
 from rsfast import inputs as module
 from rsfast.inputs import Inputs
 from rsfast.ops import openmp
@@ -110,9 +124,53 @@ def test_a_shuffled_loader_keeps_its_order():
     sampler = RandomSampler(X, generator=torch.Generator().manual_seed(3))
     assert list(sampler) == order.tolist()
     sampler.generator.manual_seed(3)
-    found = list(Inputs(DataLoader(X, batch_size=3, sampler=sampler)))
+    with pytest.warns(UserWarning, match=r"DataLoader that shuffles \(its RandomSampler\)"):
+        found = list(Inputs(DataLoader(X, batch_size=3, sampler=sampler)))
     assert torch.equal(torch.stack([x for _, x in found]), X[order])
     assert [input_id for input_id, _ in found] == list(range(10))
+
+
+SHUFFLED = {
+    "shuffle": lambda: DataLoader(X, batch_size=4, shuffle=True),
+    "without batches": lambda: DataLoader(X, batch_size=None, shuffle=True),
+    "subset": lambda: DataLoader(X, batch_size=4, sampler=SubsetRandomSampler([3, 1, 4])),
+    "weighted": lambda: DataLoader(X, batch_size=4, sampler=WeightedRandomSampler([1.0] * 10, 10)),
+    "distributed": lambda: DataLoader(X, batch_size=4, sampler=DistributedSampler(X, 2, 0)),
+    "batch sampler": lambda: DataLoader(X, batch_sampler=BatchSampler(RandomSampler(X), 4, False)),
+}
+IN_ORDER = {
+    "plain": lambda: DataLoader(X, batch_size=4),
+    "distributed": lambda: DataLoader(X, batch_size=4, sampler=DistributedSampler(X, 2, 0, shuffle=False)),
+    "a sampler of one's own": lambda: DataLoader(X, batch_size=4, sampler=[3, 1, 2]),
+    "batches of one's own": lambda: DataLoader(X, batch_sampler=[[3, 1], [2]]),
+    "iterable dataset": lambda: DataLoader(Unsized(), batch_size=4),
+}
+
+
+def certify(loader, **options):
+    return rsfast.certify(lambda x: x.flatten(1)[:, :2], loader, rsfast.Gaussian(1.0), num_classes=2, n=20, **options)
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_a_shuffled_loader_is_warned_of(name):
+    """Once a call, and before sampling."""
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="use shuffle=False, or pass input_ids") as caught:
+            certify(SHUFFLED[name]())
+        assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="shuffles"):
+            rsfast.predict(None.__ne__, SHUFFLED[name](), rsfast.Gaussian(1.0), num_classes=2, n=20, alpha=0.01)
+        loader = SHUFFLED[name]()
+        certify(loader, input_ids=range(10 if loader.batch_sampler is None else len(loader.batch_sampler.sampler)))
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_no_other_loader_is_warned_of(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        certify(IN_ORDER[name]())
 
 
 def test_one_buffer_for_all():
@@ -295,6 +353,42 @@ def test_how_far_it_reads(elements, ahead):
             time.sleep(0.01)  # one more would come at once
             assert asked == taken + ahead
             next(inputs)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what the thread that enters it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+class Watched(IterableDataset):
+    """All that its thread does is counted from the first input on."""
+
+    def __init__(self):
+        self.operations = Operations()
+
+    def __iter__(self):
+        with self.operations:
+            yield from X
+
+
+@pytest.mark.parametrize("size", [None, 5])
+def test_the_thread_waits_for_no_value(size):
+    """On a GPU to look at a value is to wait for it, and for the model's batches before it, with every input."""
+    source = Watched()
+    inputs = source if size is None else DataLoader(source, batch_size=size)
+    with Inputs(inputs) as found:
+        assert len(list(found)) == 10
+    counts = source.operations.counts
+    assert counts["clone"] == 10
+    assert not {"_local_scalar_dense", "is_nonzero", "equal", "item"} & set(counts)
+    assert counts["aminmax"] == (10 if size is None else 2)
 
 
 def test_a_tensor_needs_no_thread():

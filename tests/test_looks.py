@@ -1,6 +1,7 @@
 """rsfast.looks: when sampling stops, that stopping on the results costs no more than alpha, and that nothing else shows."""
 
 import doctest
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ from scipy.special import ndtri
 from scipy.stats import binom
 
 from rsfast import evidence, looks, sequences
-from rsfast.certificate import certificates
-from rsfast.heads import Softmax, Votes
-from rsfast.looks import Certification, Goal
+from rsfast.api import certify
+from rsfast.certificate import certificates, smallest_certifiable_n
+from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
+from rsfast.looks import Certification, Goal, largest_radius, smallest_n
 from rsfast.noise import Gaussian
 from rsfast.rules import Method
 from rsfast.tally import Tally
 
 NOISE = Gaussian(1.0)
+certificates = partial(certificates, assume_independent=True)  # Tallies here are made by hand
 UNIT = 1 << 30
 
 
@@ -157,6 +160,81 @@ def test_one_range_where_one_look_is_all():
         draw = Simulated(2, P)
         assert all(certificate.n == 10_000 for certificate in run(draw, how))
         assert [samples.stop for stream, samples, _ in draw.calls if stream == "estimation"] == ends
+
+
+PROVED = [
+    *((Votes(), "clopper_pearson", rule) for rule in ("auto", "one_vs_rest", "top_two", "class_partitioning", "bonferroni")),
+    *((Votes(), bound, "auto") for bound in ("betting", "hoeffding", "beta_binomial_sequence", "betting_sequence")),
+    *((Softmax(0.5), bound, "auto") for bound in ("betting", "empirical_bernstein", "betting_sequence")),
+    (Sparsemax(1.0), "betting", "top_two"),
+    (ClippedLogits(-1.0, 1.0), "betting", "auto"),
+    (ClippedLogits(-1.0, 1.0), "hoeffding", "bonferroni"),
+]
+
+
+def sure(batch):
+    """Three classes; whatever the noise, all votes and scores are for the first."""
+    return torch.tensor([[99.0, -99.0, -99.0]]).expand(len(batch), 3)
+
+
+@pytest.mark.parametrize(("head", "bound", "rule"), PROVED)
+@pytest.mark.parametrize("n", [40, 700])
+def test_the_largest_radius_is_what_unanimous_samples_prove(head, bound, rule, n):
+    method = Method(Gaussian(0.25), 0.01, head, bound, rule)
+    options = {"num_classes": 3, "n0": 30, "n": n, "alpha": 0.01, "head": head, "bound": bound, "rule": rule, "seed": 0}
+    [found] = certify(sure, torch.zeros(1, 3), method.noise, **options)
+    assert largest_radius(method, Goal(), n0=30, n=n, num_classes=3) == found.radius > 0
+
+
+@pytest.mark.parametrize("head", [Votes(), Softmax(0.5)])
+def test_the_largest_radius_where_sampling_may_stop(head):
+    """That of the last analysis, and no other than with a sequence that is asked for; a little less is within reach."""
+    method, goal = Method(Gaussian(0.25), 0.001, head, looks=True), Goal(radius=0.1)
+    largest = largest_radius(method, goal, n0=30, n=500, num_classes=3)
+    options = {"num_classes": 3, "n0": 30, "n": 500, "head": head, "seed": 0}
+    [found] = certify(sure, torch.zeros(1, 3), method.noise, bound=method.bound, **options)
+    assert found.radius == largest
+    [found] = certify(sure, torch.zeros(1, 3), method.noise, radius=0.9 * largest, **options)
+    assert 0.9 * largest <= found.radius <= largest
+
+
+def test_the_largest_radius_grows_with_the_lipschitz_potential():
+    plain, smooth = (Method(Gaussian(0.25), 0.001, Softmax(), lipschitz=each) for each in (None, 0.5))
+    plain, smooth = (largest_radius(each, Goal(), n0=30, n=500, num_classes=3) for each in (plain, smooth))
+    assert smooth > 1.1 * plain
+
+
+@pytest.mark.parametrize(("head", "bound", "rule"), PROVED)
+@pytest.mark.parametrize("alpha", [0.3, 0.001])
+def test_the_smallest_n_is_where_radii_begin(head, bound, rule, alpha):
+    method = Method(Gaussian(0.25), alpha, head, bound, rule)
+    least = smallest_n(method, Goal(), n0=30, num_classes=3)
+    proved = [largest_radius(method, Goal(), n0=30, n=n, num_classes=3) > 0 for n in range(1, least + 20)]
+    assert proved == [n >= least for n in range(1, least + 20)]
+
+
+@pytest.mark.parametrize("alpha", [0.99, 0.5, 0.1, 0.001, 2.0**-20])
+def test_the_smallest_n_by_clopper_and_pearson_is_known(alpha):
+    method = Method(Gaussian(0.25), alpha)
+    assert smallest_n(method, Goal(), n0=30, num_classes=3) == smallest_certifiable_n(alpha)
+
+
+def test_a_randomized_bound_has_no_largest_radius():
+    method = Method(Gaussian(0.25), 0.001, bound="randomized_clopper_pearson")
+    assert largest_radius(method, Goal(), n0=30, n=1, num_classes=3) == np.inf
+
+
+def test_a_goal_that_is_just_reached():
+    """A radius that is asked for and proved is enough; one that is still possible is not given up."""
+    for goal, proved, ceiling, decided in (
+        (Goal(radius=0.5), 0.5, 0.9, True),
+        (Goal(radius=0.5), 0.4, 0.5, False),
+        (Goal(radius=0.5), 0.4, np.nextafter(0.5, 0), True),
+        (Goal(rtol=0.5), 0.25, 0.5, True),
+        (Goal(rtol=0.5), 0.25, np.nextafter(0.5, 1), False),
+        (Goal(rtol=0.5), 0.0, 0.0, True),
+    ):
+        assert goal.reached(np.array([proved]), np.array([ceiling])).tolist() == [decided]
 
 
 def test_what_is_proved_at_the_stop_is_what_the_counts_prove():

@@ -200,6 +200,86 @@ def test_parts_of_other_runs_are_refused(options, more, message, capsys):
     assert not Path("all").exists()
 
 
+MAY_DIFFER = {  # where a part was made, and which inputs it has
+    *("command", "started", "data", "weights", "batch_size", "device", "backend", "versions", "start", "end"),
+    *("recertified_from", "counts_sha256"),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("certify", ""), ("certify", "--clamp 0 1 --mean 0.5 --std 0.5 --head softmax:1"), ("predict", "--clamp 0 1")],
+)
+def test_no_other_field_of_the_sidecars_may_differ(command, options):
+    """Each changed or removed is refused by its name; those of the list may differ."""
+    run(f"{options} --end 4 --out a", command)
+    run(f"{options} --start 4 --out b", command)
+    of_b = sidecar("b")
+    may_lack = {"first_logits", "scale", "shift", "reduced_precision"} | (
+        {"clamp"} if of_b["clamp"] is None else set()
+    )  # as older runs do
+    for name in of_b.keys() - MAY_DIFFER:
+        for change in [{name: f"not {of_b[name]}"}] + ([] if name in may_lack else [{}]):
+            kept = {field: value for field, value in of_b.items() if field != name}
+            Path("b", SIDECAR).write_text(json.dumps(kept | change))
+            with pytest.raises(ValueError, match=f"({name} is .* in a/results.json and .* in b/|must hold .* {name}: )"):
+                merge(["a", "b"], "all")
+            assert not Path("all").exists()
+    for name in of_b.keys() & MAY_DIFFER - {"start", "end"}:
+        Path("b", SIDECAR).write_text(json.dumps(of_b | {name: f"not {of_b[name]}"}))
+        merge(["a", "b"], f"all but {name}")
+
+
+@pytest.mark.parametrize("options", ["", "--mean 0.5 --std 0.5"])
+def test_parts_from_before_clamp_was_recorded(options):
+    """They had no clamp. Their scale and shift follow from mean and std."""
+    run(f"{options} --end 4 --out a")
+    run(f"{options} --start 4 --out b")
+    run(f"{options} --start 4 --clamp 0 1 --out c")
+    added = ("clamp", "scale", "shift", "reduced_precision")
+    older = {name: value for name, value in sidecar("a").items() if name not in added}
+    Path("a", SIDECAR).write_text(json.dumps(older))
+    merge(["a", "b"], "all")
+    assert sidecar("all").keys() == sidecar("b").keys()
+    assert sidecar("all")["clamp"] is None
+    with pytest.raises(ValueError, match=r"clamp is None in a/results.json and \[0.0, 1.0\] in c/results.json"):
+        merge(["a", "c"], "none")
+
+
+def test_parts_of_models_that_compute_something_else_are_refused(monkeypatch):
+    """Of the same name and weights; but where they differ in the last bits, the merged run has those of the first part."""
+    import merge_nets
+
+    forward = merge_nets.Net.forward
+    run("--end 4 --out a")
+    monkeypatch.setattr(merge_nets.Net, "forward", lambda net, x: forward(net, x) * (1 + 1e-6))
+    run("--start 4 --end 6 --out b")
+    monkeypatch.setattr(merge_nets.Net, "forward", lambda net, x: forward(net, x) * 1.05)
+    run("--start 6 --out c")
+    with pytest.raises(
+        ValueError, match=r"first_logits is .* in a/results.json and .* in c/results.json; .* the same model"
+    ):
+        merge(["a", "b", "c"], "all")
+    assert not Path("all").exists()
+    assert sidecar("a")["first_logits"] != sidecar("b")["first_logits"]
+    merge(["b", "a"], "all")
+    assert sidecar("all")["first_logits"] == sidecar("a")["first_logits"]
+
+
+def test_logits_that_are_equal_stay_in_a_merged_run(monkeypatch):
+    """So that it can be resumed."""
+    import merge_nets
+
+    forward = merge_nets.Net.forward
+    monkeypatch.setattr(merge_nets.Net, "forward", lambda net, x: forward(net, x)[:, [0, 1, 1, 0]])
+    run("--end 3 --out a")
+    run("--start 6 --out b")
+    merge(["a", "b"], "all")
+    assert len(sidecar("all")["first_logits"]) == 4
+    run("--out all --resume")
+    assert len(rows("all")) == 10
+
+
 def test_other_data_under_the_same_name_are_refused():
     write("a", [0], data="x.npz", data_sha256="1")
     write("b", [1], data="x.npz", data_sha256="2")

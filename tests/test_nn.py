@@ -5,6 +5,9 @@ import doctest
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, Dataset
 
 import rsfast
 from rsfast import Gaussian, ops
@@ -93,6 +96,184 @@ def test_replicas_of_data_parallel_draw_noise_of_their_own(monkeypatch):
     rows = torch.cat(found)
     assert len({row.tolist()[0] for row in rows}) == 10
     assert int(layer.count) == 2 + 2 * 3
+
+
+# Activation checkpointing: gradients are those of plain training, bit for bit, and so are the noise's place and torch's.
+
+
+def network():
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Sequential(GaussianNoise(0.5, seed=1), nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.3)),
+        nn.Sequential(nn.Linear(8, 8), GaussianNoise(1.0, seed=2), nn.Tanh(), GaussianNoise(0.5, seed=2), nn.Sigmoid()),
+    )
+
+
+def train(net, run, order=(0, 1, 2), steps=2):
+    """Three batches of other sizes a step; backward passes in this order, or each at once. Return all that this changes."""
+    torch.manual_seed(6)
+    for _ in range(steps):
+        losses = []
+        for size in (4, 2, 5):
+            losses.append(run(torch.rand(size, 6, requires_grad=True)).pow(2).sum())
+            if order is None:
+                losses[-1].backward()
+        for place in order or ():
+            losses[place].backward()
+        with torch.no_grad():
+            for weight in net.parameters():
+                weight -= 0.1 * weight.grad
+    return [*(weight.grad for weight in net.parameters()), *net.state_dict().values(), torch.get_rng_state()]
+
+
+def nested(net, reentrant):
+    def both(x):
+        return checkpoint(net[1], checkpoint(net[0], x, use_reentrant=reentrant), use_reentrant=reentrant)
+
+    return lambda x: checkpoint(both, x, use_reentrant=reentrant)
+
+
+CHECKPOINTS = {
+    "all": lambda net, reentrant: lambda x: checkpoint(net, x, use_reentrant=reentrant),
+    "first": lambda net, reentrant: lambda x: net[1](checkpoint(net[0], x, use_reentrant=reentrant)),
+    "last": lambda net, reentrant: lambda x: checkpoint(net[1], net[0](x), use_reentrant=reentrant),
+    "nested": nested,
+}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of an inner checkpoint within an outer one
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("what", CHECKPOINTS)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_a_checkpoint_repeats_the_noise(reentrant, what, order):
+    net, plain = network(), network()
+    expected = train(plain, plain, order)
+    found = train(net, CHECKPOINTS[what](net, reentrant), order)
+    assert [int(count) for name, count in net.state_dict().items() if name.endswith("count")] == [22] * 3
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("what", ["compiled network", "compiled network, reentrant", "compiled checkpoint"])
+def test_a_compiled_checkpoint_repeats_the_noise(what):
+    nets = [network(), network()]
+    for net in nets:
+        net[0][3] = nn.Identity()
+    order = None if what == "compiled checkpoint" else (1, 0, 2)
+    expected = train(nets[0], nets[0], order)
+    if what == "compiled checkpoint":
+
+        def run(x):
+            return checkpoint(nets[1], x, use_reentrant=False)
+
+        run = torch.compile(run, backend="aot_eager", dynamic=True, fullgraph=True)
+    else:
+        compiled = torch.compile(nets[1], backend="aot_eager", dynamic=True, fullgraph=True)
+
+        def run(x):
+            return checkpoint(compiled, x, use_reentrant=what.endswith("reentrant"))
+
+    for ours, theirs in zip(train(nets[1], run, order), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_backward_pass_may_run_twice():
+    net = network()
+    y = checkpoint(net, torch.rand(4, 6), use_reentrant=False).sum()
+    first, second = (torch.autograd.grad(y, list(net.parameters()), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_noise_that_cannot_be_repeated_is_refused(reentrant, monkeypatch):
+    """Rather than other noise, whose gradients would be wrong."""
+    net = network()
+
+    def run(**options):
+        return checkpoint(net, torch.ones(4, 6, requires_grad=True), use_reentrant=reentrant, **options).sum()
+
+    unknown = "cannot tell which forward it repeats"
+    with pytest.raises(RuntimeError, match=unknown):
+        run(preserve_rng_state=False).backward()
+    for _ in range(2):
+        torch.manual_seed(1)  # anew before each forward
+        y = run()
+        y.backward()
+    torch.manual_seed(2)
+    first = run()
+    torch.manual_seed(2)
+    second = run()
+    for y in (first, second):
+        with pytest.raises(RuntimeError, match=unknown):
+            y.backward()
+    monkeypatch.setattr(rsfast.nn, "_KEPT", 6)  # two of net's forwards
+    older, old, new = run(), run(), run()
+    old.backward()
+    new.backward()
+    with pytest.raises(RuntimeError, match=unknown):
+        older.backward()
+    assert len(rsfast.nn._starts) <= 6
+
+
+def test_a_forward_that_fails_takes_no_noise():
+    layer = GaussianNoise(0.5, seed=1)
+    with pytest.raises(ValueError, match="x has shape"):
+        layer(torch.zeros(3))
+    assert int(layer.count) == 0
+
+
+# In the workers of a DataLoader each worker and epoch has noise of its own, which repeats with torch's seed.
+
+
+class Noisy(Dataset):
+    def __init__(self, layer, rows=1):
+        self.layer, self.rows = layer, rows
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, place):
+        return self.layer(torch.zeros(self.rows, 4))
+
+
+def epochs(layer, seed, count=2, **options):
+    torch.manual_seed(seed)
+    loader = DataLoader(Noisy(layer), batch_size=2, num_workers=2, **options)
+    return torch.cat([batch.reshape(-1, 4) for _ in range(count) for batch in loader])
+
+
+def different(*noises):
+    rows = torch.cat(noises)
+    return len(torch.unique(rows, dim=0)) == len(rows)
+
+
+@pytest.mark.parametrize("options", [{}, {"persistent_workers": True}])
+def test_workers_draw_noise_of_their_own(options, monkeypatch):
+    layer = GaussianNoise(1.0, seed=7)
+    found = epochs(layer, 3, **options)
+    assert torch.equal(epochs(copy.deepcopy(layer), 3, **options), found)
+    assert int(layer.count) == 0
+    here, of_another = layer(torch.zeros(8, 4)), epochs(GaussianNoise(1.0, seed=8), 3, **options)
+    monkeypatch.setenv("RANK", "1")
+    assert different(found, here, of_another, epochs(GaussianNoise(1.0, seed=7), 3, **options))
+
+
+def test_workers_that_are_spawned():
+    """They share buffers of the main process."""
+    layer = GaussianNoise(1.0, seed=7)
+    first, second = (epochs(layer, 3, count=1, multiprocessing_context="spawn") for _ in range(2))
+    assert torch.equal(first, second)
+    assert different(first)
+    assert int(layer.count) == 0
+
+
+def test_workers_follow_torchs_seed():
+    one, two = (epochs(GaussianNoise(1.0, seed=7), seed, count=1) for seed in (3, 4))
+    generator = torch.Generator()
+    of_loader = [epochs(GaussianNoise(1.0, seed=7), seed, 1, generator=generator.manual_seed(5)) for seed in (3, 4)]
+    assert torch.equal(*of_loader)
+    assert different(one, two, of_loader[0])
+    assert abs(float(torch.cat([one, two]).std()) - 1) < 0.5
 
 
 def test_seeds():

@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
+from rsfast import noise
 from rsfast.lipschitz import published_bridging_radius
 from rsfast.noise import POTENTIAL_ERROR, Gaussian
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "lipschitz_potential.json").read_text())
 PRODUCTS = [1e-3, 0.03, 0.4, 0.499, 0.5, 0.501, 1.0, 7.0, 1e2, 1e4]  # L sigma; 1/2 is where the tail's formula changes
 SCORES = np.concatenate([10.0 ** np.arange(-12, 0), np.linspace(0.15, 0.85, 57), 1 - 10.0 ** np.arange(-12, 0)[::-1]])
+
+
+def test_uniforms_are_words_rounded_up(monkeypatch):
+    """(word + 1) / 2^32 exactly, for the words of stream 4 and for the least and the greatest: never 0, and 1 at last."""
+    for seed, input_id in ((0, 0), (1, 2**32 - 1), (2**64 - 1, 7)):
+        words = noise.philox((0, 0, input_id, 4 << 24), seed)
+        assert noise.uniforms(seed, input_id) == ((words[0] + 1) / 2**32, (words[1] + 1) / 2**32)
+    monkeypatch.setattr(noise, "philox", lambda counter, seed: (0, 2**32 - 1, 0, 0))
+    assert noise.uniforms(0, 0) == (2.0**-32, 1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -130,11 +130,27 @@ def test_places_and_the_time_of_looks_do_not_show(monkeypatch, lag, head, goal, 
 
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("head", HEADS)
+@pytest.mark.usefixtures("unprobed")
 def test_padding_does_not_show(monkeypatch, head, goal):
     monkeypatch.setattr(api, "Batches", lambda *a, pad, **k: batches(*a, pad=True, **k))
     batches, model = rsfast.batches.Batches, Counting()
     assert certify(model, head=HEADS[head], batch_size=50, **GOALS[goal]) == plainly(head, goal)
     assert set(model.sizes) == {50}
+
+
+@pytest.mark.usefixtures("unprobed")
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_compiled_model_gets_batches_of_one_size(monkeypatch, compile, known):
+    """Where the samples fill one; a smaller last one would be compiled for. The certificates do not show it."""
+    monkeypatch.setattr(torch, "compile", lambda model, backend: model)
+    model, samples = Counting(), COUNT * (N0 + N)
+    found = certify(model, X if known else iter(X), batch_size=60, compile=compile)
+    assert [(each.prediction, each.radius) for each in found] == [tuple(each) for each in plainly("votes", "n")]
+    assert model.sizes == [60] * (samples // 60) + [60 if compile else samples % 60]
+    model.sizes.clear()
+    certify(model, X, batch_size=samples + 1, compile=compile)
+    assert model.sizes == [samples]
 
 
 SOURCES = {
@@ -183,6 +199,7 @@ def test_rows_are_useful(lag, launched, head, count, n, batch_size):
 
 
 @pytest.mark.parametrize("launched", [0, 1])
+@pytest.mark.usefixtures("unprobed")
 def test_where_all_n_are_drawn_no_row_is_wasted(lag, launched):
     lag(launched)
     model = Counting()
@@ -192,6 +209,7 @@ def test_where_all_n_are_drawn_no_row_is_wasted(lag, launched):
 
 
 @pytest.mark.parametrize("head", [Votes(), Softmax(0.1)], ids=["votes", "scores"])
+@pytest.mark.usefixtures("unprobed")
 def test_samples_beyond_the_look_that_decided_do_not_count(lag, head):
     """One input alone: while a look is taken, its batches are filled with samples that may turn out not to be used."""
     found, seen = [], []
@@ -264,19 +282,18 @@ def test_between_two_certificates_the_model_is_the_callers(monkeypatch):
     monkeypatch.setattr(sampler, "_UNSEEN", 1)
     model, seen = Counting().train(), []
     model.register_forward_pre_hook(
-        lambda *_: seen.append((model.training, model.dropout.training, torch.is_inference_mode_enabled()))
+        lambda *_: seen.append((model.training, model.dropout.training, torch.is_grad_enabled()))
     )
     found, batches = [], []
     for certificate in certify_each(model, iter(X), batch_size=64):
         assert (model.training, model.dropout.training) == (len(found) % 2 == 0, True)
         assert torch.is_grad_enabled()
-        assert not torch.is_inference_mode_enabled()
         found.append(certificate)
         batches.append(len(seen))
         model.training = len(found) % 2 == 0
     assert found == plainly("votes", "n")
     assert len(set(batches)) == COUNT
-    assert set(seen) == {(False, False, True)}
+    assert set(seen) == {(False, False, False)}
 
 
 @pytest.mark.parametrize("launched", [0, 1, 3])
@@ -299,6 +316,7 @@ def test_an_error_of_the_source_comes_in_its_turn(lag, launched, goal):
 
 @pytest.mark.parametrize("launched", [0, 1, 3])
 @pytest.mark.parametrize("fail_at", [0, 9, 31])
+@pytest.mark.usefixtures("unprobed")
 def test_an_error_of_the_model_comes_after_what_was_finished(lag, launched, fail_at):
     """Every input whose samples were in the batches before it has its certificate."""
     lag(launched)
@@ -406,6 +424,7 @@ def test_places_are_bounded_by_memory(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("good", [0, 15])
+@pytest.mark.usefixtures("unprobed")
 def test_a_model_that_fails(error, message, wrong, good):
     """At once or after some batches: the same error, after the inputs that were finished."""
     calls, found = [], []
@@ -560,12 +579,32 @@ def sample(**options):
     return rsfast.sample(first_elements, X, NOISE, num_classes=4, n=10, seed=5, **options)
 
 
+@pytest.mark.parametrize("head", [rsfast.Votes(), rsfast.Softmax(0.5), rsfast.ClippedLogits(-1.0, 1.0)], ids=repr)
+def test_a_model_that_masks_classes_is_certified(head, recwarn):
+    """Logits of -inf leave certificates as a very low logit does, and warn of nothing."""
+
+    def model(unused):
+        def logits(batch):
+            rest = torch.full((len(batch), 3), unused)
+            return torch.cat([rest[:, :1], batch[:, :1] * 4 - 1, -batch[:, :1], rest[:, 1:]], dim=1)
+
+        return logits
+
+    keywords = {"num_classes": 5, "n": 200, "seed": 3, "head": head}
+    x = torch.rand(4, 2, generator=torch.Generator().manual_seed(0))
+    found, expected = (rsfast.certify(model(low), x, NOISE, **keywords) for low in (-torch.inf, -1e30))
+    assert found == expected
+    assert {certificate.prediction for certificate in found} & {1, 2}
+    assert not [warning for warning in recwarn if "model returned" in str(warning.message)]
+
+
 def test_a_model_that_returns_nan_is_told_of_once():
     def model(batch):
         logits = torch.stack([batch[:, 0], -batch[:, 0]], dim=1)
         return torch.where(batch[:, :1] > 0.5, torch.nan, logits)
 
-    with pytest.warns(UserWarning, match=r"model returned NaN or infinity in \d+ of the samples of input 0; such") as told:
+    message = r"model returned NaN, or a largest logit that is not finite, in \d+ of the samples of input 0; such"
+    with pytest.warns(UserWarning, match=message) as told:
         certificates = rsfast.certify(model, torch.full((3, 1), 0.5), rsfast.Gaussian(0.25), num_classes=2, n=200, seed=1)
     assert len(told) == 1
     assert all(sum(certificate.counts) < certificate.n == 200 for certificate in certificates)

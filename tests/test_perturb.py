@@ -17,7 +17,7 @@ from rsfast import _cpu, ops
 from rsfast.noise import Gaussian
 from rsfast.ops import perturb
 
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
+TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPES = (
     (1,),
     (7,),
@@ -86,7 +86,7 @@ def unrounded(shape, transform):
 
 
 def expected(shape, transform, dtype):
-    """What the reference gives, rounded to `dtype` by torch."""
+    """What the reference gives in float32, rounded or widened to `dtype` by torch."""
     return unrounded(shape, transform).to(dtype)
 
 
@@ -281,7 +281,7 @@ def test_contiguous_lazy_negations(isa):
 
 def test_out_that_is_a_lazy_negation_is_refused():
     out = torch.complex(torch.zeros(1, 1), torch.ones(1, 1)).conj().imag
-    with pytest.raises(ValueError, match=r"^out has strides .* no lazy negation"):
+    with pytest.raises(ValueError, match=r"^out is a lazy negation"):
         perturb(torch.ones(1, 1), SIGMA, seed=2, samples=[5], out=out)
 
 
@@ -384,6 +384,7 @@ def test_rounding_to_bfloat16_at_every_boundary(isa):
         (torch.float32, 2.0**-126, 2.0**-126),
         (torch.float32, 2.0**-126, 0.0),
         (torch.bfloat16, 2.0**-126, 2.0**-126),
+        (torch.float64, 2.0**-126, 2.0**-126),
         (torch.float16, 2.0**-16, 2.0**-15),
         (torch.float16, 2.0**-24, 0.0),
     ],
@@ -394,7 +395,8 @@ def test_subnormal_outputs(dtype, sigma, magnitude, isa):
     keywords = {"x": inputs(1, (500,)) * magnitude, "noise": Gaussian(sigma), "seed": 3, "samples": range(8), "dtype": dtype}
     found = perturb(**keywords)
     assert_same_bits(found, perturb(**keywords, backend="reference"))
-    assert ((found != 0) & (found.abs() < torch.finfo(dtype).tiny)).float().mean() > 0.2
+    tiny = torch.finfo(torch.float32 if dtype == torch.float64 else dtype).tiny
+    assert ((found != 0) & (found.abs() < tiny)).float().mean() > 0.2
 
 
 def test_zero_has_a_sign(isa):
@@ -411,6 +413,193 @@ def test_zero_has_a_sign(isa):
             assert (torch.signbit(found) & (found == 0)).any()
             assert (~torch.signbit(found) & (found == 0)).any()
         assert_same_bits(found, perturb(x, **keywords, backend="reference"))
+
+
+# Memory
+
+
+def room(count):
+    """Bytes for `count` float32 values, as a float32 tensor whose other views share them."""
+    return torch.zeros(count, dtype=torch.float32)
+
+
+def sharing(argument, how):
+    """A call's arguments with an `out` that shares bytes with one of them."""
+    keywords = {"x": inputs(2, (3, 8)), "samples": [5, 6], "rows": [1, 0], "input_ids": [3, 4], "scale": [1.0, 2.0, 3.0]}
+    keywords |= {"shift": [0.5, 0.25, 0.125], "seed": 1, "noise": SIGMA}
+    memory = room(200)
+    out = memory[40:88].view(2, 3, 8)
+    if how == "begins in":  # the last element of `out` is the first of the argument
+        start = 87
+    else:  # the argument's last element, or all of it, lies in `out`
+        start = {"ends in": 41 - torch.tensor(keywords[argument]).numel() if argument != "x" else 40 - 47, "lies in": 44}[
+            how
+        ]
+    value = torch.as_tensor(keywords[argument])
+    if value.dtype == torch.int64:
+        start, memory = start // 2, memory.view(torch.int64)
+    start = max(start, 0)
+    return keywords | {argument: memory[start : start + value.numel()].view(value.shape).copy_(value)}, out
+
+
+@pytest.mark.parametrize("argument", ["x", "samples", "rows", "input_ids", "scale", "shift"])
+@pytest.mark.parametrize("how", ["begins in", "ends in", "lies in"])
+def test_out_that_shares_memory_is_refused(argument, how, isa):
+    """Whatever the views and types, and as a NumPy array over the same memory."""
+    keywords, out = sharing(argument, how)
+    given = keywords[argument]
+    forms = [given] if argument == "x" else [given, given.numpy()]
+    for form in forms:
+        for backend in ("cpu", "reference"):
+            before = out.clone()
+            with pytest.raises(ValueError, match=rf"^out shares memory with {argument}; it must have memory of its own"):
+                perturb(**keywords | {argument: form}, out=out, backend=backend)
+            assert torch.equal(out, before)
+
+
+def test_out_that_shares_memory_with_what_is_copied_is_refused():
+    """x and indices with strides are copied for the kernel; x would be overwritten all the same."""
+    memory = room(96)
+    x = memory.view(48, 2)[:, 0].view(2, 3, 8)
+    assert not x.is_contiguous()
+    with pytest.raises(ValueError, match=r"^out shares memory with x; "):
+        perturb(x, SIGMA, seed=1, samples=[5, 6], out=memory[48:].view(2, 3, 8))
+    rows = memory.view(torch.int64)[:4:2]
+    with pytest.raises(ValueError, match=r"^out shares memory with rows; "):
+        perturb(inputs(2, (3, 8)), SIGMA, seed=1, samples=[5, 6], rows=rows, out=memory[:48].view(2, 3, 8))
+    scale = torch.ones(48, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^out shares memory with scale; "):
+        perturb(inputs(2, (3, 8)), SIGMA, seed=1, samples=[5, 6], scale=scale[5:8], out=scale.view(2, 3, 8))
+
+
+def test_out_beside_the_others_in_one_buffer():
+    """Tensors of one storage that share no byte are taken: right before and right after `out`, channels_last too."""
+    x = inputs(2, (3, 8, 4))
+    expected = perturb(x, SIGMA, seed=1, samples=[5, 6])
+    memory = room(3 * 192)
+    first = memory[:192].view(2, 3, 8, 4).copy_(x)
+    after = memory[192:384].view(2, 3, 8, 4)
+    assert_same_bits(perturb(first, SIGMA, seed=1, samples=[5, 6], out=after), expected)
+    last = memory[384:].view(2, 3, 8, 4).copy_(x)
+    channels_last = memory[192:384].view(2, 8, 4, 3).permute(0, 3, 1, 2)
+    assert_same_bits(perturb(last, SIGMA, seed=1, samples=[5, 6], out=channels_last, channels_last=True), expected)
+    assert_same_bits(first, x)
+    assert_same_bits(last, x)
+
+
+def test_autograd_notices_that_out_was_overwritten():
+    """What was saved for backward and then filled anew is an error there, not a wrong gradient."""
+    x, weight = inputs(1, (4,)), torch.ones(2, 4, requires_grad=True)
+    for backend in ("cpu", "reference"):
+        out = perturb(x, SIGMA, seed=1, samples=[0, 1])
+        loss = (out * weight).sum()
+        perturb(x, SIGMA, seed=1, samples=[2, 3], out=out, backend=backend)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    buffer = torch.zeros(6, 4)
+    before = buffer._version
+    perturb(x, SIGMA, seed=1, samples=[0, 1], out=buffer[2:4])
+    assert buffer._version > before
+
+
+def test_out_that_requires_grad_is_refused():
+    leaf = torch.zeros(2, 4, requires_grad=True)
+    for out in (leaf, leaf * 2):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=r"^out requires grad; "):
+                perturb(inputs(1, (4,)), SIGMA, seed=1, samples=[0, 1], out=out)
+
+
+def test_no_gradient_reaches_x():
+    x = inputs(1, (4,)).requires_grad_()
+    assert not perturb(x, SIGMA, seed=1, samples=[0, 1]).requires_grad
+
+
+# The operator itself
+
+INDEX = torch.int64
+OPERATOR_ERRORS = {
+    "x of doubles": (TypeError, r"^x has dtype torch.float64; ", {"x": torch.zeros(2, 3, 4, dtype=torch.float64)}),
+    "x of rank 1": (ValueError, r"^x has shape \[3\]; ", {"x": torch.zeros(3)}),
+    "x empty": (ValueError, r"^x has shape \[2, 0, 4\]; ", {"x": torch.zeros(2, 0, 4)}),
+    "x strided": (ValueError, r"^x has strides ", {"x": torch.zeros(2, 4, 3).transpose(1, 2)}),
+    "rows of int32": (TypeError, r"^rows has dtype torch.int32; ", {"rows": torch.zeros(2, dtype=torch.int32)}),
+    "rows too few": (ValueError, r"^rows has shape \[1\]; it must be \[2\]", {"rows": torch.zeros(1, dtype=INDEX)}),
+    "rows of rank 2": (ValueError, r"^rows has shape \[2, 1\]; ", {"rows": torch.zeros(2, 1, dtype=INDEX)}),
+    "rows strided": (ValueError, r"^rows has strides ", {"rows": torch.zeros(4, dtype=INDEX)[::2]}),
+    "rows too large": (ValueError, r"^rows runs from 0 to 2; ", {"rows": torch.tensor([0, 2])}),
+    "rows elsewhere": (ValueError, r"^rows is on 'meta'; ", {"rows": torch.zeros(2, dtype=INDEX, device="meta")}),
+    "samples of rank 0": (ValueError, r"^samples has shape \[\]; ", {"samples": torch.tensor(1)}),
+    "samples strided": (ValueError, r"^samples has strides ", {"samples": torch.zeros(4, dtype=INDEX)[::2]}),
+    "samples negative": (ValueError, r"^samples runs from -1 to 0; ", {"samples": torch.tensor([0, -1])}),
+    "input_ids too few": (ValueError, r"^input_ids has shape \[1\]; ", {"input_ids": torch.zeros(1, dtype=INDEX)}),
+    "input_ids too large": (ValueError, r"^input_ids runs from 0 to 4294967296; ", {"input_ids": torch.tensor([0, 2**32])}),
+    "sigma zero": (ValueError, r"^sigma is 0.0; ", {"sigma": 0.0}),
+    "sigma NaN": (ValueError, r"^sigma is nan; ", {"sigma": math.nan}),
+    "sigma beyond float32": (ValueError, r"^sigma is 1e\+39; ", {"sigma": 1e39}),
+    "stream": (ValueError, r"^stream is 4; it must be one of 0, 1, 2, 3", {"stream": 4}),
+    "stream negative": (ValueError, r"^stream is -1; ", {"stream": -1}),
+    "scale too short": (
+        ValueError,
+        r"^scale has shape \[2\]; it must be \[3\]",
+        {"scale": torch.ones(2), "shift": torch.ones(3)},
+    ),
+    "shift too long": (ValueError, r"^shift has shape \[4\]; ", {"scale": torch.ones(3), "shift": torch.ones(4)}),
+    "scale of doubles": (
+        TypeError,
+        r"^scale has dtype torch.float64; ",
+        {"scale": torch.ones(3, dtype=torch.float64), "shift": torch.ones(3)},
+    ),
+    "shift strided": (ValueError, r"^shift has strides ", {"scale": torch.ones(3), "shift": torch.ones(6)[::2]}),
+    "scale without shift": (TypeError, r"^scale is .* and shift is None; ", {"scale": torch.ones(3)}),
+    "clamp of three": (ValueError, r"^clamp is \(0.0, 1.0, 2.0\); ", {"clamp": [0.0, 1.0, 2.0]}),
+    "clamp reversed": (ValueError, r"^clamp is \(1.0, 0.0\); ", {"clamp": [1.0, 0.0]}),
+    "clamp NaN": (ValueError, r"^clamp is \(0.0, nan\); ", {"clamp": [0.0, math.nan]}),
+    "channels_last": (ValueError, r"^channels_last is True, but an input has 2 axes", {"channels_last": True}),
+    "out too small": (ValueError, r"^out has shape \[1, 3, 4\]; it must be \[2, 3, 4\]", {"out": torch.zeros(1, 3, 4)}),
+    "out of integers": (TypeError, r"^out has dtype torch.int32; ", {"out": torch.zeros(2, 3, 4, dtype=torch.int32)}),
+    "out strided": (ValueError, r"^out has strides ", {"out": torch.zeros(2, 4, 3).transpose(1, 2)}),
+    "out elsewhere": (ValueError, r"^out is on 'meta'; ", {"out": torch.zeros(2, 3, 4, device="meta")}),
+    "out requires grad": (ValueError, r"^out requires grad; ", {"out": torch.zeros(2, 3, 4, requires_grad=True)}),
+    "backend": (ValueError, r"^backend is 'fast'; ", {"backend": "fast"}),
+}
+
+
+def call_operator(**changes):
+    index = torch.tensor([1, 0])
+    arguments = {
+        "x": inputs(2, (3, 4)),
+        "rows": index,
+        "input_ids": index + 3,
+        "samples": index + 7,
+        "sigma": 0.3,
+        "seed": -1,
+    }
+    arguments |= {"stream": 1, "scale": None, "shift": None, "clamp": None, "channels_last": False, "backend": "cpu"}
+    arguments |= {"out": torch.zeros(2, 3, 4)}
+    arguments |= changes
+    torch.ops.rsfast.perturb(**arguments)
+    return arguments["out"]
+
+
+@pytest.mark.parametrize("case", OPERATOR_ERRORS)
+def test_the_operator_checks_a_call_itself(case):
+    """What would make a kernel read or write out of bounds is an error, by whatever way it is called."""
+    error, message, changes = OPERATOR_ERRORS[case]
+    with pytest.raises(error, match=message):
+        call_operator(**changes)
+
+
+def test_the_operator_refuses_what_shares_memory():
+    memory = room(48)
+    for argument, view in (("x", memory[10:34].view(2, 3, 4)), ("rows", memory[20:24].view(torch.int64))):
+        with pytest.raises(ValueError, match=rf"^out shares memory with {argument}; "):
+            call_operator(out=memory[:24].view(2, 3, 4), **{argument: view})
+
+
+def test_the_operator_without_changes_is_perturb():
+    keywords = {"rows": [1, 0], "input_ids": [4, 3], "samples": [8, 7], "seed": 2**64 - 1}
+    assert_same_bits(call_operator(), perturb(inputs(2, (3, 4)), SIGMA, **keywords))
 
 
 # One rounding
@@ -440,6 +629,27 @@ def test_fma_exactly(isa):
         y = to_float32(Fraction(sigma) * Fraction(z[0, i].item()) + Fraction(x[0, i].item()))
         assert Fraction(found[0, i].item()) == y
         assert Fraction(normalised[0, i].item()) == to_float32(y * Fraction(scale) + Fraction(shift))
+
+
+def test_clamp_bounds_are_float32(backend):
+    """What exceeds a bound becomes the float32 nearest to it, which is infinite for a bound beyond float32."""
+    low, high = 0.1, 0.7  # float32 has neither: the nearest are above and below them
+    low32, high32 = np.float32(low), np.float32(high)
+    assert float(low32) > low
+    assert float(high32) < high
+    x = torch.tensor([[-50.0, low, 0.1 - 1e-9, 0.4, 0.7 + 1e-8, high, 50.0]])
+    noise = Gaussian(2.0**-60)  # sigma z + x is x
+    for dtype in (torch.float32, torch.float64):
+        found = perturb(x, noise, seed=1, samples=[0], clamp=(low, high), dtype=dtype, backend=backend)
+        assert found.tolist() == [[float(v) for v in np.clip(x[0].numpy(), low32, high32)]]
+    scale, shift = float(np.float32(3.1e7)), float(np.float32(-2.9e6))
+    found = perturb(x, noise, seed=1, samples=[0], clamp=(low, high), scale=scale, shift=shift, backend=backend)
+    exact = [
+        to_float32(Fraction(float(v)) * Fraction(scale) + Fraction(shift)) for v in np.clip(x[0].numpy(), low32, high32)
+    ]
+    assert [Fraction(v) for v in found[0].tolist()] == exact
+    found = perturb(x, noise, seed=1, samples=[0], clamp=(-1e300, high), backend=backend)
+    assert_same_bits(found, perturb(x, noise, seed=1, samples=[0], clamp=(-math.inf, high), backend=backend))
 
 
 def test_fma_next_to_a_tie(backend):
@@ -509,7 +719,9 @@ ERRORS = {
     "clamp above NaN": (ValueError, r"^clamp is \(0.0, nan\); ", {"clamp": (0.0, math.nan)}),
     "clamp a number": (TypeError, r"^clamp is 1.0; ", {"clamp": 1.0}),
     "clamp of three": (TypeError, r"^clamp is \(0, 1, 2\); ", {"clamp": (0, 1, 2)}),
-    "dtype": (TypeError, r"^dtype is torch.float64; ", {"dtype": torch.float64}),
+    "dtype": (TypeError, r"^dtype is torch.int32; .*torch.float64$", {"dtype": torch.int32}),
+    "dtype complex": (TypeError, r"^dtype is torch.complex64; ", {"dtype": torch.complex64}),
+    "dtype a word": (TypeError, r"^dtype is 'float64'; ", {"dtype": "float64"}),
     "channels_last of rank 2": (
         ValueError,
         r"^channels_last is True, but an input has 2 axes; ",
@@ -520,13 +732,13 @@ ERRORS = {
         r"^channels_last is True, but an input has 5 axes; ",
         {"x": torch.zeros(2, 1, 1, 1, 1, 1), "channels_last": True},
     ),
-    "out of a wrong shape": (ValueError, r"^out is .*; it must be .*\[2, 3, 4, 5\]", {"out": torch.zeros(2, 3, 20)}),
+    "out of a wrong shape": (ValueError, r"^out has shape .*; it must be .*\[2, 3, 4, 5\]", {"out": torch.zeros(2, 3, 20)}),
     "out of a wrong dtype": (
         ValueError,
-        r"^out is torch.float16 .*; it must be torch.float32",
+        r"^out has dtype torch.float16; it must be torch.float32",
         {"out": torch.zeros(2, 3, 4, 5, dtype=torch.float16), "dtype": torch.float32},
     ),
-    "out of doubles": (TypeError, r"^dtype is torch.float64; ", {"out": torch.zeros(2, 3, 4, 5, dtype=torch.float64)}),
+    "out of integers": (TypeError, r"^dtype is torch.int64; ", {"out": torch.zeros(2, 3, 4, 5, dtype=torch.int64)}),
     "out strided": (ValueError, r"^out has strides ", {"out": torch.zeros(2, 3, 4, 10)[..., ::2]}),
     "out broadcast": (ValueError, r"^out has strides ", {"out": torch.zeros(1, 3, 4, 5).expand(2, 3, 4, 5)}),
     "out channels_last": (
@@ -539,7 +751,7 @@ ERRORS = {
         r"^out has strides .*channels_last",
         {"out": torch.zeros(2, 3, 4, 5), "channels_last": True},
     ),
-    "out elsewhere": (ValueError, r"^out is .* on 'meta'; ", {"out": torch.zeros(2, 3, 4, 5, device=META)}),
+    "out elsewhere": (ValueError, r"^out is on 'meta'; ", {"out": torch.zeros(2, 3, 4, 5, device=META)}),
     "backend unknown": (ValueError, r"^backend is 'fast'; .*'cpu'", {"backend": "fast"}),
     "backend None": (ValueError, r"^backend is None; ", {"backend": None}),
     "no kernel for the device": (
@@ -593,8 +805,8 @@ def test_errors(case):
     error, message, changes = ERRORS[case]
     with pytest.raises(error, match=message):
         call(**changes)
-    if "out" not in changes and "x" not in changes and "samples" not in changes:
-        out = poison((2, 3, 4, 5), changes.get("dtype", torch.float32))
+    if {"out", "x", "samples", "dtype"}.isdisjoint(changes):
+        out = poison((2, 3, 4, 5))
         with pytest.raises(error, match=message):
             call(**changes, out=out)
         assert out.isnan().all()

@@ -1,6 +1,7 @@
 """The curve is certified accuracy at its exact steps, and the figure draws that curve."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,13 @@ def test_figure_draws_the_curve_and_names_everything(figures, tmp_path):
         assert y[:-1].tolist() == certified_accuracy(run, x[:-1]).tolist()
         assert x[-1] == axes.get_xlim()[1] > run.radius[run.correct].max(initial=0)
         assert y[-1] == 0
+
+
+def test_runs_that_stopped_early_are_lower_bounds(figures, tmp_path):
+    sidecars = {"all": {"radius": None}, "decided": {"radius": 0.5}, "to 10 %": {"rtol": 0.1}, "table alone": None}
+    plot({name: replace(random_run(1), sidecar=sidecar) for name, sidecar in sidecars.items()}, tmp_path / "figure.png")
+    names = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert names == ["all", "decided (lower bound)", "to 10 % (lower bound)", "table alone"]
 
 
 def test_figure_of_abstentions_alone(figures, tmp_path):

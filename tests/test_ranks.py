@@ -198,6 +198,40 @@ def test_a_rank_that_dies_and_torchrun_starts_again(shard):
     assert found[3] == files
 
 
+class Twins(Ranks):
+    """Rank 0 of two, beside one that has the same, but that in one sum it may be at other samples."""
+
+    apart = None
+
+    def gather(self, value):
+        return [value, value]
+
+    def add(self, integers):
+        integers.mul_(2)
+        if self.apart is not None:
+            self.sums.append(len(integers))
+            integers[-1] += len(self.sums) == self.apart
+
+
+@pytest.mark.parametrize("apart", [None, 1, 2])
+def test_sums_of_different_samples_are_refused(apart, monkeypatch):
+    """The selection's, or the estimation's: they would make one certificate of two inputs, or of two samples."""
+    twins = Twins("samples", 0, 2)
+    twins.apart, twins.sums = apart, []
+    monkeypatch.setattr(Ranks, "find", lambda _: twins)
+    x, options = torch.tensor([[0.5, 0.0]]), {"num_classes": 2, "n0": 32, "n": 64, "batch_size": 16, "seed": 1}
+
+    def certify():
+        return rsfast.certify(lambda x: x, x, rsfast.Gaussian(0.1), shard="samples", **options)
+
+    if apart is None:
+        [found] = certify()
+        assert (found.prediction, found.n) == (0, 64)
+    else:
+        with pytest.raises(RuntimeError, match="shard is 'samples', but processes were at different samples"):
+            certify()
+
+
 def test_wrong_uses(capfd):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     for shard, message in (

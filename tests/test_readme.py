@@ -20,7 +20,8 @@ HEADS = [rsfast.Votes(), rsfast.Softmax(0.5)]
 
 def draw(model, images, stream, n, heads=HEADS[:1], tracked=None):
     """As README has it, but for its arguments."""
-    tally = rsfast.Tally(len(images), 10, heads, tracked=tracked)
+    provenance = rsfast.Provenance(NOISE, seed=1, stream=stream, samples=range(n), input_ids=range(len(images)))
+    tally = rsfast.Tally(len(images), 10, heads, tracked=tracked, provenance=provenance)
     for places in torch.arange(len(images) * n).split(256):  # rows of several images share a batch
         rows, samples = places // n, places % n
         batch = rsfast.ops.perturb(images, NOISE, seed=1, stream=stream, rows=rows, samples=samples)
@@ -47,9 +48,9 @@ def network():
 def test_the_loop_gives_the_certificates_of_certify():
     """All batches have one shape here, in which a network gives the same bits wherever a row stands."""
     model = network()
-    with torch.inference_mode():
+    with torch.no_grad():
         selection, estimation = (draw(model, IMAGES, stream, n) for stream, n in (("selection", 64), ("estimation", 640)))
-    mine = rsfast.certificates(selection, estimation, NOISE, alpha=0.001, seed=1, backend="cpu")
+    mine = rsfast.certificates(selection, estimation, NOISE, alpha=0.001, backend="cpu")
     found = rsfast.certify(model, IMAGES, NOISE, num_classes=10, n0=64, n=640, alpha=0.001, seed=1, batch_size=256)
     assert found == mine
     assert any(certificate.radius > 0 for certificate in found)

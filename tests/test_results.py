@@ -28,7 +28,11 @@ from rsfast.results import (
     certified_accuracy,
     clean_accuracy,
     format_radius,
+    identity,
+    notes,
     read,
+    same_logits,
+    share_decided,
     table,
 )
 
@@ -91,6 +95,33 @@ def test_written_radius_is_never_above_and_within_a_millionth():
         assert 0 <= Fraction(radius) - Fraction(written) < Fraction(radius) / 10**6, (radius, written)
         assert float(written) <= radius
         assert len(written.split("E")[0].replace(".", "").lstrip("0")) == 7
+
+
+def test_a_radius_that_reaches_what_was_asked_is_written_so():
+    """Read again it is no smaller, and it is still never above what was proved."""
+    rewritten = 0
+    for asked in hostile_radii():
+        for radius in (asked, math.nextafter(asked, math.inf), asked * (1 + 1e-8), 2 * asked):
+            if radius == math.inf:
+                continue
+            written = format_radius(radius, asked)
+            assert float(written) >= asked, (radius, asked)
+            assert 0 <= Fraction(radius) - Fraction(written) < Fraction(radius) / 10**6
+            rewritten += written != format_radius(radius)
+        below = math.nextafter(asked, 0)
+        assert format_radius(below, asked) == format_radius(below)
+        assert float(format_radius(below, asked)) < asked
+    assert rewritten > 5000
+
+
+@pytest.mark.parametrize("asked", [0.3, 0.1 + 0.2, 8 / 255, 1 / 3, 0.12345678, 1e-7])
+def test_every_radius_that_was_proved_counts_at_the_radius_that_was_asked(asked, tmp_path):
+    with RunWriter(tmp_path, SIDECAR | {"radius": asked, "rtol": None}) as run:
+        for idx, radius in enumerate([math.nextafter(asked, 0), asked, math.nextafter(asked, 9), asked * (1 + 1e-9)]):
+            run.write(idx, 1, certificate(1, radius), 0.1, COUNTS)
+    found = read(tmp_path)
+    assert found.goal.radius == asked
+    assert share_decided(found, asked) == certified_accuracy(found, asked) == 0.75
 
 
 def test_three_digits_to_nearest_would_fail_that_test():
@@ -528,6 +559,58 @@ def test_csv_table_is_unrounded(example):
     assert [float(field) for field in rows[2][1:]] == [0.5, 1 / 3, 2 / 3, 2 / 3]
 
 
+def early_runs(example):
+    def with_sidecar(run, sidecar):
+        return Results(run.idx, run.label, run.predict, run.radius, run.correct, sidecar)
+
+    a, b = runs(example).values()
+    return {
+        "a_b|c": with_sidecar(a, {"radius": 0.5, "rtol": None}),
+        "all": with_sidecar(b, {"radius": None, "rtol": None}),
+        "d": with_sidecar(b, {"radius": None, "rtol": 0.1}),
+    }
+
+
+AT_LEAST = "With all samples ACR and accuracies are at least, abstentions at most, those shown."
+
+
+def test_runs_that_stopped_early_are_marked(example):
+    """With the share that was decided, of right and wrong predictions alike: 7 of 10."""
+    assert table(early_runs(example), [0.5]).splitlines() == [
+        "run        ACR    abstained    r=0.5",
+        "-------  -----  -----------  -------",
+        "a_b|c *  0.600        20.0%    50.0%",
+        "all      0.500        33.3%    66.7%",
+        "d *      0.500        33.3%    66.7%",
+        "",
+        f"* a_b|c: sampling stopped once radius 0.5 was decided: 70.0% certified at it. {AT_LEAST}",
+        "",
+        f"* d: sampling stopped once a radius was known to 0.1 of its size. {AT_LEAST}",
+    ]
+    lines = table(early_runs(example), [0.5], "markdown").splitlines()
+    assert lines[2].startswith(r"| a_b\|c \*")
+    assert lines[4].startswith(r"| d \*")
+    assert lines[6].startswith(r"\* a_b|c: sampling stopped once radius 0.5 was decided: 70.0% certified")
+    _, after = table(early_runs(example), [0.5], "latex").split("\n\\end{tabular}\n\n")
+    assert after.startswith(r"* a\_b|c: sampling stopped once radius 0.5 was decided: 70.0\% certified")
+
+
+def test_csv_of_runs_that_stopped_early_has_no_marks(example):
+    rows = list(csv.reader(table(early_runs(example), [0.5], "csv").splitlines()))
+    assert [row[0] for row in rows] == ["run", "a_b|c", "all", "d"]
+    assert {len(row) for row in rows} == {4}
+    assert [note.partition(":")[0] for note in notes(early_runs(example))] == ["a_b|c", "d"]
+
+
+@pytest.mark.parametrize("goal", [{"radius": "x"}, {"rtol": 2}, {"radius": 0.5, "rtol": 0.1}, {"radius": -1}])
+def test_a_goal_that_is_none_is_named(goal, tmp_path):
+    with RunWriter(tmp_path, SIDECAR) as run:
+        run.write(0, 1, certificate(1, 0.5), 0.1, COUNTS)
+    (tmp_path / "results.json").write_text(json.dumps(SIDECAR | goal))
+    with pytest.raises(ValueError, match=r"results.json is damaged: (radius|rtol) is"):
+        read(tmp_path)
+
+
 def test_no_runs_are_refused():
     with pytest.raises(ValueError, match="results_by_name is empty; it must hold at least one run"):
         table({}, [0.5])
@@ -536,6 +619,72 @@ def test_no_runs_are_refused():
 def test_unknown_format_is_refused(example):
     with pytest.raises(ValueError, match="format is 'html'; it must be one of text, markdown, latex, csv"):
         table({"a": example}, [0.5], "html")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ([0, 100], [1, 100], True),
+        ([0, 100], [1.01, 100], False),
+        ([-100, 100], [-100, 101], True),
+        ([-100, 100], [-100, 101.01], False),  # of the largest, although the spread is 200
+        ([900, 1000], [901, 1000], True),
+        ([900, 1000], [901.01, 1000], False),  # of the spread, although the largest is 1000
+        ([1000, 1000], [1001, 1000], True),
+        ([1000, 1000], [1001.1, 1000], False),
+        ([None, 100, 0], [None, 100.5, 0], True),
+        ([None, 100, 0], [100, None, 0], False),
+        ([None, None], [None, None], True),
+        ([0.0, 0.0], [0.0, 0.0], True),
+        ([0.0, 0.0], [1e-30, 0.0], False),
+        ([1, 2], [1, 2, 3], False),
+        ([], [1], False),
+    ],
+)
+def test_logits_are_the_same_to_one_percent(first, second, same):
+    assert same_logits({"first_logits": second}, {"first_logits": first}) == same
+    for scale in (2.0**-100, 2.0**100):  # whatever their size
+        scaled = [[each if each is None else each * scale for each in logits] for logits in (second, first)]
+        assert same_logits(*({"first_logits": logits} for logits in scaled)) == same
+
+
+def test_logits_in_bfloat16_may_differ_by_its_rounding():
+    logits = {"first_logits": [1000.0, 1001.0]}, {"first_logits": [1004.0, 1004.0]}
+    assert not same_logits(*logits)
+    for name in ("dtype", "autocast"):
+        assert same_logits(*({**each, name: "bfloat16"} for each in logits))
+
+
+def test_identity_is_that_of_runs_from_before_clamp_was_recorded():
+    before = {"n": 100, "mean": [0.5], "std": [0.25], "seed": 1}
+    added = {"clamp": None, "scale": [4.0], "shift": [-2.0], "reduced_precision": None}
+    assert identity(before | added) == identity(before)
+    clamps = [None, [0.0, 1.0], [0.0, 2.0]]
+    assert len({identity(before | {"clamp": clamp}) for clamp in clamps}) == 3
+
+
+def test_a_lipschitz_constant_needs_what_it_depends_on(tmp_path):
+    """Before scale was recorded it was per unit of the images; since then, of what the model takes."""
+    before = {"n": 100, "mean": [0.5], "std": [0.25]}
+    added = {"clamp": None, "scale": [4.0], "shift": [-2.0], "reduced_precision": None}
+    for lipschitz in (None, 0.5):
+        folder = tmp_path / str(lipschitz)
+        with RunWriter(folder, before | {"lipschitz": lipschitz}):
+            pass
+        again = before | {"lipschitz": lipschitz} | added
+        if lipschitz is None:
+            RunWriter(folder, again, resume=True)
+        else:
+            with pytest.raises(ValueError, match=r"with scale None, this one has \[4.0\]"):
+                RunWriter(folder, again, resume=True)
+
+
+@pytest.mark.parametrize("name", ["stream_version", "versions", "seed", "noise", "start", "skip", "std", "another"])
+def test_identity_is_of_every_field(name):
+    """A checkpoint is known by it."""
+    run = {"stream_version": 1, "versions": {"rsfast": "0.1.0"}, "seed": 1, "noise": {"sigma": 1}, "start": 0, "skip": 1}
+    assert identity(run | {name: {"changed": 1}}) != identity(run)
+    assert identity(run | {"command": "x", "started": "now"}) == identity(run)
 
 
 def test_columns_are_the_fields():

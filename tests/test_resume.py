@@ -41,11 +41,13 @@ class Net(torch.nn.Module):
     def forward(self, x):
         self.batches += 1
         self.at.get(self.batches, lambda: None)()
-        return self.net(x)
+        return self.net(x.float())
 
 net = Net()
 def model():
     return net
+
+another_name = model
 """
 OPTIONS = "--model resume_nets:model --data data.npz --num-classes 4 --sigma 0.5 --batch-size 20"
 VOTES = f"certify {OPTIONS} --n0 20 --n 300"
@@ -573,6 +575,24 @@ def test_parts_of_another_number_of_processes(net, capsys):
     assert contents("run") == contents("whole")
 
 
+@pytest.mark.usefixtures("_of_a_job")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"skip": 2}, "run/parts/1-of-2/results.json is of a run with skip 2, this one has 1"),
+        ({"stream_version": 2}, "run/parts/1-of-2/results.json is of a run with stream_version 2, this one has 1"),
+        ({"first_logits": [1.0, 2.0, 3.0, 4.0]}, "first_logits in run/parts/1-of-2/results.json is [1.0, 2.0, 3.0, 4.0]"),
+    ],
+)
+def test_every_part_is_of_this_run(change, message, net, capsys):
+    """Not the first of them alone."""
+    stopped_at(net, 30)
+    shutil.copytree("run/parts/0-of-1", "run/parts/1-of-2")
+    sidecar = Path("run/parts/1-of-2/results.json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
+    refuse(capsys, VOTES, "--out run --resume", message)
+
+
 # What a model is known by, and what is none of a run
 
 
@@ -592,12 +612,236 @@ def test_a_model_that_computes_something_else_is_refused(net, capsys):
 
 def test_a_model_that_returns_infinity_is_known_again(net):
     net.register_forward_hook(lambda module, arguments, logits: logits.index_fill(1, torch.tensor([2]), torch.inf))
-    with pytest.warns(UserWarning, match="model returned NaN or infinity in 300 of the samples of input 0"):
+    with pytest.warns(UserWarning, match="model returned NaN, or a largest .* in 300 of the samples of input 0"):
         go(VOTES, "--out whole --seed 3")
     stopped_at(net, 90)
     assert json.loads(Path("run/results.json").read_text())["first_logits"][2] is None
     go(VOTES, "--out run --resume")
     assert contents("run") == contents("whole")
+
+
+def plain(logits):
+    return logits
+
+
+def tiny(logits):
+    return logits * 1e-12
+
+
+def offset(logits):
+    return 100 + logits
+
+
+def constant(logits):
+    return torch.full_like(logits, -3.0)
+
+
+def zero(logits):
+    return torch.zeros_like(logits)
+
+
+@pytest.mark.parametrize(
+    ("returned", "change", "same"),
+    [
+        (plain, lambda logits: logits * 1.05, False),
+        (plain, lambda logits: logits * 0.97, False),
+        (plain, lambda logits: logits * 1.005, True),
+        (plain, lambda logits: logits.roll(1, 1), False),
+        (tiny, lambda logits: logits * 1.05, False),
+        (tiny, lambda logits: logits * 1.005, True),
+        (tiny, lambda logits: logits.roll(1, 1), False),
+        (tiny, lambda logits: logits * 0, False),
+        (offset, lambda logits: logits.roll(1, 1), False),  # where all logits are within 10 % of each other
+        (offset, lambda logits: logits * (1 + 1e-5), True),
+        (constant, lambda logits: logits * 1.05, False),
+        (constant, lambda logits: logits * (1 + 1e-5), True),
+        (zero, lambda logits: logits + 1e-9, False),
+        (zero, lambda logits: logits, True),
+    ],
+)
+def test_a_model_is_the_same_to_one_percent(returned, change, same, net, capsys):
+    """Rounding may differ, as another machine may have it; whatever the size of the logits is."""
+    hook = net.register_forward_hook(lambda module, arguments, logits: returned(logits))
+    stopped_at(net, 90)
+    before = contents_with_checkpoint("run")
+    hook.remove()
+    net.register_forward_hook(lambda module, arguments, logits: change(returned(logits)))
+    if same:
+        go(VOTES, "--out run --resume")
+    else:
+        refuse(capsys, VOTES, "--out run --resume", "run/results.json is [")
+        assert contents_with_checkpoint("run") == before
+
+
+def rewrite(**changes):
+    """Change fields of the sidecar; those that become ... are removed."""
+    sidecar = json.loads(Path("run/results.json").read_text()) | changes
+    kept = {name: value for name, value in sidecar.items() if value is not ...}
+    Path("run/results.json").write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize("recorded", [[1.0, 2.0], "x", None, [[0.0] * 4] * 2, {}])
+def test_logits_that_cannot_be_compared_are_refused(recorded, net, capsys):
+    stopped_at(net, 90)
+    rewrite(first_logits=recorded)
+    refuse(capsys, VOTES, "--out run --resume", f"first_logits in run/results.json is {recorded}")
+
+
+def test_a_run_from_before_logits_were_recorded(net, capsys):
+    stopped_at(net, 90)
+    rewrite(first_logits=...)
+    capsys.readouterr()
+    go(VOTES, "--out run --resume")
+    assert capsys.readouterr().err == (
+        "rsfast certify: warning: run/results.json holds no first_logits; whether --model still computes the same cannot be "
+        "checked\n"
+    )
+
+
+# Every field of the sidecar, and every option
+
+
+def another(value):
+    """A value of the same kind, or of another kind where there is no value."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, str):
+        return f"{value}x"
+    if isinstance(value, list):
+        return value[1:]
+    return {} if value is None else {**value, "more": 1}
+
+
+MAY_DIFFER = {"command", "started", "data", "weights"}
+"""Fields that say nothing of a run that their neighbours do not: paths of files, whose hashes are there too."""
+
+ALL_SET = "--seed 3 --clamp -2 2 --mean 0.5 --std 2 --weights weights.pt --autocast bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [(SOFT, ALL_SET), (EARLY, "--seed 3"), (PREDICT, ALL_SET)], ids=["soft", "early", "predict"]
+)
+def test_no_field_of_the_sidecar_may_differ(command, options, net, capsys):
+    """But for a few, each changed or removed is refused by its name, and nothing is written."""
+    torch.save(net.state_dict(), "weights.pt")
+    stopped_at(net, 12, command, options)
+    sidecar = json.loads(Path("run/results.json").read_text())
+    options = f"--out run --resume {options}"
+    assert {"start", "end", "skip", "clamp", "mean", "std", "device", "backend", "stream_version"} <= sidecar.keys()
+    may_lack = {"first_logits", "scale", "shift", "reduced_precision"} | (
+        {"clamp"} if sidecar["clamp"] is None else set()
+    )  # as older runs do
+    for name in sidecar.keys() - MAY_DIFFER:
+        for value in [another(sidecar[name])] + ([] if name in may_lack else [...]):
+            rewrite(**sidecar | {name: value})
+            before = contents_with_checkpoint("run")
+            refuse(capsys, command, options, "first_logits in run" if name == "first_logits" else f"with {name} ")
+            assert contents_with_checkpoint("run") == before
+    rewrite(**sidecar | {name: another(sidecar[name]) for name in MAY_DIFFER})
+    go(command, options)
+
+
+@pytest.mark.parametrize("options", ["", "--mean 0.5 --std 2"])
+def test_a_run_from_before_clamp_was_recorded_goes_on(options, net):
+    """With its checkpoint. It had no clamp, so a run with one is refused; its scale and shift follow from mean and std."""
+    go(VOTES, f"--out whole --seed 3 {options}")
+    stopped_at(net, 90, options=f"--seed 3 {options}")
+    rewrite(clamp=..., scale=..., shift=..., reduced_precision=...)
+    net.batches = 0
+    go(VOTES, f"--out run --resume {options}")
+    assert net.batches < 90
+    assert contents("run")[:2] == contents("whole")[:2]
+
+
+def test_a_clamp_is_refused_in_a_run_without(net, capsys):
+    stopped_at(net, 90)
+    refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "with clamp None, this one has [0.0, 1.0]")
+    rewrite(clamp=..., scale=..., shift=..., reduced_precision=...)
+    refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "with clamp None, this one has [0.0, 1.0]")
+
+
+CHANGED = {  # options that change results, and a value that the run does not have
+    "--model": "resume_nets:another_name",
+    "--weights": "weights.pt",
+    "--data": "other.npz",
+    "--sigma": "0.25",
+    "--alpha": "0.01",
+    "--clamp": "0 1",
+    "--mean": "0.5 --std 1",
+    "--std": "2 --mean 0",
+    "--seed": "4",
+    "--batch-size": "10",
+    "--start": "1",
+    "--end": "4",
+    "--max": "4",
+    "--skip": "2",
+    "--dtype": "float16",
+    "--channels-last": "",
+    "--autocast": "bfloat16",
+    "--compile": "",
+    "--backend": "reference",
+    "--n": "600",
+    "--n0": "30",
+    "--head": "softmax:2",
+    "--bound": "hoeffding",
+    "--rule": "top_two",
+    "--lipschitz": "1",
+    "--radius": "0.5",
+    "--rtol": "0.1",
+}
+UNCHANGED = {  # those that do not; and those that no CPU can run, or other tests hold
+    *("--help", "--out", "--resume", "--log-json", "--profile"),
+    *("--shard", "--device", "--cuda-graph", "--num-classes"),
+}
+
+
+@pytest.mark.parametrize("command", [SOFT, PREDICT], ids=["certify", "predict"])
+def test_no_option_that_changes_results_may_differ(command, net, capsys):
+    with np.load("data.npz") as data:
+        np.savez("other.npz", images=data["images"], labels=data["labels"][::-1])
+    torch.save(net.state_dict(), "weights.pt")
+    stopped_at(net, 12, command)
+    before = contents_with_checkpoint("run")
+    capsys.readouterr()
+    assert stop(f"{command.split()[0]} --help") == 0
+    options = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out.partition("\n\n")[0])) | {"--max"}
+    assert options - UNCHANGED <= CHANGED.keys()
+    for name in sorted(options - UNCHANGED):
+        refuse(capsys, command, f"--out run --resume {name} {CHANGED[name]}", "to resume it must be the same run")
+        assert contents_with_checkpoint("run") == before
+    go(command, "--out run --resume")
+
+
+@pytest.mark.parametrize("part", ["sidecar", "version"])
+def test_a_run_of_another_noise_stream_is_refused(part, net, monkeypatch, capsys):
+    stopped_at(net, 90)
+    if part == "sidecar":
+        rewrite(stream_version=2)
+        message = "with stream_version 2, this one has 1"
+    else:
+        monkeypatch.setattr(run_module, "STREAM_VERSION", 2)
+        message = "with stream_version 1, this one has 2"
+    refuse(capsys, VOTES, "--out run --resume", message)
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"stream_version": 2}])
+def test_a_seed_that_was_changed_is_refused(change, net, capsys):
+    """Although it is taken from the sidecar where none is given: the logits that are recorded are of an image with noise."""
+    stopped_at(net, 90)
+    Path("run", CHECKPOINT).unlink()
+    rewrite(**change)
+    refuse(capsys, VOTES, "--out run --resume", "first_logits in run/" if "seed" in change else "with stream_version 2")
+
+
+def test_rows_of_other_images_are_refused(capsys):
+    go(PART, "--out run --seed 3")
+    for name, idx in (("results.tsv", "{}\t"), ("counts.jsonl", '"idx": {}')):
+        *lines, last = Path("run", name).read_text().splitlines(keepends=True)
+        Path("run", name).write_text("".join([*lines, last.replace(idx.format(6), idx.format(5), 1)]))
+    assert [row.split("\t")[0] for row in rows("run")] == ["idx", "2", "4", "5"]
+    refuse(capsys, PART, "--out run --resume", "run/results.tsv has idx 5; to resume it must be in range(2, 8, 2)")
 
 
 def contents_with_checkpoint(folder):

@@ -1,5 +1,7 @@
 """The rules against each other, and their failure probability by enumeration of all outcomes of a trinomial."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from rsfast.certificate import certificates
 from rsfast.heads import Softmax, Votes
 from rsfast.rules import RULES, partition, resolve
 from rsfast.tally import Tally
+
+certificates = partial(certificates, assume_independent=True)  # Tallies here are made by hand
 
 N, ALPHA = 60, 0.05
 
@@ -133,9 +137,26 @@ def test_auto_picks_by_the_selection():
     """One-vs-rest where there is but one other class, or none was seen; top-two where the rest is spread."""
     assert picked([80, 20], [800, 200]) == ("one_vs_rest", 0)
     assert picked([100, 0, 0, 0, 0], [1000, 0, 0, 0, 0]) == ("one_vs_rest", 0)
-    rule, part = picked([60, 10, 10, 10, 10], [600, 100, 100, 100, 100])
-    assert rule == "top_two"
-    assert part in (1 / 4, 1 / 2, 3 / 4)
+    assert picked([60, 10, 10, 10, 10], [600, 100, 100, 100, 100]) == ("top_two", 1 / 2)
+
+
+@pytest.mark.parametrize("bound", ["clopper_pearson", "hoeffding", "empirical_bernstein"])
+@pytest.mark.parametrize(("rule", "share"), [("one_vs_rest", 1), ("top_two", 1 / 2), ("bonferroni", 1 / 5)])
+def test_the_share_of_alpha_that_each_limit_has(bound, rule, share):
+    """Of the leader's lower limit and of each other class's upper one; what the certificate records is what is left."""
+    votes = [500, 200, 140, 100, 60]
+    (found,) = certificates(tally_of([votes]), tally_of([votes]), NOISE, alpha=ALPHA, seed=0, bound=bound, rule=rule)
+
+    def limit(side, count, alpha):
+        low, high, variance = bounds.moments(count, count, 1000, bits=0, slack=0)
+        known = {"clopper_pearson": (count, 1000), "hoeffding": (low if side == "lower" else high, 1000)}
+        known["empirical_bernstein"] = (known["hoeffding"][0], variance, 1000)
+        return float(getattr(bounds, f"{bound}_{side}")(*known[bound], alpha))
+
+    assert found.p_lower == pytest.approx(limit("lower", 500, ALPHA * share), rel=1e-12)
+    upper = 1 - found.p_lower if rule == "one_vs_rest" else limit("upper", 200, ALPHA * share)
+    assert found.p_upper == pytest.approx(upper, rel=1e-12)
+    assert found.alpha_upper == pytest.approx(ALPHA * (1 - share), rel=1e-12)
 
 
 def test_auto_does_not_look_at_the_estimation():

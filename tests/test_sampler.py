@@ -109,6 +109,7 @@ def test_preparation_reaches_the_model():
     assert seen[-1].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_batches_are_full():
     """Rows of several inputs share a batch; only the last is smaller, and none is run twice."""
     sizes = []
@@ -191,7 +192,7 @@ class Recording(nn.Module):
         self.modes = set()
 
     def forward(self, batch):
-        self.modes.add((*(module.training for module in self.modules()), torch.is_inference_mode_enabled()))
+        self.modes.add((*(module.training for module in self.modules()), torch.is_grad_enabled()))
         if self.fail:
             raise RuntimeError("out of luck")
         return self.right(self.left(first_elements(batch)))
@@ -199,7 +200,7 @@ class Recording(nn.Module):
 
 @pytest.mark.parametrize("fail", [False, True])
 def test_modes_are_restored(fail):
-    """Eval mode and inference mode meanwhile; afterwards each submodule is as it was, also when the model raised."""
+    """Eval mode and no gradients meanwhile; afterwards each submodule is as it was, also when the model raised."""
     model = Recording()
     model.eval()
     model.right.training = model.right[1].training = True
@@ -212,9 +213,9 @@ def test_modes_are_restored(fail):
             sample(model)
     else:
         sample(model)
-    assert model.modes == {(*[False] * 5, True)}
+    assert model.modes == {(*[False] * 5, False)}
     assert [module.training for module in model.modules()] == before
-    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
     assert torch.equal(model.right[0].running_mean, running)
 
 
@@ -305,7 +306,7 @@ def test_rows_without_a_vote():
         (ValueError, r"^input_ids runs from 0 to 4294967296; ", {"input_ids": [0, 1, 2**32]}),
         (ValueError, r"^scale has shape \[2\]; ", {"scale": [1.0, 2.0]}),
         (ValueError, r"^clamp is \(1, 0\); ", {"clamp": (1, 0)}),
-        (TypeError, r"^dtype is torch.float64; ", {"dtype": torch.float64}),
+        (TypeError, r"^dtype is torch.int32; ", {"dtype": torch.int32}),
         (ValueError, r"^backend is 'fast'; ", {"backend": "fast"}),
         (
             ValueError,
@@ -331,7 +332,8 @@ def resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 sizes = []
 def model(batch):
-    sizes.append(resident())
+    if len(batch) > 3:  # not of the probe
+        sizes.append(resident())
     return batch[:, :4]
 heads = (rsfast.Votes(), rsfast.Softmax(1.0))
 for n in (100_000, 1_000_000):

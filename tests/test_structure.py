@@ -15,6 +15,7 @@ PACKAGE = ROOT / "rsfast"
 # confidence bounds, which know no other module, could stand anywhere. `__init__` is what users import, not part of the flow.
 ORDER = [
     "noise",
+    "provenance",
     "lipschitz",
     "heads",
     "bounds",
@@ -31,7 +32,9 @@ ORDER = [
     "inputs",
     "meter",
     "ranks",
+    "modes",
     "forward",
+    "probe",
     "batch_size",
     "schedule",
     "batches",
@@ -53,6 +56,7 @@ ORDER = [
 NO_TORCH = (
     "allocator",
     "noise",
+    "provenance",
     "heads",
     "bounds",
     "sequences",

@@ -59,9 +59,7 @@ def check_perturb(x, noise=perturbing.SIGMA, **keywords):
 @pytest.mark.parametrize("dtype", perturbing.TYPES, ids=str)
 def test_perturb_is_the_reference(dtype):
     """Every shape and layout in one of the types."""
-    layouts = perturbing.LAYOUTS
-    layouts = {torch.float32: layouts[::2], torch.float16: layouts[1::4], torch.bfloat16: layouts[3::4]}[dtype]
-    for shape, channels_last in layouts:
+    for shape, channels_last in perturbing.LAYOUTS[perturbing.TYPES.index(dtype) :: len(perturbing.TYPES)]:
         check_perturb(**perturbing.arguments(shape, "all", dtype, channels_last))
 
 
@@ -218,12 +216,27 @@ def test_a_slot_a_row():
 def test_extreme_logits():
     """Differences that overflow or are subnormal, ties of zeros, and float64 beyond float32."""
     rows = [[3e38, -3e38, 3e38], [-3e38, 3e38, 0.0], [-3.4e38] * 3, [-0.0, 0.0, -1.0], [1e-45, 0.0, 3e-45], [0.0, 1e39, 0.0]]
-    rows += [[2.0**128 - 2.0**104, 0.0, 0.0], [2.0**128 - 2.0**103, 0.0, 0.0]]
+    rows += [[2.0**128 - 2.0**104, 0.0, 0.0], [2.0**128 - 2.0**103, 0.0, 0.0], [-1e300, -7.0, -math.inf]]
     logits = torch.tensor(rows, dtype=torch.float64)
     heads = (Softmax(1.0), Softmax(1e-38), Sparsemax(1e-38), Sparsemax(1.0), ClippedLogits(-3e38, 3e37))
     for dtype in accumulating.TYPES:
-        check_accumulate(logits.to(dtype), torch.arange(8), heads=heads, slots=8)
+        check_accumulate(logits.to(dtype), torch.arange(9), heads=heads, slots=9)
     check_accumulate(torch.tensor(rows[:5]).repeat(1, 700), torch.arange(5), heads=heads, slots=5)
+
+
+@pytest.mark.parametrize("dtype", accumulating.TYPES, ids=str)
+def test_masked_classes(dtype):
+    """As very low logits, whether a row is held or read in chunks; and rows of nothing else, or with NaN or +inf besides."""
+    for classes, batch, share in accumulating.MASKS:
+        masked, low = accumulating.masked_logits(classes, batch, dtype, share)
+        rows, tracked = accumulating.some_rows(batch), accumulating.some_classes(classes, 2)
+        expected = check_accumulate(masked, rows, tracked=tracked)
+        accumulating.assert_same(expected, accumulating.fill(low, rows, tracked=tracked, backend="reference"))
+    for classes in (3, 2100):
+        rows = torch.full((4, classes), -math.inf, dtype=dtype)
+        rows[1, 1], rows[2, classes - 1], rows[3, 0] = math.nan, math.inf, 5.0
+        found = check_accumulate(rows, torch.arange(4), tracked=accumulating.some_classes(classes, 2))
+        assert found.counts[:, [0, -1]].tolist() == [[0, 1], [0, 1], [0, 1], [1, 0]]
 
 
 def test_a_million_classes(monkeypatch):
@@ -327,7 +340,7 @@ VARIANTS = [
     *((SM90, "perturb", dtype, IMAGE, True, False) for dtype in ("float32", "float16", "bfloat16")),
     (SM90, "perturb", "bfloat16", IMAGE, True, True),
     (SM90, "perturb", "float32", (2, 17, 31), True, True),
-    (SM90, "perturb", "float16", (3, 5, 7), True, False),
+    *((SM90, "perturb", dtype, (3, 5, 7), True, False) for dtype in ("float16", "float64")),
     *((SM90, "accumulate", dtype, (10,), None, None) for dtype in ("float32", "float64")),
     *((SM90, "accumulate", dtype, (classes,), None, None) for dtype, classes in (("bfloat16", 1000), ("float16", 5000))),
     *((SM90, "accumulate", "float32", (classes,), tracked, None) for classes in (10, 5000) for tracked in (1, 2)),

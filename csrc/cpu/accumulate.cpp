@@ -50,7 +50,7 @@ RSFAST_FN uint64_t sum(Wides v) {
 struct Scratch {
   Floats* logits;        // [tiles, classes]
   Floats* maximum;       // [tiles]
-  Ints* valid;           // [tiles]: all ones where the lane holds a row whose logits are finite
+  Ints* valid;           // [tiles]: all ones where the lane holds a row that votes
   Pair* units;           // [classes]: of the classes in `active`
   int32_t* active;       // [classes]
   Pair *sums, *squares;  // [classes]: of one head over the chunk
@@ -95,12 +95,12 @@ void read_tile(const AccumulateJob& job, const int64_t* order, int count, Floats
     }
   }
   for (int lane = 0; lane < count; ++lane) valid[lane] = -1;
-  Floats top = logits[0], nought{};
+  Floats top = logits[0];
   for (int64_t k = 0; k < job.classes; ++k) {
     top = logits[k] > top ? logits[k] : top;
-    nought += logits[k] * 0.0f;  // NaN as soon as one logit is not finite
+    valid &= logits[k] == logits[k];  // false of NaN
   }
-  valid &= nought == 0.0f;
+  valid &= is_finite(top);
   maximum = top;
 }
 

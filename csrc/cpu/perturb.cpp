@@ -96,6 +96,14 @@ struct Output<Type::float32> {
   using type = float;
   RSFAST_FN void write(float* out, Floats value) { store(out, value); }
 };
+template <>
+struct Output<Type::float64> {
+  using type = double;
+  RSFAST_FN void write(double* out, Floats value) {
+    typedef double Doubles __attribute__((vector_size(kLanes * 8)));
+    store(out, __builtin_convertvector(value, Doubles));
+  }
+};
 
 // Elements [tile, tile + N * kTile) of a row; x, scale and shift point at element `tile`. Stages run over all N tiles, so
 // that their chains of dependent operations overlap.
@@ -186,6 +194,7 @@ void perturb(const PerturbJob& job, int64_t begin, int64_t end) {
   switch (job.type) {
     case Type::float16: return perturb_typed<Type::float16>(job, begin, end);
     case Type::bfloat16: return perturb_typed<Type::bfloat16>(job, begin, end);
+    case Type::float64: return perturb_typed<Type::float64>(job, begin, end);
     default: return perturb_typed<Type::float32>(job, begin, end);
   }
 }

@@ -19,7 +19,7 @@ constexpr int64_t kMaxSamples = (int64_t{1} << 33) - 1;
 struct Best {  // of some classes of a row
   float logit;
   int32_t place;  // its class, the lowest of equals; K if there is none
-  int32_t finite;
+  int32_t ordered;  // 0 if one of them is NaN
 };
 
 // Shared memory of a block, after its logits.
@@ -34,7 +34,7 @@ struct Scratch {
   uint64_t supports[kMostTileRows];  // sparsemax: the number of classes above it
   int64_t slots[kMostTileRows];
   float maxima[kMostTileRows];
-  int32_t votes[kMostTileRows];  // the class, or K where a logit is not finite
+  int32_t votes[kMostTileRows];  // the class, or K
   int32_t ends[kMostTileRows];   // one past the last of the neighbours that share the row's slot
 };
 
@@ -145,7 +145,7 @@ RSFAST_KERNEL_FN void read_tile(const Block& block, const Tile<T>& tile) {
       for (int64_t k = thread & (g.row_threads - 1); k < g.job.classes; k += g.row_threads) {
         const float logit = tile.read(row, k);
         if (g.staged) tile.staged[row * g.pitch + k] = logit;
-        best.finite &= logit * 0.0f == 0.0f;
+        best.ordered &= logit == logit;
         if (best.place == none || logit > best.logit) best.logit = logit, best.place = static_cast<int32_t>(k);
       }
     s.bests[thread] = best;
@@ -154,7 +154,7 @@ RSFAST_KERNEL_FN void read_tile(const Block& block, const Tile<T>& tile) {
     const bool second =
         a.place == none || (b.place != none && (b.logit > a.logit || (b.logit == a.logit && b.place < a.place)));
     Best best = second ? b : a;
-    best.finite = a.finite & b.finite;
+    best.ordered = a.ordered & b.ordered;
     return best;
   });
   block.each([&](int row) {
@@ -164,7 +164,7 @@ RSFAST_KERNEL_FN void read_tile(const Block& block, const Tile<T>& tile) {
     RSFAST_REQUIRE(slot >= 0 && slot < g.job.inputs, "rsfast.accumulate: rows must lie in [0, num_inputs)");
     s.slots[row] = slot;
     s.maxima[row] = best.logit;
-    s.votes[row] = best.finite ? best.place : none;
+    s.votes[row] = best.ordered && is_finite(best.logit) ? best.place : none;
   });
   block.each([&](int row) {
     if (row >= tile.rows) return;
@@ -252,7 +252,9 @@ RSFAST_KERNEL_FN void add_bins(const Block& block, const Tile<T>& tile, int64_t 
     for (int i = thread; i < tile.rows * tracked; i += tile.g.threads) {
       const int row = i / tracked;
       const int64_t place = (tile.s.slots[row] * job.heads + head) * tracked + i % tracked;
-      const uint64_t q = score(row, job.tracked[place]);
+      const int64_t k = job.tracked[place];
+      RSFAST_REQUIRE(k >= 0 && k < job.classes, "rsfast.accumulate: tracked must lie in [0, num_classes)");
+      const uint64_t q = score(row, k);
       const int64_t bin = place * kBins + score_bin(static_cast<int32_t>(q));
       add_atomically(job.bin_counts + bin, 1);
       if (q > 0) add_atomically(job.bin_sums + bin, static_cast<int64_t>(q));

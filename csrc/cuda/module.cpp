@@ -1,5 +1,6 @@
 // rsfast._cuda: the device, the stream and Python. Like rsfast._cpu it takes the addresses of structs; it links neither
 // torch nor a driver, so it can be imported anywhere.
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
@@ -20,39 +21,59 @@ T* at(uintptr_t address) {
 }
 
 void check(cudaError_t error, const std::string& what) {
-  if (error != cudaSuccess) throw std::runtime_error(what + ": CUDA error: " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgotten, so that no later launch is blamed for it
+  throw std::runtime_error(what + ": CUDA error: " + cudaGetErrorString(error));
 }
 
-// Makes a device current, and the one before it again at the end.
+// A function of the driver, which is looked up rather than linked.
+template <class Function>
+Function* driver_function(const char* name) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  check(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result), name);
+  if (!found) throw std::runtime_error(std::string(name) + ": the driver does not have this function");
+  return reinterpret_cast<Function*>(found);
+}
+
+// Makes a device current, and at the end the context that was current before, or none if there was none: to set the device
+// before would create a context of some 500 MB on a GPU that nobody uses.
 class OnDevice {
  public:
   explicit OnDevice(int device) {
-    check(cudaGetDevice(&before_), "rsfast: no current device");
-    if (device != before_) check(cudaSetDevice(device), "rsfast: device " + std::to_string(device));
-    changed_ = device != before_;
+    static auto* const get_context = driver_function<decltype(cuCtxGetCurrent)>("cuCtxGetCurrent");
+    set_context();
+    if (get_context(&before_) != CUDA_SUCCESS) before_ = nullptr;
+    check(cudaSetDevice(device), "rsfast: device " + std::to_string(device));
   }
-  ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
+  ~OnDevice() { set_context()(before_); }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_ = 0;
-  bool changed_ = false;
+  static decltype(cuCtxSetCurrent)* set_context() {
+    static auto* const function = driver_function<decltype(cuCtxSetCurrent)>("cuCtxSetCurrent");
+    return function;
+  }
+  CUcontext before_ = nullptr;
 };
 
 int devices() {
   int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
 }
 
 std::string why_not(int device) {
-  const OnDevice on(device);
-  cudaError_t error = load_perturb();
-  if (!error) error = load_accumulate();
-  cudaGetLastError();  // forgotten, so that no later launch is blamed for it
-  return error ? cudaGetErrorString(error) : "";
+  try {
+    const OnDevice on(device);
+    check(load_perturb(), "perturb");
+    check(load_accumulate(), "accumulate");
+  } catch (const std::runtime_error& error) {  // a driver that is older than the toolkit, say
+    return error.what();
+  }
+  return "";
 }
 
 std::string shape(const char* name, std::initializer_list<int64_t> lengths) {

@@ -26,6 +26,7 @@ auto kernel_for(Type type, bool channels_last, bool aligned) {
   switch (type) {
     case Type::float16: return kernel_for<Type::float16>(channels_last, aligned);
     case Type::bfloat16: return kernel_for<Type::bfloat16>(channels_last, aligned);
+    case Type::float64: return kernel_for<Type::float64>(channels_last, aligned);
     default: return kernel_for<Type::float32>(channels_last, aligned);
   }
 }
@@ -54,7 +55,7 @@ cudaError_t perturb(const PerturbJob& job, cudaStream_t stream) {
 
 cudaError_t load_perturb() {
   cudaFuncAttributes attributes;
-  for (const Type type : {Type::float32, Type::float16, Type::bfloat16})
+  for (const Type type : {Type::float32, Type::float16, Type::bfloat16, Type::float64})
     for (const bool channels_last : {false, true})
       for (const bool aligned : {false, true})
         if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel_for(type, channels_last, aligned)))

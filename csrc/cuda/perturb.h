@@ -36,7 +36,9 @@ struct PerturbGrid {
   Divider positions, tile_channels;
   bool aligned;                                           // x, out and all their rows begin at multiples of 16 bytes
   int64_t tile_positions, position_tiles, channel_tiles;  // of channels_last
-  int64_t pieces;  // of a row: the blocks along x, below 2^31 since a row has 2^34 elements at most
+  // The blocks along x of a row, below 2^31. A row has 2^34 elements at most, so 32 bits hold the place of each four. That of
+  // a thread past the row's end does not wrap: blocks of 256 threads end at 2^32 fours, and threads_for rounds up no further.
+  int64_t pieces;
   int threads;
   size_t shared;
 };
@@ -45,7 +47,7 @@ constexpr int kMostThreads = 256;
 constexpr int kThreadElements = 16;  // of a contiguous row: enough to share what a thread must load first
 constexpr int kTileElements = 4096;
 
-inline int element_size(Type type) { return type == Type::float32 ? 4 : 2; }
+inline int element_size(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
 
 // The number of threads that leaves the fewest idle in a row's last block, and of those the largest.
 inline int threads_for(int64_t items) {
@@ -58,7 +60,8 @@ inline int threads_for(int64_t items) {
 inline PerturbGrid make_grid(const PerturbJob& given) {
   PerturbGrid g = {};
   g.job = given;
-  const int64_t e = given.elements, c = given.channels, p = e / c, size = element_size(given.type), each = 16 / size;
+  const int64_t e = given.elements, c = given.channels, p = e / c, size = element_size(given.type);
+  const int64_t each = size == 2 ? 8 : 4;  // elements that 16 bytes of x, and 16 or 32 of out, hold
   // With one channel, or one position, the two layouts are one.
   g.job.channels_last = given.channels_last && c > 1 && p > 1;
   g.key = make_key(given.seed);
@@ -165,12 +168,22 @@ struct Output<Type::float32> {
   RSFAST_FN float one(float value) { return value; }
 };
 
+template <>
+struct Output<Type::float64> {
+  using type = double;
+  RSFAST_FN double one(float value) { return value; }
+};
+
+struct alignas(16) TwoDoubles {
+  double of[2];
+};
+
 // Contiguous rows: block (x, y) makes piece x of row y, kThreadElements a thread, of which each 16 bytes lie beside those of
 // the neighbouring thread.
 template <Type T, bool Aligned>
 RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& g) {
   using Out = typename Output<T>::type;
-  constexpr int kFours = 4 / sizeof(Out), kStores = kThreadElements / (4 * kFours);
+  constexpr int kFours = sizeof(Out) == 2 ? 2 : 1, kStores = kThreadElements / (4 * kFours);
   const uint64_t elements = g.job.elements;
   const Row row = row_of(g.job, block.y);
   Out* out = static_cast<Out*>(g.job.out) + block.y * g.job.elements;
@@ -179,7 +192,12 @@ RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& 
     for (int s = 0; s < kStores; ++s, store += block.threads) {
       const uint32_t first = store * kFours;
       if (uint64_t{first} * 4 >= elements) return;
-      if constexpr (Aligned) {
+      if constexpr (Aligned && T == Type::float64) {
+        const Four y = perturb_four<true>(g, row, first);
+        TwoDoubles* to = reinterpret_cast<TwoDoubles*>(out) + uint64_t{store} * 2;
+        to[0] = {y.of[0], y.of[1]};
+        to[1] = {y.of[2], y.of[3]};
+      } else if constexpr (Aligned) {
         Sixteen bits;
         for (int i = 0; i < kFours; ++i) {
           const Four y = perturb_four<true>(g, row, first + i);

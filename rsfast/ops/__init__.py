@@ -1,25 +1,23 @@
 """The two fused operations: `perturb` makes a batch of noisy inputs, `accumulate` adds a batch of logits to a Tally.
 
-Here arguments are checked as far as that needs no look at a tensor's values; then each is one call of a torch operator,
-``torch.ops.rsfast.perturb`` or ``accumulate`` (backends.py), which picks a backend. So torch.compile sees one node, and a
-GPU is never waited for.
+Here arguments become tensors; then each is one call of a torch operator, ``torch.ops.rsfast.perturb`` or ``accumulate``
+(backends.py), which checks them as far as that needs no look at a tensor's values, and picks a backend. So torch.compile
+sees one node, a call of the operator itself is checked as well, and a GPU is never waited for.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from ..noise import STREAMS, Gaussian, check_seed
 from ..tally import Tally, check_range, integers
-from .backends import BACKENDS, backend_for
+from .backends import BACKENDS, backend_for, check_backend
+from .checks import TYPES, check_apart, memory_format, require
 
-OUTPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-LOGIT_TYPES = (*OUTPUT_TYPES, torch.float64)
-
-__all__ = ["BACKENDS", "accumulate", "backend_for", "check_range", "check_seed", "perturb"]
+__all__ = ["BACKENDS", "TYPES", "accumulate", "backend_for", "check_range", "check_seed", "memory_format", "perturb"]
 
 
 def check_stream(stream: object) -> str:
@@ -34,24 +32,23 @@ def indices(name: str, values: object, length: int | None, limit: int, device: t
 
     A tensor's own values are left to `check_range` or the kernel.
     """
-    shape = f"[{'B' if length is None else length}]"
+    tensor = _as_indices(name, values, limit, device, f"[{'B' if length is None else length}]")
+    require(name, tensor, (torch.int64,), (tensor.numel() if length is None else length,), device)
+    return tensor
+
+
+def _as_indices(name: str, values: object, limit: int, device: torch.device, shape: str = "[B]") -> torch.Tensor:
     if isinstance(values, range):
         if len(values) and (min(values[0], values[-1]) < 0 or max(values[0], values[-1]) >= limit):
             raise ValueError(f"{name} is {values}; it must lie in [0, {limit})")
         tensor = torch.arange(values.start, values.stop, values.step, device=device)
     elif isinstance(values, torch.Tensor):
-        if values.dtype != torch.int64:
-            raise TypeError(f"{name} has dtype {values.dtype}; it must be int64")
         tensor = values
     else:
         tensor = integers(name, values, shape)
         if not torch.compiler.is_compiling():
             check_range(name, tensor, limit)
         tensor = tensor.to(device)
-    if tensor.ndim != 1 or (length is not None and tensor.shape[0] != length):
-        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {shape}")
-    if tensor.device != device:
-        raise ValueError(f"{name} is on '{tensor.device}'; it must be on '{device}', with the other tensors")
     return tensor.contiguous()
 
 
@@ -108,31 +105,20 @@ def check_clamp(clamp: object) -> tuple[float, float] | None:
         low, high = (float(value) for value in clamp)  # type: ignore[attr-defined]
     except (TypeError, ValueError) as error:
         raise TypeError(f"clamp is {clamp!r}; it must be (low, high)") from error
-    if not low <= high or math.isnan(low):
+    if not low <= high:
         raise ValueError(f"clamp is {clamp!r}; it must be (low, high) with low <= high")
     return low, high
 
 
-def memory_format(channels_last: bool, rank: int) -> torch.memory_format:
-    """Return the torch memory format of a batch of inputs of `rank` axes; raise ValueError where channels_last has none."""
-    if not channels_last:
-        return torch.contiguous_format
-    if rank not in (3, 4):
-        raise ValueError(f"channels_last is True, but an input has {rank} axes; it must have 3 (C, H, W) or 4 (C, D, H, W)")
-    return torch.channels_last if rank == 3 else torch.channels_last_3d
-
-
-def _check_out(
-    out: object, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, x: torch.Tensor
-) -> None:
-    if not isinstance(out, torch.Tensor):
-        raise TypeError(f"out is {out!r}; it must be a tensor")
-    if tuple(out.shape) != shape or out.dtype != dtype or out.device != x.device:
-        raise ValueError(
-            f"out is {out.dtype} {list(out.shape)} on '{out.device}'; it must be {dtype} {list(shape)} on '{x.device}'"
-        )
-    if not out.is_contiguous(memory_format=layout) or out.is_neg():
-        raise ValueError(f"out has strides {out.stride()}; it must be contiguous in {layout}, and no lazy negation")
+def _check_copied(out: torch.Tensor, given: Mapping[str, object], used: Sequence[torch.Tensor | None]) -> None:
+    """Raise ValueError where `out` shares memory with an argument of which the operator gets a copy."""
+    for (name, value), tensor in zip(given.items(), used, strict=True):
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if not isinstance(value, torch.Tensor) or value.device != out.device:
+            continue
+        if tensor is None or value.data_ptr() != tensor.data_ptr():
+            check_apart([("out", out)], [(name, value)])
 
 
 def perturb(
@@ -160,7 +146,8 @@ def perturb(
     Parameters
     ----------
     x : float32 tensor [I, *shape]
-        The inputs. The first axis of shape is the channel. Never modified.
+        The inputs. The first axis of shape is the channel. Never modified, and taken as detached: no gradient reaches it
+        (`nn.GaussianNoise` passes one on).
     noise : Gaussian
         Its sigma is in the units of x, before `scale`.
     seed : int
@@ -178,11 +165,11 @@ def perturb(
     clamp : (low, high), optional
         Applied after the noise and before scale and shift.
     dtype : torch.dtype
-        float32 (default), float16 or bfloat16.
+        float32 (default), float16, bfloat16 or float64.
     channels_last : bool
         Lay the result out as torch.channels_last (inputs of 3 axes) or torch.channels_last_3d (4 axes).
     out : tensor [B, *shape], optional
-        Written and returned instead of a new tensor.
+        Written and returned instead of a new tensor. It must share no memory with another argument, nor require grad.
     backend : str
         "auto", "cuda", "triton", "cpu" or "reference".
 
@@ -198,10 +185,12 @@ def perturb(
 
     Notes
     -----
-    Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph.
+    Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph. So values of x are not
+    looked at: that they are finite, and within `Gaussian.largest_input`, is checked by `certify`, `predict` and `sample`.
 
     Numerics: Philox4x32-10 and Box-Muller in float32 as one fixed sequence of exactly rounded operations (csrc/noise.h);
-    then fma(sigma, z, x), clamp, fma(scale, shift), one rounding to nearest even.
+    then fma(sigma, z, x), clamp, fma(scale, shift), all in float32; then one rounding to nearest even to float16 or
+    bfloat16. float64 holds exactly the float32 values, for models whose weights are float64.
 
     Examples
     --------
@@ -209,12 +198,19 @@ def perturb(
     >>> perturb(x, Gaussian(1.0), seed=0, samples=range(3)).shape
     torch.Size([3, 2])
     """
-    x = check_inputs("x", x)
+    original, x = x, check_inputs("x", x)
     if not isinstance(noise, Gaussian):
         raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
     device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
-    if not torch.compiler.is_compiling():  # then the operator chooses
-        backend = backend_for(backend, device)
+    given: Mapping[str, object] = {
+        "x": original,
+        "samples": samples,
+        "rows": rows,
+        "input_ids": input_ids,
+        "scale": scale,
+        "shift": shift,
+    }
+    given = given if out is not None else {}
     samples = indices("samples", samples, None, 1 << 56, device)
     batch = samples.shape[0]
     if rows is None:
@@ -224,17 +220,25 @@ def perturb(
     scale, shift = affine(scale, shift, shape[0], device)
     layout = memory_format(channels_last, len(shape))
     dtype = dtype if dtype is not None else getattr(out, "dtype", torch.float32)
-    if dtype not in OUTPUT_TYPES:
-        raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, OUTPUT_TYPES))}")
+    if dtype not in TYPES:
+        raise TypeError(f"dtype is {dtype!r}; it must be one of {', '.join(map(str, TYPES))}")
     if out is None:
         out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
-    else:
-        _check_out(out, (batch, *shape), dtype, layout, x)
+    elif not isinstance(out, torch.Tensor):
+        raise TypeError(f"out is {out!r}; it must be a tensor")
+    elif out.dtype != dtype:
+        raise ValueError(f"out has dtype {out.dtype}; it must be {dtype}, as dtype is")
+    elif out.is_neg():
+        raise ValueError("out is a lazy negation; it must be a tensor of its own: call out.resolve_neg()")
+    rows = _as_indices("rows", rows, count, device)
+    input_ids = _as_indices("input_ids", range(count) if input_ids is None else input_ids, 1 << 32, device)
+    if given and not torch.compiler.is_compiling():
+        _check_copied(out, given, (x, samples, rows, input_ids, scale, shift))
     seed = check_seed(seed)
     torch.ops.rsfast.perturb(
         x,
-        indices("rows", rows, batch, count, device),
-        indices("input_ids", range(count) if input_ids is None else input_ids, count, 1 << 32, device),
+        rows,
+        input_ids,
         samples,
         noise.sigma,
         seed - (1 << 64) if seed >= 1 << 63 else seed,
@@ -243,7 +247,7 @@ def perturb(
         shift,
         check_clamp(clamp),
         channels_last,
-        backend,
+        check_backend(backend),
         out,
     )
     return out
@@ -281,11 +285,13 @@ def accumulate(
     Notes
     -----
     On a GPU as `perturb`: rows out of range, and a tally that is full, stop the program with a device-side assertion.
+    Threads may add to one tally: their calls, also of the operator itself, take turns. Reading it meanwhile is not safe.
 
-    Numerics: logits become float32; a row with one that is not finite counts in n and in the last of counts, votes for no
-    class and adds no score (in histograms one of 0). Ties go to the lowest class. Scores are integers in units of 2^-30,
-    rounded down; squares are rounded up. Within a row sums are of integers in units of 2^-40, so every backend gives the
-    same Tally.
+    Numerics: logits become float32 first, which makes infinities of float64 values beyond it. A row votes if it holds no NaN
+    and its maximum is finite: a logit of -inf masks its class, which gets no vote and a score of 0. Any other row counts in
+    n and in the last of counts, votes for no class and adds no score (in histograms one of 0). Ties go to the lowest class.
+    Scores are integers in units of 2^-30, rounded down; squares are rounded up. Within a row sums are of integers in units
+    of 2^-40, so every backend gives the same Tally.
 
     Examples
     --------
@@ -300,29 +306,17 @@ def accumulate(
     if not isinstance(logits, torch.Tensor) or logits.layout != torch.strided:
         what = f"a {type(logits).__name__}" if not isinstance(logits, torch.Tensor) else logits.layout
         raise TypeError(f"logits is {what}; it must be a dense tensor [B, {tally.num_classes}]")
-    if logits.ndim != 2 or logits.shape[1] != tally.num_classes:
-        raise ValueError(
-            f"logits has shape {list(logits.shape)}; it must be [B, {tally.num_classes}], the tally's num_classes"
-        )
-    if logits.dtype not in LOGIT_TYPES:
-        raise TypeError(f"logits has dtype {logits.dtype}; it must be one of {', '.join(map(str, LOGIT_TYPES))}")
-    if logits.device != tally.n.device:
-        raise ValueError(f"logits is on '{logits.device}', the tally on '{tally.n.device}'; they must share a device")
-    batch = logits.shape[0]
     if rows is None:
         if tally.num_inputs != 1:
             raise ValueError(
                 f"rows is None, but the tally has {tally.num_inputs} inputs; it must name the input of each row"
             )
-        rows = torch.zeros(batch, dtype=torch.int64, device=logits.device)
-    if not torch.compiler.is_compiling():
-        backend = backend_for(backend, logits.device)
-    rows = indices("rows", rows, batch, tally.num_inputs, logits.device)
+        rows = torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device)
     torch.ops.rsfast.accumulate(
         logits.detach().resolve_neg(),
-        rows,
+        _as_indices("rows", rows, tally.num_inputs, logits.device),
         tally.parameters,
-        backend,
+        check_backend(backend),
         tally.n,
         tally.counts,
         tally.sums,

@@ -9,20 +9,29 @@ microseconds a call, as much as a small kernel, where this costs 4.)
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from threading import Lock
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.graph import increment_version
 
+from ..noise import STREAMS
+from ..sequences import BINS
 from ..tally import MAX_SAMPLES, check_range
+from .checks import TYPES, check_apart, memory_format, require
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
+_INDEX = (torch.int64,)
+_FLOAT = (torch.float32,)
+_SIGMAS = torch.finfo(torch.float32)
 
 
 class Perturbation(NamedTuple):
-    """A checked call of `perturb`, as backends receive it. x and the index tensors are contiguous."""
+    """A call of `perturb`, as backends receive it once it is checked. All tensors are contiguous, out in its layout."""
 
     x: torch.Tensor
     rows: torch.Tensor
@@ -33,13 +42,39 @@ class Perturbation(NamedTuple):
     stream: int
     scale: torch.Tensor | None  # float32 [channels], and then shift too
     shift: torch.Tensor | None
-    clamp: tuple[float, float] | None
+    clamp: Sequence[float] | None
     channels_last: bool
     out: torch.Tensor
 
+    def check(self) -> None:
+        """Raise TypeError or ValueError, naming the argument, unless a kernel can take the call, whatever the values."""
+        x, device = self.x, self.x.device
+        require("x", x, _FLOAT, x.shape, device)
+        if x.ndim < 2 or not 0 < x.numel() <= x.shape[0] * (1 << 34):
+            raise ValueError(f"x has shape {list(x.shape)}; it must be [I, *shape], with 1 to 2^34 elements an input")
+        batch, channels = self.samples.numel(), x.shape[1]
+        require("samples", self.samples, _INDEX, (batch,), device)
+        require("rows", self.rows, _INDEX, (batch,), device)
+        require("input_ids", self.input_ids, _INDEX, (x.shape[0],), device)
+        if not _SIGMAS.tiny <= self.sigma <= _SIGMAS.max:
+            raise ValueError(f"sigma is {self.sigma}; it must be positive, finite and a normal float32")
+        if self.stream not in STREAMS.values():
+            raise ValueError(f"stream is {self.stream}; it must be one of {', '.join(map(str, STREAMS.values()))}")
+        if self.scale is not None and self.shift is not None:
+            require("scale", self.scale, _FLOAT, (channels,), device)
+            require("shift", self.shift, _FLOAT, (channels,), device)
+        elif self.scale is not None or self.shift is not None:
+            raise TypeError(f"scale is {self.scale} and shift is {self.shift}; both must be tensors or neither")
+        if self.clamp is not None and not (len(self.clamp) == 2 and self.clamp[0] <= self.clamp[1]):
+            raise ValueError(f"clamp is {tuple(self.clamp)}; it must be (low, high) with low <= high")
+        layout = memory_format(self.channels_last, x.ndim - 1)
+        require("out", self.out, TYPES, (batch, *x.shape[1:]), device, layout)
+        if self.out.requires_grad:
+            raise ValueError("out requires grad; it must be a tensor that autograd does not follow")
+
 
 class Accumulation(NamedTuple):
-    """A checked call of `accumulate`, as backends receive it: logits [B, K] of any strides, the others contiguous."""
+    """A call of `accumulate`, as backends receive it once it is checked: logits of any strides, the others contiguous."""
 
     logits: torch.Tensor
     rows: torch.Tensor
@@ -51,6 +86,32 @@ class Accumulation(NamedTuple):
     tracked: torch.Tensor  # int64 [I, M, C], C often 0
     bin_counts: torch.Tensor
     bin_sums: torch.Tensor
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError, naming the argument, unless a kernel can take the call, whatever the values."""
+        logits, device = self.logits, self.n.device
+        if logits.device != device:
+            raise ValueError(f"logits is on '{logits.device}', the tally on '{device}'; they must share a device")
+        inputs = self.n.numel()
+        require("n", self.n, _INDEX, (inputs,), device)
+        require("counts", self.counts, _INDEX, (inputs, *self.counts.shape[-1:]), device)
+        classes = self.counts.shape[1] - 1
+        if logits.layout != torch.strided:
+            raise TypeError(f"logits is {logits.layout}; it must be a dense tensor")
+        if logits.ndim != 2 or logits.shape[1] != classes:
+            raise ValueError(f"logits has shape {list(logits.shape)}; it must be [B, {classes}], the tally's num_classes")
+        if not 2 <= classes <= 1 << 20:
+            raise ValueError(f"logits has shape {list(logits.shape)}; it must have from 2 to 2^20 classes")
+        require("logits", logits, TYPES, logits.shape, device, layout=None)
+        require("rows", self.rows, _INDEX, (logits.shape[0],), device)
+        require("parameters", self.parameters, _FLOAT, (*self.parameters.shape[:1], 4), device)
+        heads = self.parameters.shape[0]
+        require("sums", self.sums, _INDEX, (inputs, heads, classes), device)
+        require("squares", self.squares, _INDEX, (inputs, heads, classes), device)
+        require("tracked", self.tracked, _INDEX, (inputs, heads, *self.tracked.shape[-1:]), device)
+        bins = (*self.tracked.shape, BINS)
+        require("bin_counts", self.bin_counts, _INDEX, bins, device)
+        require("bin_sums", self.bin_sums, _INDEX, bins, device)
 
 
 _usable: set[tuple[str, torch.device]] = set()  # failures are not kept: they may pass
@@ -83,6 +144,13 @@ def _find_out(name: str, device: torch.device) -> str:
     return str(module.why_not(device)) if name == "cuda" else ""
 
 
+def check_backend(name: object) -> str:
+    """Return `name` if it is "auto" or names a backend; raise ValueError if not."""
+    if not isinstance(name, str) or name not in (*BACKENDS, "auto"):
+        raise ValueError(f"backend is {name!r}; it must be 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    return name
+
+
 def backend_for(name: str, device: torch.device) -> str:
     """Return the backend that `name` means for tensors on `device`; "auto" takes the fastest that can run there.
 
@@ -91,8 +159,9 @@ def backend_for(name: str, device: torch.device) -> str:
     ValueError
         If `name` is unknown, or that backend cannot work on `device`.
     """
-    if name not in (*BACKENDS, "auto"):
-        raise ValueError(f"backend is {name!r}; it must be 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    if (name, device) in _usable:
+        return name
+    check_backend(name)
     if name != "auto":
         if reason := why_not(name, device):
             raise ValueError(f"backend is {name!r}, but {reason}")
@@ -124,72 +193,68 @@ _library.define(
 )
 
 
-def _perturb(
-    x: torch.Tensor,
-    rows: torch.Tensor,
-    input_ids: torch.Tensor,
-    samples: torch.Tensor,
-    sigma: float,
-    seed: int,
-    stream: int,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    clamp: list[float] | None,
-    channels_last: bool,
-    backend: str,
-    out: torch.Tensor,
-) -> None:
-    backend = backend_for(backend, x.device)
+def _perturb(*arguments: Any) -> None:
+    *told, backend, out = arguments
+    told[5] %= 1 << 64  # the seed: an operator's int is signed
+    job = Perturbation._make([*told, out])
+    job.check()
+    backend = backend_for(backend, job.x.device)
     if backend in ("cpu", "reference"):  # kernels on a GPU check for themselves: to look from here is to wait
-        check_range("rows", rows, x.shape[0])
-        check_range("input_ids", input_ids, 1 << 32)
-        check_range("samples", samples, 1 << 56)
+        check_range("rows", job.rows, job.x.shape[0])
+        check_range("input_ids", job.input_ids, 1 << 32)
+        check_range("samples", job.samples, 1 << 56)
     if out.numel() == 0:
         return
-    if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
-        raise ValueError("out shares its memory with x; it must be another tensor")
-    _module(backend).perturb(
-        Perturbation(
-            x=x,
-            rows=rows,
-            input_ids=input_ids,
-            samples=samples,
-            sigma=sigma,
-            seed=seed % (1 << 64),  # an operator's int is signed
-            stream=stream,
-            scale=scale,
-            shift=shift,
-            clamp=None if clamp is None else (clamp[0], clamp[1]),
-            channels_last=channels_last,
-            out=out,
-        )
-    )
+    read = [("x", job.x), ("rows", job.rows), ("samples", job.samples), ("input_ids", job.input_ids)]
+    if job.scale is not None and job.shift is not None:
+        read += [("scale", job.scale), ("shift", job.shift)]
+    check_apart([("out", out)], read)
+    increment_version(out)
+    _module(backend).perturb(job)
 
 
-def _accumulate(
-    logits: torch.Tensor,
-    rows: torch.Tensor,
-    parameters: torch.Tensor,
-    backend: str,
-    n: torch.Tensor,
-    counts: torch.Tensor,
-    sums: torch.Tensor,
-    squares: torch.Tensor,
-    tracked: torch.Tensor,
-    bin_counts: torch.Tensor,
-    bin_sums: torch.Tensor,
-) -> None:
+_turns = [Lock() for _ in range(64)]
+"""By the address of n: calls on one Tally take turns. Two Tallies that share a lock wait for each other now and then."""
+os.register_at_fork(after_in_child=lambda: _turns.__setitem__(slice(None), [Lock() for _ in _turns]))
+
+
+def _accumulate(*arguments: Any) -> None:
+    logits, rows, parameters, backend, *tally = arguments
+    job = Accumulation(logits, rows, parameters, *tally)
+    job.check()
     backend = backend_for(backend, logits.device)
-    if backend in ("cpu", "reference"):
-        check_range("rows", rows, n.shape[0])
-        if (most := int(n.max())) + len(rows) > MAX_SAMPLES:
+    if not len(rows):
+        return
+    written = [("n", job.n), ("counts", job.counts), ("sums", job.sums), ("squares", job.squares)]
+    written += [("bin_counts", job.bin_counts), ("bin_sums", job.bin_sums)]
+    check_apart(written, [("logits", logits), ("rows", rows), ("parameters", parameters), ("tracked", job.tracked)])
+    on_host = backend in ("cpu", "reference")
+    if on_host:
+        check_range("rows", rows, job.n.shape[0])
+        check_range("tracked", job.tracked, logits.shape[1])
+    with _turns[job.n.data_ptr() // 64 % len(_turns)]:
+        if on_host and (most := int(job.n.max())) + len(rows) > MAX_SAMPLES:
             raise OverflowError(f"an input has {most} samples and {len(rows)} more are added; a Tally holds 2^33 - 1")
-    if logits.numel():
-        _module(backend).accumulate(
-            Accumulation(logits, rows, parameters, n, counts, sums, squares, tracked, bin_counts, bin_sums)
-        )
+        increment_version([tensor for _, tensor in written])
+        _module(backend).accumulate(job)
 
 
-for _name, _function in (("perturb", _perturb), ("accumulate", _accumulate)):
+def _check_perturb(*arguments: Any) -> None:
+    """Check a call on tensors without memory, which torch.compile makes, and refuse one on the device "meta"."""
+    *told, backend, out = arguments
+    job = Perturbation._make([*told, out])
+    job.check()
+    if job.x.device.type == "meta":
+        backend_for(backend, job.x.device)
+
+
+def _check_accumulate(*arguments: Any) -> None:
+    logits, rows, parameters, backend, *tally = arguments
+    Accumulation(logits, rows, parameters, *tally).check()
+    if logits.device.type == "meta":
+        backend_for(backend, logits.device)
+
+
+for _name, _function, _check in (("perturb", _perturb, _check_perturb), ("accumulate", _accumulate, _check_accumulate)):
     _library.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rsfast::{_name}", lambda *_: None, lib=_library)
+    torch.library.register_fake(f"rsfast::{_name}", _check, lib=_library)

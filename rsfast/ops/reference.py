@@ -5,7 +5,6 @@ Philox runs on int64 (products wrap, which keeps their low 64 bits), float32 sta
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from ..noise import philox
@@ -105,7 +104,7 @@ def perturb(job: Perturbation) -> None:
     z = standard_normal(job.samples, job.input_ids[job.rows], shape.numel(), job.seed, job.stream)
     y = fma(job.sigma, z, job.x.flatten(1)[job.rows]).view(-1, *shape)
     if job.clamp is not None:
-        y = y.clamp(*(float(np.float32(bound)) for bound in job.clamp))
+        y = y.clamp(*torch.tensor(job.clamp, dtype=torch.float32).tolist())
     if job.scale is not None and job.shift is not None:
         scale, shift = (t.view(-1, *[1] * (len(shape) - 1)) for t in (job.scale, job.shift))
         y = fma(y, scale, shift)
@@ -151,13 +150,13 @@ def clipped_scores(logits: Tensor, scale: float, low: float, high: float) -> Ten
 
 
 def votes(logits: Tensor) -> Tensor:
-    """Return the one-hot argmax int64 [B, K] of finite float32 logits [B, K]; ties go to the lowest class."""
+    """Return the one-hot argmax int64 [B, K] of float32 logits [B, K] that vote; ties go to the lowest class."""
     best = (logits == logits.max(1, keepdim=True).values).int().argmax(1)
     return torch.nn.functional.one_hot(best, logits.shape[1])
 
 
 def scores(kind: float, scale: float, low: float, high: float, logits: Tensor) -> Tensor:
-    """Return a soft head's scores int64 [B, K] of finite float32 logits [B, K], in units of 2^-30."""
+    """Return a soft head's scores int64 [B, K] of float32 logits [B, K] that vote, in units of 2^-30."""
     if kind == 2:
         return clipped_scores(logits, scale, low, high)
     a = (logits - logits.max(1, keepdim=True).values) * scale
@@ -184,7 +183,7 @@ def add_to_histograms(job: Accumulation, h: int, rows: Tensor, q: Tensor) -> Non
 def accumulate(job: Accumulation) -> None:
     """Add every row of the logits to its input's slot."""
     logits, rows = job.logits.float(), job.rows
-    valid = torch.isfinite(logits).all(1)
+    valid = logits.amax(1).isfinite()  # a NaN anywhere is the maximum
     job.n.index_add_(0, rows, torch.ones_like(rows))
     job.counts[:, -1].index_add_(0, rows, (~valid).long())
     job.bin_counts[..., 0].index_add_(0, rows, (~valid).long()[:, None, None].expand(-1, *job.tracked.shape[1:]))

@@ -189,8 +189,8 @@ def perturb_kernel(
     tl.store(to_ptr, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-# Scores: csrc/accumulate.h. Logits come as tiles [rows, classes] of which every row is finite; what a row as a whole has
-# comes as [rows, 1].
+# Scores: csrc/accumulate.h. Logits come as tiles [rows, classes] of which every row votes, with -inf beyond the last class;
+# what a row as a whole has comes as [rows, 1].
 
 
 @triton.jit
@@ -337,10 +337,11 @@ def accumulate_kernel(
     place = row[:, None] * row_stride + k[None, :].to(tl.int64) * class_stride
     inside = present[:, None] & (k < classes)[None, :]
     logits = tl.load(logits_ptr + place, mask=inside, other=float("-inf")).to(tl.float32)
-    finite = (tl.abs(logits) < float("inf")) | (k >= classes)[None, :]
-    valid = tl.min(finite.to(tl.int32), 1, keep_dims=True) > 0
+    ordered = tl.min((logits == logits).to(tl.int32), 1, keep_dims=True) > 0  # no NaN
+    maximum = tl.max(tl.where(ordered, logits, float("inf")), 1, keep_dims=True)
+    valid = tl.abs(maximum) < float("inf")
     logits = tl.where(valid, logits, 0.0)
-    maximum = tl.max(logits, 1, keep_dims=True)
+    maximum = tl.where(valid, maximum, 0.0)
     scored = inside & valid
 
     if tl.program_id(1) == 0:
@@ -367,6 +368,7 @@ def accumulate_kernel(
         for c in range(TRACKED):
             histogram = (slot * heads + h) * TRACKED + c
             tracked = tl.load(tracked_ptr + histogram)
+            tl.device_assert((tracked >= 0) & (tracked < classes), "tracked is out of range")
             tracked_score = tl.sum(tl.where(k[None, :] == tracked[:, None], score, 0), 1)
             add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, present)
 
@@ -443,13 +445,13 @@ def accumulate_wide_kernel(
     row_ptr = logits_ptr + row * row_stride
 
     maximum = tl.full([BLOCK_SIZE], float("-inf"), tl.float32)
-    finite = tl.full([BLOCK_SIZE], 1, tl.int32)
+    ordered = tl.full([BLOCK_SIZE], 1, tl.int32)  # no NaN
     for start in range(0, classes, BLOCK_SIZE):
         logits, k = read_chunk(row_ptr, start, classes, class_stride, BLOCK_SIZE)
-        maximum = tl.maximum(maximum, logits)
-        finite &= ((tl.abs(logits) < float("inf")) | (k >= classes)).to(tl.int32)
+        maximum = tl.where(logits > maximum, logits, maximum)
+        ordered &= (logits == logits).to(tl.int32)
     maximum = tl.max(maximum, 0)
-    valid = tl.min(finite, 0)
+    valid = tl.min(ordered, 0) & (tl.abs(maximum) < float("inf")).to(tl.int32)
 
     if present & (tl.program_id(1) == 0):
         n = tl.load(n_ptr + slot)
@@ -489,7 +491,9 @@ def accumulate_wide_kernel(
         if TRACKED > 0:
             histogram = (slot * heads + h) * TRACKED + lane
             tracked = tl.load(tracked_ptr + histogram, mask=lane < TRACKED, other=0)
-            tracked_logits = tl.load(row_ptr + tracked * class_stride).to(tl.float32)
+            known = (tracked >= 0) & (tracked < classes)
+            tl.device_assert(known, "tracked is out of range")
+            tracked_logits = tl.load(row_ptr + tracked * class_stride, mask=known, other=float("-inf")).to(tl.float32)
             tracked_score = wide_score(tracked_logits, maximum, total, count, kind, scale, low, high)
             add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, lane < TRACKED)
     if TRACKED > 0:
