@@ -189,9 +189,11 @@ class Sampling:
     def size(self, samples: int) -> int:
         """Return the batch size that was asked for; or the best for so many samples an input, which all ranks then take.
 
-        This is where the model runs for the first time, so it is probed before.
+        The model runs here for the first time, so it is probed before. A call of fewer rows than the
+        probe takes does without.
         """
-        if not self._probed:
+        total = None if self.inputs.count is None else samples * self.inputs.count
+        if not self._probed and (total is None or total >= 2 * ROWS):
             with self.ranks.together():
                 self._probe()
             self._probed = True
@@ -208,7 +210,6 @@ class Sampling:
             with self.forward.running():
                 batches.logits(x, ids, [Part("user", Tally(1, self.num_classes), rows, rows, np.arange(size))], size)
 
-        total = None if self.inputs.count is None else samples * self.inputs.count
         with self.ranks.together():
             size = automatic(self.model, self.inputs.shape, self.device, self.execution, total, run)
         return self.ranks.same(size)

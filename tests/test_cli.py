@@ -329,6 +329,7 @@ def test_a_seed_left_out_is_drawn_and_recorded():
     assert counts("c") == counts("a")
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_the_model_gets_the_batches_that_were_asked_for():
     run(f"predict {BASE} --model tiny_nets:watches --n 20 --end 1 --batch-size 8 --dtype bfloat16 --channels-last --out run")
     tried, *batches = sys.modules["tiny_nets"].batches
@@ -358,6 +359,7 @@ def test_dropout_is_off():
     assert counts("a") == counts("b")
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_rows_written_before_a_failure_stay():
     with pytest.raises(ArithmeticError, match="out of luck"):  # the sample that tries the model, then two batches an image
         run(f"certify {BASE} --model tiny_nets:tires --n0 5 --n 20 --batch-size 13 --out run")
