@@ -206,9 +206,11 @@ class Sampling:
     def size(self, samples: int) -> int:
         """Return the batch size that was asked for; or the best for so many samples an input, which all ranks then take.
 
-        This is where the model runs for the first time, so it is probed before.
+        The model runs here for the first time, so it is probed before. A call of fewer rows than the
+        probe takes does without.
         """
-        if not self._probed:
+        total = None if self.inputs.count is None else samples * self.inputs.count
+        if not self._probed and (total is None or total >= 2 * ROWS):
             with self.ranks.together():
                 self._probe()
             self._probed = True
@@ -225,7 +227,6 @@ class Sampling:
             with self.forward.running():
                 batches.logits(x, ids, [Part("user", Tally(1, self.num_classes), rows, rows, np.arange(size))], size)
 
-        total = None if self.inputs.count is None else samples * self.inputs.count
         with self.ranks.together():
             size = automatic(self.model, self.inputs.shape, self.device, self.execution, total, run)
         return self.ranks.same(size)
@@ -235,6 +236,7 @@ class Sampling:
         first, count, shape = self.inputs.first[None].to(self.device), self.inputs.count, list(self.inputs.shape)
 
         def noisy(samples: torch.Tensor) -> torch.Tensor:
+            samples = samples.to(self.device)
             rows = torch.zeros_like(samples)
             return ops.perturb(
                 first, self.noise, seed=self.seed, samples=samples, rows=rows, stream="user", **self.preparation
@@ -244,12 +246,6 @@ class Sampling:
         try:
             probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
         except Exception as error:
-            dtype, own = self.preparation.get("dtype") or torch.float32, parameter_dtype(self.forward.modules)
-            if isinstance(error, RuntimeError) and own not in (None, dtype):
-                raise ValueError(
-                    f"dtype is {dtype}, but the parameters of model are {own}, and it fails on {dtype} ({error}); "
-                    f"pass dtype={own}, or a model that converts its input"
-                ) from error
             given = f"inputs that are each {shape}" if count is None else f"inputs of shape {[count, *shape]}"
             error.add_note(f"these are rows of {given}; the first axis counts inputs, so one alone is inputs[None]")
             raise
@@ -313,12 +309,6 @@ class Sampling:
 def expected(course: Course) -> int:
     """Return about how many samples an input takes: where it may be decided early, a twentieth of all, as in the demo."""
     return sum(len(samples) for _, samples in course.pieces) // (20 if course.early else 1)
-
-
-def parameter_dtype(modules: Iterable[torch.nn.Module]) -> torch.dtype | None:
-    """Return the dtype of the first floating-point parameter, which mostly meets the batch; None without one."""
-    parameters = (each for module in modules for each in module.parameters(recurse=False))
-    return next((each.dtype for each in parameters if each.is_floating_point()), None)
 
 
 def _name(dtype: torch.dtype) -> str:

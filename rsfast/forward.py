@@ -152,6 +152,12 @@ class Forward:
             try:
                 logits = check_logits(run(batch), len(batch), self.num_classes)
             except Exception as error:
+                own = parameter_dtype(self.modules)
+                if isinstance(error, RuntimeError) and own not in (None, batch.dtype) and not is_out_of_memory(error):
+                    raise ValueError(
+                        f"dtype is {batch.dtype}, but the parameters of model are {own}, and it fails on {batch.dtype} "
+                        f"({error}); pass dtype={own} (--dtype {str(own).removeprefix('torch.')}), or a model that converts its input"
+                    ) from error
                 if not is_out_of_memory(error):
                     what = f"{list(batch.shape)} of {batch.dtype} on '{batch.device}'"
                     error.add_note(f"the model was given a batch {what}: {len(batch)} rows, which is up to batch_size")
@@ -206,6 +212,12 @@ def check_logits(output: object, batch: int, num_classes: int) -> torch.Tensor:
     if not logits.is_floating_point():
         raise TypeError(f"model returned dtype {logits.dtype}; it must return floating-point logits")
     return logits
+
+
+def parameter_dtype(modules: Sequence[torch.nn.Module]) -> torch.dtype | None:
+    """Return the dtype of the first floating-point parameter, which mostly meets the batch; None without one."""
+    parameters = (each for module in modules for each in module.parameters(recurse=False))
+    return next((each.dtype for each in parameters if each.is_floating_point()), None)
 
 
 def reduced_precision(modules: Sequence[torch.nn.Module], device: torch.device) -> tuple[str, ...]:

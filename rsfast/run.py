@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import checkpoint, ops, results
-from .api import Sampling, expected, parameter_dtype, sample
+from .api import Sampling, expected, sample
 from .certificate import Certificate
 from .doctor import versions
 from .events import Log
@@ -36,7 +36,6 @@ from .forward import check_logits
 from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
 from .looks import Course
 from .meter import Profile
-from .modes import modules_of
 from .noise import STREAM_VERSION, Gaussian
 from .ranks import Ranks, Wishes
 from .results import RunWriter
@@ -137,9 +136,7 @@ class Run:
             sample(model, first.to(self._device), self.noise, n=1, stream="user", batch_size=1, **self._options)
         except RuntimeError as error:
             shape = [1, *self._images.shape[1:]]
-            own = parameter_dtype(modules_of(self._model))
-            hint = f"; its parameters are {own}: name that with --dtype" if own not in (None, self._options["dtype"]) else ""
-            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}{hint}") from error
+            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}") from error
         self._options |= {"compile": args.compile, "cuda_graph": args.cuda_graph}
         self._options["batch_size"] = self._setting("batch_size", recorded, "auto")
         self._probe = self._sampling(self.indices)

@@ -418,6 +418,7 @@ def test_a_seed_left_out_is_drawn_and_recorded():
     assert counts("c") == counts("a")
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_the_model_gets_the_batches_that_were_asked_for():
     run(f"predict {BASE} --model tiny_nets:watches --n 20 --end 1 --batch-size 8 --dtype bfloat16 --channels-last --out run")
     tried, *batches = sys.modules["tiny_nets"].batches
@@ -447,6 +448,7 @@ def test_dropout_is_off():
     assert counts("a") == counts("b")
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_rows_written_before_a_failure_stay():
     with pytest.raises(ArithmeticError, match="out of luck"):  # the sample that tries the model, then two batches an image
         run(f"certify {BASE} --model tiny_nets:tires --n0 5 --n 20 --batch-size 13 --out run")
@@ -559,7 +561,7 @@ def test_the_commands_are_listed(capsys):
         ("--device mps", "--device is 'mps'; it must be cpu, cuda or cuda:N"),
         ("--device cuda:99", "--device is 'cuda:99', but torch sees"),
         ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
-        ("--model tiny_nets:doubles", "; its parameters are torch.float64: name that with --dtype"),
+        ("--model tiny_nets:doubles", "pass dtype=torch.float64 (--dtype float64), or"),
         ("--start 7", "--start is 7 and --end is 7; they must be 0 <= start < end <= 7"),
         ("--start -1", "--start is -1 and --end is 7"),
         ("--end 8", "--start is 0 and --end is 8"),

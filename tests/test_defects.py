@@ -18,6 +18,7 @@ def drifting(x):
     return torch.stack([3 * x[:, 0], -x[:, 0]], dim=1)
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_the_variance_is_that_of_one_sample_whatever_the_batches():
     """Within-batch variances, averaged, would depend on the batches, and be NaN for a last batch of one row."""
     x, head = torch.full((1, 4), 0.3), Softmax(1.0)
@@ -37,6 +38,7 @@ def test_the_variance_is_that_of_one_sample_whatever_the_batches():
     assert whole.p_lower == pytest.approx(float(expected), abs=1e-6)
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_a_batch_that_fails_is_not_left_out_of_the_count():
     """It raises; and the trials of a bound are the rows that were counted, not those that were planned."""
     calls = []

@@ -133,6 +133,7 @@ def test_a_run_that_is_watched_is_the_same_run(capfd):
     assert [event["event"] for event in read("log.jsonl")] == ["start", "progress", "end"]
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_a_run_that_is_stopped_and_goes_on():
     """Not one sample is drawn twice, and the log goes on in the same file."""
     command = CERTIFY.replace("Net", "Stopped")

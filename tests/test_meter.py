@@ -36,6 +36,7 @@ def test_blocks_add_up(clock):
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.usefixtures("unprobed")
 def test_what_is_measured(monkeypatch, clock, autocast):
     """60 samples of each of 3 inputs in batches of 50: perturb takes 1 s, the model 10 s, accumulate 100 s, looks 1000 s."""
 

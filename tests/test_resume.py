@@ -228,6 +228,7 @@ def test_cut_off_anywhere():
         (PART, signal.SIGTERM),
     ],
 )
+@pytest.mark.usefixtures("unprobed")
 def test_a_signal_saves_all_samples(command, number, net, capsys):
     """The batch that is under way is finished, and no sample that was drawn is drawn again."""
     go(command, "--out whole --seed 3")
@@ -295,6 +296,7 @@ def test_without_a_checkpoint(net, capsys):
     assert contents("run") == contents("whole")
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_a_checkpoint_that_is_not_of_this_run(net, capsys):
     """Damaged or from elsewhere, it is refused before anything is drawn, and nothing is lost; removed, the run goes on."""
     go(VOTES, "--out whole --seed 3")
@@ -329,6 +331,7 @@ def progress():
     return {idx: each.get("asked", math.inf) for idx, each in saved.items()}
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_stopped_twice(net):
     """The second time all that was saved the first time is there, also of images decided before one that comes before."""
     go(EARLY, "--out whole --seed 3")
@@ -347,6 +350,7 @@ def test_stopped_twice(net):
     assert decided
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_images_whose_turn_has_not_come_again(net):
     """As a checkpoint of several processes may hold, more than one image that is half sampled."""
     go(VOTES, "--out whole --seed 3")
@@ -367,6 +371,7 @@ def test_images_whose_turn_has_not_come_again(net):
 
 
 @pytest.mark.parametrize("command", [EARLY, SOFT], ids=["early", "betting"])
+@pytest.mark.usefixtures("unprobed")
 def test_a_checkpoint_that_is_older_than_rows(command, net):
     """Of images that have rows by now it is not used, nor saved again."""
     go(command, "--out whole --seed 3")
@@ -427,6 +432,7 @@ def test_a_full_disk_for_rows(monkeypatch, capsys):
 # The same run, or none
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_a_run_that_is_finished(net, capsys):
     go(VOTES, "--out run --seed 3")
     before = {file: file.read_bytes() for file in Path("run").iterdir()}
@@ -494,6 +500,7 @@ def test_two_processes_on_one_run(net, capsys):
         refuse(capsys, VOTES, "--out run --resume", "run is being written by another process; wait for it, or name another")
 
 
+@pytest.mark.usefixtures("unprobed")
 def test_a_process_that_was_still_writing(net, monkeypatch):
     """Rows are read once the run is locked: those that another process wrote until then are not written again."""
     go(VOTES, "--out whole --seed 3")
