@@ -156,7 +156,7 @@ class Forward:
                 if isinstance(error, RuntimeError) and own not in (None, batch.dtype) and not is_out_of_memory(error):
                     raise ValueError(
                         f"dtype is {batch.dtype}, but the parameters of model are {own}, and it fails on {batch.dtype} "
-                        f"({error}); pass dtype={own} (--dtype {str(own).removeprefix('torch.')}), or a model that converts its input"
+                        f"({error}); pass dtype={own}, or a model that converts its input"
                     ) from error
                 if not is_out_of_memory(error):
                     what = f"{list(batch.shape)} of {batch.dtype} on '{batch.device}'"

@@ -500,7 +500,7 @@ def test_a_change_and_back_does_not_show():
         return last_three(x)
 
     smooth = Smooth(swings, 3, 0.25, seed=8)
-    smooth._sample_noise(NEAR, 1, 1)  # a model is probed once
+    smooth._sample_noise(NEAR, 6, 6)  # a model is probed once
     batches.clear()
     smooth.sigma, expected = 0.25, Smooth(last_three, 3, 0.25, seed=8)
     assert smooth.certify(NEAR, 100, 1000, 0.01, 100) == expected.certify(NEAR, 100, 1000, 0.01, 100)
@@ -623,7 +623,7 @@ def test_threads_share_a_smooth():
     assert Counter(found) == Counter(expected)
     seen = set()
     shared.base_classifier = lambda batch: (seen.update(map(tuple, batch.flatten(1).tolist())), model(batch))[1]
-    shared._sample_noise(x, 1, 1)  # a model is probed once
+    shared._sample_noise(x, 6, 6)  # a model is probed once
     seen.clear()
 
     def draws(_):

@@ -561,7 +561,7 @@ def test_the_commands_are_listed(capsys):
         ("--device mps", "--device is 'mps'; it must be cpu, cuda or cuda:N"),
         ("--device cuda:99", "--device is 'cuda:99', but torch sees"),
         ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
-        ("--model tiny_nets:doubles", "pass dtype=torch.float64 (--dtype float64), or"),
+        ("--model tiny_nets:doubles", "pass dtype=torch.float64, or"),
         ("--start 7", "--start is 7 and --end is 7; they must be 0 <= start < end <= 7"),
         ("--start -1", "--start is -1 and --end is 7"),
         ("--end 8", "--start is 0 and --end is 8"),

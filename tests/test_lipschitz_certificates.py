@@ -234,7 +234,7 @@ def test_the_tensors_of_a_subclass_are_looked_at():
     inner = {"values": torch.ones(2, dtype=torch.uint8), "factor": torch.ones(2)}
     tensor = SimpleNamespace(__tensor_flatten__=lambda: (list(inner), None), **inner)
     model = nn.Module()
-    model.parameters = lambda: [tensor]
+    model.parameters = lambda recurse: [tensor]
     assert reduced_precision(modules_of(model), CPU) == ("uint8 parameters or buffers",)
 
 
