@@ -192,6 +192,7 @@ def test_the_choice_is_made_once_a_process():
         FAKE
         + SAMPLE
         + (
+            "torch.set_num_threads(1)  # a fork's child has no OpenMP threads\n"
             "sample(); sample()\n"
             "from rsfast.allocator import keep_freed_memory\n"
             "os.environ['MALLOC_TRIM_THRESHOLD_'] = '1'\n"
