@@ -218,7 +218,7 @@ class Sampler:
             return False
         self._input_ids[active.place], pixels = item
         self._x[active.place] = to_device(pixels, self._x.device)
-        self._ids[active.place] = self._input_ids[active.place].item()
+        self._ids[active.place].fill_(self._input_ids[active.place].item())  # where to assign would be to wait for a GPU
         if (saved := self._saved.pop(self._input_ids[active.place].item(), None)) is not None:
             self._restore(active, saved)
         return True
