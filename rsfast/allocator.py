@@ -5,13 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
+from threading import Lock
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 _KEPT = 256 << 20
 _MOST_BEFORE_2_35 = 32 << 20  # older versions of glibc refuse a larger M_MMAP_THRESHOLD
 _SURELY_MAPPED = 64 << 20  # glibc maps blocks above 32 MiB, whatever its threshold has adapted to
+_TRIES = 100  # another thread may free such a block at the same moment
 # Each of these also stops glibc from adapting its thresholds, so whoever sets one has chosen them all.
 _SETTINGS = ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "MMAP_MAX", "TOP_PAD")
+
+_deciding = Lock()
 
 
 def keep_freed_memory() -> str:
@@ -41,7 +45,8 @@ def keep_freed_memory() -> str:
     choice = os.environ.get("RSFAST_MALLOC", "1")
     if choice not in ("0", "1"):
         raise ValueError(f"RSFAST_MALLOC must be 0 or 1, got {choice!r}")
-    return _decide()
+    with _deciding:  # a second thread would find what the first has just changed
+        return _decide()
 
 
 @cache
@@ -81,11 +86,14 @@ def _provides_malloc(glibc: ctypes.CDLL) -> bool:
     process.malloc.argtypes, process.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     process.free.argtypes, process.free.restype = [ctypes.c_void_p], None
     glibc.mallinfo.restype = _MallInfo
-    before = glibc.mallinfo().mapped_blocks
-    block = process.malloc(_SURELY_MAPPED)
-    after = glibc.mallinfo().mapped_blocks
-    process.free(block)
-    return bool(after > before)
+    for _ in range(_TRIES):
+        before = glibc.mallinfo().mapped_blocks
+        block = process.malloc(_SURELY_MAPPED)
+        after = glibc.mallinfo().mapped_blocks
+        process.free(block)
+        if after > before:
+            return True
+    return False
 
 
 def _version(glibc: ctypes.CDLL) -> str:

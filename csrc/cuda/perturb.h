@@ -36,8 +36,9 @@ struct PerturbGrid {
   Divider positions, tile_channels;
   bool aligned;                                           // x, out and all their rows begin at multiples of 16 bytes
   int64_t tile_positions, position_tiles, channel_tiles;  // of channels_last
-  // The blocks along x of a row, below 2^31. A row has 2^34 elements at most, so 32 bits hold the place of each four. That of
-  // a thread past the row's end does not wrap: blocks of 256 threads end at 2^32 fours, and threads_for rounds up no further.
+  // The blocks along x of a row, below 2^31. A row has 2^34 elements at most, so 32 bits hold the place of each four. That
+  // of a thread past the row's end does not wrap: blocks of 256 threads end at 2^32 fours, and threads_for rounds up no
+  // further.
   int64_t pieces;
   int threads;
   size_t shared;
