@@ -10,8 +10,8 @@ constexpr uint64_t kOne = uint64_t{1} << 40;  // 1 within a row
 constexpr float kNegligible = -28.0f;         // exp of less is below 2^-40 and counts as 0
 constexpr int kBins = 128;                    // of a histogram of scores
 
-// A row of logits votes, and has scores, if none is NaN and the maximum is finite: logits of -inf are classes that are not in
-// use. Their distance to the maximum is -inf, and every score of that is 0.
+// A row of logits votes, and has scores, if none is NaN and the maximum is finite: logits of -inf are classes that are not
+// in use. Their distance to the maximum is -inf, and every score of that is 0.
 template <class F>
 RSFAST_FN auto is_finite(F maximum) {
   return maximum - maximum == 0.0f;

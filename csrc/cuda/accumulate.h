@@ -18,7 +18,7 @@ constexpr int64_t kMaxSamples = (int64_t{1} << 33) - 1;
 
 struct Best {  // of some classes of a row
   float logit;
-  int32_t place;  // its class, the lowest of equals; K if there is none
+  int32_t place;    // its class, the lowest of equals; K if there is none
   int32_t ordered;  // 0 if one of them is NaN
 };
 
