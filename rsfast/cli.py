@@ -415,7 +415,7 @@ def _warn_of_radius(args: argparse.Namespace, method: Method, goal: Goal) -> Non
         _warn_if_hopeless(args, smallest_n(method, goal, n0=args.n0, num_classes=args.num_classes))
     elif goal.radius is not None and largest < goal.radius:
         why = f"no image can reach it: at --sigma {args.sigma} and --alpha {args.alpha}, --n {args.n} unanimous votes prove"
-        print(f"{args.parser.prog}: warning: --radius is {goal.radius}, and {why} {largest:.4g}", file=sys.stderr)
+        _warn(args, f"--radius is {goal.radius}, and {why} {largest:.4g}")
 
 
 def _print_certified(args: argparse.Namespace, run: Results, seconds: float) -> None:

@@ -57,9 +57,9 @@ _OF_A_PART = {
 }
 """Of a sidecar: what may differ between parts that are merged, beside start and end."""
 
-_ADDED = {"clamp", "scale", "shift", "reduced_precision"}
-"""Of a sidecar: what earlier versions did not write. They had no clamp, scale and shift follow from mean and std, and
-reduced precision was not known; but what a Lipschitz constant means depends on these."""
+_ADDED = {"clamp", "scale", "shift", "reduced_precision", "mode_fixed"}
+"""Of a sidecar: what earlier versions did not write. They had no clamp, scale and shift follow from mean and std, and the
+last two were not known; but what a Lipschitz constant means depends on these."""
 
 _SAME = 0.01
 """Part of the logits' size that two machines' logits of the same model may differ by."""
@@ -399,7 +399,7 @@ def _differences(
     """Yield the name of each field in which two sidecars differ, and what it is in either."""
     for name in sorted({*first, *second} - may_differ):
         missing = name not in first or name not in second
-        if missing and name in _ADDED - {"clamp"} and first.get("lipschitz") is None:
+        if missing and name in _ADDED - {"clamp"} and (name == "mode_fixed" or first.get("lipschitz") is None):
             continue
         if first.get(name) != second.get(name):
             yield name, repr(first.get(name)), repr(second.get(name))

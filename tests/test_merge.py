@@ -215,7 +215,7 @@ def test_no_other_field_of_the_sidecars_may_differ(command, options):
     run(f"{options} --end 4 --out a", command)
     run(f"{options} --start 4 --out b", command)
     of_b = sidecar("b")
-    may_lack = {"first_logits", "scale", "shift", "reduced_precision"} | (
+    may_lack = {"first_logits", "scale", "shift", "reduced_precision", "mode_fixed"} | (
         {"clamp"} if of_b["clamp"] is None else set()
     )  # as older runs do
     for name in of_b.keys() - MAY_DIFFER:
@@ -236,7 +236,7 @@ def test_parts_from_before_clamp_was_recorded(options):
     run(f"{options} --end 4 --out a")
     run(f"{options} --start 4 --out b")
     run(f"{options} --start 4 --clamp 0 1 --out c")
-    added = ("clamp", "scale", "shift", "reduced_precision")
+    added = ("clamp", "scale", "shift", "reduced_precision", "mode_fixed")
     older = {name: value for name, value in sidecar("a").items() if name not in added}
     Path("a", SIDECAR).write_text(json.dumps(older))
     merge(["a", "b"], "all")

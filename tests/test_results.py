@@ -657,7 +657,7 @@ def test_logits_in_bfloat16_may_differ_by_its_rounding():
 
 def test_identity_is_that_of_runs_from_before_clamp_was_recorded():
     before = {"n": 100, "mean": [0.5], "std": [0.25], "seed": 1}
-    added = {"clamp": None, "scale": [4.0], "shift": [-2.0], "reduced_precision": None}
+    added = {"clamp": None, "scale": [4.0], "shift": [-2.0], "reduced_precision": None, "mode_fixed": False}
     assert identity(before | added) == identity(before)
     clamps = [None, [0.0, 1.0], [0.0, 2.0]]
     assert len({identity(before | {"clamp": clamp}) for clamp in clamps}) == 3
@@ -666,7 +666,7 @@ def test_identity_is_that_of_runs_from_before_clamp_was_recorded():
 def test_a_lipschitz_constant_needs_what_it_depends_on(tmp_path):
     """Before scale was recorded it was per unit of the images; since then, of what the model takes."""
     before = {"n": 100, "mean": [0.5], "std": [0.25]}
-    added = {"clamp": None, "scale": [4.0], "shift": [-2.0], "reduced_precision": None}
+    added = {"clamp": None, "scale": [4.0], "shift": [-2.0], "reduced_precision": None, "mode_fixed": False}
     for lipschitz in (None, 0.5):
         folder = tmp_path / str(lipschitz)
         with RunWriter(folder, before | {"lipschitz": lipschitz}):

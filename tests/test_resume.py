@@ -737,7 +737,7 @@ def test_no_field_of_the_sidecar_may_differ(command, options, net, capsys):
     sidecar = json.loads(Path("run/results.json").read_text())
     options = f"--out run --resume {options}"
     assert {"start", "end", "skip", "clamp", "mean", "std", "device", "backend", "stream_version"} <= sidecar.keys()
-    may_lack = {"first_logits", "scale", "shift", "reduced_precision"} | (
+    may_lack = {"first_logits", "scale", "shift", "reduced_precision", "mode_fixed"} | (
         {"clamp"} if sidecar["clamp"] is None else set()
     )  # as older runs do
     for name in sidecar.keys() - MAY_DIFFER:
@@ -755,7 +755,7 @@ def test_a_run_from_before_clamp_was_recorded_goes_on(options, net):
     """With its checkpoint. It had no clamp, so a run with one is refused; its scale and shift follow from mean and std."""
     go(VOTES, f"--out whole --seed 3 {options}")
     stopped_at(net, 90, options=f"--seed 3 {options}")
-    rewrite(clamp=..., scale=..., shift=..., reduced_precision=...)
+    rewrite(clamp=..., scale=..., shift=..., reduced_precision=..., mode_fixed=...)
     net.batches = 0
     go(VOTES, f"--out run --resume {options}")
     assert net.batches < 90
@@ -765,7 +765,7 @@ def test_a_run_from_before_clamp_was_recorded_goes_on(options, net):
 def test_a_clamp_is_refused_in_a_run_without(net, capsys):
     stopped_at(net, 90)
     refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "with clamp None, this one has [0.0, 1.0]")
-    rewrite(clamp=..., scale=..., shift=..., reduced_precision=...)
+    rewrite(clamp=..., scale=..., shift=..., reduced_precision=..., mode_fixed=...)
     refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "with clamp None, this one has [0.0, 1.0]")
 
 
