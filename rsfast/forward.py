@@ -262,16 +262,10 @@ def _lowered_settings(device: str) -> Iterator[str]:
     """Yield the settings, with their values, that let operations on float32 round what they multiply."""
     names = {"cuda": ("cuda.matmul", "cudnn.conv", "cudnn.rnn"), "cpu": ("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")}
     variables = {"cuda": ("NVIDIA_TF32_OVERRIDE",), "cpu": ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")}
-    if hasattr(torch.backends.mkldnn, "matmul"):
-        for name in names.get(device, ()):
-            value = operator.attrgetter(f"{name}.fp32_precision")(torch.backends)
-            if value not in ("ieee", "none"):
-                yield f"torch.backends.{name}.fp32_precision = {value}"
-    else:  # PyTorch before 2.9
-        if (value := torch.get_float32_matmul_precision()) != "highest":
-            yield f"torch.get_float32_matmul_precision() = {value}"
-        if device == "cuda" and torch.backends.cudnn.allow_tf32:
-            yield "torch.backends.cudnn.allow_tf32 = True"
+    for name in names.get(device, ()):
+        value = operator.attrgetter(f"{name}.fp32_precision")(torch.backends)
+        if value not in ("ieee", "none"):
+            yield f"torch.backends.{name}.fp32_precision = {value}"
     for name in variables.get(device, ()):
         if (value := os.environ.get(name, "")).upper() not in ("", "0", "STRICT"):
             yield f"the environment's {name} = {value}"

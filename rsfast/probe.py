@@ -61,7 +61,7 @@ def probe(forward: Forward, noisy: Callable[[torch.Tensor], torch.Tensor], sizes
     if about in done:
         return
     # Compiled parts would be compiled for these sizes. Without this module nothing was compiled.
-    compiled = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+    compiled = "torch._dynamo" in sys.modules
     for size in sizes:
         try:
             with (

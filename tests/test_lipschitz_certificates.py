@@ -184,7 +184,7 @@ def test_the_precision_of_products_is_recorded_and_refused(precision):
     model = Halves().eval()
     torch.set_float32_matmul_precision(precision)
     try:
-        with pytest.raises(ValueError, match=r"lipschitz is 0.5; .*(mkldnn.matmul.fp32_|get_float32_matmul_)precision"):
+        with pytest.raises(ValueError, match=r"lipschitz is 0.5; .*mkldnn.matmul.fp32_precision"):
             certify(model, X, Gaussian(0.25), lipschitz=0.5, **OPTIONS)
         [found] = certify(model, X, Gaussian(0.25), **OPTIONS)
         assert found.execution != Execution()
@@ -218,8 +218,6 @@ def test_the_mode_of_onednn(monkeypatch, value, refused):
 
 @pytest.mark.parametrize("setting", ["matmul", "conv"])
 def test_the_settings_of_onednn(setting):
-    if not hasattr(torch.backends.mkldnn, setting):
-        pytest.skip("PyTorch before 2.9")
     settings = getattr(torch.backends.mkldnn, setting)
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
