@@ -29,7 +29,7 @@ def save(folder: Path, run: str, inputs: Iterable[Mapping[str, Any]]) -> None:
     folder : Path
         The run folder.
     run : str
-        What tells its run from others: `results.identity`.
+        What tells its run from others: `run_folder.identity`.
     inputs : iterable of mapping
         Plain JSON values, with the input's ``idx``.
 

@@ -26,6 +26,7 @@ from .heads import ClippedLogits, Head, Softmax, Sparsemax, Votes
 from .looks import Certification, Goal, Prediction, largest_radius, smallest_n
 from .noise import Gaussian
 from .rules import RULES, Method
+from .run_folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
 
 if TYPE_CHECKING:
     from .results import Results
@@ -342,7 +343,7 @@ def _certify(args: argparse.Namespace) -> int:
     _warn_of_radius(args, course.methods[0], goal)
     used = images = 0
     began = time.perf_counter()
-    for _, certificate in run.rows(course, settings, results.CERTIFY_COLUMNS):
+    for _, certificate in run.rows(course, settings, CERTIFY_COLUMNS):
         images += 1
         used += certificate.n0 + certificate.n
     if run.ranks.by_inputs:
@@ -370,9 +371,9 @@ def _recertify(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from . import results
+    from .merge import merge
 
-    merged, missing = results.merge(args.parts, args.out)
+    merged, missing = merge(args.parts, args.out)
     for _, group in groupby(missing, key=lambda idx: bisect(merged, idx)):  # those between the same two rows
         gap = list(group)
         said = f"idx {gap[0]} is missing" if len(gap) == 1 else f"idx {gap[0]} to {gap[-1]} are missing"
@@ -389,10 +390,10 @@ def _predict(args: argparse.Namespace) -> int:
     _warn_if_hopeless(args, smallest_predictable_n(alpha))
     run = Run(args)
     began = time.perf_counter()
-    for _ in run.rows(Prediction(args.n, alpha), {"n": args.n, "alpha": alpha}, results.PREDICT_COLUMNS):
+    for _ in run.rows(Prediction(args.n, alpha), {"n": args.n, "alpha": alpha}, PREDICT_COLUMNS):
         pass
     if run.first:
-        predicted = results.read(args.out, results.PREDICT_COLUMNS)
+        predicted = results.read(args.out, PREDICT_COLUMNS)
         score = f"accuracy {predicted.correct.mean():.1%}" if (predicted.label >= 0).any() else "no labels"
         seconds, abstained = time.perf_counter() - began, float((predicted.predict == ABSTAIN).mean())
         _print_summary(args, len(predicted.idx), seconds, score, f"{abstained:.1%}")

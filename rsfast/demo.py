@@ -27,6 +27,7 @@ from .heads import Head, Softmax, Votes
 from .nn import GaussianNoise
 from .noise import Gaussian
 from .plot import plot
+from .run_folder import COUNTS, SIDECAR, TABLE, RunWriter, read_sidecar, refuse_a_run
 from .sequences import range_ends
 from .tally import Tally
 
@@ -255,12 +256,12 @@ def integers_of(head: Head, tally: Tally, index: int) -> dict[str, Any]:
     return {"n": integers["n"], "counts": integers["counts"], "sums": [], "squares": []} if head == Votes() else integers
 
 
-def replace_run(folder: Path, certificate: Certificate) -> results.RunWriter:
+def replace_run(folder: Path, certificate: Certificate) -> RunWriter:
     """Return the writer of a run like `certificate`, in place of a run that an earlier demo wrote; refuse any other run."""
-    if not (folder / results.SIDECAR).exists() or results.read_sidecar(folder / results.SIDECAR).get("command") != _COMMAND:
-        results.refuse_a_run(folder)
-    for name in (results.TABLE, results.SIDECAR, results.COUNTS):
+    if not (folder / SIDECAR).exists() or read_sidecar(folder / SIDECAR).get("command") != _COMMAND:
+        refuse_a_run(folder)
+    for name in (TABLE, SIDECAR, COUNTS):
         (folder / name).unlink(missing_ok=True)
     settings = certificate.to_dict()
     shared = ("n0", "n", "alpha", "rule", "bound", "head", "noise", "seed", "stream_version", "backend")
-    return results.RunWriter(folder, {**{key: settings[key] for key in shared}, "command": _COMMAND})
+    return RunWriter(folder, {**{key: settings[key] for key in shared}, "command": _COMMAND})

@@ -16,8 +16,9 @@ from .heads import from_dict as head_from_dict
 from .looks import Goal
 from .noise import STREAM_VERSION, check_seed
 from .noise import from_dict as noise_from_dict
-from .results import Results, RunWriter
+from .results import Results
 from .rules import Method
+from .run_folder import COUNTS, SIDECAR, TABLE, RunWriter, read_counts
 from .sequences import look_ends
 from .tally import Tally
 
@@ -62,7 +63,7 @@ def recertify(
     sidecar = dict(rows.sidecar or {})
     needed = ("alpha", "bound", "rule", "head", "noise", "seed", "n0", "n", "stream_version")
     if missing := [name for name in needed if name not in sidecar]:
-        raise ValueError(f"{run / results.SIDECAR} lacks {', '.join(missing)}; it must be of a run of rsfast certify")
+        raise ValueError(f"{run / SIDECAR} lacks {', '.join(missing)}; it must be of a run of rsfast certify")
     try:
         head, noise, seed = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"]), check_seed(sidecar["seed"])
         goal, n = Goal(sidecar.get("radius"), sidecar.get("rtol")), sidecar["n"]
@@ -72,50 +73,46 @@ def recertify(
             {each.name: sidecar[each.name] for each in fields(Execution) if each.name in sidecar}
         )
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{run / results.SIDECAR} is damaged: {error}") from error
+        raise ValueError(f"{run / SIDECAR} is damaged: {error}") from error
     if sidecar["stream_version"] != STREAM_VERSION:
         raise ValueError(
-            f"stream_version in {run / results.SIDECAR} is {sidecar['stream_version']!r}; it must be {STREAM_VERSION}, the "
+            f"stream_version in {run / SIDECAR} is {sidecar['stream_version']!r}; it must be {STREAM_VERSION}, the "
             "noise stream of this version of rsfast"
         )
     given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz}
     chosen: dict[str, Any] = {name: sidecar.get(name) if value is None else value for name, value in given.items()}
     method = Method(noise, head=head, looks=bool(goal), **chosen)
     if method.lipschitz is not None and sidecar.get("std") is not None and execution.scale is None:
-        raise ValueError(
-            f"{run / results.SIDECAR} is of a version that did not record scale; with lipschitz it must be there"
-        )
-    counts = results.read_counts(run)
+        raise ValueError(f"{run / SIDECAR} is of a version that did not record scale; with lipschitz it must be there")
+    counts = read_counts(run)
     sidecar |= {"alpha": method.alpha, "bound": method.bound, "rule": method.rule, "lipschitz": method.lipschitz}
     method = of_inputs(method, execution)
     sidecar["recertified_from"] = str(run)
-    sidecar["counts_sha256"] = hashlib.sha256((run / results.COUNTS).read_bytes()).hexdigest()
+    sidecar["counts_sha256"] = hashlib.sha256((run / COUNTS).read_bytes()).hexdigest()
     outcomes = []
     for idx in rows.idx.tolist():
         began = time.perf_counter()
         if idx not in counts:
-            raise ValueError(f"{run / results.COUNTS} has no line of idx {idx}, which {results.TABLE} has")
+            raise ValueError(f"{run / COUNTS} has no line of idx {idx}, which {TABLE} has")
         try:
             selection, estimation = (counts[idx][stream] for stream in ("selection", "estimation"))
             ranges = estimation if isinstance(estimation, list) else [estimation]
             first, *rest = (Tally.from_integers([each], (head,)) for each in (selection, *ranges))
             ends = np.cumsum([int(tally.n) for tally in rest]).tolist()
             if (ends != look_ends(n)[: len(ends)]) if goal else (ends[-1:] != [n]):
-                raise ValueError(
-                    f"estimation ends at {ends}, which does not go with n = {n} and {goal} in {results.SIDECAR}"
-                )
+                raise ValueError(f"estimation ends at {ends}, which does not go with n = {n} and {goal} in {SIDECAR}")
             drawn = {"n0": int(first.n), "num_classes": first.num_classes}
             for name, value in drawn.items():
                 if sidecar.get(name, value) != value:
-                    raise ValueError(f"{name} is {value}, and {sidecar[name]!r} in {results.SIDECAR}; it must be the same")
+                    raise ValueError(f"{name} is {value}, and {sidecar[name]!r} in {SIDECAR}; it must be the same")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{run / results.COUNTS}, idx {idx}: {type(error).__name__}: {error}") from error
+            raise ValueError(f"{run / COUNTS}, idx {idx}: {type(error).__name__}: {error}") from error
         try:
             (certificate,), *_ = prove(
                 method, first, rest, cap=n, seed=seed, input_ids=[idx], backend="", execution=execution
             )
         except ValueError as error:
-            raise ValueError(f"{run / results.COUNTS}, idx {idx}: {error}") from error
+            raise ValueError(f"{run / COUNTS}, idx {idx}: {error}") from error
         outcomes.append((certificate, time.perf_counter() - began))
     with RunWriter(out, sidecar | (about or {})) as writer:
         for idx, label, (certificate, seconds) in zip(rows.idx.tolist(), rows.label.tolist(), outcomes, strict=True):

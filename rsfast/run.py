@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from . import checkpoint, ops, results
+from . import checkpoint, ops
 from .api import Sampling, expected, sample
 from .certificate import Certificate
 from .doctor import versions
@@ -35,10 +35,23 @@ from .events import Log
 from .forward import check_logits
 from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
 from .looks import Course
+from .merge import merge
 from .meter import Profile
 from .noise import STREAM_VERSION, Gaussian
 from .ranks import Ranks, Wishes
-from .results import RunWriter
+from .run_folder import (
+    COUNTS,
+    SIDECAR,
+    TABLE,
+    RunWriter,
+    check_same_run,
+    finished,
+    identity,
+    locked,
+    read_sidecar,
+    refuse_a_run,
+    same_logits,
+)
 from .sampler import Outcome, Sampler
 from .tally import Tally
 
@@ -109,7 +122,7 @@ class Run:
         self.ranks, self._device = _join(args)
         args.resume |= _restarts() > 0
         self._log = Log(args.log_json, self.ranks)
-        recorded = results.read_sidecar(self._sidecar_file()) if args.resume and self._sidecar_file().exists() else {}
+        recorded = read_sidecar(self._sidecar_file()) if args.resume and self._sidecar_file().exists() else {}
         self.seed = ops.check_seed(self._setting("seed", recorded, self.ranks.same(secrets.randbits(64))))
         self._images, self.labels = load_data(args.data, args.num_classes)
         self.indices = _indices(args.start, args.end, args.skip, len(self._images))
@@ -167,7 +180,7 @@ class Run:
         return self.out / _PARTS / f"{self.ranks.rank}-of-{self.ranks.world}" if self.ranks.by_inputs else self.out
 
     def _sidecar_file(self) -> Path:
-        files = [folder / results.SIDECAR for folder in (self.out, *sorted(self.out.glob(f"{_PARTS}/*-of-*")))]
+        files = [folder / SIDECAR for folder in (self.out, *sorted(self.out.glob(f"{_PARTS}/*-of-*")))]
         return next((file for file in files if file.exists()), files[0])
 
     def rows(self, course: Course, settings: Mapping[str, Any], columns: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
@@ -179,7 +192,7 @@ class Run:
         samples = sum(len(piece) for _, piece in course.pieces)
         self._options["batch_size"] = self.ranks.same(self._probe.size(expected(course)))
         sidecar = self._sidecar(settings)
-        self._identity = results.identity(sidecar)
+        self._identity = identity(sidecar)
         if self.ranks.shard is not None:
             self.ranks.agree({name: value for name, value in sidecar.items() if name not in ("started", "first_logits")})
         begun = self.args.resume and self._sidecar_file().exists()
@@ -196,7 +209,7 @@ class Run:
             if self.ranks.by_inputs and self.first:
                 for part in self._parts():
                     if not part.name.endswith(f"-of-{self.ranks.world}"):  # one that another job may be writing
-                        stack.enter_context(results.locked(part))
+                        stack.enter_context(locked(part))
             self._wait()  # until every folder is there and locked
             done, saved = self._on_disk(columns, begun)
             self._wait()  # nobody writes a row before all have read
@@ -215,18 +228,18 @@ class Run:
         """Refuse a folder that this run cannot go on in; tell whether this process is to write a run folder."""
         parts = self._parts()
         if not self.args.resume:
-            results.refuse_a_run(self.out)
+            refuse_a_run(self.out)
             if parts:
                 raise FileExistsError(f"{parts[0]} exists; name another folder, or move that run away first")
         elif self.ranks.by_inputs and self._merged():
-            if not results.finished(self.out, columns).issuperset(self.indices):
+            if not finished(self.out, columns).issuperset(self.indices):
                 raise ValueError(
                     f"--out {self.out} holds a run of one process, or with --shard samples; go on so, or name another folder"
                 )
             return False
         elif self.ranks.by_inputs:
             for part in parts:
-                self._check_same_run(part / results.SIDECAR, sidecar)
+                self._check_same_run(part / SIDECAR, sidecar)
         elif parts and not self._merged():
             raise ValueError(
                 f"--out {self.out} holds a run of several processes; go on with two or more, --shard inputs, or merge the "
@@ -236,11 +249,11 @@ class Run:
 
     def _check_same_run(self, file: Path, sidecar: Mapping[str, Any]) -> None:
         """Refuse another run; and another model where no state_dict tells it: code that has changed, or a function."""
-        results.check_same_run(file, sidecar)
-        recorded = results.read_sidecar(file)
+        check_same_run(file, sidecar)
+        recorded = read_sidecar(file)
         if "first_logits" not in recorded:
             self._say(f"warning: {file} holds no first_logits; whether --model still computes the same cannot be checked")
-        elif not results.same_logits(sidecar, recorded):
+        elif not same_logits(sidecar, recorded):
             raise ValueError(
                 f"--model {self.args.model} is another than in the run in --out {self.out}: its logits of the first image "
                 f"are {str(self._first_logits)[:70]}, and first_logits in {file} is {str(recorded['first_logits'])[:70]}; "
@@ -253,10 +266,10 @@ class Run:
         saved: dict[int, dict[str, Any]] = {}
         folders = self._parts() if self.ranks.by_inputs and not self._merged() else [self.out]
         for folder in folders:
-            finished = results.finished(folder, columns)
-            if stray := finished.difference(self.indices):
-                raise ValueError(f"{folder / results.TABLE} has idx {min(stray)}; to resume it must be in {self.indices}")
-            done |= finished
+            ended = finished(folder, columns)
+            if stray := ended.difference(self.indices):
+                raise ValueError(f"{folder / TABLE} has idx {min(stray)}; to resume it must be in {self.indices}")
+            done |= ended
             for index, each in checkpoint.load(folder, self._identity).items():
                 if index not in saved or _drawn(each) > _drawn(saved[index]):  # of several, some may be older
                     saved[index] = each
@@ -267,11 +280,11 @@ class Run:
 
     def _parts(self) -> list[Path]:
         """Return the folders of several processes; not of one that was killed before there was anything in its own."""
-        return [file.parent for file in sorted(self.out.glob(f"{_PARTS}/*-of-*/{results.SIDECAR}"))]
+        return [file.parent for file in sorted(self.out.glob(f"{_PARTS}/*-of-*/{SIDECAR}"))]
 
     def _merged(self) -> bool:
         """Tell whether the run folder itself holds a run, and not only a part of what a merge puts there, the table last."""
-        table, sidecar = self.out / results.TABLE, self.out / results.SIDECAR
+        table, sidecar = self.out / TABLE, self.out / SIDECAR
         return sidecar.exists() and (table.exists() or not self._parts())
 
     def _wait(self) -> None:
@@ -395,15 +408,15 @@ class Run:
             for scratch in self.out.glob("merge-*"):  # of one that was cut off
                 shutil.rmtree(scratch)
             if not self._merged():
-                for name in (results.SIDECAR, results.COUNTS):
+                for name in (SIDECAR, COUNTS):
                     (self.out / name).unlink(missing_ok=True)
-                done = set[int]().union(*(results.finished(part, columns) for part in self._parts()))
+                done = set[int]().union(*(finished(part, columns) for part in self._parts()))
                 if missing := set(self.indices) - done:
                     raise ValueError(
                         f"--out is {self.out}, where {len(missing)} images have no row though all processes are done, idx "
                         f"{min(missing)} the first; it must be a folder that all of them share"
                     )
-                results.merge(self._parts(), self.out)
+                merge(self._parts(), self.out)
             shutil.rmtree(self.out / _PARTS)
         self._wait()
 

@@ -20,7 +20,7 @@ import tqdm
 
 import rsfast
 from rsfast import ClippedLogits, Gaussian, Softmax, Sparsemax, cli, demo, doctor, results
-from rsfast.results import format_radius
+from rsfast.run_folder import RunWriter, format_radius
 
 NETS = """
 import torch
@@ -457,7 +457,7 @@ def test_rows_written_before_a_failure_stay():
 
 
 def write_run(folder, radii, label=1, sidecar=()):
-    with results.RunWriter(folder, dict(sidecar)) as writer:
+    with RunWriter(folder, dict(sidecar)) as writer:
         for i, radius in enumerate(radii):
             writer.write(i, label, SimpleNamespace(prediction=1, radius=radius), 0.5, {})
 

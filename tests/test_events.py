@@ -18,6 +18,7 @@ from rsfast.cli import main
 from rsfast.events import Log
 from rsfast.meter import Meter
 from rsfast.ranks import Ranks
+from rsfast.run_folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
 
 NETS = """
 import os, signal, torch
@@ -88,8 +89,8 @@ def drawn(folder):
 @pytest.mark.parametrize(
     ("command", "columns", "samples"),
     [
-        (CERTIFY, results.CERTIFY_COLUMNS, 320 * IMAGES),
-        (f"predict --model event_nets:Net {OPTIONS} --n 40 --alpha 0.01 --out run", results.PREDICT_COLUMNS, 40 * IMAGES),
+        (CERTIFY, CERTIFY_COLUMNS, 320 * IMAGES),
+        (f"predict --model event_nets:Net {OPTIONS} --n 40 --alpha 0.01 --out run", PREDICT_COLUMNS, 40 * IMAGES),
     ],
 )
 def test_figures_add_up(command, columns, samples, monkeypatch):

@@ -11,7 +11,9 @@ import pytest
 from conftest import largest_file
 
 from rsfast.cli import main
-from rsfast.results import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE, RunWriter, merge, read
+from rsfast.merge import merge
+from rsfast.results import read
+from rsfast.run_folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE, RunWriter
 
 NETS = """
 import torch

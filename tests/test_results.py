@@ -19,22 +19,17 @@ import pytest
 from conftest import largest_file
 
 from rsfast.results import (
-    CERTIFY_COLUMNS,
-    PREDICT_COLUMNS,
     Results,
-    RunWriter,
     abstention_rate,
     average_certified_radius,
     certified_accuracy,
     clean_accuracy,
-    format_radius,
-    identity,
     notes,
     read,
-    same_logits,
     share_decided,
     table,
 )
+from rsfast.run_folder import CERTIFY_COLUMNS, PREDICT_COLUMNS, RunWriter, format_radius, identity, same_logits
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 SIDECAR = {"n": 100_000, "alpha": 0.001, "noise": {"name": "Gaussian", "sigma": 0.25}}
@@ -261,7 +256,8 @@ def test_an_error_on_closing_does_not_hide_the_first(tmp_path):
 ON_A_SMALL_DISK = """
     import errno
     from types import SimpleNamespace
-    from rsfast.results import RunWriter, read
+    from rsfast.results import read
+    from rsfast.run_folder import RunWriter
 
     def write(run, idx):
         run.write(idx, 3, SimpleNamespace(prediction=3, radius=0.5), 1, {"estimation": list(range(400))})

@@ -24,7 +24,7 @@ from rsfast import api, cli
 from rsfast import run as run_module
 from rsfast.checkpoint import CHECKPOINT, load
 from rsfast.ranks import Ranks
-from rsfast.results import RunWriter, locked
+from rsfast.run_folder import RunWriter, locked
 
 NETS = """
 import torch
@@ -125,7 +125,7 @@ KILLS = """
 
     rsfast.run._EVERY, rsfast.run._SHARE = 0.0, 1
     HERE = os.path.dirname(rsfast.__file__)
-    FILES = [os.path.join(HERE, name) for name in ("run.py", "checkpoint.py", "results.py", "sampler.py")]
+    FILES = [os.path.join(HERE, name) for name in ("run.py", "checkpoint.py", "run_folder.py", "sampler.py")]
 
     def run(argv, delay=None, line=None):
         # In a process of its own, killed after so many seconds, or before so many lines of FILES. Whether it came to its
@@ -533,7 +533,7 @@ def _of_a_job(monkeypatch):
 def test_killed_while_parts_are_merged(step, monkeypatch):
     """Before each step that changes a file: three renames, and the removal of the parts, file by file."""
     go(VOTES, "--out whole --seed 3")
-    merge, unlink, rename, steps = run_module.results.merge, os.unlink, Path.rename, []
+    merge, unlink, rename, steps = run_module.merge, os.unlink, Path.rename, []
 
     class Killed(BaseException):
         pass
@@ -554,7 +554,7 @@ def test_killed_while_parts_are_merged(step, monkeypatch):
         return merge(parts, out)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.results, "merge", merging)
+        patch.setattr(run_module, "merge", merging)
         with pytest.raises(Killed):
             go(VOTES, "--out run --seed 3")
     go(VOTES, "--out run --resume")

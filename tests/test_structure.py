@@ -41,10 +41,12 @@ ORDER = [
     "sampler",
     "allocator",
     "api",
+    "run_folder",
     "results",
     "checkpoint",
     "events",
     "recertify",
+    "merge",
     "plot",
     "doctor",
     "demo",
@@ -64,7 +66,9 @@ NO_TORCH = (
     "rules",
     "certificate",
     "looks",
+    "run_folder",
     "results",
+    "merge",
     "plot",
 )
 
