@@ -13,11 +13,12 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from . import __version__, bounds
 from .certificate import ABSTAIN, smallest_predictable_n
@@ -247,8 +248,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command_line = shlex.join(["rsfast", *argv])
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: args.parser.exit(143, f"{args.parser.prog}: terminated\n"))
+
+    show_others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning:
+            _warn(args, str(message))  # one line, without the place in the source
+        else:
+            show_others(message, category, filename, lineno, file, line)
+
     try:
-        status: int = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            status: int = args.run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
         args.parser.error(str(error))
     except KeyboardInterrupt:

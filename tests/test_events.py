@@ -162,9 +162,9 @@ def test_an_error_is_told():
     assert (stop["event"], stop["why"]) == ("stop", "TypeError: the model's own words")
 
 
-def test_memory_that_ran_out():
-    with pytest.warns(UserWarning, match="memory ran out"):
-        certify("--log-json log.jsonl", CERTIFY.replace("Net", "Small"))
+def test_memory_that_ran_out(capsys):
+    certify("--log-json log.jsonl", CERTIFY.replace("Net", "Small"))
+    assert capsys.readouterr().err.startswith("rsfast certify: warning: memory ran out")
     found = read("log.jsonl")
     assert [event["event"] for event in found] == ["start", "memory", "progress", "end"]
     assert [event["batch_limit"] for event in found] == [None, 7, 7, 7]
@@ -184,10 +184,11 @@ def test_a_file_that_cannot_be_written_is_refused(file, why, capsys, monkeypatch
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
-def test_a_log_without_space_does_not_end_the_run():
-    with pytest.warns(UserWarning, match="No space left on device in writing /dev/full; going on without it") as warned:
-        certify("--log-json /dev/full")
-    assert len(warned) == 1
+def test_a_log_without_space_does_not_end_the_run(capsys):
+    certify("--log-json /dev/full")
+    assert capsys.readouterr().err == (
+        "rsfast certify: warning: --log-json: No space left on device in writing /dev/full; going on without it\n"
+    )
     assert drawn("run") == 320 * IMAGES
 
 

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "rsfast"
 # The flow: no module imports one to its right. The Tally stands left of ops, whose backends write into one, and the
 # confidence bounds, which know no other module, could stand anywhere. `__init__` is what users import, not part of the flow.
 ORDER = [
+    "files",
     "noise",
     "provenance",
     "lipschitz",
@@ -57,6 +58,7 @@ ORDER = [
 ]
 NO_TORCH = (
     "allocator",
+    "files",
     "noise",
     "provenance",
     "heads",

@@ -1,0 +1,38 @@
+"""Files that a user names: opened only if reading them ends."""
+
+from __future__ import annotations
+
+import os
+import stat
+from os import PathLike
+from typing import BinaryIO
+
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_file(path: str | PathLike[str]) -> BinaryIO:
+    """Open a regular file to read its bytes; anything else could keep the reader waiting, or never end.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, it is a folder, or it may not be read.
+    ValueError
+        If it is a FIFO, a socket or a device.
+
+    Examples
+    --------
+    >>> open_file("/dev/null")
+    Traceback (most recent call last):
+    ValueError: /dev/null must be a regular file, got a device
+    """
+    mode = os.stat(path).st_mode
+    for is_kind, kind in _KINDS:
+        if is_kind(mode):
+            raise ValueError(f"{os.fspath(path)} must be a regular file, got {kind}")
+    return open(path, "rb")
