@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-CHECKPOINT = "checkpoint.jsonl"
-"""File name in a run folder."""
+from .files import open_file
+from .run_folder import CHECKPOINT
+from .sums import parse_json, seal, unseal
 
 _NEW = f"{CHECKPOINT}.new"
-_SUM = ', "crc32": '  # last in each line, of all before it
 _AGAIN = "remove it, and images without a row begin again"
 
 
@@ -47,11 +46,10 @@ def save(folder: Path, run: str, inputs: Iterable[Mapping[str, Any]]) -> None:
     {7: {'idx': 7, 'asked': 100}}
     """
     try:
-        with open(folder / _NEW, "w", encoding="utf-8") as file:
-            file.write(json.dumps({"run": run}) + "\n")
+        with open(folder / _NEW, "wb") as file:
+            file.write(json.dumps({"run": run}).encode() + b"\n")
             for each in inputs:
-                text = json.dumps(each, allow_nan=False).removesuffix("}")
-                file.write(f"{text}{_SUM}{_check_sum(run, text.encode())}}}\n")
+                file.write(seal(each, run.encode()))
             file.flush()
             os.fsync(file.fileno())  # else the new name may be on disk before the lines are, should the power fail
         (folder / _NEW).replace(folder / CHECKPOINT)
@@ -74,19 +72,21 @@ def load(folder: Path, run: str) -> dict[int, dict[str, Any]]:
     file = folder / CHECKPOINT
     if not file.exists():
         return {}
+    with open_file(file) as opened:
+        lines = opened.read().splitlines() or [b""]
     found: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(file.read_bytes().splitlines() or [b""], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            each = json.loads(line)
             if number == 1:
-                theirs = each["run"]
-            elif each.pop("crc32") == _check_sum(theirs, line.rpartition(_SUM.encode())[0]):
-                found[each["idx"]] = each
+                theirs = parse_json(line)["run"]
             else:
-                raise ValueError("its check sum is of other text")
+                each = parse_json(line)
+                if unseal(line, theirs.encode()) is None or each.pop("crc32", None) is None:
+                    raise ValueError("it has no check sum")
+                found[each["idx"]] = each
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            text = f"{file}, line {number}, is damaged; {_AGAIN} ({type(error).__name__}: {error})"
-            raise ValueError(text) from None
+            why = f"{file}, line {number}, is damaged; {_AGAIN} ({type(error).__name__}: {error})"
+            raise ValueError(why) from None
         if theirs != run:
             raise ValueError(f"{file} is of another run; {_AGAIN}")
     return found
@@ -96,7 +96,3 @@ def remove(folder: Path) -> None:
     """Remove the checkpoint, if there is one, and what is left of one that was being written."""
     for name in (CHECKPOINT, _NEW):
         (folder / name).unlink(missing_ok=True)
-
-
-def _check_sum(run: str, text: bytes) -> int:
-    return zlib.crc32(text, zlib.crc32(run.encode()))

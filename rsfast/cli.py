@@ -14,9 +14,7 @@ import textwrap
 import threading
 import time
 import warnings
-from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -393,10 +391,8 @@ def _merge(args: argparse.Namespace) -> int:
     from .merge import merge
 
     merged, missing = merge(args.parts, args.out)
-    for _, group in groupby(missing, key=lambda idx: bisect(merged, idx)):  # those between the same two rows
-        gap = list(group)
-        said = f"idx {gap[0]} is missing" if len(gap) == 1 else f"idx {gap[0]} to {gap[-1]} are missing"
-        _warn(args, said)
+    for gap in missing:
+        _warn(args, f"idx {gap[0]} is missing" if len(gap) == 1 else f"idx {gap[0]} to {gap[-1]} are missing")
     print(f"{args.out}: {len(merged)} images from {len(args.parts)} run folders")
     return 0
 

@@ -27,7 +27,8 @@ from .heads import Head, Softmax, Votes
 from .nn import GaussianNoise
 from .noise import Gaussian
 from .plot import plot
-from .run_folder import COUNTS, SIDECAR, TABLE, RunWriter, read_sidecar, refuse_a_run
+from .run_folder import COUNTS, SIDECAR, TABLE, read_sidecar
+from .run_writer import RunWriter, refuse_a_run
 from .sequences import range_ends
 from .tally import Tally
 

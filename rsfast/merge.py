@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from .replay import check_rows
 from .run_folder import (
     ADDED,
-    CERTIFY_COLUMNS,
     CIRCUMSTANCES,
-    COUNTS,
-    PREDICT_COLUMNS,
+    ORIGIN,
     SIDECAR,
     TABLE,
     Row,
+    columns_of,
     differences,
-    first_line,
-    header,
+    inputs_of,
     read_rows,
     read_sidecar,
-    refuse_a_run,
     same_logits,
-    sidecar_bytes,
-    writing,
 )
+from .run_writer import new_run, refuse_a_run, tidy
 
 _OF_A_PART = {
     *CIRCUMSTANCES,
     *("batch_size", "device", "backend", "versions"),  # where the part was made
-    *("recertified_from", "counts_sha256"),
+    *ORIGIN,
 }
 """Of a sidecar: what may differ between parts that are merged, beside start and end."""
 
 
-def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tuple[list[int], list[int]]:
+def merge(
+    parts: Sequence[str | PathLike[str]], out: str | PathLike[str], *, check_counts: bool = True
+) -> tuple[list[int], list[range]]:
     """Write one run folder with the rows of several, as one run over all their inputs writes it, but for the times.
 
     Parts are run folders of ``rsfast certify``, ``predict`` or ``recertify`` whose sidecars agree in all but which inputs
@@ -53,19 +50,23 @@ def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tup
         At least one, in any order.
     out : path-like
         The folder to write, made if it does not exist.
+    check_counts : bool
+        Also compare each row with what its counts give, which takes some milliseconds a row (`replay.check_rows`).
 
     Returns
     -------
-    merged, missing : list of int
-        The inputs that have their rows in `out`, and those between its ``start`` and ``end`` that no part has; in order.
+    merged : list of int
+        The inputs that have their rows in `out`, in order.
+    missing : list of range
+        The gaps: those between its ``start`` and ``end`` that no part has.
 
     Raises
     ------
     FileExistsError, FileNotFoundError
         If `out` holds a file of a run, or a part lacks one.
     TypeError, ValueError
-        If parts is one path or empty; a part is damaged, or of another run; two have the same input, or none has any.
-        Nothing has been written then.
+        If parts is one path or empty; a part is damaged, or of another run; two have the same input, or none has any; or
+        the counts of a row give another radius or class. Nothing has been written then.
     OSError
         If `out` cannot be written, for want of space mostly. No file of a run is left there.
 
@@ -74,25 +75,24 @@ def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tup
     >>> import tempfile
     >>> from types import SimpleNamespace
     >>> from rsfast.results import read
-    >>> from rsfast.run_folder import RunWriter
+    >>> from rsfast.run_writer import RunWriter
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     parts = [Path(folder, name) for name in ("a", "b")]
     ...     for part, start in zip(parts, (0, 2)):
     ...         with RunWriter(part, {"n": 100, "start": start, "end": start + 2, "skip": 1}) as run:
     ...             run.write(start, 3, SimpleNamespace(prediction=3, radius=0.25), 1.5, {"estimation": {"n": 100}})
     ...     print(merge(parts, Path(folder, "all")), read(Path(folder, "all")).sidecar)
-    ([0, 2], [1, 3]) {'n': 100, 'start': 0, 'end': 4, 'skip': 1}
+    ([0, 2], [range(1, 2), range(3, 4)]) {'n': 100, 'start': 0, 'end': 4, 'skip': 1}
     """
     if isinstance(parts, (str, PathLike)):
         raise TypeError(f"parts is {parts!r}; it must be a sequence of run folders")
     if not parts:
         raise ValueError(f"parts is {parts!r}; it must hold at least one run folder")
     out, folders = Path(out), [Path(part) for part in parts]
+    tidy(out)
     refuse_a_run(out)
     sidecar = _merged_sidecar([folder / SIDECAR for folder in folders])
-    # Not of the first alone: a part that was killed at its birth has no header yet.
-    predicted = any(first_line(folder / TABLE) == header(PREDICT_COLUMNS) for folder in folders)
-    columns = PREDICT_COLUMNS if predicted else CERTIFY_COLUMNS
+    columns = columns_of(folders)
     rows: dict[int, Row] = {}
     inputs = range(sidecar["start"], sidecar["end"], sidecar["skip"])
     for row in (row for folder in folders for row in read_rows(folder, columns)):
@@ -103,33 +103,34 @@ def merge(parts: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> tup
         rows[row.idx] = row
     if not rows:
         raise ValueError(f"{', '.join(map(str, folders))} have no rows; there must be at least one")
-    out.mkdir(parents=True, exist_ok=True)
-    # In a folder of its own first: a merge that is killed leaves nothing that looks like a run.
-    advice = "no run was left there; merge again once there is space"
-    with writing(out, advice), TemporaryDirectory(dir=out, prefix="merge-") as scratch:
-        new = Path(scratch)
-        (new / SIDECAR).write_bytes(sidecar_bytes(sidecar))
-        with open(new / TABLE, "wb") as table, open(new / COUNTS, "wb") as counts:
-            table.write(header(columns))
-            for folder, group in groupby((rows[idx] for idx in sorted(rows)), key=lambda row: row.folder):
-                with open(folder / COUNTS, "rb") as source:
-                    for row in group:
-                        table.write(row.line)
-                        source.seek(row.start)
-                        counts.write(source.read(row.end - row.start))
-        for name in (COUNTS, SIDECAR, TABLE):  # the table last: without it there is no run to read
-            (new / name).rename(out / name)
-    return sorted(rows), [idx for idx in inputs if idx not in rows]
+    if check_counts:
+        for folder in folders:
+            check_rows(folder)
+    with new_run(out, sidecar, columns, "no run was left there; merge again once there is space") as writer:
+        for idx in sorted(rows):
+            writer.copy(rows[idx])
+    return sorted(rows), _gaps(inputs, sorted(rows))
+
+
+def _gaps(inputs: range, rows: Sequence[int]) -> list[range]:
+    found, after = [], inputs.start
+    for idx in (*rows, inputs.stop):
+        if gap := range(after, idx, inputs.step):
+            found.append(gap)
+        after = idx + inputs.step
+    return found
 
 
 def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
     parts = []
     for file in files:
         sidecar = read_sidecar(file)
-        try:
-            inputs = range(sidecar["start"], sidecar["end"], sidecar["skip"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} must hold the integers start, end and skip: {type(error).__name__}: {error}") from None
+        inputs = inputs_of(sidecar)
+        if inputs is None:
+            raise ValueError(
+                f"{file} must hold integers start, end and skip with 0 <= start <= end and skip >= 1, got "
+                f"{', '.join(repr(sidecar.get(name)) for name in ('start', 'end', 'skip'))}"
+            )
         parts.append((inputs.start, inputs.stop, file, sidecar))
     parts.sort(key=lambda part: part[:2])
     _, _, first, merged = parts[0]

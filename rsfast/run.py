@@ -7,13 +7,12 @@ import atexit
 import math
 import os
 import secrets
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -39,19 +38,18 @@ from .merge import merge
 from .meter import Profile
 from .noise import STREAM_VERSION, Gaussian
 from .ranks import Ranks, Wishes
+from .replay import check_rows
 from .run_folder import (
-    COUNTS,
+    CHECKPOINT,
     SIDECAR,
     TABLE,
-    RunWriter,
     check_same_run,
     finished,
     identity,
-    locked,
     read_sidecar,
-    refuse_a_run,
     same_logits,
 )
+from .run_writer import RunWriter, locked, refuse_a_run, remove_run, tidy
 from .sampler import Outcome, Sampler
 from .tally import Tally
 
@@ -192,7 +190,6 @@ class Run:
         samples = sum(len(piece) for _, piece in course.pieces)
         self._options["batch_size"] = self.ranks.same(self._probe.size(expected(course)))
         sidecar = self._sidecar(settings)
-        self._identity = identity(sidecar)
         if self.ranks.shard is not None:
             self.ranks.agree({name: value for name, value in sidecar.items() if name not in ("started", "first_logits")})
         begun = self.args.resume and self._sidecar_file().exists()
@@ -222,7 +219,7 @@ class Run:
             if writer is not None:
                 checkpoint.remove(self._folder)
         if self.ranks.by_inputs:
-            self._merge(columns)
+            self._merge(sidecar, columns)
 
     def _check_folder(self, sidecar: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
         """Refuse a folder that this run cannot go on in; tell whether this process is to write a run folder."""
@@ -265,22 +262,24 @@ class Run:
         done: set[int] = set()
         saved: dict[int, dict[str, Any]] = {}
         folders = self._parts() if self.ranks.by_inputs and not self._merged() else [self.out]
-        for folder in folders:
+        for number, folder in enumerate(folders):
             ended = finished(folder, columns)
             if stray := ended.difference(self.indices):
                 raise ValueError(f"{folder / TABLE} has idx {min(stray)}; to resume it must be in {self.indices}")
+            if number % self.ranks.world == self.ranks.rank:
+                check_rows(folder)
             done |= ended
-            for index, each in checkpoint.load(folder, self._identity).items():
+            for index, each in checkpoint.load(folder, identity(read_sidecar(folder / SIDECAR))).items():
                 if index not in saved or _drawn(each) > _drawn(saved[index]):  # of several, some may be older
                     saved[index] = each
-        missing = not any((folder / checkpoint.CHECKPOINT).exists() for folder in folders)
+        missing = not any((folder / CHECKPOINT).exists() for folder in folders)
         if begun and missing and self.first and not done.issuperset(self.indices):
             self._say(f"no checkpoint in {self.out}; images without a row begin again")
         return done, saved
 
     def _parts(self) -> list[Path]:
         """Return the folders of several processes; not of one that was killed before there was anything in its own."""
-        return [file.parent for file in sorted(self.out.glob(f"{_PARTS}/*-of-*/{SIDECAR}"))]
+        return [file.parent for file in sorted(self.out.glob(f"{_PARTS}/[0-9]*-of-[0-9]*/{SIDECAR}"))]
 
     def _merged(self) -> bool:
         """Tell whether the run folder itself holds a run, and not only a part of what a merge puts there, the table last."""
@@ -363,7 +362,7 @@ class Run:
         if self._next_save or wish != _SAVE:
             unfinished = sampler.unfinished()
             if writer is not None:
-                checkpoint.save(self._folder, self._identity, chain(unfinished, held.values(), map(_line, sampler.held())))
+                checkpoint.save(self._folder, writer.identity, chain(unfinished, held.values(), map(_line, sampler.held())))
                 self._log.event("checkpoint", unfinished=len(sampler.schedule.active))
         now = time.monotonic()
         self._next_save = now + max(_EVERY, _SHARE * (now - began))
@@ -401,23 +400,27 @@ class Run:
             kept = f"; rows in {self._folder}: {len(writer.done)}; {saved}--resume goes on"
         parser.exit(128 + number, f"{parser.prog}: {_STOPS[signal.Signals(number)]}{kept}\n")
 
-    def _merge(self, columns: tuple[str, ...]) -> None:
+    def _merge(self, sidecar: Mapping[str, Any], columns: tuple[str, ...]) -> None:
         """Make one run folder of those of all processes, once all are done; killed anywhere, this can be done again."""
         self._wait()
-        if self.first and (self.out / _PARTS).exists():
-            for scratch in self.out.glob("merge-*"):  # of one that was cut off
-                shutil.rmtree(scratch)
+        if self.first and (parts := self._parts()):
+            tidy(self.out)
             if not self._merged():
-                for name in (SIDECAR, COUNTS):
-                    (self.out / name).unlink(missing_ok=True)
-                done = set[int]().union(*(finished(part, columns) for part in self._parts()))
+                done = set[int]().union(*(finished(part, columns) for part in parts))
                 if missing := set(self.indices) - done:
                     raise ValueError(
                         f"--out is {self.out}, where {len(missing)} images have no row though all processes are done, idx "
                         f"{min(missing)} the first; it must be a folder that all of them share"
                     )
-                merge(self._parts(), self.out)
-            shutil.rmtree(self.out / _PARTS)
+                merge(parts, self.out, check_counts=False)
+            for part in parts:
+                with suppress(ValueError):  # another run's folder stays
+                    check_same_run(part / SIDECAR, sidecar)
+                    remove_run(part)
+            # Of a process that was killed at its birth, and of all; but where there are other files, they stay.
+            for folder in (*self.out.glob(f"{_PARTS}/[0-9]*-of-[0-9]*"), self.out / _PARTS):
+                with suppress(OSError):
+                    folder.rmdir()
         self._wait()
 
     def _sidecar(self, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,13 @@ def _dense(bins: Sequence[Sequence[int]]) -> list[list[int]]:
     return [counts, sums]
 
 
+def _tensor(name: str, values: list[Any]) -> torch.Tensor:
+    try:
+        return torch.tensor(values)
+    except RuntimeError as error:  # of null, say, or of what int64 does not hold
+        raise TypeError(f"{name} is {values!r:.100}; it must hold 64-bit integers ({error})") from None
+
+
 class Tally:
     """Vote counts and score sums of `num_inputs` inputs.
 
@@ -320,7 +327,7 @@ class Tally:
         """
         if not inputs or any(name not in each for name in _NAMES for each in inputs):
             raise ValueError(f"inputs is {inputs!r}; it must hold at least one dict, each with {', '.join(_NAMES)}")
-        tensors = {name: torch.tensor([each[name] for each in inputs]) for name in _NAMES}  # of int64, if all are integers
+        tensors = {name: _tensor(name, [each[name] for each in inputs]) for name in _NAMES}  # of int64, if all are integers
         if tensors["counts"].ndim != 2:
             raise ValueError(f"counts are {inputs[0]['counts']!r}; they must be a list, one a class and one more")
         binned = {name in each for each in inputs for name in ("tracked", "bins")}
@@ -329,7 +336,7 @@ class Tally:
         tracked = [each["tracked"] for each in inputs] if True in binned else None
         tally = cls(len(inputs), tensors["counts"].shape[1] - 1, heads, tracked=tracked)
         if tracked is not None:
-            dense = torch.tensor([[[_dense(c) for c in head] for head in each["bins"]] for each in inputs])
+            dense = _tensor("bins", [[[_dense(c) for c in head] for head in each["bins"]] for each in inputs])
             tensors |= zip(_BIN_NAMES, dense.unbind(-2), strict=True)
         for name in ("sums", "squares"):
             if tensors[name].shape == (len(inputs), 0):  # lists without a soft head say neither type nor classes

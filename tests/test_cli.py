@@ -17,10 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 import tqdm
+from conftest import integers
 
 import rsfast
 from rsfast import ClippedLogits, Gaussian, Softmax, Sparsemax, cli, demo, doctor, results
-from rsfast.run_folder import RunWriter, format_radius
+from rsfast.run_writer import RunWriter, format_radius
 
 NETS = """
 import torch
@@ -299,7 +300,7 @@ def test_shards_hold_the_rows_and_counts_of_one_run():
     assert [row["idx"] for row in rows("whole")] == ["0", "2", "4", "6"]
     assert [len(rows(shard)) for shard in "abc"] == [2, 1, 1]
     assert rows("a") + rows("b") + rows("c") == rows("whole")
-    assert counts("a") + counts("b") + counts("c") == counts("whole")
+    assert integers("a") + integers("b") + integers("c") == integers("whole")
 
 
 def test_sidecar_holds_what_an_audit_needs():

@@ -1,19 +1,23 @@
 """rsfast merge: of runs over parts of the images, the run over all of them, or a clear refusal that writes nothing."""
 
+import csv
 import json
-import re
+import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import largest_file
+from conftest import integers, largest_file, strip_sums
 
 from rsfast.cli import main
 from rsfast.merge import merge
 from rsfast.results import read
-from rsfast.run_folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE, RunWriter
+from rsfast.run_folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE
+from rsfast.run_writer import RunWriter
 
 NETS = """
 import torch
@@ -62,12 +66,12 @@ def rows(folder):
     return [line.rsplit("\t", 1)[0] for line in Path(folder, TABLE).read_text().splitlines()]
 
 
-def assert_same_run(found, expected):
+def assert_same_run(found, expected, others=()):
     assert rows(found) == rows(expected)
     assert Path(found, COUNTS).read_bytes() == Path(expected, COUNTS).read_bytes()
     same = sidecar(found) | {name: sidecar(expected)[name] for name in ("command", "started")}
     assert json.dumps(same, indent=2) + "\n" == Path(expected, SIDECAR).read_text()
-    assert sorted(file.name for file in Path(found).iterdir()) == [COUNTS, SIDECAR, TABLE]
+    assert sorted(file.name for file in Path(found).iterdir()) == sorted([COUNTS, SIDECAR, TABLE, *others])
 
 
 def write(folder, inputs, **more):
@@ -216,6 +220,7 @@ def test_no_other_field_of_the_sidecars_may_differ(command, options):
     """Each changed or removed is refused by its name; those of the list may differ."""
     run(f"{options} --end 4 --out a", command)
     run(f"{options} --start 4 --out b", command)
+    strip_sums("b")
     of_b = sidecar("b")
     may_lack = {"first_logits", "scale", "shift", "reduced_precision", "mode_fixed"} | (
         {"clamp"} if of_b["clamp"] is None else set()
@@ -224,7 +229,8 @@ def test_no_other_field_of_the_sidecars_may_differ(command, options):
         for change in [{name: f"not {of_b[name]}"}] + ([] if name in may_lack else [{}]):
             kept = {field: value for field, value in of_b.items() if field != name}
             Path("b", SIDECAR).write_text(json.dumps(kept | change))
-            with pytest.raises(ValueError, match=f"({name} is .* in a/results.json and .* in b/|must hold .* {name}: )"):
+            wanted = f"({name} is .* in a/results.json and .* in b/|must hold integers start, end and skip)"
+            with pytest.raises(ValueError, match=wanted):
                 merge(["a", "b"], "all")
             assert not Path("all").exists()
     for name in of_b.keys() & MAY_DIFFER - {"start", "end"}:
@@ -238,6 +244,7 @@ def test_parts_from_before_clamp_was_recorded(options):
     run(f"{options} --end 4 --out a")
     run(f"{options} --start 4 --out b")
     run(f"{options} --start 4 --clamp 0 1 --out c")
+    strip_sums("a")
     added = ("clamp", "scale", "shift", "reduced_precision", "mode_fixed")
     older = {name: value for name, value in sidecar("a").items() if name not in added}
     Path("a", SIDECAR).write_text(json.dumps(older))
@@ -304,8 +311,15 @@ ROW = "4\t1\t1\t0.5\t1\t0:00:01"
         (Path("b", COUNTS).unlink, ValueError, "b is damaged: counts.jsonl must have a line for each row"),
         (Path("b", SIDECAR).unlink, FileNotFoundError, "b/results.json"),
         (spoil(SIDECAR, "{"), ValueError, "b/results.json is not JSON"),
-        (spoil(SIDECAR, '{"n": 100}'), ValueError, "b/results.json must hold the integers start, end and skip"),
-        (spoil(SIDECAR, '{"start": 0, "end": 8, "skip": 0}'), ValueError, "must hold the integers start, end and skip"),
+        (
+            spoil(SIDECAR, '{"n": 100}'),
+            ValueError,
+            "b/results.json must hold integers start, end and skip .*, got None, None",
+        ),
+        (spoil(SIDECAR, '{"start": 0, "end": 8, "skip": 0}'), ValueError, "skip >= 1, got 0, 8, 0"),
+        (spoil(SIDECAR, '{"start": -1, "end": 8, "skip": 1}'), ValueError, "0 <= start <= end .*, got -1, 8, 1"),
+        (spoil(SIDECAR, '{"start": 0, "end": 1e30, "skip": 1}'), ValueError, "got 0, 1e[+]30, 1"),
+        (spoil(SIDECAR, '{"start": 0, "end": NaN, "skip": 1}'), ValueError, "b/results.json is not JSON: it holds NaN"),
         (spoil(TABLE, "idx,label\n"), ValueError, "b/results.tsv, line 1: the header is b'idx,label"),
         (spoil(TABLE, f"{HEADER}\n{ROW}\n4\t1\n"), ValueError, "b/results.tsv, line 3: the row has 2 fields"),
         (spoil(TABLE, f"{HEADER}\n4{ROW}\n"), ValueError, "b is damaged: .* line 1 is not of idx 44"),
@@ -317,6 +331,7 @@ ROW = "4\t1\t1\t0.5\t1\t0:00:01"
 def test_a_damaged_part_is_named(damage, error, message):
     write("a", range(4))
     write("b", range(4, 8))
+    strip_sums("b")
     damage()
     with pytest.raises(error, match=message):
         merge(sorted(file for file in Path().iterdir() if file.is_dir() and len(file.name) == 1), "all")
@@ -340,25 +355,135 @@ def test_bad_arguments():
     assert {name: Path("a", name).read_bytes() for name in (TABLE, COUNTS, SIDECAR)} == before
 
 
-@pytest.mark.parametrize("renamed", [0, 1, 2])
-def test_a_merge_that_dies_is_no_run(renamed, monkeypatch):
-    """At any of the three places where it has put some of its files, but not all."""
+def merge_killed(parts, out, line):
+    """Merge in a process of its own, killed before so many lines of the writer; tell whether it came to its end."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1] == 0
+    lines = 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        if not frame.f_code.co_filename.endswith("run_writer.py"):
+            return None
+        if event == "line":
+            if lines == line:
+                os.kill(os.getpid(), signal.SIGKILL)
+            lines += 1
+        return trace
+
+    sys.settrace(trace)
+    merge(parts, out)
+    os._exit(0)
+
+
+@pytest.mark.filterwarnings("ignore:.* lacks alpha")
+def test_a_merge_that_is_killed_leaves_nothing_to_tidy():
+    """Killed anywhere, it is no run; the next call removes what was left, whatever it merges, and nothing else."""
+    write("a", range(4))
+    write("b", range(4, 8))
+    merge(["a", "b"], "whole")
+    mine = {Path("notes.txt"): "mine", Path("merge-old/results.tsv"): "mine too", Path("parts/0-of-2/x"): ""}
+    left = set()
+    for line in range(0, 10_000, 5):
+        out = Path(f"out{line}")
+        for file, text in mine.items():
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            (out / file).write_text(text)
+        if merge_killed(["a", "b"], out, line):
+            break
+        if not (out / TABLE).exists():
+            left.add(len([file for file in out.rglob("*") if file.is_file()]) - len(mine))
+            # Other parts than before may come next, too.
+            merge(["a", "b"] if line % 2 else ["a"], out)
+        else:  # all was in place
+            with pytest.raises(FileExistsError):
+                merge(["a", "b"], out)
+        if line % 2:
+            assert_same_run(out, "whole", others={"notes.txt", "merge-old", "parts"})
+        assert {name for name in os.listdir(out) if name.startswith(".")} == set()
+        for file, text in mine.items():
+            assert (out / file).read_text() == text
+    else:
+        pytest.fail("it never came to its end")
+    assert left >= {0, 1, 2, 3}
+
+
+@pytest.mark.filterwarnings("ignore:.* lacks alpha")
+def test_a_merge_that_raises_leaves_nothing(monkeypatch):
+    """Wherever it is among its renames."""
     write("a", range(4))
     rename, done = Path.rename, []
 
-    def interrupted(self, target):
-        if len(done) == renamed:
-            raise KeyboardInterrupt
-        done.append(rename(self, target))
+    def interrupted(stop):
+        def call(self, target):
+            if len(done) == stop:
+                raise KeyboardInterrupt
+            done.append(target)
+            return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        merge(["a"], "all")
-    assert len(list(Path("all").iterdir())) == renamed
-    with pytest.raises(FileNotFoundError, match=re.escape("all/results.tsv")):
-        read("all")
+        return call
+
+    for stop in range(3):
+        done.clear()
+        monkeypatch.setattr(Path, "rename", interrupted(stop))
+        with pytest.raises(KeyboardInterrupt):
+            merge(["a"], "all")
+        assert list(Path("all").iterdir()) == []
 
 
+def test_what_is_missing_may_be_more_than_fits_into_memory(capsys):
+    for name, inputs in (("a", [0, 5, 6]), ("b", [1000])):
+        write(name, inputs, end=10**15, skip=1)
+    with pytest.warns(UserWarning, match="lacks alpha"):
+        _, missing = merge(["a", "b"], "all")
+    assert missing == [range(1, 5), range(7, 1000), range(1001, 10**15)]
+    shutil.rmtree("all")
+    assert main(["merge", "a", "b", "--out", "all"]) == 0
+    assert "warning: idx 1001 to 999999999999999 are missing\n" in capsys.readouterr().err
+
+
+def rewrite(folder, out, idx, **change):
+    """Write a run folder again, with another prediction or radius of one input and the check sums of that."""
+    with open(Path(folder, TABLE), newline="") as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    with RunWriter(out, sidecar(folder), tuple(table[0])) as writer:
+        for row, counts in zip(table, integers(folder), strict=True):
+            found = {"prediction": int(row["predict"]), "radius": float(row.get("radius", 0))}
+            found |= change if counts["idx"] == idx else {}
+            found = SimpleNamespace(**found) if "radius" in row else found["prediction"]
+            writer.write(counts.pop("idx"), int(row["label"]), found, 1.0, counts)
+
+
+@pytest.mark.parametrize(
+    ("command", "change"),
+    [
+        ("certify", {"radius": 0.123}),
+        ("certify --head softmax:1", {"radius": 1e12}),
+        ("certify --radius 0.3", {"radius": 2.5}),
+        ("predict --alpha 0.4", {"prediction": 3}),
+    ],
+)
+def test_a_row_that_does_not_follow_from_its_counts_is_refused(command, change, capsys):
+    """Its check sum may hold."""
+    command, _, options = command.partition(" ")
+    run(f"{options} --end 4 --out a", command)
+    rewrite("a", "b", 2)
+    merge(["b"], "all")
+    rewrite("a", "c", 2, **change)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["merge", "c", "--out", "none"])
+    assert (
+        "error: c is damaged, or a version of rsfast with other bounds wrote it: idx 2 has predict"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        run(f"{options} --end 4 --out c --resume", command)
+    assert "idx 2 has predict" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.* lacks alpha")
 def test_a_full_disk_leaves_no_run():
     write("a", range(4))
     write("b", range(4, 8))

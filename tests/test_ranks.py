@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import integers
 
 import rsfast
 from rsfast.ranks import Ranks
@@ -149,7 +150,7 @@ def contents(folder):
     table = [line.rsplit("\t", 1)[0] for line in Path(folder, "results.tsv").read_text().splitlines()]
     sidecar = json.loads(Path(folder, "results.json").read_text())
     settings = {name: value for name, value in sidecar.items() if name not in ("command", "started")}
-    return table, Path(folder, "counts.jsonl").read_text(), settings, sorted(file.name for file in Path(folder).iterdir())
+    return table, integers(folder), settings, sorted(file.name for file in Path(folder).iterdir())
 
 
 @pytest.mark.parametrize("shard", ["inputs", "samples"])

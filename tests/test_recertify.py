@@ -3,10 +3,12 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import integers, largest_file, strip_sums
 
 from rsfast.cli import main
 from rsfast.recertify import recertify
@@ -71,8 +73,7 @@ def test_as_if_certified_so_at_first(head, options, capsys):
     assert main(f"recertify run {options} --out again".split()) == 0
     assert capsys.readouterr().out.startswith("again: 6 images in ")
     assert rows("again") == rows("wanted") != rows("run")
-    with open("again/counts.jsonl", "rb") as again, open("run/counts.jsonl", "rb") as run:
-        assert again.read() == run.read()
+    assert integers("again") == integers("run")
     found, wanted = sidecar("again"), sidecar("wanted")
     same = ("alpha", "bound", "rule", "head", "noise", "seed", "n0", "n", "data_sha256", "state_dict_sha256")
     assert {key: found[key] for key in same} == {key: wanted[key] for key in same}
@@ -126,8 +127,7 @@ def test_a_line_that_was_cut_off_is_no_obstacle():
 
 
 def spoil_counts(change):
-    with open("run/counts.jsonl") as file:
-        lines = [json.loads(line) for line in file]
+    lines = integers("run")
     change(lines)
     with open("run/counts.jsonl", "w") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -158,22 +158,130 @@ WRONG = {
         lambda: spoil_counts(lambda lines: lines[0]["estimation"].update(sums=[[1, 2, 3, 4]])),
         "idx 0: .*sums",
     ),
-    "a line missing": (lambda: spoil_counts(lambda lines: lines.pop()), "no line of idx 5, which results.tsv has"),
-    "no idx": (lambda: spoil_counts(lambda lines: lines[0].pop("idx")), "counts.jsonl, line 1: KeyError"),
-    "no JSON": (lambda: Path("run/counts.jsonl").write_text("nonsense\n"), "counts.jsonl, line 1: "),
+    "a count of null": (
+        lambda: spoil_counts(lambda lines: lines[1]["estimation"]["counts"].__setitem__(0, None)),
+        "idx 1: TypeError",
+    ),
+    "a line missing": (lambda: spoil_counts(lambda lines: lines.pop(2)), "line 3 is not of idx 2"),
+    "no idx": (lambda: spoil_counts(lambda lines: lines[0].pop("idx")), "line 1 is not of idx 0"),
+    "no JSON": (lambda: Path("run/counts.jsonl").write_text("nonsense\n"), "line 1 is not of idx 0"),
+    "half of a line": (
+        lambda: Path("run/counts.jsonl").write_text(Path("run/counts.jsonl").read_text().replace('"counts"', '"cou', 1)),
+        "idx 0, is not JSON",
+    ),
+    "votes of another class": (
+        lambda: spoil_counts(lambda lines: [swap(line["estimation"]["counts"]) for line in lines]),
+        "idx . has predict . and radius .*, and its counts give",
+    ),
+    "another radius": (lambda: edit_table(3, "radius", "0.9"), "idx 3 has predict . and radius 0.9, and its counts give"),
+    "another class": (lambda: edit_table(0, "predict", "3"), "idx 0 has predict 3 and radius"),
+    "another sigma": (
+        lambda: spoil_sidecar(noise=sidecar("run")["noise"] | {"sigma": 5.0}),
+        "idx 0 has predict . and radius .*, and its counts give",
+    ),
     "another sidecar": (spoil_sidecar, "results.json lacks noise, seed; it must be of a run of rsfast certify"),
-    "no sidecar": (lambda: Path("run/results.json").unlink(), "results.json lacks alpha, "),
+    "nested": (lambda: Path("run/results.json").write_text('{"a":' * 90_000), "results.json is not JSON: it is nested"),
+    "a huge sidecar": (lambda: Path("run/results.json").write_text(" " * (1 << 25)), "results.json has more than 16 MiB"),
 }
+
+
+def swap(votes):
+    """Give the two most voted classes each other's votes."""
+    first, second = sorted(range(len(votes)), key=votes.__getitem__)[-2:]
+    votes[first], votes[second] = votes[second], votes[first]
+
+
+def edit_table(idx, column, text):
+    """Change a field of the table, and `correct` with it."""
+    with open("run/results.tsv", newline="") as file:
+        found = list(csv.DictReader(file, delimiter="\t"))
+    found[idx][column] = text
+    for row in found:
+        row["correct"] = str(int(row["label"] == row["predict"]))
+    with open("run/results.tsv", "w", newline="") as file:
+        writer = csv.DictWriter(file, found[0].keys(), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_damaged_run_is_told(name, capsys):
+    """One that an earlier version wrote, without check sums: by what the damage does."""
     certify("run")
+    strip_sums("run")
     spoil, message = WRONG[name]
     spoil()
     with pytest.raises(ValueError, match=message):
         recertify("run", "again")
     assert not Path("again").exists()
+
+
+def test_a_run_without_check_sums_says_so(capsys):
+    certify("run")
+    strip_sums("run")
+    capsys.readouterr()
+    assert main(["recertify", "run", "--out", "again"]) == 0
+    assert capsys.readouterr().err == (
+        "rsfast recertify: warning: run has no check sums, which earlier versions did not write; damage may pass unnoticed\n"
+    )
+    assert rows("again") == rows("run")
+    assert main(["recertify", "again", "--out", "third"]) == 0  # which has them
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_without_a_sidecar():
+    certify("run")
+    Path("run/results.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"run/results\.json"):
+        recertify("run", "again")
+
+
+@pytest.mark.parametrize("name", ["results.tsv", "results.json", "counts.jsonl"])
+def test_every_byte_of_a_run_counts(name):
+    """But for the times, and fields of the sidecar that no certificate rests on, no byte may change."""
+    certify("run", "--n 24 --end 3")
+    file = Path("run", name)
+    whole, believed = file.read_bytes(), []
+    recertify("run", "again")
+    wanted = rows("again")
+    for place in range(0, len(whole), 1 if name == "results.tsv" else 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        shutil.rmtree("again", ignore_errors=True)
+        try:
+            recertify("run", "again")
+        except ValueError:
+            assert not Path("again").exists()
+        else:
+            believed.append(place)
+            found = rows("again")
+            assert found == wanted[: len(found)]
+            assert len(found) >= 2  # of three: without its end the last row was cut off
+    lines = whole.decode().splitlines(keepends=True)
+    if name == "results.json":
+        free = [line for line in lines if line.split('"')[1:2] in (["command"], ["started"], ["data"], ["weights"])]
+        free += lines[lines.index('  "first_logits": [\n') :][:5]
+        assert len(believed) <= sum(map(len, free))
+    else:
+        times = [len(line.rpartition("\t")[2]) for line in lines[1:]] if name == "results.tsv" else [1]
+        assert len(believed) <= sum(times)
+
+
+FULL = "in writing again; no run was left there; recertify again once there is space"
+
+
+def test_a_full_disk_leaves_no_run():
+    certify("run")
+    Path("again").mkdir()
+    Path("again/notes.txt").write_text("mine")
+    largest = max(Path("run", name).stat().st_size for name in ("results.json", "counts.jsonl"))
+    for size in range(0, largest, largest // 9):
+        with largest_file(size), pytest.raises(OSError, match=FULL):
+            recertify("run", "again")
+        assert [file.name for file in Path("again").iterdir()] == ["notes.txt"]
+    recertify("run", "again")
+    assert rows("again") == rows("run")
+    assert Path("again/notes.txt").read_text() == "mine"
+    assert len(list(Path("again").iterdir())) == 4
 
 
 def test_wrong_uses(capsys):
@@ -182,7 +290,7 @@ def test_wrong_uses(capsys):
     main(command.split())
     for command, message in (
         ("recertify run --out run", "exists; name another folder"),
-        ("recertify nothing --out again", "No such file"),
+        ("recertify nothing --out again", "No such file or directory: 'nothing/results.json'"),
         ("recertify labels --out again", "the header is"),
         ("recertify run --out again --alpha 2", "alpha is 2.0; it must be above 0 and below 1"),
         ("recertify run --out again --rule best", "invalid choice: 'best'"),
@@ -224,6 +332,7 @@ def spoil_sidecar(**changes):
 def test_a_sidecar_that_does_not_fit_the_counts(options, changes, message):
     """Most of all one that hides that sampling stopped early: bounds for one look would be wrong then."""
     certify("run", options)
+    strip_sums("run")
     spoil_sidecar(**changes)
     with pytest.raises(ValueError, match=re.escape(message)):
         recertify("run", "again", rule="one_vs_rest")

@@ -1,0 +1,195 @@
+"""What the counts of a run folder prove, found again without the model."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .certificate import Certificate, Execution, of_inputs, predictions, prove
+from .heads import Votes
+from .heads import from_dict as head_from_dict
+from .looks import Goal
+from .noise import STREAM_VERSION, check_seed
+from .noise import from_dict as noise_from_dict
+from .rules import Method
+from .run_folder import (
+    CERTIFY_COLUMNS,
+    COUNTS,
+    PREDICT_COLUMNS,
+    SIDECAR,
+    Row,
+    columns_of,
+    read_rows,
+    read_sidecar,
+)
+from .run_writer import format_radius
+from .sequences import look_ends
+from .tally import Tally
+
+NEEDED = {
+    CERTIFY_COLUMNS: ("alpha", "bound", "rule", "head", "noise", "seed", "n0", "n", "stream_version"),
+    PREDICT_COLUMNS: ("alpha", "n"),
+}
+"""Of a sidecar, by the columns of the table: what a row follows from, with the counts."""
+
+_SAME = 1e-4
+"""How far a radius may lie from what the counts give, as a share: versions of rsfast and SciPy differ by less."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How the certificates of a run folder follow from its counts.
+
+    Attributes
+    ----------
+    file : Path
+        The sidecar, for messages.
+    sidecar : mapping
+        What it holds, as chosen.
+    method : Method
+        Of the inputs: its Lipschitz constant is per unit of these.
+    goal : Goal
+    seed, n : int
+    execution : Execution
+    """
+
+    file: Path
+    sidecar: Mapping[str, Any]
+    method: Method
+    goal: Goal
+    seed: int
+    n: int
+    execution: Execution
+
+    @classmethod
+    def of(cls, run: Path, sidecar: Mapping[str, Any], **chosen: Any) -> Replay:
+        """Return that of a run folder with such a sidecar, of which `chosen` replaces alpha, bound, rule or lipschitz.
+
+        Raises
+        ------
+        ValueError
+            If the sidecar lacks something, is damaged or is of another version of the noise stream; or what is chosen does
+            not fit the rest.
+        """
+        file = run / SIDECAR
+        if missing := [name for name in NEEDED[CERTIFY_COLUMNS] if name not in sidecar]:
+            raise ValueError(f"{file} lacks {', '.join(missing)}; it must be of a run of rsfast certify")
+        try:
+            head, noise = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"])
+            seed, n = check_seed(sidecar["seed"]), sidecar["n"]
+            goal = Goal(sidecar.get("radius"), sidecar.get("rtol"))
+            if type(n) is not int:
+                raise TypeError(f"n is {n!r}; it must be an int")
+            execution = Execution.from_dict(
+                {each.name: sidecar[each.name] for each in fields(Execution) if each.name in sidecar}
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        if sidecar["stream_version"] != STREAM_VERSION:
+            raise ValueError(
+                f"stream_version in {file} is {sidecar['stream_version']!r}; it must be {STREAM_VERSION}, the noise stream "
+                "of this version of rsfast"
+            )
+        settings: dict[str, Any] = {name: sidecar.get(name) for name in ("alpha", "bound", "rule", "lipschitz")} | chosen
+        method = Method(noise, head=head, looks=bool(goal), **settings)
+        if method.lipschitz is not None and sidecar.get("std") is not None and execution.scale is None:
+            raise ValueError(f"{file} is of a version that did not record scale; with lipschitz it must be there")
+        given = {"alpha": method.alpha, "bound": method.bound, "rule": method.rule, "lipschitz": method.lipschitz}
+        return cls(file, {**sidecar, **given}, of_inputs(method, execution), goal, seed, n, execution)
+
+    def certificate(self, row: Row) -> Certificate:
+        """Return what the counts of a row prove.
+
+        Raises
+        ------
+        ValueError
+            If the counts are damaged, do not go with the sidecar, or lack what the bound needs.
+        """
+        counts = row.counts()
+        try:
+            selection, estimation = (counts[stream] for stream in ("selection", "estimation"))
+            ranges = estimation if isinstance(estimation, list) else [estimation]
+            first, *rest = (Tally.from_integers([each], (self.method.head,)) for each in (selection, *ranges))
+            ends = np.cumsum([int(tally.n) for tally in rest]).tolist()
+            if (ends != look_ends(self.n)[: len(ends)]) if self.goal else (ends[-1:] != [self.n]):
+                raise ValueError(
+                    f"estimation ends at {ends}, which does not go with n = {self.n} and {self.goal} in {SIDECAR}"
+                )
+            drawn = {"n0": int(first.n), "num_classes": first.num_classes}
+            for name, value in drawn.items():
+                if self.sidecar.get(name, value) != value:
+                    raise ValueError(f"{name} is {value}, and {self.sidecar[name]!r} in {SIDECAR}; it must be the same")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{row.folder / COUNTS}, idx {row.idx}: {type(error).__name__}: {error}") from error
+        try:
+            (certificate,), *_ = prove(
+                self.method,
+                first,
+                rest,
+                cap=self.n,
+                seed=self.seed,
+                input_ids=[row.idx],
+                backend="",
+                execution=self.execution,
+            )
+        except ValueError as error:
+            raise ValueError(f"{row.folder / COUNTS}, idx {row.idx}: {error}") from error
+        return certificate
+
+    def compare(self, row: Row, certificate: Certificate) -> None:
+        """Raise ValueError unless a row has the class and the radius of a certificate, but for rounding."""
+        radius = float(format_radius(certificate.radius, self.goal.radius))
+        if not math.isclose(row.radius, radius, rel_tol=_SAME, abs_tol=_SAME * _SAME) or (
+            row.predict != certificate.prediction and max(row.radius, radius) > _SAME * _SAME
+        ):
+            found = f"predict {certificate.prediction} and radius {radius}"
+            raise _difference(row, f"predict {row.predict} and radius {row.radius}", found)
+
+
+def check_rows(run: Path) -> None:
+    """Compare each row of a run folder with what its counts give.
+
+    Where the sidecar lacks what a row follows from, as that of a run that another program wrote, this warns.
+
+    Raises
+    ------
+    ValueError
+        If the folder is damaged, or a row has another class than its counts give, or its radius differs by more than 0.01 %.
+    """
+    columns = columns_of([run])
+    rows, sidecar = read_rows(run, columns), read_sidecar(run / SIDECAR)
+    if missing := [name for name in NEEDED[columns] if name not in sidecar]:
+        text = f"{run / SIDECAR} lacks {', '.join(missing)}; whether rows follow from their counts cannot be checked"
+        warnings.warn(text, UserWarning, stacklevel=2)
+    elif columns == CERTIFY_COLUMNS and rows:
+        replay = Replay.of(run, sidecar)
+        for row in rows:
+            replay.compare(row, replay.certificate(row))
+    else:
+        for row in rows:
+            if (prediction := _prediction(row, sidecar)) != row.predict:
+                raise _difference(row, f"predict {row.predict}", f"predict {prediction}")
+
+
+def _prediction(row: Row, sidecar: Mapping[str, Any]) -> int:
+    try:
+        tally = Tally.from_integers([row.counts()["estimation"]], (Votes(),))
+        if int(tally.n) != sidecar["n"]:
+            raise ValueError(f"estimation holds {int(tally.n)} samples, and n is {sidecar['n']!r} in {SIDECAR}")
+        (prediction,) = predictions(tally, sidecar["alpha"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{row.folder / COUNTS}, idx {row.idx}: {type(error).__name__}: {error}") from error
+    return prediction
+
+
+def _difference(row: Row, written: str, found: str) -> ValueError:
+    return ValueError(
+        f"{row.folder} is damaged, or a version of rsfast with other bounds wrote it: idx {row.idx} has {written}, and its "
+        f"counts give {found}"
+    )
