@@ -27,8 +27,8 @@ from .heads import Head, Softmax, Votes
 from .nn import GaussianNoise
 from .noise import Gaussian
 from .plot import plot
-from .run_folder import COUNTS, SIDECAR, TABLE, read_sidecar
-from .run_writer import RunWriter, refuse_a_run
+from .run_folder import SIDECAR, read_sidecar
+from .run_writer import RunWriter, refuse_a_run, remove_run
 from .sequences import range_ends
 from .tally import Tally
 
@@ -37,6 +37,7 @@ DECIDED, CAP = 0.5, 100_000
 BATCH_2019 = 1000  # the default of Cohen et al.'s certify.py
 SECONDS_2019 = 12  # after which the loop starts no further image
 _COMMAND = "rsfast demo"  # recorded in its runs, which the next demo replaces
+_FIGURE = "certified_accuracy.png"
 RADII = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 HEADS: dict[str, Head] = {"votes, Clopper-Pearson": Votes(), "softmax, betting": Softmax(0.5)}
 COMPARED: tuple[tuple[Head, str, str], ...] = (
@@ -140,9 +141,17 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
         If scikit-learn or matplotlib is missing; the message says what to install.
     ValueError
         If images is not from 1 to 500.
+    FileExistsError
+        If `out` holds another run, or another plot, than those of an earlier demo.
     """
     if not 1 <= images <= 500:
         raise ValueError(f"images is {images}; it must be from 1 to 500")
+    folders, figure = [out / name.split(",")[0] for name in HEADS], out / _FIGURE
+    for folder in folders:
+        if not _is_of_a_demo(folder):
+            refuse_a_run(folder)
+    if figure.exists() and not any(map(_is_of_a_demo, folders)):
+        raise FileExistsError(f"{figure} exists; name another folder, or move that file away first")
     train_x, train_y, test_x, test_y = digits()
     x, labels = test_x[:images], test_y[:images].tolist()
 
@@ -179,8 +188,7 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
     seconds = time.perf_counter() - began
 
     runs = {}
-    for name, of_head in certified.items():
-        folder = out / name.split(",")[0]
+    for folder, (name, of_head) in zip(folders, certified.items(), strict=True):
         with replace_run(folder, of_head[0]) as writer:
             for i, (certificate, label) in enumerate(zip(of_head, labels, strict=True)):
                 counts = {
@@ -193,10 +201,10 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
         f"\n{images} test images, n = {N:,}, alpha = {ALPHA}; certified accuracy at l2 radius r, ACR the average radius:\n"
     )
     print(results.table(runs, RADII))
-    plot(runs, out / "certified_accuracy.png", title=f"Handwritten digits, sigma = {SIGMA}, n = {N:,}")
+    plot(runs, figure, title=f"Handwritten digits, sigma = {SIGMA}, n = {N:,}")
     print("\nFrom the same samples, by bound and rule:\n")
     print(gains({how: certify(*how) for how in COMPARED}, labels))
-    print(f"\nPlot: {out / 'certified_accuracy.png'}. Runs: {', '.join(str(out / name.split(',')[0]) for name in HEADS)}.")
+    print(f"\nPlot: {figure}. Runs: {', '.join(map(str, folders))}.")
 
 
 def time_2019(
@@ -258,11 +266,13 @@ def integers_of(head: Head, tally: Tally, index: int) -> dict[str, Any]:
 
 
 def replace_run(folder: Path, certificate: Certificate) -> RunWriter:
-    """Return the writer of a run like `certificate`, in place of a run that an earlier demo wrote; refuse any other run."""
-    if not (folder / SIDECAR).exists() or read_sidecar(folder / SIDECAR).get("command") != _COMMAND:
-        refuse_a_run(folder)
-    for name in (TABLE, SIDECAR, COUNTS):
-        (folder / name).unlink(missing_ok=True)
+    """Return the writer of a run like `certificate`, in place of a run that an earlier demo wrote."""
+    if _is_of_a_demo(folder):
+        remove_run(folder)
     settings = certificate.to_dict()
     shared = ("n0", "n", "alpha", "rule", "bound", "head", "noise", "seed", "stream_version", "backend")
     return RunWriter(folder, {**{key: settings[key] for key in shared}, "command": _COMMAND})
+
+
+def _is_of_a_demo(folder: Path) -> bool:
+    return (folder / SIDECAR).exists() and read_sidecar(folder / SIDECAR).get("command") == _COMMAND

@@ -226,8 +226,10 @@ class Run:
         parts = self._parts()
         if not self.args.resume:
             refuse_a_run(self.out)
-            if parts:
-                raise FileExistsError(f"{parts[0]} exists; name another folder, or move that run away first")
+            others = [*parts, *([self.out / _TRACE] if self.args.profile else [])]
+            for other in others:
+                if other.exists():
+                    raise FileExistsError(f"{other} exists; name another folder, or move it away first")
         elif self.ranks.by_inputs and self._merged():
             if not finished(self.out, columns).issuperset(self.indices):
                 raise ValueError(

@@ -118,7 +118,7 @@ def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
             raise ValueError(f"{folder / TABLE}, line 1: the header is {lines[0][:80]!r}; it must be {header(columns)!r}")
         for number, line in enumerate(lines[1:], start=1):
             try:
-                values = parse_row(line.decode(errors="replace").rstrip("\n").split("\t"), columns)
+                values = parse_row(line.decode().rstrip("\n").split("\t"), columns)
             except ValueError as error:
                 raise ValueError(f"{folder / TABLE}, line {number + 1}: {error}") from None
             idx, label, predict = map(int, values[:3])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -38,13 +39,13 @@ def test_a_small_demo(tmp_path, capsys, monkeypatch):
         assert len(recertify(tmp_path / run, tmp_path / f"{run} again", bound=bound).idx) == 3
     sidecar = tmp_path / "votes" / "results.json"
     sidecar.write_text(sidecar.read_text().replace('"command": "rsfast demo"', '"command": "rsfast certify"'))
-    with pytest.raises(
-        FileExistsError, match=r"votes/results\.tsv exists; name another folder, or move that run away first"
-    ):
-        demo.replace_run(
-            tmp_path / "votes",
-            rsfast.certify(lambda x: x[:, :2], torch.zeros(1, 2), rsfast.Gaussian(1.0), num_classes=2, n=20, seed=1)[0],
-        )
+    monkeypatch.setattr(demo, "train", lambda *_, **__: pytest.fail("there was work before"))
+    with pytest.raises(FileExistsError, match=r"votes/results\.tsv exists; name another folder, or move that run away"):
+        demo.run(tmp_path)
+    for name in ("votes", "softmax"):
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(FileExistsError, match=r"certified_accuracy\.png exists; name another folder, or move that file"):
+        demo.run(tmp_path)
     with pytest.raises(ValueError, match="images is 501; it must be from 1 to 500"):
         demo.run(tmp_path, images=501)
 
