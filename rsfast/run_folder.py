@@ -126,7 +126,7 @@ def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
             if number == len(lines) - 1 > 1 and not theirs.endswith(b"\n"):
                 # As a power failure may leave it: the files need not reach the disk in the order of writing.
                 text = f"{folder}: the line of idx {idx} in {COUNTS} was cut off; its row is left out"
-                warnings.warn(text, UserWarning, stacklevel=2)
+                warnings.warn(text, UserWarning, stacklevel=1)
                 break
             found = _COUNTS_IDX.match(theirs)
             if found is None or int(found[1]) != idx or not theirs.endswith(b"}\n") or idx in rows:
@@ -148,7 +148,7 @@ def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
         warnings.warn(
             f"{folder} has no check sums, which earlier versions did not write; damage may pass unnoticed",
             UserWarning,
-            stacklevel=2,
+            stacklevel=1,  # the same for all callers, so that one command says it once
         )
     return list(rows.values())
 
