@@ -6,7 +6,6 @@ Commands import what they need (torch takes seconds), so that ``--help`` and ``a
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import signal
 import sys
@@ -14,12 +13,12 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from . import __version__, bounds
-from .certificate import ABSTAIN, smallest_predictable_n
+from .certificate import smallest_predictable_n
 from .evidence import BOUNDS
 from .heads import ClippedLogits, Head, Softmax, Sparsemax, Votes
 from .looks import Certification, Goal, Prediction, largest_radius, smallest_n
@@ -29,6 +28,7 @@ from .run_folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
 
 if TYPE_CHECKING:
     from .results import Results
+    from .run import Run
 
 _HEADS: dict[str, Callable[..., Head]] = {
     "votes": Votes,
@@ -36,7 +36,6 @@ _HEADS: dict[str, Callable[..., Head]] = {
     "sparsemax": Sparsemax,
     "clipped": ClippedLogits,
 }
-_MAX_COLUMNS = 8  # of certified accuracies in the table, after radius 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,17 +122,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     merge.add_argument("--out", type=_folder, required=True, metavar="FOLDER", help="run folder to write")
 
-    analyze = command("analyze", _analyze, "Print certified accuracies of runs, one row a run.")
+    analyze = command(
+        "analyze", _analyze, "Print certified accuracies of runs, and accuracies of predictions, one row a run."
+    )
     analyze.add_argument("--radii", nargs="+", type=float, metavar="R", help="default: round steps up to the largest radius")
     analyze.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text", help="default: text")
 
     plot = command("plot", _plot, "Plot certified accuracy against radius.")
-    plot.add_argument("--out", required=True, action="append", metavar="FILE", help=".png or .pdf; may be repeated")
+    plot.add_argument("--out", required=True, action="append", metavar="FILE", help=".png, .pdf or .svg; may be repeated")
     plot.add_argument("--title", help="above the figure")
 
     for reader in (analyze, plot):
         reader.add_argument(
-            "runs", nargs="+", metavar="RUN", help="run folder, or TSV of Cohen et al.'s certify.py; NAME=RUN names it"
+            "runs",
+            nargs="+",
+            metavar="RUN",
+            help="run folder, or a TSV with the columns label, predict, correct and, unless it is of predictions, radius; "
+            "NAME=RUN names it",
         )
 
     command("doctor", _doctor, "Report versions and test every backend against known answers.")
@@ -291,49 +296,62 @@ def _doctor(args: argparse.Namespace) -> int:
 def _analyze(args: argparse.Namespace) -> int:
     from . import results
 
-    runs = _read_runs(args.runs)
+    runs = _read_runs(args)
     if args.format == "csv":  # which has no place for them
         for note in results.notes(runs):
-            print(f"{args.parser.prog}: {note}", file=sys.stderr)
-    print(results.table(runs, _default_radii(runs.values()) if args.radii is None else args.radii, args.format))
+            _warn(args, note)
+    if args.radii is not None and not any(run.has_radius for run in runs.values()):
+        _warn(args, "--radii has no effect: predictions have no radius")
+    print(results.table(runs, results.round_radii(runs) if args.radii is None else args.radii, args.format))
     return 0
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from .plot import plot
+    from .plot import check_path, plot
 
-    runs = _read_runs(args.runs)
+    for path in args.out:
+        check_path(path)
+    runs = _read_runs(args)
     for path in args.out:
         plot(runs, path, title=args.title)
     return 0
 
 
-def _read_runs(texts: Iterable[str]) -> dict[str, Results]:
+def _read_runs(args: argparse.Namespace) -> dict[str, Results]:
+    """Read the runs that are named, leave out those without rows, and say what to know before comparing them."""
     from . import results
+    from .tables import EmptyTable
 
     runs: dict[str, Results] = {}
-    for text in texts:
-        name, _, path = text.partition("=")
-        if not path or Path(text).exists():
-            name = path = text
+    empty: list[EmptyTable] = []
+    for text in args.runs:
+        name, path = _named(text)
         if name in runs:
             raise ValueError(f"two runs are named {name!r}; write NAME=RUN to tell them apart")
-        runs[name] = results.read(path)
+        try:
+            runs[name] = results.read(path)
+        except EmptyTable as error:
+            empty.append(error)
+    if not runs:
+        raise empty[0]
+    for each in empty:
+        _warn(args, f"{each}; it is left out")
+    for caveat in results.caveats(runs):
+        _warn(args, caveat)
     return runs
 
 
-def _default_radii(runs: Collection[Results]) -> list[float]:
-    """Return 0 and the multiples, at most _MAX_COLUMNS, of a round step up to the largest certified radius.
+def _named(text: str) -> tuple[str, str]:
+    """Split NAME=RUN at the last = after which there is a file or folder, at the last of all if there is none.
 
-    With them the radii that runs were asked to decide.
+    What exists as it stands has no name of its own.
     """
-    asked = {run.goal.radius for run in runs if run.goal.radius is not None}
-    largest = max((float(run.radius[run.certified].max(initial=0)) for run in runs), default=0.0)
-    if largest == 0:
-        return sorted({0.0} | asked)
-    decade = 10.0 ** math.floor(math.log10(largest / _MAX_COLUMNS))
-    step = next(step for step in (decade, 2.5 * decade, 5 * decade, 10 * decade) if largest / step <= _MAX_COLUMNS)
-    return sorted({float(f"{i * step:.6g}") for i in range(int(largest / step) + 1)} | asked)
+    parts = text.split("=")
+    splits = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts) - 1, 0, -1)]
+    splits = [(name, run) for name, run in splits if name and run]
+    if Path(text).exists() or not splits:
+        return text, text
+    return next((split for split in splits if Path(split[1]).exists()), splits[0])
 
 
 def _certify(args: argparse.Namespace) -> int:
@@ -368,7 +386,7 @@ def _certify(args: argparse.Namespace) -> int:
     if not run.first:
         return 0
     found = results.read(args.out)
-    _print_certified(args, found, time.perf_counter() - began)
+    _print_certified(args, found, _seconds(run, found, images, began))
     if goal and images:
         print(f"{used / images:,.0f} samples an image, of {args.n0 + args.n:,}")
     return 0
@@ -405,13 +423,13 @@ def _predict(args: argparse.Namespace) -> int:
     _warn_if_hopeless(args, smallest_predictable_n(alpha))
     run = Run(args)
     began = time.perf_counter()
-    for _ in run.rows(Prediction(args.n, alpha), {"n": args.n, "alpha": alpha}, PREDICT_COLUMNS):
-        pass
+    images = sum(1 for _ in run.rows(Prediction(args.n, alpha), {"n": args.n, "alpha": alpha}, PREDICT_COLUMNS))
+    if run.ranks.by_inputs:
+        images = sum(run.ranks.gather(images))
     if run.first:
-        predicted = results.read(args.out, PREDICT_COLUMNS)
-        score = f"accuracy {predicted.correct.mean():.1%}" if (predicted.label >= 0).any() else "no labels"
-        seconds, abstained = time.perf_counter() - began, float((predicted.predict == ABSTAIN).mean())
-        _print_summary(args, len(predicted.idx), seconds, score, f"{abstained:.1%}")
+        found = results.read(args.out)
+        score = f"accuracy {results.clean_accuracy(found):.1%}" if found.labelled else "no labels"
+        _print_summary(args, found, _seconds(run, found, images, began), score)
     return 0
 
 
@@ -440,15 +458,24 @@ def _print_certified(args: argparse.Namespace, run: Results, seconds: float) -> 
 
     if run.goal.radius is not None:
         print(f"{results.share_decided(run, run.goal.radius):.1%} certified at radius {run.goal.radius}")
-    at_least, at_most = ("at least ", "at most ") if run.goal else ("", "")
-    score = f"mean radius {at_least}{run.radius.mean():.3f}, no labels"
-    if (run.label >= 0).any():
-        score = (
-            f"certified accuracy at radius 0 {at_least}{results.clean_accuracy(run):.1%}, "
-            f"average certified radius {at_least}{results.average_certified_radius(run):.3f}"
-        )
-    _print_summary(args, len(run.idx), seconds, score, f"{at_most}{results.abstention_rate(run):.1%}")
+    at_least = "at least " if run.goal else ""
+    acr = f"{at_least}{results.average_certified_radius(run):.3f}"
+    score = f"mean radius {acr}, no labels"
+    if run.labelled:
+        accuracy = f"{at_least}{results.clean_accuracy(run):.1%}"
+        score = f"certified accuracy at radius 0 {accuracy}, average certified radius {acr}"
+    _print_summary(args, run, seconds, score)
 
 
-def _print_summary(args: argparse.Namespace, images: int, seconds: float, score: str, abstained: str) -> None:
-    print(f"{args.out}: {images} images in {seconds:.1f} s, {score}, abstained {abstained}")
+def _print_summary(args: argparse.Namespace, run: Results, seconds: float, score: str) -> None:
+    from .results import abstention_rate
+
+    abstained = f"{'at most ' if run.goal else ''}{abstention_rate(run):.1%}"
+    print(f"{args.out}: {len(run.idx)} images in {seconds:.1f} s, {score}, abstained {abstained}")
+
+
+def _seconds(run: Run, found: Results, images: int, began: float) -> float:
+    """Return the seconds since `began`, in which `images` rows were written; of a resumed run, those of all rows."""
+    if images == len(found.idx) or found.seconds is None:
+        return time.perf_counter() - began
+    return found.seconds / (run.ranks.world if run.ranks.by_inputs else 1)  # which ran at once

@@ -125,12 +125,12 @@ def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
     parts = []
     for file in files:
         sidecar = read_sidecar(file)
-        inputs = inputs_of(sidecar)
+        try:
+            inputs = inputs_of(sidecar)
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
         if inputs is None:
-            raise ValueError(
-                f"{file} must hold integers start, end and skip with 0 <= start <= end and skip >= 1, got "
-                f"{', '.join(repr(sidecar.get(name)) for name in ('start', 'end', 'skip'))}"
-            )
+            raise ValueError(f"{file} lacks start, end and skip; it must be of a run of rsfast certify or predict")
         parts.append((inputs.start, inputs.stop, file, sidecar))
     parts.sort(key=lambda part: part[:2])
     _, _, first, merged = parts[0]

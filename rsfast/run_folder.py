@@ -187,11 +187,16 @@ def identity(sidecar: Mapping[str, Any]) -> str:
 
 
 def inputs_of(sidecar: Mapping[str, Any]) -> range | None:
-    """Return the inputs that a run is to have rows of; None if its sidecar does not say."""
+    """Return the inputs that a run is to have rows of, None if its sidecar does not say; raise ValueError if damaged."""
     start, end, skip = (sidecar.get(name) for name in ("start", "end", "skip"))
+    if start is None and end is None and skip is None:
+        return None
     if type(start) is int and type(end) is int and type(skip) is int and 0 <= start <= end and skip >= 1:
         return range(start, end, skip)
-    return None
+    raise ValueError(
+        f"start, end and skip are {start!r:.80}, {end!r:.80} and {skip!r:.80}; they must be integers with 0 <= start <= end "
+        "and skip >= 1"
+    )
 
 
 def finished(folder: Path, columns: tuple[str, ...]) -> set[int]:

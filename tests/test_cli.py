@@ -3,12 +3,14 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,7 +256,9 @@ def test_analyze_tells_of_runs_that_stopped_early(capsys):
         run("analyze run whole --radii 0 0.3 --format", style)
         said = capsys.readouterr()
         assert said.out == results.table(runs, [0, 0.3], style) + "\n"
-        assert said.err == (f"rsfast analyze: {note}\n" if style == "csv" else "")
+        lines = [note] if style == "csv" else []
+        lines += ["stopped early, so figures are bounds: run", "runs differ in n: 2000 in run, 200 in whole"]
+        assert sorted(said.err.splitlines()) == sorted(f"rsfast analyze: warning: {line}" for line in lines)
         assert (note in said.out) == (style == "text")
     write_run("far", [0.8], sidecar={"radius": 0.77})
     run("analyze run whole far --format csv")
@@ -489,14 +493,136 @@ def test_default_radii_are_round_steps_up_to_the_largest_certified_radius(capsys
     write_run("wrong", [1e6], label=2)
     run("analyze a wrong --format csv")
     header = capsys.readouterr().out.splitlines()[0].split(",")
-    assert header == ["run", "ACR", "abstained", *(f"r={r}" for r in radii)]
+    assert header == ["run", "images", "sigma", "n", "alpha", "ACR", "abstained", *(f"r={r}" for r in radii)]
+
+
+@pytest.mark.parametrize(("largest", "radii"), [(5e-324, "0 5e-324"), (1e-301, "0 1e-301"), (1.7e308, "0 2.5e307 1.5e308")])
+def test_default_radii_of_the_smallest_and_largest_floats(capsys, largest, radii):
+    write_table("a.tsv", *(f"{i}\t1\t1\t{largest}\t1\t0" for i in range(3)))
+    assert run("analyze a.tsv --format csv") == 0
+    captured = capsys.readouterr()
+    header = captured.out.splitlines()[0].split(",")
+    assert {f"r={float(r)}" for r in radii.split()} <= set(header)
+    assert len(header) < 16
+    assert captured.err == ""
+
+
+def test_default_radii_of_a_run_without_labels(capsys):
+    write_run("a", [0.4, 0.2], label=None)
+    run("analyze a --format csv")
+    captured = capsys.readouterr()
+    (row,) = csv.DictReader(captured.out.splitlines())
+    assert (row["r=0.2"], row["r=0.25"], row["r=0.4"]) == ("1.0", "0.5", "0.5")
+    assert "a: no labels: shares of images certified at r, right or wrong" in captured.err
+
+
+def write_table(path, *rows, header="idx\tlabel\tpredict\tradius\tcorrect\ttime"):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(f"{line}\n" for line in (header, *rows)))
+
+
+ROW = "0\t1\t1\t0.5\t1\t0"
+
+
+def test_a_table_without_rows_is_left_out_among_others_and_an_error_alone(capsys):
+    for name, rows in (("a.tsv", [ROW]), ("b.tsv", []), ("c.tsv", [ROW, ROW])):
+        write_table(name, *rows)
+    Path("d.tsv").touch()
+    for command in ("analyze a.tsv b.tsv c.tsv d.tsv --format csv", "plot a.tsv b.tsv c.tsv d.tsv --out plot.svg"):
+        assert run(command) == 0
+        captured = capsys.readouterr()
+        prefix = f"rsfast {command.split()[0]}: warning: "
+        assert captured.err.splitlines() == [
+            f"{prefix}b.tsv has a header and no rows; it must have at least one; it is left out",
+            f"{prefix}d.tsv has no header and no rows; it must have both; it is left out",
+            f"{prefix}runs differ in the number of images: 1 in a.tsv, 2 in c.tsv",
+        ]
+    for command in ("analyze b.tsv", "analyze d.tsv b.tsv", "plot b.tsv --out none.png"):
+        assert "has " in fail(capsys, command)
+    assert not Path("none.png").exists()
+
+
+def test_a_row_that_was_cut_off_is_told(capsys):
+    write_table("a.tsv", ROW)
+    with open("a.tsv", "a") as file:
+        file.write("1\t1\t1")
+    assert run("analyze a.tsv --format csv --radii 0.5") == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1] == "a.tsv,1,,,,0.5,0.0,1.0"
+    assert captured.err == "rsfast analyze: warning: a.tsv: the last row was cut off; it is left out\n"
+
+
+def test_a_run_that_is_not_finished_is_told(capsys):
+    write_run("a", [0.5, 0.25], sidecar={"start": 3, "end": 9, "skip": 3})
+    write_run("b", [0.5, 0.25, 0.1], sidecar={"start": 0, "end": 500, "skip": 1})
+    for command in ("analyze a b", "plot a b --out plot.png"):
+        run(command)
+        assert f"rsfast {command.split()[0]}: warning: b: not finished: 3 of 500 images\n" in capsys.readouterr().err
+
+
+def test_runs_are_named_before_the_last_equals_sign(capsys):
+    """Unless a run goes by the whole, or by what follows another."""
+    for path in ("lr=0.1/seed=2/t.tsv", "plain.tsv", "x=y.tsv", "y.tsv"):
+        write_table(path, ROW)
+    for text, name in (
+        ("lr=0.1/seed=2/t.tsv", "lr=0.1/seed=2/t.tsv"),
+        ("run=lr=0.1/seed=2/t.tsv", "run"),
+        ("sigma=0.25=plain.tsv", "sigma=0.25"),
+        ("x=y.tsv", "x=y.tsv"),
+        ("z=x=y.tsv", "z=x"),
+    ):
+        assert run("analyze", text, "--format", "csv") == 0
+        assert capsys.readouterr().out.splitlines()[1].startswith(f"{name},1,")
+    for text, missing in (("a=b=c.tsv", "c.tsv"), ("=plain.tsv", "=plain.tsv"), ("plain.tsv=", "plain.tsv=")):
+        assert f"No such file or directory: '{missing}'" in fail(capsys, f"analyze {text}")
+
+
+def test_predictions_are_analyzed_and_drawn(capsys):
+    run(f"predict {BASE} --n 100 --out labels")
+    write_run("radii", [0.1, 0.6])
+    found = results.read("labels")
+    capsys.readouterr()
+    assert run("analyze labels --format csv") == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row == {
+        "run": "labels",
+        "images": "7",
+        "sigma": "0.5",
+        "n": "100",
+        "alpha": "0.001",
+        "accuracy": str(found.correct.mean()),
+        "abstained": str((found.predict == -1).mean()),
+    }
+    assert run("analyze labels radii --radii 0.5 --format csv") == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [(row["accuracy"], row["r=0.5"]) for row in rows] == [(str(found.correct.mean()), ""), ("1.0", "0.5")]
+    assert run("analyze labels --radii 0.5") == 0
+    assert capsys.readouterr().err == "rsfast analyze: warning: --radii has no effect: predictions have no radius\n"
+    assert run("plot labels radii --out plot.svg") == 0
+
+
+@pytest.mark.parametrize("kept", [3, 7])
+@pytest.mark.parametrize("command", ["certify --n0 20", "predict"])
+def test_a_summary_after_a_resumption_has_the_time_of_all_rows(capsys, monkeypatch, command, kept):
+    """Also if there was nothing left to do."""
+    clock = SimpleNamespace(perf_counter=itertools.count(step=100.0).__next__, monotonic=time.monotonic)
+    monkeypatch.setattr("rsfast.run.time", clock)  # each row takes minutes
+    run(f"{command} {BASE} --n 200 --out run")
+    table = Path("run/results.tsv")
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[: kept + 1]))
+    capsys.readouterr()
+    run(f"{command} {BASE} --n 200 --out run --resume")
+    seconds = float(capsys.readouterr().out.partition(" images in ")[2].partition(" s, ")[0])
+    assert seconds == pytest.approx(results.read("run").seconds, abs=0.051)
+    assert seconds >= 7 * 100
 
 
 def test_plot_writes_every_file(scratch):
     write_run("a", [0.1, 0.6, 0.9])
-    assert run("plot a b=a --out one.png --out two.pdf --title x") == 0
+    assert run("plot a b=a --out one.png --out two.pdf --out three.svg --title x") == 0
     assert (scratch / "one.png").read_bytes().startswith(b"\x89PNG")
     assert (scratch / "two.pdf").read_bytes().startswith(b"%PDF")
+    assert b"<svg" in (scratch / "three.svg").read_bytes()
 
 
 @pytest.mark.parametrize("healthy", [True, False])
@@ -685,8 +811,12 @@ def test_a_radius_that_no_votes_prove_is_warned_of(capsys, head):
         ("analyze a --radii -1", "radii is [-1.0]; each must be a number of at least 0"),
         ("analyze a --format html", "argument --format: invalid choice: 'html'"),
         ("analyze tiny_nets.py", "tiny_nets.py, line 1: the header is"),
-        ("plot a --out a.svg", "its suffix must be one of .png, .pdf"),
+        ("plot a --out a.svg --out a.jpg", "'a.jpg'; its suffix must be one of .png, .pdf, .svg"),
+        ("analyze a --radii 0 inf", "radii is [0.0, inf]; each must be a number of at least 0, and finite"),
+        ("analyze a --radii nan", "radii is [nan]; each must be a number of at least 0, and finite"),
         ("plot a", "the following arguments are required: --out"),
+        ("analyze /dev/null", "/dev/null must be a regular file, got a device"),
+        ("plot /dev/zero --out a.png", "/dev/zero must be a regular file, got a device"),
         ("demo --images 501", "images is 501; it must be from 1 to 500"),
     ],
 )

@@ -96,7 +96,7 @@ def drawn(folder):
 def test_figures_add_up(command, columns, samples, monkeypatch):
     monkeypatch.setattr(events, "_EVERY", 0)
     certify("--log-json run/log.jsonl", command)
-    found, run = read("run/log.jsonl"), results.read("run", columns)
+    found, run = read("run/log.jsonl"), results.read("run")
     batches = -(-samples // 50)
     assert [event["event"] for event in found] == ["start", *["progress"] * batches, "end"]
     start, end = found[0], found[-1]

@@ -229,7 +229,7 @@ def test_no_other_field_of_the_sidecars_may_differ(command, options):
         for change in [{name: f"not {of_b[name]}"}] + ([] if name in may_lack else [{}]):
             kept = {field: value for field, value in of_b.items() if field != name}
             Path("b", SIDECAR).write_text(json.dumps(kept | change))
-            wanted = f"({name} is .* in a/results.json and .* in b/|must hold integers start, end and skip)"
+            wanted = f"({name} is .* in a/results.json and .* in b/|start, end and skip are )"
             with pytest.raises(ValueError, match=wanted):
                 merge(["a", "b"], "all")
             assert not Path("all").exists()
@@ -311,14 +311,14 @@ ROW = "4\t1\t1\t0.5\t1\t0:00:01"
         (Path("b", COUNTS).unlink, ValueError, "b is damaged: counts.jsonl must have a line for each row"),
         (Path("b", SIDECAR).unlink, FileNotFoundError, "b/results.json"),
         (spoil(SIDECAR, "{"), ValueError, "b/results.json is not JSON"),
+        (spoil(SIDECAR, '{"n": 100}'), ValueError, "b/results.json lacks start, end and skip; it must be of a run"),
         (
-            spoil(SIDECAR, '{"n": 100}'),
+            spoil(SIDECAR, '{"start": 0, "end": 8, "skip": 0}'),
             ValueError,
-            "b/results.json must hold integers start, end and skip .*, got None, None",
+            "b/results.json is damaged: .* 0, 8 and 0;",
         ),
-        (spoil(SIDECAR, '{"start": 0, "end": 8, "skip": 0}'), ValueError, "skip >= 1, got 0, 8, 0"),
-        (spoil(SIDECAR, '{"start": -1, "end": 8, "skip": 1}'), ValueError, "0 <= start <= end .*, got -1, 8, 1"),
-        (spoil(SIDECAR, '{"start": 0, "end": 1e30, "skip": 1}'), ValueError, "got 0, 1e[+]30, 1"),
+        (spoil(SIDECAR, '{"start": -1, "end": 8, "skip": 1}'), ValueError, "are -1, 8 and 1; .* 0 <= start <= end"),
+        (spoil(SIDECAR, '{"start": 0, "end": 1e30, "skip": 1}'), ValueError, "are 0, 1e[+]30 and 1;"),
         (spoil(SIDECAR, '{"start": 0, "end": NaN, "skip": 1}'), ValueError, "b/results.json is not JSON: it holds NaN"),
         (spoil(TABLE, "idx,label\n"), ValueError, "b/results.tsv, line 1: the header is b'idx,label"),
         (spoil(TABLE, f"{HEADER}\n{ROW}\n4\t1\n"), ValueError, "b/results.tsv, line 3: the row has 2 fields"),

@@ -59,7 +59,9 @@ def figures(monkeypatch):
     return saved
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG\r\n\x1a\n"), (".pdf", b"%PDF-"), (".PNG", b"\x89PNG")])
+@pytest.mark.parametrize(
+    ("suffix", "magic"), [(".png", b"\x89PNG\r\n\x1a\n"), (".pdf", b"%PDF-"), (".PNG", b"\x89PNG"), (".svg", b"<?xml")]
+)
 def test_files(suffix, magic, tmp_path):
     path = tmp_path / f"figure{suffix}"
     plot({"run": random_run(1)}, path, title="CIFAR-10", norm="l1")
@@ -88,6 +90,131 @@ def test_figure_draws_the_curve_and_names_everything(figures, tmp_path):
         assert y[-1] == 0
 
 
+def legend_of(figure):
+    """The legend, wherever it is."""
+    return figure.axes[0].get_legend() or figure.legends[0]
+
+
+def legend_names(figure):
+    return [text.get_text() for text in legend_of(figure).get_texts()]
+
+
+NAMES = {
+    "twenty": [f"out/method_{k}/noise_0.5/test" for k in range(20)],
+    "sixty": [f"run {k}" for k in range(60)],
+    "a long one": ["a/" + "x" * 700],
+    "wide letters": [f"{k}{'W' * 200}" for k in range(3)],
+    "many words": [f"{k} is a run " * 15 for k in range(7)],
+    "two": ["a", "b"],
+}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf"])
+@pytest.mark.parametrize("title", [None, "one title of many words " * 20, "W" * 200])
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+@pytest.mark.filterwarnings("error")
+def test_legend_and_title_stay_on_the_page_and_off_the_curves(names, title, suffix, figures, tmp_path):
+    plot({name: random_run(1, rows=20) for name in names}, tmp_path / f"figure{suffix}", title=title)
+    (figure,) = figures
+    (axes,) = figure.axes
+    area, page, box = axes.get_window_extent(), figure.bbox, legend_of(figure).get_window_extent()
+    for each in (box, axes.title.get_window_extent()):
+        assert -1 <= each.x0 <= each.x1 <= page.x1 + 1
+        assert -1 <= each.y0 <= each.y1 <= page.y1 + 1
+    assert not area.overlaps(box) or box.width * box.height < area.width * area.height / 4
+    assert area.height > 2.5 * figure.dpi  # inches
+    assert len(legend_names(figure)) == len(names)
+
+
+def test_forty_lines_can_be_told_apart(figures, tmp_path):
+    plot({str(k): random_run(k, rows=5) for k in range(40)}, tmp_path / "figure.png")
+    looks = [(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines]
+    assert len(set(looks)) == 40
+    assert {style for _, style in looks[:10]} == {"-"}
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["runs/a/test/0.25", "runs/b/test/0.25"], ["a", "b"]),
+        (["runs/a/x", "runs/b/c/x", "runs/a/c/x"], ["a", "b/c", "a/c"]),
+        (["run", "run/again"], ["run", "run/again"]),
+        (["x/run", "run"], ["x/run", "run"]),
+        (["a/b/a", "a/a"], ["b/a", "a"]),
+        (["noise 0.25", "noise 0.5"], ["noise 0.25", "noise 0.5"]),
+        (["/abs/one", "/abs/two"], ["one", "two"]),
+        (["some/folder/of/one"], ["some/folder/of/one"]),
+        (["_a$x$", r"_b_$\c$"], ["_a$x$", r"_b_$\c$"]),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_names_share_is_left_out_of_the_legend(names, shown, figures, tmp_path):
+    plot({name: random_run(1, rows=5) for name in names}, tmp_path / "figure.png", title=r"_$\c$")
+    assert legend_names(figures[0]) == shown
+    assert len(set(shown)) == len(names)
+
+
+def predictions(run):
+    return replace(run, radius=np.zeros(len(run.idx)), has_radius=False)
+
+
+def test_predictions_are_a_point(figures, tmp_path):
+    runs = {"certified": random_run(1), "predicted": predictions(random_run(2)), "again": predictions(random_run(3))}
+    plot(runs, tmp_path / "figure.png")
+    _, *points = figures[0].axes[0].lines
+    for line, run in zip(points, list(runs.values())[1:], strict=True):
+        assert line.get_xydata().tolist() == [[0, run.correct.mean()]]
+        assert (line.get_marker(), line.get_linestyle(), line.get_clip_on()) == ("o", "None", False)
+    abstained = f"{(runs['predicted'].predict == -1).mean():.1%} abstained"
+    assert legend_names(figures[0])[:2] == ["certified", f"predicted (predictions, {abstained})"]
+
+
+def test_predictions_alone(figures, tmp_path):
+    plot({"predicted": predictions(random_run(2))}, tmp_path / "figure.png")
+    (axes,) = figures[0].axes
+    assert axes.get_xlim() == (0, 1)
+    assert len(axes.lines) == 1
+
+
+def test_runs_without_labels_are_called_so(figures, tmp_path):
+    labelled = random_run(1)
+    unlabelled = replace(labelled, label=np.full(300, -1), correct=np.zeros(300, dtype=bool))
+    plot({"run": unlabelled}, tmp_path / "figure.png")
+    plot({"run": unlabelled, "labelled": labelled}, tmp_path / "figure.png")
+    alone, both = figures
+    assert alone.axes[0].get_ylabel() == "share certified, right or wrong"
+    assert both.axes[0].get_ylabel() == "certified accuracy"
+    assert legend_names(alone) == ["run (no labels: right or wrong)"]
+    assert legend_names(both) == ["run (no labels: right or wrong)", "labelled"]
+    x, y = alone.axes[0].lines[0].get_data()
+    answered = unlabelled.predict != -1
+    assert y[:-1].tolist() == [(answered & (unlabelled.radius >= r)).mean() for r in x[:-1]]
+    assert y[0] > 0.5
+
+
+def test_a_run_that_is_not_finished_is_called_so(figures, tmp_path):
+    run = replace(random_run(1), sidecar={"start": 0, "end": 1000, "skip": 2, "rtol": 0.1})
+    plot({"run": run}, tmp_path / "figure.png")
+    assert legend_names(figures[0]) == ["run (lower bound, not finished: 300 of 500 images)"]
+
+
+@pytest.mark.parametrize("radius", [5e-324, 1e-323, 1e-310, 1e-30, 1e30, 9e299])
+@pytest.mark.filterwarnings("error")
+def test_radii_of_any_size_are_drawn(radius, figures, tmp_path):
+    run = random_run(1, rows=3)
+    plot({"run": replace(run, radius=np.array([radius, 0, radius / 2]))}, tmp_path / "figure.png")
+    assert len(figures) == 1
+
+
+@pytest.mark.parametrize("radius", [1e300, 1e308, sys.float_info.max])
+def test_a_radius_that_is_too_large_to_draw_is_refused(radius, tmp_path):
+    three = np.arange(3)
+    run = Results(three, three, three, np.array([0, radius, 1]), three >= 0)
+    with pytest.raises(ValueError, match=r"run has the radius 1.*e\+30\d; to be drawn, all must be below 1e\+300"):
+        plot({"other": random_run(1), "run": run}, tmp_path / "figure.png")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_runs_that_stopped_early_are_lower_bounds(figures, tmp_path):
     sidecars = {"all": {"radius": None}, "decided": {"radius": 0.5}, "to 10 %": {"rtol": 0.1}, "table alone": None}
     plot({name: replace(random_run(1), sidecar=sidecar) for name, sidecar in sidecars.items()}, tmp_path / "figure.png")
@@ -111,7 +238,7 @@ def test_no_pyplot_state(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["figure", "figure.jpg", "figure.png.gz"])
 def test_unknown_suffix_is_refused_before_any_work(name, tmp_path):
     # None is no mapping of results: had work begun, the error would be another one.
-    with pytest.raises(ValueError, match=r"path is '.*figure.*'; its suffix must be one of \.png, \.pdf"):
+    with pytest.raises(ValueError, match=r"path is '.*figure.*'; its suffix must be one of \.png, \.pdf, \.svg"):
         plot(None, tmp_path / name)
 
 

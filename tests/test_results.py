@@ -1,4 +1,4 @@
-"""Run folders: what is written is what is read, no radius grows on the way, and no file is misread in silence."""
+"""Run folders: what is written is what is read, no radius grows on the way; and the tables that are made of runs."""
 
 import csv
 import errno
@@ -16,12 +16,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import integers, largest_file
+from conftest import integers, largest_file, strip_sums
 
 from rsfast.results import (
     Results,
     abstention_rate,
     average_certified_radius,
+    caveats,
     certified_accuracy,
     clean_accuracy,
     notes,
@@ -417,7 +418,6 @@ GOOD_ROW = "0\t3\t3\t0.5\t1\t0:00:01"
     [
         ("1\t3\t3\t0.5\t1", "the row has 5 fields; it must have 6"),
         ("1\t3\t3\t0.5\t1\t0:00:01\t", "the row has 7 fields; it must have 6"),
-        ("", "the row has 1 fields; it must have 6"),
         ("1 3 3 0.5 1 0:00:01", "the row has 1 fields; it must have 6"),
         ("1.5\t3\t3\t0.5\t1\t0:00:01", "idx is '1.5'; it must be a 64-bit integer"),
         ("1\tcat\t3\t0.5\t0\t0:00:01", "label is 'cat'; it must be a 64-bit integer"),
@@ -426,7 +426,6 @@ GOOD_ROW = "0\t3\t3\t0.5\t1\t0:00:01"
         ("1\t3\t3\t-0.5\t1\t0:00:01", "radius is '-0.5'; it must be finite and at least 0"),
         ("1\t3\t3\tnan\t1\t0:00:01", "radius is 'nan'; it must be finite and at least 0"),
         ("1\t3\t3\tinf\t1\t0:00:01", "radius is 'inf'; it must be finite and at least 0"),
-        ("1\t3\t3\t0.5\tTrue\t0:00:01", "correct is 'True'; it must be 0 or 1"),
         ("1\t3\t4\t0.5\t1\t0:00:01", "correct is 1 but label is 3 and predict is 4; it must be 0"),
         ("1\t-1\t-1\t0.5\t1\t0:00:01", "correct is 1 but label is -1 and predict is -1; it must be 0"),
     ],
@@ -437,26 +436,6 @@ def test_a_malformed_row_is_named(row, what, tmp_path):
     with pytest.raises(ValueError, match="line 3: ") as error:
         read(file)
     assert str(error.value).startswith(f"{file}, line 3: {what}")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"idx\tlabel\tpredict\tcorrect\ttime\n0\t3\t3\t1\t0:00:01\n",
-        b"idx,label,predict,radius,correct,time\n",
-        f"{GOOD_ROW}\n".encode(),
-        b"\x89PNG\r\n\x1a\n\x00\xff",
-    ],
-    ids=["empty", "predictions", "commas", "no header", "binary"],
-)
-def test_another_header_is_refused(content, tmp_path):
-    file = tmp_path / "old.tsv"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="line 1: ") as error:
-        read(file)
-    assert str(error.value).startswith(f"{file}, line 1: the header is ")
-    assert "idx\\tlabel\\tpredict\\tradius\\tcorrect\\ttime" in str(error.value)
 
 
 def test_a_table_without_rows_is_refused(tmp_path):
@@ -514,9 +493,9 @@ def test_an_abstained_or_wrong_row_never_counts():
     assert average_certified_radius(run) == clean_accuracy(run) == 0
 
 
-@pytest.mark.parametrize("radii", [-0.1, math.nan, [0.5, -1.0]])
+@pytest.mark.parametrize("radii", [-0.1, math.nan, math.inf, [0.5, -1.0]])
 def test_radii_that_are_none_are_refused(radii, example):
-    with pytest.raises(ValueError, match=r"radii is .*; each must be a number of at least 0"):
+    with pytest.raises(ValueError, match=r"radii is .*; each must be a number of at least 0, and finite"):
         certified_accuracy(example, radii)
 
 
@@ -526,10 +505,10 @@ def runs(example):
 
 def test_text_table(example):
     assert table(runs(example), [0, 0.5]).splitlines() == [
-        "run           ACR    abstained    r=0.0    r=0.5",
-        "----------  -----  -----------  -------  -------",
-        "cohen|0.25  0.600        20.0%    60.0%    50.0%",
-        "a_b         0.500        33.3%    66.7%    66.7%",
+        "run           images    ACR    abstained    r=0.0    r=0.5",
+        "----------  --------  -----  -----------  -------  -------",
+        "cohen|0.25        10  0.600        20.0%    60.0%    50.0%",
+        "a_b                3  0.500        33.3%    66.7%    66.7%",
     ]
 
 
@@ -537,12 +516,12 @@ def test_markdown_table(example):
     lines = table(runs(example), [0.5], "markdown").splitlines()
     assert lines[1].startswith("|:--")
     assert lines[1].endswith("-:|")
-    assert [cell.strip() for cell in lines[2].split(" | ")] == [r"| cohen\|0.25", "0.600", "20.0%", "50.0% |"]
+    assert [cell.strip() for cell in lines[2].split(" | ")] == [r"| cohen\|0.25", "10", "0.600", "20.0%", "50.0% |"]
 
 
 def test_latex_table(example):
     text = table(runs(example), [0.5], "latex")
-    assert text.startswith("\\begin{tabular}{lrrr}\n\\toprule\n")
+    assert text.startswith("\\begin{tabular}{lrrrr}\n\\toprule\n")
     assert text.endswith("\\bottomrule\n\\end{tabular}")
     assert r"a\_b" in text
     assert r"66.7\%" in text
@@ -550,9 +529,9 @@ def test_latex_table(example):
 
 def test_csv_table_is_unrounded(example):
     rows = list(csv.reader(table(runs(example), [0.5, 1 / 3], "csv").splitlines()))
-    assert rows[0] == ["run", "ACR", "abstained", "r=0.5", f"r={1 / 3}"]
-    assert rows[2][0] == "a_b"
-    assert [float(field) for field in rows[2][1:]] == [0.5, 1 / 3, 2 / 3, 2 / 3]
+    assert rows[0] == ["run", "images", "sigma", "n", "alpha", "ACR", "abstained", "r=0.5", f"r={1 / 3}"]
+    assert rows[2][:5] == ["a_b", "3", "", "", ""]
+    assert [float(field) for field in rows[2][5:]] == [0.5, 1 / 3, 2 / 3, 2 / 3]
 
 
 def early_runs(example):
@@ -573,11 +552,11 @@ AT_LEAST = "With all samples ACR and accuracies are at least, abstentions at mos
 def test_runs_that_stopped_early_are_marked(example):
     """With the share that was decided, of right and wrong predictions alike: 7 of 10."""
     assert table(early_runs(example), [0.5]).splitlines() == [
-        "run        ACR    abstained    r=0.5",
-        "-------  -----  -----------  -------",
-        "a_b|c *  0.600        20.0%    50.0%",
-        "all      0.500        33.3%    66.7%",
-        "d *      0.500        33.3%    66.7%",
+        "run        images    ACR    abstained    r=0.5",
+        "-------  --------  -----  -----------  -------",
+        "a_b|c *        10  0.600        20.0%    50.0%",
+        "all             3  0.500        33.3%    66.7%",
+        "d *             3  0.500        33.3%    66.7%",
         "",
         f"* a_b|c: sampling stopped once radius 0.5 was decided: 70.0% certified at it. {AT_LEAST}",
         "",
@@ -594,7 +573,7 @@ def test_runs_that_stopped_early_are_marked(example):
 def test_csv_of_runs_that_stopped_early_has_no_marks(example):
     rows = list(csv.reader(table(early_runs(example), [0.5], "csv").splitlines()))
     assert [row[0] for row in rows] == ["run", "a_b|c", "all", "d"]
-    assert {len(row) for row in rows} == {4}
+    assert {len(row) for row in rows} == {8}
     assert [note.partition(":")[0] for note in notes(early_runs(example))] == ["a_b|c", "d"]
 
 
@@ -602,9 +581,201 @@ def test_csv_of_runs_that_stopped_early_has_no_marks(example):
 def test_a_goal_that_is_none_is_named(goal, tmp_path):
     with RunWriter(tmp_path, SIDECAR) as run:
         run.write(0, 1, certificate(1, 0.5), 0.1, COUNTS)
+    strip_sums(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(SIDECAR | goal))
     with pytest.raises(ValueError, match=r"results.json is damaged: (radius|rtol) is"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "found", "instead"), [("results.tsv", "0.5", "0.6"), ("results.json", "0.25", "2.5")])
+def test_a_row_that_is_not_that_of_its_check_sum(name, found, instead, tmp_path):
+    with RunWriter(tmp_path, SIDECAR) as run:
+        run.write(0, 1, certificate(1, 0.5), 0.1, COUNTS)
+        run.write(1, 1, certificate(1, 0.75), 0.1, COUNTS)
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(text.replace(found, instead))
+    with pytest.raises(ValueError, match=r"is damaged: counts.jsonl, line 1, or idx 0 in results.tsv: its check sum"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match="its check sum belongs to other data"):
+        read(tmp_path / "results.tsv")
+
+
+def test_a_run_folder_without_counts_is_read_with_a_warning(tmp_path):
+    with RunWriter(tmp_path, SIDECAR) as run:
+        run.write(0, 1, certificate(1, 0.5), 0.1, COUNTS)
+    (tmp_path / "counts.jsonl").unlink()
+    with pytest.warns(UserWarning, match=r"has no counts.jsonl, which holds check sums of its rows"):
+        assert read(tmp_path).idx.tolist() == [0]
+
+
+def run_of(idx, sidecar=None, *, label=1, has_radius=True):
+    """All predict 1, with the radius 0.5; idx 0 abstains."""
+    idx = np.array(idx)
+    label, predict = np.full(len(idx), label), np.where(idx == 0, -1, 1)
+    return Results(idx, label, predict, np.where(idx == 0, 0, has_radius / 2), predict == label, sidecar, has_radius)
+
+
+SETTINGS = {"n": 400, "alpha": 0.01, "noise": {"name": "Gaussian", "sigma": 0.125}, "start": 0, "end": 8, "skip": 2}
+
+
+def test_settings_are_columns_where_a_run_has_them():
+    """In csv always."""
+    runs = {"a": run_of([0, 2, 4, 6], SETTINGS), "b": run_of([0, 2, 4], {"n": 400, "alpha": 1e-05})}
+    assert table(runs, [0.5]).splitlines() == [
+        "run      images    sigma    n    alpha    ACR    abstained    r=0.5",
+        "-----  --------  -------  ---  -------  -----  -----------  -------",
+        "a             4    0.125  400     0.01  0.375        25.0%    75.0%",
+        "b             3        -  400    1e-05  0.333        33.3%    66.7%",
+    ]
+    assert table({"b": runs["b"]}, [0.5]).split()[:6] == ["run", "images", "n", "alpha", "ACR", "abstained"]
+    assert table({"b": runs["b"]}, [0.5], "csv").splitlines() == [
+        "run,images,sigma,n,alpha,ACR,abstained,r=0.5",
+        f"b,3,,400,1e-05,{1 / 3},{1 / 3},{2 / 3}",
+    ]
+
+
+def test_a_run_that_is_not_finished_shows_what_it_is_to_have():
+    run = run_of([0, 2, 4], SETTINGS)
+    assert run.images_missing == 1
+    for style in ("text", "markdown", "latex"):
+        assert "3 of 4" in table({"a": run}, [0], style)
+    assert next(csv.DictReader(table({"a": run}, [0], "csv").splitlines()))["images"] == "3"
+    assert caveats({"a": run}) == ["a: not finished: 3 of 4 images"]
+    assert caveats({"a": run_of([0, 2, 4, 6], SETTINGS)}) == []
+    assert run_of([2, 4], SETTINGS | {"start": 1, "end": 5}).images_missing == 0
+
+
+def test_caveats_name_what_differs_and_a_run_of_each():
+    def differ(**runs):
+        return [line.removeprefix("runs differ in ") for line in caveats(runs)]
+
+    full = SETTINGS | {"end": 2}
+    a = run_of([1, 2], full)
+    assert differ(a=a, b=run_of([2, 1], full), c=run_of([1, 2])) == []
+    assert differ(a=a, b=a, c=run_of([1, 2], full | {"n": 50, "alpha": 0.5})) == [
+        "n: 400 in a, 50 in c",
+        "alpha: 0.01 in a, 0.5 in c",
+    ]
+    assert differ(a=a, b=run_of([1, 2, 3], full)) == ["the number of images: 2 in a, 3 in b"]
+    assert differ(a=a, b=run_of([3, 4], full)) == ["images: idx 1 to 2 in a, idx 3 to 4 in b"]
+    assert differ(a=run_of([1, 2, 4]), b=run_of([1, 3, 4])) == ["images: a, b do not have the same idx"]
+    assert differ(a=run_of([1, 2]), b=run_of([-1, -1])) == []  # unknown
+    many = {f"r{n}": run_of([1], {"n": n}) for n in range(1, 7)}
+    assert differ(**many) == ["n: 1 in r1, 2 in r2, 3 in r3, 4 in r4, ..."]
+    early = {name: run_of([1], {"radius": 0.5}) for name in "ab"}
+    assert caveats(early) == ["stopped early, so figures are bounds: a, b"]
+
+
+def test_predictions_are_compared_with_predictions():
+    certified, predicted = run_of([1, 2], {"n": 400}), run_of([1], {"n": 50}, has_radius=False)
+    assert caveats({"a": certified, "b": predicted}) == []
+    assert caveats({"a": predicted, "b": run_of([1], {"n": 60}, has_radius=False)}) == ["runs differ in n: 50 in a, 60 in b"]
+
+
+def test_table_of_predictions():
+    runs = {
+        "a": run_of([0, 1, 2, 3], SETTINGS | {"skip": 1, "end": 5}, has_radius=False),
+        "b": run_of([1, 2], has_radius=False),
+    }
+    assert table(runs, [0, 0.5]).splitlines() == [
+        "run      images    sigma    n    alpha    accuracy    abstained",
+        "-----  --------  -------  ---  -------  ----------  -----------",
+        "a        4 of 5    0.125  400     0.01       75.0%        25.0%",
+        "b             2        -    -        -      100.0%         0.0%",
+    ]
+    assert table(runs, [], "csv").splitlines() == [
+        "run,images,sigma,n,alpha,accuracy,abstained",
+        "a,4,0.125,400,0.01,0.75,0.25",
+        "b,2,,,,1.0,0.0",
+    ]
+
+
+def test_table_of_certificates_and_predictions():
+    runs = {"a": run_of([0, 1]), "b": run_of([1, 2], has_radius=False)}
+    assert table(runs, [0.5]).splitlines() == [
+        "run      images    accuracy    ACR    abstained    r=0.5",
+        "-----  --------  ----------  -----  -----------  -------",
+        "a             2       50.0%  0.250        50.0%    50.0%",
+        "b             2      100.0%      -         0.0%        -",
+    ]
+    assert table(runs, [0.5], "csv").splitlines()[1:] == ["a,2,,,,0.5,0.25,0.5,0.5", "b,2,,,,1.0,,0.0,"]
+
+
+def test_without_labels_shares_are_by_radius():
+    """Right or wrong; and an abstention counts at no radius."""
+    run = run_of([0, 1, 2, 3], label=-1)
+    assert certified_accuracy(run, [0, 0.5, 0.6]).tolist() == [0.75, 0.75, 0]
+    assert average_certified_radius(run) == 0.375
+    note = "a: no labels: shares of images certified at r, right or wrong, and ACR is their mean radius."
+    assert notes({"a": run}) == [note]
+    lines = table({"a": run, "b": run_of([0, 1, 2, 3])}, [0.5]).splitlines()
+    assert [line.split()[:2] for line in lines[2:4]] == [["a", "*"], ["b", "4"]]
+    assert lines[4:] == ["", f"* {note}"]
+
+
+def test_predictions_without_labels_have_no_accuracy():
+    runs = {"a": run_of([0, 1], label=-1, has_radius=False)}
+    assert table(runs, []).splitlines()[2:] == ["a *           2           -        50.0%", "", "* a: no labels."]
+    assert table(runs, [], "csv").splitlines()[1] == "a,2,,,,,0.5"
+
+
+def test_images_without_a_label_among_others_count_as_not_correct():
+    """As pandas would have it; but it is said."""
+    run = results([0, 1, 1], [0.5, 0.5, 0.5], [0, -1, -1])
+    assert certified_accuracy(run, 0.5) == pytest.approx(1 / 3)
+    assert notes({"a": run}) == ["a: 2 of 3 images have no label, and count as not correct."]
+
+
+def test_a_large_average_radius_is_short():
+    """Where a damaged table has one."""
+    assert "0.500" in table({"a": run_of([1])}, [0])
+    large = Results(*[np.arange(2)] * 3, np.full(2, 1.5e308), np.ones(2, dtype=bool))
+    assert "1.500e+308" in table({"a": large}, [0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"n": "many"}, "n is 'many'; it must be an int from 0 to 2^63"),
+        ({"n": 2.5}, "n is 2.5; it must be an int from 0 to 2^63"),
+        ({"n": True}, "n is True; it must be an int from 0 to 2^63"),
+        ({"n": [1] * 1000}, "n is [1, 1, 1, 1,"),
+        ({"alpha": -1}, "alpha is -1; it must be a number from 0 to 2^63"),
+        ({"alpha": 10**400}, "alpha is 1000"),
+        ({"noise": "Gaussian"}, "noise is 'Gaussian'; it must be an object"),
+        ({"noise": {"sigma": "0.25"}}, "sigma is '0.25'; it must be a number from 0 to 2^63"),
+        ({"start": -1}, "start, end and skip are -1, "),
+        ({"end": None}, "start, end and skip are "),
+        ({"skip": {}}, "start, end and skip are "),
+        ({"skip": 0}, "start, end and skip are "),
+        ({"end": 10.0}, "start, end and skip are "),
+        ({"radius": 10**400}, "int too large to convert to float"),
+    ],
+)
+def test_a_damaged_setting_is_named(changes, what, tmp_path):
+    (tmp_path / "results.tsv").write_text(f"{HEADER}\n{GOOD_ROW}\n")
+    (tmp_path / "results.json").write_text(json.dumps(SETTINGS | changes))
+    with pytest.raises(ValueError, match="is damaged") as error:
+        read(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'results.json'} is damaged: {what}")
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [({"end": 10**15}, 5 * 10**14 - 1), ({"end": 2 * 10**40}, 10**40 - 1), ({"skip": 10**15}, 0)],
+)
+def test_a_setting_of_any_size_takes_no_memory(changes, missing, tmp_path):
+    (tmp_path / "results.tsv").write_text(f"{HEADER}\n{GOOD_ROW}\n")
+    (tmp_path / "results.json").write_text(json.dumps(SETTINGS | changes))
+    assert read(tmp_path).images_missing == missing
+
+
+def test_null_is_unknown(tmp_path):
+    (tmp_path / "results.tsv").write_text(f"{HEADER}\n{GOOD_ROW}\n")
+    (tmp_path / "results.json").write_text(json.dumps(dict.fromkeys([*SETTINGS, "radius", "rtol"])))
+    run = read(tmp_path)
+    assert (run.sigma, run.n, run.alpha, run.images_missing, bool(run.goal)) == (None, None, None, 0, False)
 
 
 def test_no_runs_are_refused():

@@ -45,8 +45,9 @@ ORDER = [
     "sums",
     "run_folder",
     "run_writer",
-    "checkpoint",
+    "tables",
     "results",
+    "checkpoint",
     "events",
     "replay",
     "recertify",
@@ -74,6 +75,7 @@ NO_TORCH = (
     "sums",
     "run_folder",
     "run_writer",
+    "tables",
     "results",
     "plot",
 )
