@@ -468,10 +468,10 @@ def _print_certified(args: argparse.Namespace, run: Results, seconds: float) -> 
 
 
 def _print_summary(args: argparse.Namespace, run: Results, seconds: float, score: str) -> None:
-    from .results import abstention_rate
+    from .results import abstention_rate, progress
 
     abstained = f"{'at most ' if run.goal else ''}{abstention_rate(run):.1%}"
-    print(f"{args.out}: {len(run.idx)} images in {seconds:.1f} s, {score}, abstained {abstained}")
+    print(f"{args.out}: {progress(run)} images in {seconds:.1f} s, {score}, abstained {abstained}")
 
 
 def _seconds(run: Run, found: Results, images: int, began: float) -> float:

@@ -51,7 +51,7 @@ def merge(
     out : path-like
         The folder to write, made if it does not exist.
     check_counts : bool
-        Also compare each row with what its counts give, which takes some milliseconds a row (`replay.check_rows`).
+        Also compare each row with what its counts give, about a millisecond a row (`replay.check_rows`).
 
     Returns
     -------

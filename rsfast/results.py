@@ -21,6 +21,7 @@ from .run_folder import (
     ABSTAIN,
     CERTIFY_COLUMNS,
     COUNTS,
+    PARTS,
     PREDICT_COLUMNS,
     SIDECAR,
     TABLE,
@@ -140,6 +141,11 @@ def read(path: str | PathLike[str]) -> Results:
     folder = Path(path).is_dir()
     file = Path(path) / TABLE if folder else Path(path)
     beside = file.with_name(SIDECAR)
+    if folder and not file.exists() and (file.parent / PARTS).is_dir():
+        raise FileNotFoundError(
+            f"{file.parent} has no {TABLE} yet, as its run of several processes is not finished; go on with --resume, or "
+            f"merge the folders in {file.parent / PARTS}"
+        )
     sidecar = read_sidecar(beside) if file.name == TABLE and beside.exists() else None
     table = read_table(file, ours=folder or sidecar is not None)
     rows = len(table.idx)

@@ -41,6 +41,7 @@ from .ranks import Ranks, Wishes
 from .replay import check_rows
 from .run_folder import (
     CHECKPOINT,
+    PARTS,
     SIDECAR,
     TABLE,
     check_same_run,
@@ -54,7 +55,6 @@ from .sampler import Outcome, Sampler
 from .tally import Tally
 
 _TRACE = "trace.json"  # in the run folder
-_PARTS = "parts"  # of a run that several processes share: a folder in its folder, with a run folder for each
 _EVERY = 30.0  # seconds between checkpoints,
 _SHARE = 20  # or so many times as long as one takes
 _WORK, _SAVE = 0, 1  # what is to be done after a batch, or the number of a signal; of several ranks' wishes the largest
@@ -175,10 +175,10 @@ class Run:
     @property
     def _folder(self) -> Path:
         """The run folder that this process writes, if it does."""
-        return self.out / _PARTS / f"{self.ranks.rank}-of-{self.ranks.world}" if self.ranks.by_inputs else self.out
+        return self.out / PARTS / f"{self.ranks.rank}-of-{self.ranks.world}" if self.ranks.by_inputs else self.out
 
     def _sidecar_file(self) -> Path:
-        files = [folder / SIDECAR for folder in (self.out, *sorted(self.out.glob(f"{_PARTS}/*-of-*")))]
+        files = [folder / SIDECAR for folder in (self.out, *sorted(self.out.glob(f"{PARTS}/*-of-*")))]
         return next((file for file in files if file.exists()), files[0])
 
     def rows(self, course: Course, settings: Mapping[str, Any], columns: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
@@ -242,7 +242,7 @@ class Run:
         elif parts and not self._merged():
             raise ValueError(
                 f"--out {self.out} holds a run of several processes; go on with two or more, --shard inputs, or merge the "
-                f"folders in {self.out / _PARTS} with rsfast merge"
+                f"folders in {self.out / PARTS} with rsfast merge"
             )
         return self.first or not self.ranks.by_samples
 
@@ -281,7 +281,7 @@ class Run:
 
     def _parts(self) -> list[Path]:
         """Return the folders of several processes; not of one that was killed before there was anything in its own."""
-        return [file.parent for file in sorted(self.out.glob(f"{_PARTS}/[0-9]*-of-[0-9]*/{SIDECAR}"))]
+        return [file.parent for file in sorted(self.out.glob(f"{PARTS}/[0-9]*-of-[0-9]*/{SIDECAR}"))]
 
     def _merged(self) -> bool:
         """Tell whether the run folder itself holds a run, and not only a part of what a merge puts there, the table last."""
@@ -420,7 +420,7 @@ class Run:
                     check_same_run(part / SIDECAR, sidecar)
                     remove_run(part)
             # Of a process that was killed at its birth, and of all; but where there are other files, they stay.
-            for folder in (*self.out.glob(f"{_PARTS}/[0-9]*-of-[0-9]*"), self.out / _PARTS):
+            for folder in (*self.out.glob(f"{PARTS}/[0-9]*-of-[0-9]*"), self.out / PARTS):
                 with suppress(OSError):
                     folder.rmdir()
         self._wait()

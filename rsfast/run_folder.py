@@ -29,6 +29,9 @@ TABLE, SIDECAR, COUNTS = "results.tsv", "results.json", "counts.jsonl"
 CHECKPOINT = "checkpoint.jsonl"
 """File name in the folder of a run that is not finished."""
 
+PARTS = "parts"
+"""Of a run that several processes share: a folder in its folder, with a run folder for each process."""
+
 CERTIFY_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 """Columns of Cohen et al.'s certify.py, in its order."""
 

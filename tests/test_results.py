@@ -600,6 +600,13 @@ def test_a_row_that_is_not_that_of_its_check_sum(name, found, instead, tmp_path)
         read(tmp_path / "results.tsv")
 
 
+def test_a_run_of_several_processes_that_is_not_finished(tmp_path):
+    with RunWriter(tmp_path / "parts" / "0-of-2", SIDECAR):
+        pass
+    with pytest.raises(FileNotFoundError, match=r"has no results.tsv yet, as its run of several processes is not finished"):
+        read(tmp_path)
+
+
 def test_a_run_folder_without_counts_is_read_with_a_warning(tmp_path):
     with RunWriter(tmp_path, SIDECAR) as run:
         run.write(0, 1, certificate(1, 0.5), 0.1, COUNTS)
