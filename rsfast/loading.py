@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import zipfile
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -14,25 +13,31 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
+from .files import open_file
 from .forward import Model
+from .npz import read_arrays
 
 _ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
 
 
 def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | None]:
     """Return images float32 [N, ...] and labels [N], if it holds any, of an .npz file; errors name --data."""
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"--data {path} is not an .npz file; it must be one, as numpy.savez writes it")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
-            found = ", ".join(arrays.files)
-    except (ValueError, zipfile.BadZipFile) as error:
+        arrays, found = read_arrays(path, [name for names in _ARRAYS for name in names])
+    except OSError as error:
         raise ValueError(f"--data {path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"--data {error}") from error
+    for names in _ARRAYS:
+        if all(name in arrays for name in names):
+            raise ValueError(f"--data {path} must hold {names[0]} or {names[1]}, got both; leave one out")
+    images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
     if images is None:
-        raise ValueError(f"--data {path} holds {found or 'nothing'}; it must hold images (or x), and may hold labels (or y)")
+        raise ValueError(
+            f"--data {path} holds {', '.join(found) or 'nothing'}; it must hold images (or x), and may hold labels (or y)"
+        )
     if images.dtype != np.float32:
         hint = (
             "; save images.astype('float32') / 255, and --sigma is then in units of [0, 1]"
@@ -49,6 +54,7 @@ def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | No
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"labels in --data {path} is {labels.dtype} {list(labels.shape)}; it must be integers [{len(images)}]"
+                + _way_to_labels(labels, len(images))
             )
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
@@ -56,6 +62,14 @@ def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | No
                 f"must lie from 0 to {num_classes - 1}"
             )
     return torch.from_numpy(images), None if labels is None else labels.tolist()
+
+
+def _way_to_labels(labels: NDArray[Any], count: int) -> str:
+    """Return what to save instead of what is no label an image: what its shape and values suggest, if anything."""
+    if labels.ndim == 2 and len(labels) == count and labels.shape[1] > 1:
+        return "; of one-hot labels or scores save labels.argmax(1)"
+    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and np.all(labels == np.trunc(labels)))
+    return "; save labels.reshape(-1).astype('int64')" if whole and labels.size == count else ""
 
 
 def find_device(name: str) -> torch.device:
@@ -118,7 +132,7 @@ def _load_weights(model: Model, spec: str, path: str) -> None:
 def file_sha256(path: str) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -622,7 +622,7 @@ def test_mistakes_in_options_are_one_line_and_leave_no_run(capsys, options, mess
         ({"images": np.zeros((2, 3, 4, 4))}, "images in --data bad.npz has dtype float64; it must be float32\n"),
         ({"images": np.zeros(2, np.float32)}, "images in --data bad.npz has shape [2]; it must be [N, ...], and not empty"),
         ({"images": np.zeros((0, 3), np.float32)}, "images in --data bad.npz has shape [0, 3]; it must be [N, ...]"),
-        ({"images": np.array([{}])}, "--data bad.npz: Object arrays cannot be loaded when allow_pickle=False"),
+        ({"images": np.array([{}])}, "--data bad.npz: images.npy: it must hold numbers, got Python objects"),
         ({"images": np.array([[0], [np.inf]], np.float32)}, "images[1] in --data bad.npz holds NaN or infinity"),
         ({"x": np.zeros((2, 4), np.float32), "y": np.zeros(3, int)}, "labels in --data bad.npz is int64 [3]; it must be"),
         (

@@ -51,6 +51,7 @@ ORDER = [
     "plot",
     "doctor",
     "demo",
+    "npz",
     "loading",
     "run",
     "cli",
@@ -59,6 +60,7 @@ ORDER = [
 NO_TORCH = (
     "allocator",
     "files",
+    "npz",
     "noise",
     "provenance",
     "heads",
