@@ -7,17 +7,16 @@ import os
 import sys
 from importlib import import_module
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
 from .files import open_file
 from .forward import Model
 from .npz import read_arrays
+from .weights import load_weights
 
 _ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
 
@@ -97,36 +96,14 @@ def load_model(spec: str, weights: str | None, device: torch.device) -> Model:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"--model {spec}: {type(error).__name__}: {error}") from error
     if weights is not None:
-        _load_weights(model, spec, weights)
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"--weights needs a torch.nn.Module, but --model {spec} returned a {type(model).__name__}")
+        load_weights(model, spec, weights)
     if isinstance(model, torch.nn.Module):
         model.to(device).eval()
     elif not callable(model):
         raise TypeError(f"--model {spec} returned {model!r}; it must return a model, callable on a batch")
     return model
-
-
-def _load_weights(model: Model, spec: str, path: str) -> None:
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"--weights needs a torch.nn.Module, but --model {spec} returned a {type(model).__name__}")
-    try:
-        if Path(path).suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        # A damaged file can raise anything; and of a foreign pickle, torch's own message advises to load it all the same.
-        raise ValueError(
-            f"--weights {path} is damaged or holds more than tensors; it must be a .safetensors file, or a state_dict that "
-            "torch.save wrote"
-        ) from error
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)  # where Cohen et al.'s train.py puts it
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"--weights {path} does not fit --model {spec}: {error}") from error
 
 
 def file_sha256(path: str) -> str:
@@ -135,16 +112,4 @@ def file_sha256(path: str) -> str:
     with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()
-
-
-def state_dict_sha256(model: Model) -> str | None:
-    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for any other callable."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -33,7 +33,7 @@ from .certificate import Certificate
 from .doctor import versions
 from .events import Log
 from .forward import check_logits
-from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
+from .loading import file_sha256, find_device, load_data, load_model
 from .looks import Course
 from .merge import merge
 from .meter import Profile
@@ -54,6 +54,7 @@ from .run_folder import (
 )
 from .sampler import Outcome, Sampler
 from .tally import Tally
+from .weights import state_dict_sha256
 
 _TRACE = "trace.json"  # in the run folder
 _PARTS = "parts"  # of a run that several processes share: a folder in its folder, with a run folder for each

@@ -52,6 +52,7 @@ ORDER = [
     "doctor",
     "demo",
     "npz",
+    "weights",
     "loading",
     "run",
     "cli",
