@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
+import site
 import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +26,9 @@ from .npz import read_arrays
 from .weights import load_weights
 
 _ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
+_PACKAGE = Path(__file__).parent
+_INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+_NOT_THE_USERS = {_PACKAGE, *map(Path, {*_INSTALLED, *site.getsitepackages(), site.getusersitepackages()})}
 
 
 def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | None]:
@@ -86,24 +96,65 @@ def find_device(name: str) -> torch.device:
 
 def load_model(spec: str, weights: str | None, device: torch.device) -> Model:
     """Return what the factory MODULE:FACTORY returns, with the weights in that file, on `device`; errors name the option."""
-    module, _, name = spec.partition(":")
-    if not (module and name):
+    module_name, _, name = spec.partition(":")
+    if not (module_name and name):
         raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        model: Model = attrgetter(name)(import_module(module))()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"--model {spec}: {type(error).__name__}: {error}") from error
+        sys.path.append(os.getcwd())  # last, so that nothing in it stands in for an installed package
+    with _naming_mistakes(spec, f"; {module_name} must be installed, or a module in the working directory"):
+        module = import_module(module_name)
+    with _naming_mistakes(spec, f"; it came from {getattr(module, '__file__', None) or 'Python itself'}"):
+        factory = attrgetter(name)(module)
+    with _naming_mistakes(spec, "; it must be a function without arguments that returns the model"):
+        model: Model = factory()
+    if isinstance(model, type) or not callable(model):
+        what = f"the class {model.__qualname__}" if isinstance(model, type) else reprlib.repr(model)
+        raise TypeError(f"--model {spec} returned {what}; it must return a model, callable on a batch")
     if weights is not None:
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"--weights needs a torch.nn.Module, but --model {spec} returned a {type(model).__name__}")
         load_weights(model, spec, weights)
     if isinstance(model, torch.nn.Module):
-        model.to(device).eval()
-    elif not callable(model):
-        raise TypeError(f"--model {spec} returned {model!r}; it must return a model, callable on a batch")
+        with _naming_mistakes(spec):
+            model.to(device)
     return model
+
+
+@contextmanager
+def _naming_mistakes(spec: str, hint: str = "") -> Iterator[None]:
+    """Turn whatever the user's code raises into a ValueError that names --model, and the line or else what to do."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and _is_our_own(error):
+            raise
+        place = place_of(error)
+        raise ValueError(f"--model {spec}: {place}{type(error).__name__}: {error}{'' if place else hint}") from error
+
+
+def place_of(error: BaseException) -> str:
+    """Return "FILE, line N: ", the innermost line of the user's code that an exception came through, or "" if none.
+
+    The user's code is what is neither installed, nor of the standard library, nor of rsfast.
+    """
+    places = _places(error)
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        places.append((Path(error.filename), error.lineno or 1))
+    for file, line in reversed(places):
+        if file.is_file() and not any(file.is_relative_to(folder) for folder in _NOT_THE_USERS):
+            shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+            return f"{shown}, line {line}: "
+    return ""
+
+
+def _places(error: BaseException) -> list[tuple[Path, int]]:
+    """Return the file and the line of every frame that an exception came through, the outermost first."""
+    return [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+
+
+def _is_our_own(stop: SystemExit) -> bool:
+    """Tell whether it was rsfast that stopped within the user's code, as it does when it is terminated."""
+    return any(file.is_relative_to(_PACKAGE) and file != Path(__file__) for file, _ in _places(stop))
 
 
 def file_sha256(path: str) -> str:

@@ -102,7 +102,7 @@ def data():
 
 
 def net():
-    sys.path.insert(0, ".")
+    sys.path.insert(0, str(Path.cwd()))
     import tiny_nets
 
     return tiny_nets.Net()
@@ -171,7 +171,7 @@ def test_certify_writes_the_certificates_of_the_library(options, arguments):
 
 def test_a_model_in_float64():
     run(f"certify {BASE} --n 200 --dtype float64 --out run --model tiny_nets:doubles")
-    sys.path.insert(0, ".")
+    sys.path.insert(0, str(Path.cwd()))
     import tiny_nets
 
     keywords = {"num_classes": 4, "n": 200, "seed": 11, "dtype": torch.float64}
@@ -583,7 +583,7 @@ def test_the_commands_are_listed(capsys):
         ("--model tiny_nets:net", "--model tiny_nets:net: AttributeError: module 'tiny_nets' has no attribute 'net'"),
         ("--model tiny_nets:number", "--model tiny_nets:number: TypeError: 'int' object is not callable"),
         ("--model tiny_nets:needs_argument", "missing 1 required positional argument: 'width'"),
-        ("--model tiny_nets:fails", "--model tiny_nets:fails: ValueError: the factory's own words"),
+        ("--model tiny_nets:fails", "--model tiny_nets:fails: tiny_nets.py, line 25: ValueError: the factory's own words"),
         ("--model builtins:dict", "--model builtins:dict returned {}; it must return a model"),
         ("--model tiny_nets:returns_tuple", "model returned a tuple; it must return the logits"),
         ("--model tiny_nets:misfit", "--model tiny_nets:misfit fails on a batch [1, 3, 4, 4] of float32: mat1 and mat2"),
