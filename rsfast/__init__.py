@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == __name__ and not sys.flags.safe_path:
+    # `python -m rsfast` puts the working directory first, where a user's profile.py or random.py would hide the standard
+    # library's from NumPy, PyTorch and us. The command `rsfast` does not; for --model it is then appended, with either.
+    del sys.path[0]
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

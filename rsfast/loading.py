@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
+import site
 import sys
-import zipfile
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
+from .files import open_file
 from .forward import Model
+from .npz import read_arrays
+from .weights import load_weights
 
 _ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
+_PACKAGE = Path(__file__).parent
+_INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+_NOT_THE_USERS = {_PACKAGE, *map(Path, {*_INSTALLED, *site.getsitepackages(), site.getusersitepackages()})}
 
 
 def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | None]:
     """Return images float32 [N, ...] and labels [N], if it holds any, of an .npz file; errors name --data."""
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"--data {path} is not an .npz file; it must be one, as numpy.savez writes it")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
-            found = ", ".join(arrays.files)
-    except (ValueError, zipfile.BadZipFile) as error:
+        arrays, found = read_arrays(path, [name for names in _ARRAYS for name in names])
+    except OSError as error:
         raise ValueError(f"--data {path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"--data {error}") from error
+    for names in _ARRAYS:
+        if all(name in arrays for name in names):
+            raise ValueError(f"--data {path} must hold {names[0]} or {names[1]}, got both; leave one out")
+    images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
     if images is None:
-        raise ValueError(f"--data {path} holds {found or 'nothing'}; it must hold images (or x), and may hold labels (or y)")
+        raise ValueError(
+            f"--data {path} holds {', '.join(found) or 'nothing'}; it must hold images (or x), and may hold labels (or y)"
+        )
     if images.dtype != np.float32:
         hint = (
             "; save images.astype('float32') / 255, and --sigma is then in units of [0, 1]"
@@ -49,6 +63,7 @@ def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | No
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"labels in --data {path} is {labels.dtype} {list(labels.shape)}; it must be integers [{len(images)}]"
+                + _way_to_labels(labels, len(images))
             )
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
@@ -56,6 +71,14 @@ def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | No
                 f"must lie from 0 to {num_classes - 1}"
             )
     return torch.from_numpy(images), None if labels is None else labels.tolist()
+
+
+def _way_to_labels(labels: NDArray[Any], count: int) -> str:
+    """Return what to save instead of what is no label an image: what its shape and values suggest, if anything."""
+    if labels.ndim == 2 and len(labels) == count and labels.shape[1] > 1:
+        return "; of one-hot labels or scores save labels.argmax(1)"
+    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and np.all(labels == np.trunc(labels)))
+    return "; save labels.reshape(-1).astype('int64')" if whole and labels.size == count else ""
 
 
 def find_device(name: str) -> torch.device:
@@ -73,64 +96,71 @@ def find_device(name: str) -> torch.device:
 
 def load_model(spec: str, weights: str | None, device: torch.device) -> Model:
     """Return what the factory MODULE:FACTORY returns, with the weights in that file, on `device`; errors name the option."""
-    module, _, name = spec.partition(":")
-    if not (module and name):
+    module_name, _, name = spec.partition(":")
+    if not (module_name and name):
         raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        model: Model = attrgetter(name)(import_module(module))()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"--model {spec}: {type(error).__name__}: {error}") from error
+        sys.path.append(os.getcwd())  # last, so that nothing in it stands in for an installed package
+    with _naming_mistakes(spec, f"; {module_name} must be installed, or a module in the working directory"):
+        module = import_module(module_name)
+    with _naming_mistakes(spec, f"; it came from {getattr(module, '__file__', None) or 'Python itself'}"):
+        factory = attrgetter(name)(module)
+    with _naming_mistakes(spec, "; it must be a function without arguments that returns the model"):
+        model: Model = factory()
+    if isinstance(model, type) or not callable(model):
+        what = f"the class {model.__qualname__}" if isinstance(model, type) else reprlib.repr(model)
+        raise TypeError(f"--model {spec} returned {what}; it must return a model, callable on a batch")
     if weights is not None:
-        _load_weights(model, spec, weights)
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"--weights needs a torch.nn.Module, but --model {spec} returned a {type(model).__name__}")
+        load_weights(model, spec, weights)
     if isinstance(model, torch.nn.Module):
-        model.to(device).eval()
-    elif not callable(model):
-        raise TypeError(f"--model {spec} returned {model!r}; it must return a model, callable on a batch")
+        with _naming_mistakes(spec):
+            model.to(device)
     return model
 
 
-def _load_weights(model: Model, spec: str, path: str) -> None:
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"--weights needs a torch.nn.Module, but --model {spec} returned a {type(model).__name__}")
+@contextmanager
+def _naming_mistakes(spec: str, hint: str = "") -> Iterator[None]:
+    """Turn whatever the user's code raises into a ValueError that names --model, and the line or else what to do."""
     try:
-        if Path(path).suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        # A damaged file can raise anything; and of a foreign pickle, torch's own message advises to load it all the same.
-        raise ValueError(
-            f"--weights {path} is damaged or holds more than tensors; it must be a .safetensors file, or a state_dict that "
-            "torch.save wrote"
-        ) from error
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)  # where Cohen et al.'s train.py puts it
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"--weights {path} does not fit --model {spec}: {error}") from error
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and _is_our_own(error):
+            raise
+        place = place_of(error)
+        raise ValueError(f"--model {spec}: {place}{type(error).__name__}: {error}{'' if place else hint}") from error
+
+
+def place_of(error: BaseException) -> str:
+    """Return "FILE, line N: ", the innermost line of the user's code that an exception came through, or "" if none.
+
+    The user's code is what is neither installed, nor of the standard library, nor of rsfast.
+    """
+    places = _places(error)
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        places.append((Path(error.filename), error.lineno or 1))
+    for file, line in reversed(places):
+        if file.is_file() and not any(file.is_relative_to(folder) for folder in _NOT_THE_USERS):
+            shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+            return f"{shown}, line {line}: "
+    return ""
+
+
+def _places(error: BaseException) -> list[tuple[Path, int]]:
+    """Return the file and the line of every frame that an exception came through, the outermost first."""
+    return [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+
+
+def _is_our_own(stop: SystemExit) -> bool:
+    """Tell whether it was rsfast that stopped within the user's code, as it does when it is terminated."""
+    return any(file.is_relative_to(_PACKAGE) and file != Path(__file__) for file, _ in _places(stop))
 
 
 def file_sha256(path: str) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()
-
-
-def state_dict_sha256(model: Model) -> str | None:
-    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for any other callable."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

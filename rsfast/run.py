@@ -32,7 +32,7 @@ from .certificate import Certificate
 from .doctor import versions
 from .events import Log
 from .forward import check_logits
-from .loading import file_sha256, find_device, load_data, load_model, state_dict_sha256
+from .loading import file_sha256, find_device, load_data, load_model, place_of
 from .looks import Course
 from .merge import merge
 from .meter import Profile
@@ -53,6 +53,7 @@ from .run_folder import (
 from .run_writer import RunWriter, locked, refuse_a_run, remove_run, tidy
 from .sampler import Outcome, Sampler
 from .tally import Tally
+from .weights import state_dict_sha256
 
 _TRACE = "trace.json"  # in the run folder
 _EVERY = 30.0  # seconds between checkpoints,
@@ -136,18 +137,28 @@ class Run:
             **_normalisation(args.mean, args.std, self._images.shape[1]),
         }
         first = self._images[:1]
+        raised: list[Exception] = []
 
         def model(batch: torch.Tensor) -> torch.Tensor:
-            logits = check_logits(self._model(batch), 1, args.num_classes)
+            try:
+                output = self._model(batch)
+            except Exception as error:
+                raised.append(error)
+                raise
+            logits = check_logits(output, 1, args.num_classes)
             # As JSON can hold them: None for NaN and infinity.
             self._first_logits = [each if math.isfinite(each) else None for each in logits[0, :_LOGITS].tolist()]
             return logits
 
         try:  # so that a model that does not fit fails before there is a run folder
             sample(model, first.to(self._device), self.noise, n=1, stream="user", batch_size=1, **self._options)
-        except RuntimeError as error:
-            shape = [1, *self._images.shape[1:]]
-            raise ValueError(f"--model {args.model} fails on a batch {shape} of {args.dtype}: {error}") from error
+        except Exception as error:
+            if error not in raised and not isinstance(error, RuntimeError):
+                raise
+            place = place_of(error)
+            kind = "" if isinstance(error, RuntimeError) and not place else f"{type(error).__name__}: "
+            what = f"--model {args.model} fails on a batch {[1, *self._images.shape[1:]]} of {args.dtype}"
+            raise ValueError(f"{what}: {place}{kind}{error}") from error
         self._options |= {"compile": args.compile, "cuda_graph": args.cuda_graph}
         self._options["batch_size"] = self._setting("batch_size", recorded, "auto")
         self._probe = self._sampling(self.indices)

@@ -55,6 +55,8 @@ ORDER = [
     "plot",
     "doctor",
     "demo",
+    "npz",
+    "weights",
     "loading",
     "run",
     "cli",
@@ -63,6 +65,7 @@ ORDER = [
 NO_TORCH = (
     "allocator",
     "files",
+    "npz",
     "noise",
     "provenance",
     "heads",
