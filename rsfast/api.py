@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from . import bounds, certificate, ops, rules
 from .allocator import keep_freed_memory
+from .arguments import as_int
 from .batch_size import automatic
 from .batches import Batches, Part
 from .certificate import ABSTAIN, Certificate, Execution
@@ -42,11 +43,10 @@ _VOTES = Votes()
 
 
 def _count(name: str, value: object, most: int = MAX_SAMPLES) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} is {value!r}; it must be an int")
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} is {value}; it must be from 1 to {most}")
-    return int(value)
+    count = as_int(name, value)
+    if not 1 <= count <= most:
+        raise ValueError(f"{name} is {count}; it must be from 1 to {most}")
+    return count
 
 
 class SmoothOptions(TypedDict, total=False):
@@ -114,10 +114,10 @@ class Sampling:
             if not isinstance(noise, Gaussian):
                 raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
             self.inputs = Inputs(inputs, input_ids, noise)
+            num_classes = Tally(1, num_classes).num_classes  # checked
             self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
             self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
             self.device = self._find_device(isinstance(inputs, torch.Tensor))
-            Tally(1, num_classes)
             # scale and shift go to the device once, rather than once a batch.
             shape = self.inputs.shape
             scale, shift = ops.affine(preparation.get("scale"), preparation.get("shift"), shape[0], self.device)
@@ -387,8 +387,9 @@ def sample(
     n = _count("n", n)
     if seed is None:
         raise TypeError("seed is None; it must be an int, so that other samples of the same stream can be told apart")
-    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start <= (1 << 56) - n:
-        raise ValueError(f"start is {start!r}; it must be an int from 0 to 2^56 - n")
+    start = as_int("start", start)
+    if not 0 <= start <= (1 << 56) - n:
+        raise ValueError(f"start is {start}; it must be an int from 0 to 2^56 - n")
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     x = ops.check_inputs("inputs", inputs)
     given = options.get("input_ids")
@@ -396,7 +397,7 @@ def sample(
     samples = range(start, start + n)
     provenance = Provenance(noise, sampling.seed, ops.check_stream(stream), samples, ids)
     with torch.inference_mode(False):  # as in Sampling.sampler
-        tally = Tally(len(x), num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
+        tally = Tally(len(x), sampling.num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
     with sampling.bar(n, "sampling") as bar:
         draw(sampling.batches(n), x, ids, tally, samples, stream, bar)
     return tally
@@ -570,7 +571,7 @@ def _certification(
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     course = sampling.certification(methods, goal, n0, n)
     for method in course.methods:
-        _warn_of_radius(method, goal, n0, n, num_classes)
+        _warn_of_radius(method, goal, n0, n, sampling.num_classes)
     return sampling, course
 
 
@@ -726,8 +727,8 @@ def tune_head(
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     if sampling.inputs.count is None:
         raise TypeError(f"inputs is a {type(inputs).__name__}; it must be a tensor or have a length, that of labels")
-    truth = ops.indices("labels", labels, sampling.inputs.count, num_classes, sampling.inputs.device)
-    ops.check_range("labels", truth, num_classes)
+    truth = ops.indices("labels", labels, sampling.inputs.count, sampling.num_classes, sampling.inputs.device)
+    ops.check_range("labels", truth, sampling.num_classes)
     found = sampling.all_found(sampling.certification(methods, Goal(), n0, n, streams=("training",) * 2), "tuning")
     radii = np.array([[each.radius for each in of_input] for of_input in found])
     right = np.array([[each.prediction for each in of_input] for of_input in found]) == truth.cpu().numpy()[:, None]

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "rsfast"
 # The flow: no module imports one to its right. The Tally stands left of ops, whose backends write into one, and the
 # confidence bounds, which know no other module, could stand anywhere. `__init__` is what users import, not part of the flow.
 ORDER = [
+    "arguments",
     "files",
     "noise",
     "provenance",
@@ -58,6 +59,7 @@ ORDER = [
 ]
 NO_TORCH = (
     "allocator",
+    "arguments",
     "files",
     "noise",
     "provenance",
