@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from . import bounds, certificate, ops, rules
 from .allocator import keep_freed_memory
-from .arguments import as_int
+from .arguments import as_int, is_int
 from .batch_size import automatic
 from .batches import Batches, Part
 from .certificate import ABSTAIN, Certificate, Execution
@@ -55,9 +55,9 @@ class SmoothOptions(TypedDict, total=False):
     scale: torch.Tensor | Sequence[float] | float | None
     shift: torch.Tensor | Sequence[float] | float | None
     clamp: tuple[float, float] | None
-    dtype: torch.dtype | None
+    dtype: torch.dtype | str | None
     channels_last: bool
-    autocast: torch.dtype | None
+    autocast: torch.dtype | str | None
     compile: bool
     cuda_graph: bool
     backend: str
@@ -97,7 +97,7 @@ class Sampling:
         batch_size: int | str = "auto",
         input_ids: torch.Tensor | Sequence[int] | None = None,
         progress: bool = False,
-        autocast: torch.dtype | None = None,
+        autocast: torch.dtype | str | None = None,
         compile: bool = False,
         cuda_graph: bool = False,
         shard: str | None = None,
@@ -122,14 +122,14 @@ class Sampling:
             shape = self.inputs.shape
             scale, shift = ops.affine(preparation.get("scale"), preparation.get("shift"), shape[0], self.device)
             backend = ops.backend_for(preparation.get("backend", "auto"), self.device)
-            self.preparation = {**preparation, "scale": scale, "shift": shift, "backend": backend}
+            dtype = ops.as_dtype("dtype", torch.float32 if (given := preparation.get("dtype")) is None else given)
+            self.preparation = {**preparation, "scale": scale, "shift": shift, "backend": backend, "dtype": dtype}
             # No samples: this only checks the noise and the preparation, before any work is done.
             x = torch.zeros(1, *shape, device=self.device)
             ops.perturb(x, noise, seed=self.seed, samples=range(0), rows=[], **self.preparation)
             self.forward = Forward(
                 model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph
             )
-            dtype = preparation.get("dtype") or torch.float32
             if self.forward.autocast is not None and dtype == torch.float64:
                 what = f"autocast is {self.forward.autocast} and dtype is {dtype}"
                 raise ValueError(f"{what}, which autocast leaves alone; leave one of them out")
@@ -364,7 +364,7 @@ def sample(
     input_ids : int64 tensor [I], optional
         Identity of each input in the noise stream, in [0, 2^32); 0 to I - 1 by default.
     scale, shift, clamp, dtype, channels_last, backend
-        As in `ops.perturb`. dtype is what the model takes: torch.float64 for one whose weights are float64.
+        As in `ops.perturb`. dtype is what the model takes: "float64" for one whose weights are float64.
     autocast, compile, cuda_graph
         As in `forward.Forward`. With scale, shift, clamp, dtype and channels_last part of the classifier that is certified,
         and recorded.
@@ -387,14 +387,13 @@ def sample(
     n = _count("n", n)
     if seed is None:
         raise TypeError("seed is None; it must be an int, so that other samples of the same stream can be told apart")
-    start = as_int("start", start)
-    if not 0 <= start <= (1 << 56) - n:
-        raise ValueError(f"start is {start}; it must be an int from 0 to 2^56 - n")
+    if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
+        raise ValueError(f"start is {start!r}; it must be an int from 0 to 2^56 - n")
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     x = ops.check_inputs("inputs", inputs)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
-    samples = range(start, start + n)
+    samples = range(int(start), int(start) + n)
     provenance = Provenance(noise, sampling.seed, ops.check_stream(stream), samples, ids)
     with torch.inference_mode(False):  # as in Sampling.sampler
         tally = Tally(len(x), sampling.num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)

@@ -15,9 +15,19 @@ import torch
 from ..noise import STREAMS, Gaussian, check_seed
 from ..tally import Tally, check_range, integers
 from .backends import BACKENDS, backend_for, check_backend
-from .checks import TYPES, check_apart, memory_format, require
+from .checks import TYPES, as_dtype, check_apart, memory_format, require
 
-__all__ = ["BACKENDS", "TYPES", "accumulate", "backend_for", "check_range", "check_seed", "memory_format", "perturb"]
+__all__ = [
+    "BACKENDS",
+    "TYPES",
+    "accumulate",
+    "as_dtype",
+    "backend_for",
+    "check_range",
+    "check_seed",
+    "memory_format",
+    "perturb",
+]
 
 
 def check_stream(stream: object) -> str:
@@ -133,7 +143,7 @@ def perturb(
     scale: torch.Tensor | Sequence[float] | float | None = None,
     shift: torch.Tensor | Sequence[float] | float | None = None,
     clamp: tuple[float, float] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     channels_last: bool = False,
     out: torch.Tensor | None = None,
     backend: str = "auto",
@@ -164,8 +174,8 @@ def perturb(
         The model's normalisation: ``scale = 1 / std``, ``shift = -mean / std``. Applied as one fma.
     clamp : (low, high), optional
         Applied after the noise and before scale and shift.
-    dtype : torch.dtype
-        float32 (default), float16, bfloat16 or float64.
+    dtype : torch.dtype or str
+        float32 (default), float16, bfloat16 or float64, or its name.
     channels_last : bool
         Lay the result out as torch.channels_last (inputs of 3 axes) or torch.channels_last_3d (4 axes).
     out : tensor [B, *shape], optional
@@ -219,9 +229,7 @@ def perturb(
         rows = torch.arange(batch, device=device) if count == batch else torch.zeros(batch, dtype=torch.int64, device=device)
     scale, shift = affine(scale, shift, shape[0], device)
     layout = memory_format(channels_last, len(shape))
-    dtype = dtype if dtype is not None else getattr(out, "dtype", torch.float32)
-    if dtype not in TYPES:
-        raise TypeError(f"dtype is {dtype!r}; it must be one of {', '.join(map(str, TYPES))}")
+    dtype = as_dtype("dtype", dtype if dtype is not None else getattr(out, "dtype", torch.float32))
     if out is None:
         out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
     elif not isinstance(out, torch.Tensor):
