@@ -159,7 +159,8 @@ _EXECUTION = Execution()
 class Certificate:
     """What is proved about one input: the smoothed classifier returns ``prediction`` within ``radius`` of it.
 
-    With probability at least ``1 - alpha`` over the samples. Unpacks as ``prediction, radius``.
+    With probability at least ``1 - alpha`` over the samples. Unpacks as ``prediction, radius``. A `pandas.DataFrame` of a
+    list of them has a row for each, and a column for each field.
 
     Parameters
     ----------
@@ -231,9 +232,13 @@ class Certificate:
         """Whether the prediction is `ABSTAIN`."""
         return self.prediction == ABSTAIN
 
-    def __iter__(self) -> Iterator[int | float]:
-        yield self.prediction
-        yield self.radius
+    def __getitem__(self, place: int) -> int | float:
+        """Return the prediction or the radius, which is what unpacking needs."""
+        return (self.prediction, self.radius)[place]
+
+    if TYPE_CHECKING:  # type checkers ask for it, but pandas would take for a row of two numbers what has it
+
+        def __iter__(self) -> Iterator[int | float]: ...
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold; `from_dict` gives back an equal Certificate."""
