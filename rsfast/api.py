@@ -26,6 +26,7 @@ from .batches import Batches, Part
 from .certificate import ABSTAIN, Certificate, Execution
 from .forward import Forward, Model, reduced_precision
 from .heads import Head, Votes
+from .hints import axes_of_one
 from .inputs import Inputs, Source
 from .looks import Certification, Course, Goal, Prediction, largest_radius, smallest_n
 from .meter import Meter
@@ -130,6 +131,7 @@ class Sampling:
             self.forward = Forward(
                 model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph
             )
+            self.forward.about = self.inputs.about
             if self.forward.autocast is not None and dtype == torch.float64:
                 what = f"autocast is {self.forward.autocast} and dtype is {dtype}"
                 raise ValueError(f"{what}, which autocast leaves alone; leave one of them out")
@@ -233,7 +235,7 @@ class Sampling:
 
     def _probe(self) -> None:
         """Run the model on a few rows of the first input, and warn if it is no function of a row."""
-        first, count, shape = self.inputs.first[None].to(self.device), self.inputs.count, list(self.inputs.shape)
+        first = self.inputs.first[None].to(self.device)
 
         def noisy(samples: torch.Tensor) -> torch.Tensor:
             samples = samples.to(self.device)
@@ -243,12 +245,7 @@ class Sampling:
             )
 
         sizes = (ROWS,) if isinstance(self.batch_size, str) else (ROWS, self.batch_size)
-        try:
-            probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
-        except Exception as error:
-            given = f"inputs that are each {shape}" if count is None else f"inputs of shape {[count, *shape]}"
-            error.add_note(f"these are rows of {given}; the first axis counts inputs, so one alone is inputs[None]")
-            raise
+        probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
 
     def sampler(self, course: Course, bar: tqdm[Any], *, pad: bool = False, **hooks: Any) -> Sampler:
         """Return what takes the inputs through a course; with `hooks` as in `Sampler`, and `pad` as in `Batches`."""
@@ -384,21 +381,32 @@ def sample(
     1000
     """
     _check_options(options, SampleOptions)  # no shard: each process has a range of its own, or inputs
-    n = _count("n", n)
+    n, x = _count("n", n), ops.check_inputs("inputs", inputs)
     if seed is None:
         raise TypeError("seed is None; it must be an int, so that other samples of the same stream can be told apart")
     if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
         raise ValueError(f"start is {start!r}; it must be an int from 0 to 2^56 - n")
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
-    x = ops.check_inputs("inputs", inputs)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
-    samples = range(int(start), int(start) + n)
-    provenance = Provenance(noise, sampling.seed, ops.check_stream(stream), samples, ids)
+    return _draw(sampling, x, ids, range(int(start), int(start) + n), stream, heads, tracked)
+
+
+def _draw(
+    sampling: Sampling,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    samples: range,
+    stream: str,
+    heads: Sequence[Head] = (_VOTES,),
+    tracked: NDArray[np.int64] | torch.Tensor | None = None,
+) -> Tally:
+    """Return the Tally of these samples of every input."""
+    provenance = Provenance(sampling.noise, sampling.seed, ops.check_stream(stream), samples, ids)
     with torch.inference_mode(False):  # as in Sampling.sampler
         tally = Tally(len(x), sampling.num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
-    with sampling.bar(n, "sampling") as bar:
-        draw(sampling.batches(n), x, ids, tally, samples, stream, bar)
+    with sampling.bar(len(samples), "sampling") as bar:
+        draw(sampling.batches(len(samples)), x, ids, tally, samples, stream, bar)
     return tally
 
 
@@ -725,7 +733,8 @@ def tune_head(
     methods = [Method(noise, alpha, head, bound, rule, lipschitz) for head in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     if sampling.inputs.count is None:
-        raise TypeError(f"inputs is a {type(inputs).__name__}; it must be a tensor or have a length, that of labels")
+        what = f"inputs is a {type(inputs).__name__}; it must be a tensor or have a length, that of labels"
+        raise TypeError(f"{what}; pass list(inputs), of inputs one by one")
     truth = ops.indices("labels", labels, sampling.inputs.count, sampling.num_classes, sampling.inputs.device)
     ops.check_range("labels", truth, sampling.num_classes)
     found = sampling.all_found(sampling.certification(methods, Goal(), n0, n, streams=("training",) * 2), "tuning")
@@ -1013,26 +1022,19 @@ class Smooth:
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
-        x, num = _one_input(x), _count("num", num)
+        given, x, num = x, _one_input(x), _count("num", num)
         call = _CALL.get()
         if call is None or call.smooth is not self:
             call = self._now()
             with _PLACES:
                 call.input_id, call.start = self._calls, self._drawn
                 self._drawn += num
-        tally = sample(
-            call.base_classifier,
-            x,
-            Gaussian(call.sigma),
-            num_classes=call.num_classes,
-            n=num,
-            start=call.take(num),
-            stream=call.stream,
-            seed=call.seed,
-            batch_size=batch_size,
-            input_ids=[call.input_id],
-            **call.options,
-        )
+        options: dict[str, Any] = {"batch_size": batch_size, "input_ids": [call.input_id], **call.options}
+        sampling = Sampling(call.base_classifier, x, Gaussian(call.sigma), call.num_classes, call.seed, **options)
+        sampling.forward.about = f"x of shape {[*given.shape]} is taken as one input of shape {[*x.shape[1:]]}"
+        sampling.forward.about += (hint := axes_of_one(given.shape)) and f"; {hint}"
+        start, ids = call.take(num), torch.tensor([call.input_id], device=x.device)
+        tally = _draw(sampling, x, ids, range(start, start + num), call.stream)
         votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
         if getattr(self._count_arr, "__func__", None) is Smooth._count_arr:
             return votes  # as it would count them
@@ -1059,12 +1061,10 @@ class Smooth:
 def _one_input(x: torch.Tensor) -> torch.Tensor:
     """Return x as a batch of one, with the shapes that the original's ``x.repeat((n, 1, 1, 1))`` gives, but that a vector
     stays one, and several inputs, which it mixed into one vote, are refused."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; it must be a float32 tensor, one input")
-    if x.ndim == 4 and x.shape[0] == 1:
-        return x
-    if x.ndim == 2:
-        return x[None, None]
-    if x.ndim in (1, 3):
-        return x[None]
-    raise ValueError(f"x has shape {list(x.shape)}; it must be one input, [C, H, W], [1, C, H, W], [H, W] or [D]")
+    if isinstance(x, torch.Tensor) and x.ndim not in (1, 2, 3) and (x.ndim != 4 or len(x) != 1):
+        several = "; of several call it for each, or rsfast.certify for all" if x.ndim == 4 else ""
+        raise ValueError(
+            f"x has shape {list(x.shape)}; it must be one input, [C, H, W], [1, C, H, W], [H, W] or [D]{several}"
+        )
+    x = ops.check_inputs("x", x, single=True)
+    return x if x.ndim == 4 else x[None, None] if x.ndim == 2 else x[None]

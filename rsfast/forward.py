@@ -68,6 +68,8 @@ class Forward:
         Whether part of the model has a mode that cannot be set, as that of an exported program or of frozen TorchScript.
     full_precision : bool
         Refuse logits below float32; False at first.
+    about : str
+        What an error of the model has as a note, besides the shape of its batch; nothing at first.
 
     Raises
     ------
@@ -108,7 +110,7 @@ class Forward:
             autocast = torch.get_autocast_dtype(device.type)
         self.num_classes, self.device, self.autocast = num_classes, device, _check_autocast(autocast, device)
         self.compile, self.cuda_graph = compile, cuda_graph
-        self.full_precision = False
+        self.full_precision, self.about = False, ""
         self.model, self.modules = model, modules_of(model)
         self.mode_fixed = any(map(is_fixed, self.modules))
         self._run = torch.compile(model, backend=_inductor) if compile else model
@@ -161,6 +163,8 @@ class Forward:
                 if not is_out_of_memory(error):
                     what = f"{list(batch.shape)} of {batch.dtype} on '{batch.device}'"
                     error.add_note(f"the model was given a batch {what}: {len(batch)} rows, which is up to batch_size")
+                    if self.about:
+                        error.add_note(self.about)
                 raise
         if self.full_precision and logits.dtype.itemsize < 4:
             raise ValueError(

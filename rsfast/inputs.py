@@ -6,7 +6,7 @@ import math
 import threading
 import warnings
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from torch.utils.data import (
 )
 
 from . import ops
+from .hints import axes, axes_of_each, conversion
 from .noise import Gaussian
 from .ops import openmp
 
@@ -59,6 +60,8 @@ class Inputs:
         How many there are, if `inputs` can tell before it is read.
     first : tensor [*shape]
         The first of them, which is still to come.
+    about : str
+        How they were taken, for whoever meets an error that they may be the cause of.
 
     Raises
     ------
@@ -110,6 +113,11 @@ class Inputs:
             self._rows = _ahead(_checked(_items(inputs), batched), noise)
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
+        self.about, hint = f"these are rows of inputs that are each {[*self.shape]}", axes_of_each(self.shape)
+        if isinstance(inputs, torch.Tensor):
+            taken = f"are taken as {self.count} inputs of shape {[*self.shape]}"
+            self.about, hint = f"inputs of shape {[*inputs.shape]} {taken}", axes(inputs.shape)
+        self.about += hint and f"; {hint}"
         self._taken = 0
         # Also at exit: a thread that still runs while the interpreter is taken down may take the process with it.
         self._close = weakref.finalize(self, self._rows.close)
@@ -176,15 +184,17 @@ def _check_row(row: _Row, place: int, noise: Gaussian | None) -> None:
 
 def _items(inputs: Any) -> Iterator[object]:
     """Return the items of an iterable, or of what has a length and takes an index, as a map-style Dataset."""
-    if not isinstance(inputs, str):
+    is_array = hasattr(inputs, "__array__") or hasattr(inputs, "__array_interface__")  # of another library, or an image
+    if not is_array and not isinstance(inputs, (str, Mapping)):
         if isinstance(inputs, Iterable):
             return iter(inputs)
         # iter() would take this, too, but go on for ever, or take an IndexError from deep inside it for the end.
         if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
             return (inputs[place] for place in range(len(inputs)))
+    step = conversion("inputs", inputs)
     raise TypeError(
         f"inputs is a {type(inputs).__name__}; it must be a dense float32 tensor [I, *shape], a DataLoader, a Dataset with "
-        "a length, or an iterable of inputs [*shape]"
+        f"a length, or an iterable of inputs [*shape]{'' if step is None else f'; pass {step}'}"
     )
 
 
@@ -244,12 +254,14 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
         except BaseException as error:
             error.add_note(f"inputs raised this when inputs[{place}] was read")
             raise
-        if isinstance(item, (tuple, list)) and item:
-            item = item[0]
-        if batched:
-            batch = ops.check_inputs(f"the batch at inputs[{place}]", item)
-        else:
-            batch = ops.check_inputs(f"inputs[{place}]", item, single=True)[None]
+        given, form = (
+            ("batch", "(image for batch in inputs for image in {})") if batched else ("item", "({} for item in inputs)")
+        )
+        if isinstance(item, (tuple, list)) and item and not all(isinstance(each, (int, float)) for each in item):
+            item, given = item[0], f"{given}[0]"
+        name = f"the batch at inputs[{place}]" if batched else f"inputs[{place}]"
+        batch = ops.check_inputs(name, item, single=not batched, given=given, form=form)
+        batch = batch if batched else batch[None]
         if place == 0:
             shape, device = batch.shape[1:], batch.device
         if batch.shape[1:] != shape:

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "rsfast"
 ORDER = [
     "arguments",
     "files",
+    "hints",
     "noise",
     "provenance",
     "lipschitz",
@@ -158,7 +159,7 @@ def test_flow_is_not_trivial():
     """The parser sees the imports that are there."""
     assert {"ops", "tally", "noise"} <= imports_of(PACKAGE / "batches.py")
     assert {"sampler", "certificate", "bounds", "ops", "tally"} <= imports_of(PACKAGE / "api.py")
-    assert imports_of(PACKAGE / "ops" / "__init__.py") == {"noise", "tally", "ops"}
+    assert imports_of(PACKAGE / "ops" / "__init__.py") == {"hints", "noise", "tally", "ops"}
     assert imports_of(PACKAGE / "ops" / "cpu.py") == {"ops", "_cpu"}
     assert imports_of(PACKAGE / "bounds.py") == set()
 
