@@ -27,7 +27,7 @@ from .certificate import ABSTAIN, Certificate, Execution
 from .forward import Forward, Model, reduced_precision
 from .heads import Head, Votes
 from .hints import axes_of_one
-from .inputs import Inputs, Source
+from .inputs import Inputs, Source, warn_of_units
 from .looks import Certification, Course, Goal, Prediction, largest_radius, smallest_n
 from .meter import Meter
 from .noise import Gaussian
@@ -387,6 +387,7 @@ def sample(
     if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
         raise ValueError(f"start is {start!r}; it must be an int from 0 to 2^56 - n")
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
     return _draw(sampling, x, ids, range(int(start), int(start) + n), stream, heads, tracked)
@@ -525,7 +526,8 @@ def certify(
     Warns
     -----
     UserWarning
-        If n is so small that even unanimous votes certify nothing, or not the `radius` that is asked for.
+        If n is so small that even unanimous votes certify nothing, or not the `radius` that is asked for. If images leave
+        [0, 1], as sigma is in their units; of inputs that are not a tensor, the first is looked at.
 
     Notes
     -----
@@ -577,6 +579,7 @@ def _certification(
     methods = [Method(noise, alpha / len(heads), each, bound, rule, lipschitz, looks=bool(goal)) for each in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     course = sampling.certification(methods, goal, n0, n)
+    sampling.inputs.warn_of_units(noise.sigma, stacklevel=3)
     for method in course.methods:
         _warn_of_radius(method, goal, n0, n, sampling.num_classes)
     return sampling, course
@@ -737,6 +740,7 @@ def tune_head(
         raise TypeError(f"{what}; pass list(inputs), of inputs one by one")
     truth = ops.indices("labels", labels, sampling.inputs.count, sampling.num_classes, sampling.inputs.device)
     ops.check_range("labels", truth, sampling.num_classes)
+    sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     found = sampling.all_found(sampling.certification(methods, Goal(), n0, n, streams=("training",) * 2), "tuning")
     radii = np.array([[each.radius for each in of_input] for of_input in found])
     right = np.array([[each.prediction for each in of_input] for of_input in found]) == truth.cpu().numpy()[:, None]
@@ -799,6 +803,7 @@ def predict(
     """
     n, alpha = _count("n", n), bounds.check_alpha(alpha)
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
     return sampling.all_found(Prediction(n, alpha), "predicting")
 
@@ -1002,6 +1007,7 @@ class Smooth:
         """
         n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
+        warn_of_units(x[None] if getattr(x, "ndim", 0) == 3 else x, self.sigma, stacklevel=2)
         with self._call() as call:
             call.advance("selection")
             chosen = int(self._sample_noise(x, n0, batch_size).argmax())
@@ -1015,6 +1021,7 @@ class Smooth:
         """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
         n, alpha = _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
+        warn_of_units(x[None] if getattr(x, "ndim", 0) == 3 else x, self.sigma, stacklevel=2)
         with self._call() as call:
             call.advance("estimation")
             votes = self._sample_noise(x, n, batch_size)

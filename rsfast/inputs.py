@@ -32,6 +32,7 @@ _AHEAD_BYTES = 64 << 20  # what they take, at most, but that 2 are always read
 _PATIENCE = 1.0  # seconds to wait for a thread that was told to end: it may itself be waiting, for a disk or a network
 
 _IDS = range(1 << 32)
+_SLACK = 1e-3  # that images may leave [0, 1] by: resizing and rounding do
 
 Source = torch.Tensor | Dataset[Any] | Iterable[Any]
 """Anything that holds inputs: a tensor, a Dataset, a DataLoader or another iterable."""
@@ -113,6 +114,7 @@ class Inputs:
             self._rows = _ahead(_checked(_items(inputs), batched), noise)
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
+        self._known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
         self.about, hint = f"these are rows of inputs that are each {[*self.shape]}", axes_of_each(self.shape)
         if isinstance(inputs, torch.Tensor):
             taken = f"are taken as {self.count} inputs of shape {[*self.shape]}"
@@ -133,6 +135,10 @@ class Inputs:
             raise ValueError(f"input_ids has shape [{place}], but there is an inputs[{place}]; it must name every input")
         return self._ids[place], row
 
+    def warn_of_units(self, sigma: float, stacklevel: int) -> None:
+        """Warn as `warn_of_units` does, of a tensor, or of the first of other inputs."""
+        warn_of_units(self._known, sigma, stacklevel + 1)
+
     def close(self) -> None:
         """End the iteration and the thread; a thread that waits for `inputs` ends when it hears from them."""
         self._close()
@@ -142,6 +148,25 @@ class Inputs:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def warn_of_units(x: object, sigma: float, stacklevel: int) -> None:
+    """Warn if images [I, C, H, W] do not lie in [0, 1], so that sigma may be meant in other units than theirs.
+
+    Nothing else is looked at, as it may have any units. A sigma above 1 is meant for other units than [0, 1].
+    """
+    if not isinstance(x, torch.Tensor) or x.ndim < 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2 or sigma > 1:
+        return
+    low, high = map(float, x.aminmax())
+    if low >= -_SLACK and high <= 1 + _SLACK:
+        return
+    found = "below 0, as normalised images do" if low < -_SLACK else "above 1, as images of 0 to 255 do"
+    warnings.warn(
+        f"inputs hold values {found}, and sigma = {sigma} and the radii are in their units; pass images in [0, 1], and the "
+        "normalisation that the model expects as scale= and shift= (--mean and --std)",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def _check_ids(ids: torch.Tensor | Sequence[int] | None, count: int | None, device: torch.device) -> Sequence[int]:
