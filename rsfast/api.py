@@ -27,7 +27,7 @@ from .certificate import ABSTAIN, Certificate, Execution
 from .forward import Forward, Model, reduced_precision
 from .heads import Head, Votes
 from .hints import axes_of_one
-from .inputs import Inputs, Source, warn_of_units
+from .inputs import Inputs, Owned, Source, warn_of_units
 from .looks import Certification, Course, Goal, Prediction, largest_radius, smallest_n
 from .meter import Meter
 from .noise import Gaussian
@@ -620,7 +620,7 @@ def certify_each(
 
     Arguments are those of `certify`, and checked when this is called; of inputs that are not a tensor, each when it is
     read. Neither the inputs nor the certificates are ever all in memory. With ``shard="inputs"`` each process yields its
-    own: of process r of w every w-th input, from the r-th.
+    own: of process r of w every w-th input, from the r-th. In a forked child the iterator raises RuntimeError.
 
     Examples
     --------
@@ -640,7 +640,9 @@ def certify_each(
         model, inputs, noise, num_classes, **named, goal=goal, options=cast(SamplingOptions, options)
     )
     found = (outcome.found for outcome in sampling.outcomes(course, "certifying"))
-    return (certificates[0] for certificates in found) if isinstance(head, Head) else found
+    return Owned(
+        "the iterator of certify_each", (certificates[0] for certificates in found) if isinstance(head, Head) else found
+    )
 
 
 def _heads(head: Head | Sequence[Head]) -> tuple[Head, ...]:

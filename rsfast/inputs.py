@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,41 @@ _SLACK = 1e-3  # that images may leave [0, 1] by: resizing and rounding do
 
 Source = torch.Tensor | Dataset[Any] | Iterable[Any]
 """Anything that holds inputs: a tensor, a Dataset, a DataLoader or another iterable."""
+
+
+T = TypeVar("T")
+
+
+class Owned(Generic[T]):
+    """An iterator for the process that made it: a forked child lacks its threads, so that it would wait for ever.
+
+    There `next` raises RuntimeError, and `close` leaves all to the parent.
+
+    Parameters
+    ----------
+    what : str
+        How the error names it.
+    items : generator
+        What it yields.
+    """
+
+    def __init__(self, what: str, items: Generator[T, None, None]) -> None:
+        self._what, self._items, self._process = what, items, os.getpid()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if (process := os.getpid()) != self._process:
+            raise RuntimeError(
+                f"{self._what} belongs to process {self._process}, which made it, and this is process {process}, forked "
+                "from that; make another one here"
+            )
+        return next(self._items)
+
+    def close(self) -> None:
+        if os.getpid() == self._process:
+            self._items.close()
 
 
 class Inputs:
@@ -79,7 +115,7 @@ class Inputs:
     -----
     All but a tensor is read by one background thread, at most 64 inputs or 64 MiB (but 2 inputs) ahead. Each is copied, so
     `inputs` may write the next into the same memory. The thread ends with the iteration, with `close` or ``with``, and when
-    the object is collected.
+    the object is collected. A forked child gets a RuntimeError in place of the next input.
 
     Examples
     --------
@@ -98,7 +134,7 @@ class Inputs:
             _check_magnitudes(_magnitudes(tensor), 0, noise)
             self.count = len(tensor)
             self._ids = _check_ids(ids, self.count, tensor.device)
-            self._rows = _rows(tensor)
+            self._rows: Owned[torch.Tensor] | Generator[torch.Tensor, None, None] = _rows(tensor)
         else:
             self.count = _length(inputs)
             # Only their values are wanted, so they may be on any device.
@@ -111,7 +147,7 @@ class Inputs:
                     UserWarning,
                     stacklevel=2,
                 )
-            self._rows = _ahead(_checked(_items(inputs), batched), noise)
+            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched), noise))
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
         self._known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
