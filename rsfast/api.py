@@ -20,12 +20,14 @@ from tqdm.auto import tqdm
 
 from . import bounds, certificate, ops, rules
 from .allocator import keep_freed_memory
+from .arguments import as_int, is_int
 from .batch_size import automatic
 from .batches import Batches, Part
 from .certificate import ABSTAIN, Certificate, Execution
 from .forward import Forward, Model, reduced_precision
 from .heads import Head, Votes
-from .inputs import Inputs, Source
+from .hints import axes_of_one
+from .inputs import Inputs, Owned, Source, warn_of_units
 from .looks import Certification, Course, Goal, Prediction, largest_radius, smallest_n
 from .meter import Meter
 from .noise import Gaussian
@@ -42,11 +44,10 @@ _VOTES = Votes()
 
 
 def _count(name: str, value: object, most: int = MAX_SAMPLES) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} is {value!r}; it must be an int")
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} is {value}; it must be from 1 to {most}")
-    return int(value)
+    count = as_int(name, value)
+    if not 1 <= count <= most:
+        raise ValueError(f"{name} is {count}; it must be from 1 to {most}")
+    return count
 
 
 class SmoothOptions(TypedDict, total=False):
@@ -55,9 +56,9 @@ class SmoothOptions(TypedDict, total=False):
     scale: torch.Tensor | Sequence[float] | float | None
     shift: torch.Tensor | Sequence[float] | float | None
     clamp: tuple[float, float] | None
-    dtype: torch.dtype | None
+    dtype: torch.dtype | str | None
     channels_last: bool
-    autocast: torch.dtype | None
+    autocast: torch.dtype | str | None
     compile: bool
     cuda_graph: bool
     backend: str
@@ -97,7 +98,7 @@ class Sampling:
         batch_size: int | str = "auto",
         input_ids: torch.Tensor | Sequence[int] | None = None,
         progress: bool = False,
-        autocast: torch.dtype | None = None,
+        autocast: torch.dtype | str | None = None,
         compile: bool = False,
         cuda_graph: bool = False,
         shard: str | None = None,
@@ -114,22 +115,23 @@ class Sampling:
             if not isinstance(noise, Gaussian):
                 raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
             self.inputs = Inputs(inputs, input_ids, noise)
+            num_classes = Tally(1, num_classes).num_classes  # checked
             self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
             self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
             self.device = self._find_device(isinstance(inputs, torch.Tensor))
-            Tally(1, num_classes)
             # scale and shift go to the device once, rather than once a batch.
             shape = self.inputs.shape
             scale, shift = ops.affine(preparation.get("scale"), preparation.get("shift"), shape[0], self.device)
             backend = ops.backend_for(preparation.get("backend", "auto"), self.device)
-            self.preparation = {**preparation, "scale": scale, "shift": shift, "backend": backend}
+            dtype = ops.as_dtype("dtype", torch.float32 if (given := preparation.get("dtype")) is None else given)
+            self.preparation = {**preparation, "scale": scale, "shift": shift, "backend": backend, "dtype": dtype}
             # No samples: this only checks the noise and the preparation, before any work is done.
             x = torch.zeros(1, *shape, device=self.device)
             ops.perturb(x, noise, seed=self.seed, samples=range(0), rows=[], **self.preparation)
             self.forward = Forward(
                 model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph
             )
-            dtype = preparation.get("dtype") or torch.float32
+            self.forward.about = self.inputs.about
             if self.forward.autocast is not None and dtype == torch.float64:
                 what = f"autocast is {self.forward.autocast} and dtype is {dtype}"
                 raise ValueError(f"{what}, which autocast leaves alone; leave one of them out")
@@ -233,7 +235,7 @@ class Sampling:
 
     def _probe(self) -> None:
         """Run the model on a few rows of the first input, and warn if it is no function of a row."""
-        first, count, shape = self.inputs.first[None].to(self.device), self.inputs.count, list(self.inputs.shape)
+        first = self.inputs.first[None].to(self.device)
 
         def noisy(samples: torch.Tensor) -> torch.Tensor:
             samples = samples.to(self.device)
@@ -243,12 +245,7 @@ class Sampling:
             )
 
         sizes = (ROWS,) if isinstance(self.batch_size, str) else (ROWS, self.batch_size)
-        try:
-            probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
-        except Exception as error:
-            given = f"inputs that are each {shape}" if count is None else f"inputs of shape {[count, *shape]}"
-            error.add_note(f"these are rows of {given}; the first axis counts inputs, so one alone is inputs[None]")
-            raise
+        probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
 
     def sampler(self, course: Course, bar: tqdm[Any], *, pad: bool = False, **hooks: Any) -> Sampler:
         """Return what takes the inputs through a course; with `hooks` as in `Sampler`, and `pad` as in `Batches`."""
@@ -364,7 +361,7 @@ def sample(
     input_ids : int64 tensor [I], optional
         Identity of each input in the noise stream, in [0, 2^32); 0 to I - 1 by default.
     scale, shift, clamp, dtype, channels_last, backend
-        As in `ops.perturb`. dtype is what the model takes: torch.float64 for one whose weights are float64.
+        As in `ops.perturb`. dtype is what the model takes: "float64" for one whose weights are float64.
     autocast, compile, cuda_graph
         As in `forward.Forward`. With scale, shift, clamp, dtype and channels_last part of the classifier that is certified,
         and recorded.
@@ -384,21 +381,33 @@ def sample(
     1000
     """
     _check_options(options, SampleOptions)  # no shard: each process has a range of its own, or inputs
-    n = _count("n", n)
+    n, x = _count("n", n), ops.check_inputs("inputs", inputs)
     if seed is None:
         raise TypeError("seed is None; it must be an int, so that other samples of the same stream can be told apart")
-    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start <= (1 << 56) - n:
+    if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
         raise ValueError(f"start is {start!r}; it must be an int from 0 to 2^56 - n")
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
-    x = ops.check_inputs("inputs", inputs)
+    sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
-    samples = range(start, start + n)
-    provenance = Provenance(noise, sampling.seed, ops.check_stream(stream), samples, ids)
+    return _draw(sampling, x, ids, range(int(start), int(start) + n), stream, heads, tracked)
+
+
+def _draw(
+    sampling: Sampling,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    samples: range,
+    stream: str,
+    heads: Sequence[Head] = (_VOTES,),
+    tracked: NDArray[np.int64] | torch.Tensor | None = None,
+) -> Tally:
+    """Return the Tally of these samples of every input."""
+    provenance = Provenance(sampling.noise, sampling.seed, ops.check_stream(stream), samples, ids)
     with torch.inference_mode(False):  # as in Sampling.sampler
-        tally = Tally(len(x), num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
-    with sampling.bar(n, "sampling") as bar:
-        draw(sampling.batches(n), x, ids, tally, samples, stream, bar)
+        tally = Tally(len(x), sampling.num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
+    with sampling.bar(len(samples), "sampling") as bar:
+        draw(sampling.batches(len(samples)), x, ids, tally, samples, stream, bar)
     return tally
 
 
@@ -517,7 +526,8 @@ def certify(
     Warns
     -----
     UserWarning
-        If n is so small that even unanimous votes certify nothing, or not the `radius` that is asked for.
+        If n is so small that even unanimous votes certify nothing, or not the `radius` that is asked for. If images leave
+        [0, 1], as sigma is in their units; of inputs that are not a tensor, the first is looked at.
 
     Notes
     -----
@@ -569,8 +579,9 @@ def _certification(
     methods = [Method(noise, alpha / len(heads), each, bound, rule, lipschitz, looks=bool(goal)) for each in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     course = sampling.certification(methods, goal, n0, n)
+    sampling.inputs.warn_of_units(noise.sigma, stacklevel=3)
     for method in course.methods:
-        _warn_of_radius(method, goal, n0, n, num_classes)
+        _warn_of_radius(method, goal, n0, n, sampling.num_classes)
     return sampling, course
 
 
@@ -609,7 +620,7 @@ def certify_each(
 
     Arguments are those of `certify`, and checked when this is called; of inputs that are not a tensor, each when it is
     read. Neither the inputs nor the certificates are ever all in memory. With ``shard="inputs"`` each process yields its
-    own: of process r of w every w-th input, from the r-th.
+    own: of process r of w every w-th input, from the r-th. In a forked child the iterator raises RuntimeError.
 
     Examples
     --------
@@ -629,7 +640,9 @@ def certify_each(
         model, inputs, noise, num_classes, **named, goal=goal, options=cast(SamplingOptions, options)
     )
     found = (outcome.found for outcome in sampling.outcomes(course, "certifying"))
-    return (certificates[0] for certificates in found) if isinstance(head, Head) else found
+    return Owned(
+        "the iterator of certify_each", (certificates[0] for certificates in found) if isinstance(head, Head) else found
+    )
 
 
 def _heads(head: Head | Sequence[Head]) -> tuple[Head, ...]:
@@ -725,9 +738,11 @@ def tune_head(
     methods = [Method(noise, alpha, head, bound, rule, lipschitz) for head in heads]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     if sampling.inputs.count is None:
-        raise TypeError(f"inputs is a {type(inputs).__name__}; it must be a tensor or have a length, that of labels")
-    truth = ops.indices("labels", labels, sampling.inputs.count, num_classes, sampling.inputs.device)
-    ops.check_range("labels", truth, num_classes)
+        what = f"inputs is a {type(inputs).__name__}; it must be a tensor or have a length, that of labels"
+        raise TypeError(f"{what}; pass list(inputs), of inputs one by one")
+    truth = ops.indices("labels", labels, sampling.inputs.count, sampling.num_classes, sampling.inputs.device)
+    ops.check_range("labels", truth, sampling.num_classes)
+    sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     found = sampling.all_found(sampling.certification(methods, Goal(), n0, n, streams=("training",) * 2), "tuning")
     radii = np.array([[each.radius for each in of_input] for of_input in found])
     right = np.array([[each.prediction for each in of_input] for of_input in found]) == truth.cpu().numpy()[:, None]
@@ -790,6 +805,7 @@ def predict(
     """
     n, alpha = _count("n", n), bounds.check_alpha(alpha)
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
     return sampling.all_found(Prediction(n, alpha), "predicting")
 
@@ -993,6 +1009,7 @@ class Smooth:
         """
         n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
+        warn_of_units(x[None] if getattr(x, "ndim", 0) == 3 else x, self.sigma, stacklevel=2)
         with self._call() as call:
             call.advance("selection")
             chosen = int(self._sample_noise(x, n0, batch_size).argmax())
@@ -1006,6 +1023,7 @@ class Smooth:
         """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
         n, alpha = _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
+        warn_of_units(x[None] if getattr(x, "ndim", 0) == 3 else x, self.sigma, stacklevel=2)
         with self._call() as call:
             call.advance("estimation")
             votes = self._sample_noise(x, n, batch_size)
@@ -1013,26 +1031,19 @@ class Smooth:
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
-        x, num = _one_input(x), _count("num", num)
+        given, x, num = x, _one_input(x), _count("num", num)
         call = _CALL.get()
         if call is None or call.smooth is not self:
             call = self._now()
             with _PLACES:
                 call.input_id, call.start = self._calls, self._drawn
                 self._drawn += num
-        tally = sample(
-            call.base_classifier,
-            x,
-            Gaussian(call.sigma),
-            num_classes=call.num_classes,
-            n=num,
-            start=call.take(num),
-            stream=call.stream,
-            seed=call.seed,
-            batch_size=batch_size,
-            input_ids=[call.input_id],
-            **call.options,
-        )
+        options: dict[str, Any] = {"batch_size": batch_size, "input_ids": [call.input_id], **call.options}
+        sampling = Sampling(call.base_classifier, x, Gaussian(call.sigma), call.num_classes, call.seed, **options)
+        sampling.forward.about = f"x of shape {[*given.shape]} is taken as one input of shape {[*x.shape[1:]]}"
+        sampling.forward.about += (hint := axes_of_one(given.shape)) and f"; {hint}"
+        start, ids = call.take(num), torch.tensor([call.input_id], device=x.device)
+        tally = _draw(sampling, x, ids, range(start, start + num), call.stream)
         votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
         if getattr(self._count_arr, "__func__", None) is Smooth._count_arr:
             return votes  # as it would count them
@@ -1059,12 +1070,10 @@ class Smooth:
 def _one_input(x: torch.Tensor) -> torch.Tensor:
     """Return x as a batch of one, with the shapes that the original's ``x.repeat((n, 1, 1, 1))`` gives, but that a vector
     stays one, and several inputs, which it mixed into one vote, are refused."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; it must be a float32 tensor, one input")
-    if x.ndim == 4 and x.shape[0] == 1:
-        return x
-    if x.ndim == 2:
-        return x[None, None]
-    if x.ndim in (1, 3):
-        return x[None]
-    raise ValueError(f"x has shape {list(x.shape)}; it must be one input, [C, H, W], [1, C, H, W], [H, W] or [D]")
+    if isinstance(x, torch.Tensor) and x.ndim not in (1, 2, 3) and (x.ndim != 4 or len(x) != 1):
+        several = "; of several call it for each, or rsfast.certify for all" if x.ndim == 4 else ""
+        raise ValueError(
+            f"x has shape {list(x.shape)}; it must be one input, [C, H, W], [1, C, H, W], [H, W] or [D]{several}"
+        )
+    x = ops.check_inputs("x", x, single=True)
+    return x if x.ndim == 4 else x[None, None] if x.ndim == 2 else x[None]

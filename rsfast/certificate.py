@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from . import bounds, rules
+from .arguments import as_int
 from .evidence import BOUNDS, Evidence, Scores
 from .heads import Head, Votes
 from .heads import from_dict as head_from_dict
@@ -158,7 +159,8 @@ _EXECUTION = Execution()
 class Certificate:
     """What is proved about one input: the smoothed classifier returns ``prediction`` within ``radius`` of it.
 
-    With probability at least ``1 - alpha`` over the samples. Unpacks as ``prediction, radius``.
+    With probability at least ``1 - alpha`` over the samples. Unpacks as ``prediction, radius``. A `pandas.DataFrame` of a
+    list of them has a row for each, and a column for each field.
 
     Parameters
     ----------
@@ -230,9 +232,13 @@ class Certificate:
         """Whether the prediction is `ABSTAIN`."""
         return self.prediction == ABSTAIN
 
-    def __iter__(self) -> Iterator[int | float]:
-        yield self.prediction
-        yield self.radius
+    def __getitem__(self, place: int) -> int | float:
+        """Return the prediction or the radius, which is what unpacking needs."""
+        return (self.prediction, self.radius)[place]
+
+    if TYPE_CHECKING:  # type checkers ask for it, but pandas would take for a row of two numbers what has it
+
+        def __iter__(self) -> Iterator[int | float]: ...
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold; `from_dict` gives back an equal Certificate."""
@@ -397,8 +403,7 @@ def certificates(
         if (least := int(n.min())) < 1:
             raise ValueError(f"{name}.n is {least} for an input; it must be at least 1")
     least, most = int(drawn.min()), int(drawn.max())
-    if cap is not None and (isinstance(cap, bool) or not isinstance(cap, (int, np.integer))):
-        raise TypeError(f"cap is {cap!r}; it must be an int")
+    cap = cap if cap is None else as_int("cap", cap)
     if cap is not None and not most <= cap < bounds.MAX_TRIALS:
         raise ValueError(f"cap is {cap}; it must be at least the estimation samples of every input, {most}, and below 2**33")
     if cap is None and least < most:
@@ -408,7 +413,7 @@ def certificates(
         )
     if cap is None and BOUNDS[method.bound].sequence:
         raise ValueError(f"cap is None; with the bound {method.bound!r} it must be the most samples there could have been")
-    cap = most if cap is None else int(cap)
+    cap = most if cap is None else cap
     method = of_inputs(method, execution)
     return prove(method, selection, ranges, cap=cap, seed=seed, input_ids=ids, backend=backend, execution=execution)[0]
 

@@ -61,11 +61,13 @@ class Log:
     """
 
     def __init__(self, file: str | None, ranks: Ranks) -> None:
-        self._on, self._rank = file is not None, ranks.rank
+        self._on, self._ranks = file is not None, ranks
         self._file = None if file is None or file == "-" else Path(file).absolute()
         self._bar: tqdm[Any] | None = None
         self._batches: Batches | None = None
         self._images = self._abstained = self._limit = 0
+        self._total: int | None = None  # of images, and
+        self._before = self._samples = 0  # samples that were drawn before, and those that may be drawn now
         self._began = self._due = self._shown = 0.0
         if self._file is None:
             return
@@ -79,10 +81,10 @@ class Log:
             raise ValueError(text) from error
 
     @contextmanager
-    def running(self, **settings: object) -> Iterator[None]:
-        """Tell "start", with the settings, and in the end "end", or "stop" and why."""
-        self._began = time.perf_counter()
-        self.event("start", **settings)
+    def running(self, images: int | None = None, **settings: object) -> Iterator[None]:
+        """Tell "start", with the settings and how many images are to be done, and in the end "end", or "stop" and why."""
+        self._began, self._total = time.perf_counter(), images
+        self.event("start", images=images, **settings)
         try:
             yield
         except BaseException as error:
@@ -95,6 +97,7 @@ class Log:
     def watching(self, bar: tqdm[Any], batches: Batches) -> Iterator[None]:
         """Take the figures from what runs the batches, and show them on the bar."""
         self._bar, self._batches, self._limit = bar, batches, batches.limit
+        self._before, self._samples = int(bar.n), int(bar.total - bar.n)
         yield
         bar.set_postfix_str(self._short(), refresh=False)
 
@@ -123,7 +126,7 @@ class Log:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
-            self._write(json.dumps({"event": name, "time": now, "rank": self._rank, **self.figures(), **more}) + "\n")
+            self._write(json.dumps({"event": name, "time": now, "rank": self._ranks.rank, **self.figures(), **more}) + "\n")
         except OSError as error:
             self._on = False
             warnings.warn(
@@ -137,7 +140,9 @@ class Log:
 
         Images are those that have their rows, and samples the rows of batches, without padding. Shares are of the time that
         passed, and "rest" what the others leave; on a GPU those of model and kernels are what its stream took for batches
-        that it has finished. `batch_limit` is the most rows of a batch now.
+        that it has finished. `batch_limit` is the most rows of a batch now. `images_total` are the images that had no row at
+        "start". `seconds_left` supposes that the other samples of these are drawn, or spared by early decisions, as fast as
+        those before; None before the first batch.
         """
         meter, limit = (Meter(), None) if self._batches is None else (self._batches.meter, self._batches.limit)
         seconds = max(time.perf_counter() - self._began, 1e-9)
@@ -149,14 +154,26 @@ class Log:
         return {
             "seconds": round(seconds, 3),
             "images_done": self._images,
+            "images_total": self._total,
             "images_per_second": float(f"{self._images / seconds:.4g}"),
             "samples": meter.rows,
             "samples_per_second": float(f"{meter.rows / seconds:.4g}"),
+            "seconds_left": self._seconds_left(seconds, meter.rows),
             **{f"share_{name}": round(share, 4) for name, share in shares.items()},
             "abstained": round(self._abstained / self._images, 4) if self._images else None,
             **memory,
             "batch_limit": limit,
         }
+
+    def _seconds_left(self, seconds: float, rows: int) -> float | None:
+        """Return how long the rest takes if it takes no longer than what was drawn, or was spared by early decisions."""
+        if self._images == self._total:
+            return 0.0
+        if self._bar is None or not rows:
+            return None
+        drawn = rows * (self._ranks.world if self._ranks.by_samples else 1)
+        left = max(0.0, (self._bar.total - self._before - drawn) / self._samples)
+        return float(f"{seconds * left / (1 - left):.4g}")
 
     def _short(self) -> str:
         figures = self.figures()

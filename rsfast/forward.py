@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .modes import evaluating, is_fixed, modules_of
+from .ops import as_dtype
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 """Anything that maps a batch [B, *shape] to logits [B, K], or to an object whose attribute ``logits`` they are."""
@@ -46,9 +47,9 @@ class Forward:
         K, the number of logits.
     device : torch.device
         Where the batches are.
-    autocast : torch.dtype, optional
-        bfloat16 or float16: the model runs under `torch.autocast`. None takes what the autocast context says that this is
-        called in, if any. The attribute `autocast` is what was taken.
+    autocast : torch.dtype or str, optional
+        bfloat16 or float16, or its name: the model runs under `torch.autocast`. None takes what the autocast context says
+        that this is called in, if any. The attribute `autocast` is what was taken.
     compile : bool
         Run the model through `torch.compile`; what stops the compiler is raised. The first batch size gets its own graph,
         the second one for all sizes. Graphs stay with the model's code, so another Forward of the same model compiles
@@ -67,6 +68,8 @@ class Forward:
         Whether part of the model has a mode that cannot be set, as that of an exported program or of frozen TorchScript.
     full_precision : bool
         Refuse logits below float32; False at first.
+    about : str
+        What an error of the model has as a note, besides the shape of its batch; nothing at first.
 
     Raises
     ------
@@ -92,7 +95,7 @@ class Forward:
         num_classes: int,
         device: torch.device,
         *,
-        autocast: torch.dtype | None = None,
+        autocast: torch.dtype | str | None = None,
         compile: bool = False,
         cuda_graph: bool = False,
     ) -> None:
@@ -105,10 +108,9 @@ class Forward:
             )
         if autocast is None and torch.is_autocast_enabled(device.type):
             autocast = torch.get_autocast_dtype(device.type)
-        _check_autocast(autocast, device)
-        self.num_classes, self.device, self.autocast = num_classes, device, autocast
+        self.num_classes, self.device, self.autocast = num_classes, device, _check_autocast(autocast, device)
         self.compile, self.cuda_graph = compile, cuda_graph
-        self.full_precision = False
+        self.full_precision, self.about = False, ""
         self.model, self.modules = model, modules_of(model)
         self.mode_fixed = any(map(is_fixed, self.modules))
         self._run = torch.compile(model, backend=_inductor) if compile else model
@@ -161,6 +163,8 @@ class Forward:
                 if not is_out_of_memory(error):
                     what = f"{list(batch.shape)} of {batch.dtype} on '{batch.device}'"
                     error.add_note(f"the model was given a batch {what}: {len(batch)} rows, which is up to batch_size")
+                    if self.about:
+                        error.add_note(self.about)
                 raise
         if self.full_precision and logits.dtype.itemsize < 4:
             raise ValueError(
@@ -284,11 +288,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
-def _check_autocast(dtype: torch.dtype | None, device: torch.device) -> None:
-    if dtype is None:
-        return
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise TypeError(f"autocast is {dtype!r}; it must be torch.bfloat16, torch.float16 or None")
+def _check_autocast(value: torch.dtype | str | None, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast, which torch can do on that device; or None."""
+    if value is None:
+        return None
+    dtype = as_dtype("autocast", value, (torch.bfloat16, torch.float16), otherwise="None or ")
     with _lock, warnings.catch_warnings():  # which is the whole process's
         warnings.simplefilter("ignore")  # where torch cannot, it warns and goes on without
         with torch.autocast(device.type, dtype):
@@ -296,6 +300,7 @@ def _check_autocast(dtype: torch.dtype | None, device: torch.device) -> None:
                 raise ValueError(
                     f"autocast is {dtype}, which torch {torch.__version__} cannot do on '{device}'; it must be None"
                 )
+    return dtype
 
 
 def _inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch.utils.data import (
 )
 
 from . import ops
+from .hints import axes, axes_of_each, conversion
 from .noise import Gaussian
 from .ops import openmp
 
@@ -31,9 +33,45 @@ _AHEAD_BYTES = 64 << 20  # what they take, at most, but that 2 are always read
 _PATIENCE = 1.0  # seconds to wait for a thread that was told to end: it may itself be waiting, for a disk or a network
 
 _IDS = range(1 << 32)
+_SLACK = 1e-3  # that images may leave [0, 1] by: resizing and rounding do
 
 Source = torch.Tensor | Dataset[Any] | Iterable[Any]
 """Anything that holds inputs: a tensor, a Dataset, a DataLoader or another iterable."""
+
+
+T = TypeVar("T")
+
+
+class Owned(Generic[T]):
+    """An iterator for the process that made it: a forked child lacks its threads, so that it would wait for ever.
+
+    There `next` raises RuntimeError, and `close` leaves all to the parent.
+
+    Parameters
+    ----------
+    what : str
+        How the error names it.
+    items : generator
+        What it yields.
+    """
+
+    def __init__(self, what: str, items: Generator[T, None, None]) -> None:
+        self._what, self._items, self._process = what, items, os.getpid()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if (process := os.getpid()) != self._process:
+            raise RuntimeError(
+                f"{self._what} belongs to process {self._process}, which made it, and this is process {process}, forked "
+                "from that; make another one here"
+            )
+        return next(self._items)
+
+    def close(self) -> None:
+        if os.getpid() == self._process:
+            self._items.close()
 
 
 class Inputs:
@@ -59,6 +97,8 @@ class Inputs:
         How many there are, if `inputs` can tell before it is read.
     first : tensor [*shape]
         The first of them, which is still to come.
+    about : str
+        How they were taken, for whoever meets an error that they may be the cause of.
 
     Raises
     ------
@@ -75,7 +115,7 @@ class Inputs:
     -----
     All but a tensor is read by one background thread, at most 64 inputs or 64 MiB (but 2 inputs) ahead. Each is copied, so
     `inputs` may write the next into the same memory. The thread ends with the iteration, with `close` or ``with``, and when
-    the object is collected.
+    the object is collected. A forked child gets a RuntimeError in place of the next input.
 
     Examples
     --------
@@ -94,7 +134,7 @@ class Inputs:
             _check_magnitudes(_magnitudes(tensor), 0, noise)
             self.count = len(tensor)
             self._ids = _check_ids(ids, self.count, tensor.device)
-            self._rows = _rows(tensor)
+            self._rows: Owned[torch.Tensor] | Generator[torch.Tensor, None, None] = _rows(tensor)
         else:
             self.count = _length(inputs)
             # Only their values are wanted, so they may be on any device.
@@ -107,9 +147,15 @@ class Inputs:
                     UserWarning,
                     stacklevel=2,
                 )
-            self._rows = _ahead(_checked(_items(inputs), batched), noise)
+            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched), noise))
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
+        self._known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
+        self.about, hint = f"these are rows of inputs that are each {[*self.shape]}", axes_of_each(self.shape)
+        if isinstance(inputs, torch.Tensor):
+            taken = f"are taken as {self.count} inputs of shape {[*self.shape]}"
+            self.about, hint = f"inputs of shape {[*inputs.shape]} {taken}", axes(inputs.shape)
+        self.about += hint and f"; {hint}"
         self._taken = 0
         # Also at exit: a thread that still runs while the interpreter is taken down may take the process with it.
         self._close = weakref.finalize(self, self._rows.close)
@@ -125,6 +171,10 @@ class Inputs:
             raise ValueError(f"input_ids has shape [{place}], but there is an inputs[{place}]; it must name every input")
         return self._ids[place], row
 
+    def warn_of_units(self, sigma: float, stacklevel: int) -> None:
+        """Warn as `warn_of_units` does, of a tensor, or of the first of other inputs."""
+        warn_of_units(self._known, sigma, stacklevel + 1)
+
     def close(self) -> None:
         """End the iteration and the thread; a thread that waits for `inputs` ends when it hears from them."""
         self._close()
@@ -134,6 +184,25 @@ class Inputs:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def warn_of_units(x: object, sigma: float, stacklevel: int) -> None:
+    """Warn if images [I, C, H, W] do not lie in [0, 1], so that sigma may be meant in other units than theirs.
+
+    Nothing else is looked at, as it may have any units. A sigma above 1 is meant for other units than [0, 1].
+    """
+    if not isinstance(x, torch.Tensor) or x.ndim < 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2 or sigma > 1:
+        return
+    low, high = map(float, x.aminmax())
+    if low >= -_SLACK and high <= 1 + _SLACK:
+        return
+    found = "below 0, as normalised images do" if low < -_SLACK else "above 1, as images of 0 to 255 do"
+    warnings.warn(
+        f"inputs hold values {found}, and sigma = {sigma} and the radii are in their units; pass images in [0, 1], and the "
+        "normalisation that the model expects as scale= and shift= (--mean and --std)",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def _check_ids(ids: torch.Tensor | Sequence[int] | None, count: int | None, device: torch.device) -> Sequence[int]:
@@ -176,15 +245,17 @@ def _check_row(row: _Row, place: int, noise: Gaussian | None) -> None:
 
 def _items(inputs: Any) -> Iterator[object]:
     """Return the items of an iterable, or of what has a length and takes an index, as a map-style Dataset."""
-    if not isinstance(inputs, str):
+    is_array = hasattr(inputs, "__array__") or hasattr(inputs, "__array_interface__")  # of another library, or an image
+    if not is_array and not isinstance(inputs, (str, Mapping)):
         if isinstance(inputs, Iterable):
             return iter(inputs)
         # iter() would take this, too, but go on for ever, or take an IndexError from deep inside it for the end.
         if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
             return (inputs[place] for place in range(len(inputs)))
+    step = conversion("inputs", inputs)
     raise TypeError(
         f"inputs is a {type(inputs).__name__}; it must be a dense float32 tensor [I, *shape], a DataLoader, a Dataset with "
-        "a length, or an iterable of inputs [*shape]"
+        f"a length, or an iterable of inputs [*shape]{'' if step is None else f'; pass {step}'}"
     )
 
 
@@ -244,12 +315,14 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
         except BaseException as error:
             error.add_note(f"inputs raised this when inputs[{place}] was read")
             raise
-        if isinstance(item, (tuple, list)) and item:
-            item = item[0]
-        if batched:
-            batch = ops.check_inputs(f"the batch at inputs[{place}]", item)
-        else:
-            batch = ops.check_inputs(f"inputs[{place}]", item, single=True)[None]
+        given, form = (
+            ("batch", "(image for batch in inputs for image in {})") if batched else ("item", "({} for item in inputs)")
+        )
+        if isinstance(item, (tuple, list)) and item and not all(isinstance(each, (int, float)) for each in item):
+            item, given = item[0], f"{given}[0]"
+        name = f"the batch at inputs[{place}]" if batched else f"inputs[{place}]"
+        batch = ops.check_inputs(name, item, single=not batched, given=given, form=form)
+        batch = batch if batched else batch[None]
         if place == 0:
             shape, device = batch.shape[1:], batch.device
         if batch.shape[1:] != shape:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 from torch import Tensor, fx, nn
 
+from .arguments import is_int
 from .noise import Gaussian, check_lipschitz
 
 _SQUARINGS = 12
@@ -431,7 +432,7 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
     4.24
     """
     shape = tuple(input_shape)
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+    if not shape or not all(is_int(length) and length > 0 for length in shape):
         raise ValueError(f"input_shape is {input_shape!r}; it must be one or more positive integers")
     for name, part in module.named_modules():
         if part.training:
@@ -447,7 +448,7 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
     bounds = _Bounds(graph)
     with torch.no_grad():
         try:
-            bounds.run(torch.zeros(bounds.batch, *shape, dtype=like.dtype, device=like.device))
+            bounds.run(torch.zeros(bounds.batch, *map(int, shape), dtype=like.dtype, device=like.device))
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"input_shape is {input_shape!r}; it must fit the module: {error}") from error
     return bounds.bounds[next(iter(reversed(graph.graph.nodes)))]

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf, erfcx, log_ndtr, ndtri
 
+from .arguments import as_int
+
 STREAM_VERSION = 1
 """Version of the map from (seed, stream, input id, sample index) to noise. It changes when any bit of any noise changes."""
 
@@ -78,11 +80,10 @@ def check_seed(seed: object) -> int:
     >>> check_seed(7)
     7
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed is {seed!r}; it must be an int")
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
-    return int(seed)
+    value = as_int("seed", seed)
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"seed is {value}; it must be in [0, 2^64)")
+    return value
 
 
 def check_lipschitz(lipschitz: float) -> float:

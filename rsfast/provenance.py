@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
+from .arguments import is_int
 from .noise import STREAM_VERSION, STREAMS, Gaussian, check_seed
 from .noise import from_dict as noise_from_dict
 
@@ -128,7 +127,7 @@ def check_input_ids(input_ids: Any) -> tuple[int, ...]:
     """Return ids of inputs as a tuple; raise TypeError or ValueError unless each is an int in [0, 2^32)."""
     ids = tuple(input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids)
     for each in ids:
-        if isinstance(each, bool) or not isinstance(each, (int, np.integer)) or not 0 <= each < 1 << 32:
+        if not is_int(each) or not 0 <= each < 1 << 32:
             raise ValueError(f"input_ids holds {each!r}; each must be an int in [0, 2^32)")
     return tuple(map(int, ids))
 

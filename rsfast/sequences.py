@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlog1py, xlogy
 
+from .arguments import as_int
 from .bounds import MAX_TRIALS, _counts, _integers, _reals, check_alpha, largest_safe, mirrored
 
 Prior = tuple[ArrayLike, ArrayLike, ArrayLike]
@@ -231,15 +232,15 @@ def look_ends(n: int) -> list[int]:
     [16, 24, 32, 48, 64, 96, 100]
     """
     ends = sorted(factor << power for factor in (16, 24) for power in range(MAX_TRIALS.bit_length()))
-    return [end for end in ends if end < _check_size(n)] + [n]
+    n = _check_size(n)
+    return [end for end in ends if end < n] + [n]
 
 
 def _check_size(n: int) -> int:
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
-        raise TypeError(f"n is {n!r}; it must be an int")
+    n = as_int("n", n)
     if not 1 <= n < MAX_TRIALS:
         raise ValueError(f"n is {n}; it must be from 1 to 2**33 - 1")
-    return int(n)
+    return n
 
 
 def _histogram(counts: ArrayLike, sums: ArrayLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
@@ -371,12 +372,11 @@ def _limits(
 
 
 def _horizons(cap: int, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    if isinstance(cap, bool) or not isinstance(cap, (int, np.integer)):
-        raise TypeError(f"cap is {cap!r}; it must be an int")
+    cap = as_int("cap", cap)
     most = int(counts.sum(axis=(-2, -1)).max(initial=1))
     if not most <= cap < MAX_TRIALS:
         raise ValueError(f"cap is {cap}; it must be at least the scores counted so far, {most}, and at most 2**33 - 1")
-    return np.asarray(float(cap) * 0.5 ** np.arange(max(1, int(cap).bit_length() - 4)))
+    return np.asarray(float(cap) * 0.5 ** np.arange(max(1, cap.bit_length() - 4)))
 
 
 def betting_lower(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from . import heads as heads_module
+from .arguments import as_int
 from .heads import Head, Votes
 from .provenance import Provenance
 from .sequences import BINS, bin_edges
@@ -127,9 +128,8 @@ class Tally:
         provenance: Provenance | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        num_inputs, num_classes = as_int("num_inputs", num_inputs), as_int("num_classes", num_classes)
         for name, value, low, high in (("num_inputs", num_inputs, 1, 1 << 32), ("num_classes", num_classes, 2, 1 << 20)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is {value!r}; it must be an int")
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
         if isinstance(heads, Head):

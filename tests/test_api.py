@@ -667,6 +667,8 @@ GOOD = {"num_classes": 3, "n": 100, "seed": 1}
             r"backend is 'gpu'; it must be 'auto' or one of 'reference', 'cpu', 'cuda', 'triton'",
         ),
         ({"dtype": torch.int32}, TypeError, r"dtype is torch.int32; it must be one of"),
+        ({"dtype": ""}, ValueError, r"dtype is ''; it must be one of .*: 'float32', 'float16', 'bfloat16', 'float64'$"),
+        ({"autocast": "half"}, ValueError, r"autocast is 'half'; it must be None or .* 'bfloat16', 'float16'$"),
         ({"channels_last": True}, ValueError, r"channels_last is True, but an input has 1 axes"),
         ({"scale": [1.0, 2.0]}, ValueError, r"scale has shape \[2\]; it must be a number or \[3\]"),
         ({"clamp": (1, 0)}, ValueError, r"clamp is \(1, 0\); it must be \(low, high\) with low <= high"),
@@ -781,6 +783,27 @@ def test_a_batch_of_another_dtype_than_the_model_is_refused_before_sampling(own,
         Smooth(model, 3, 0.25, dtype=given).certify(X[0], 10, 100, 0.001, 10)
     assert not calls
     assert certify(model, X, Gaussian(0.25), num_classes=3, n=100, seed=1, dtype=own)[0].execution.dtype == str(own)[6:]
+
+
+@pytest.mark.parametrize("name", ["dtype", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_dtype_may_be_a_name(name, dtype):
+    """With torch's prefix or without."""
+    if (name, dtype) == ("autocast", torch.float64):
+        return
+    model = linear(dtype if name == "dtype" else torch.float32)
+    keywords = {"num_classes": 3, "n": 100, "seed": 1}
+    calls = [
+        lambda value: certify(model, X, Gaussian(0.25), **keywords, **{name: value}),
+        lambda value: list(rsfast.certify_each(model, X, Gaussian(0.25), **keywords, **{name: value})),
+        lambda value: predict(model, X, Gaussian(0.25), **keywords, alpha=0.001, **{name: value}),
+        lambda value: sample(model, X, Gaussian(0.25), **keywords, **{name: value}).counts.tolist(),
+    ]
+    if name == "dtype":
+        calls.append(lambda value: Smooth(model, 3, 0.25, seed=1, dtype=value).certify(X[0], 10, 100, 0.001, 10))
+        calls.append(lambda value: rsfast.ops.perturb(X, Gaussian(0.25), seed=1, samples=range(2), dtype=value).tolist())
+    for call in calls:
+        assert call(str(dtype)) == call(str(dtype).removeprefix("torch.")) == call(dtype)
 
 
 def test_a_model_that_converts_its_input_takes_any_dtype():

@@ -1,9 +1,11 @@
 """What RSFAST_CUDA chooses, and that rsfast._cuda can be imported anywhere."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -97,3 +99,16 @@ def test_without_a_driver_the_reason_is_returned():
 
     for _ in range(2):
         assert "CUDA error" in _cuda.why_not(0)
+
+
+def test_an_editable_install_is_a_path(tmp_path):
+    """Type checkers follow a path to the package and its stubs, and not the import hook that setuptools may write."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", "rsfast"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    code = "from setuptools import build_meta; print(build_meta.build_editable('.'))"  # no setup.py: nothing is compiled
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    with ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
+        files = [name for name in wheel.namelist() if ".dist-info/" not in name]
+        assert [Path(name).suffix for name in files] == [".pth"]
+        assert Path(wheel.read(files[0]).decode().strip()).samefile(tmp_path)

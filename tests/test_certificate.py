@@ -11,6 +11,7 @@ from functools import partial
 
 import mpmath as mp
 import numpy as np
+import pandas
 import pytest
 import torch
 from scipy.stats import binom
@@ -476,6 +477,30 @@ def test_dict_round_trip(head):
     assert Certificate.from_dict(json.loads(json.dumps(ours.to_dict(), allow_nan=False))) == ours
     assert set(ours.to_dict()) == {field.name for field in dataclasses.fields(Certificate)}
     assert json.loads(json.dumps(ours.to_dict()))["head"] == head.to_dict()
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: type(head).__name__)
+def test_a_data_frame_has_a_row_for_each(head):
+    """In the order of the fields; of one certificate, of many, and of an iterator."""
+    found = certificates(SELECTION, ESTIMATION, NOISE, head=head, alpha=ALPHA, seed=0, bound="hoeffding")
+    names = [field.name for field in dataclasses.fields(Certificate)]
+    for rows in (found, found * 3, iter(found)):
+        frame = pandas.DataFrame(rows)
+        assert frame.columns.tolist() == names
+        for row, each in zip(frame.itertuples(), found, strict=False):
+            assert (row.prediction, row.radius, row.counts, row.n) == (each.prediction, each.radius, each.counts, each.n)
+            assert row.noise == {"sigma": 0.5}
+    assert len(pandas.DataFrame(found * 3)) == 3 * len(found)
+
+
+def test_a_certificate_unpacks():
+    [each] = certify([[9, 1, 0]], [[990, 10, 0]])
+    prediction, radius = each
+    assert (prediction, radius) == (each.prediction, each.radius) == tuple(each) == (each[0], each[1])
+    assert [*each] == list(each) == [prediction, radius]
+    assert [label for label, _ in [each, each]] == [prediction] * 2
+    with pytest.raises(ValueError, match="too many values"):
+        (prediction,) = each
 
 
 def test_results_are_plain_python():

@@ -210,8 +210,8 @@ class Bar:
 
     disable, last_print_t = False, 1.0
 
-    def __init__(self):
-        self.postfixes = []
+    def __init__(self, total=400, n=0):
+        self.postfixes, self.total, self.n = [], total, n
 
     def set_postfix_str(self, text, refresh):
         assert not refresh
@@ -249,6 +249,67 @@ def test_how_often(monkeypatch):
     ]
     assert (found[-1]["images_per_second"], found[-1]["samples_per_second"]) == (0.03125, 12.5)
     assert [found[-1][f"share_{name}"] for name in ("model", "kernels", "bounds", "rest")] == [0.75, 0, 0.25, 0]
+
+
+def estimates(rows, monkeypatch, totals=None, bar=None, ranks=None, images=4):
+    """What is left after each second, in which so many rows are drawn, and in which the bar's total may become another."""
+    clock, batches, bar = SimpleNamespace(now=100.0), watched(), bar or Bar()
+    monkeypatch.setattr(events.time, "perf_counter", lambda: clock.now)
+    log, found = Log(None, ranks or Ranks()), []
+    with log.running(images=images), log.watching(bar, batches):
+        found.append(log.figures()["seconds_left"])
+        for second, more in enumerate(rows):
+            clock.now += 1
+            batches.meter.rows += more
+            bar.total = totals[second] if totals else bar.total
+            found.append(log.figures()["seconds_left"])
+        for _ in range(images):
+            log.image(0)
+    return [*found, log.figures()["seconds_left"]]
+
+
+def test_seconds_left(monkeypatch):
+    """By the share of samples that were drawn: those that a run drew before count for nothing."""
+    assert estimates([100] * 4, monkeypatch) == [None, 3, 2, 1, 0, 0]
+    assert estimates([50, 150, 200], monkeypatch, bar=Bar(total=1000, n=600)) == [None, 7, 2, 0, 0]
+    assert estimates([], monkeypatch, images=0) == [0, 0]
+
+
+def test_seconds_left_where_images_are_decided_early(monkeypatch):
+    """Samples that are spared count, too: half of the images took an eighth of all samples."""
+    assert estimates([50, 50], monkeypatch, totals=[250, 100]) == [None, 1, 0, 0]
+
+
+def test_seconds_left_of_processes_that_share_samples(monkeypatch):
+    """Each draws its part of what all have."""
+    assert estimates([50] * 4, monkeypatch, ranks=Ranks("samples", 0, 2)) == [None, 3, 2, 1, 0, 0]
+    assert estimates([100] * 4, monkeypatch, ranks=Ranks("inputs", 0, 2)) == [None, 3, 2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("options", ["", "--radius 0.1", "--rtol 0.5"])
+def test_totals_of_a_run(options, monkeypatch):
+    """At the end nothing is left, whether images stop early or not, and before each batch something."""
+    monkeypatch.setattr(events, "_EVERY", 0)
+    certify(f"--log-json log.jsonl {options}", CERTIFY.replace("--out", "--batch-size 40 --out"))
+    start, *between, end = read("log.jsonl")
+    assert {event["images_total"] for event in (start, *between, end)} == {IMAGES}
+    assert (start["seconds_left"], end["seconds_left"]) == (None, 0)
+    assert all(event["seconds_left"] > 0 for event in between[:-1])
+    assert options or between[-1]["seconds_left"] == 0  # else the last batch is looked at later
+
+
+def test_totals_of_a_run_that_goes_on():
+    command = CERTIFY.replace("Net", "Stopped")
+    Path("stop").touch()
+    with pytest.raises(SystemExit):
+        certify("--log-json log.jsonl", command)
+    certify("--resume --log-json log.jsonl", command)
+    certify("--resume --log-json log.jsonl", command)
+    ends = [event for event in read("log.jsonl") if event["event"] in ("stop", "end")]
+    left = IMAGES - ends[0]["images_done"]
+    assert [event["images_total"] for event in ends] == [IMAGES, left, 0]
+    assert [event["seconds_left"] for event in ends[1:]] == [0, 0]
+    assert ends[0]["seconds_left"] > 0
 
 
 def test_a_bar_that_is_silent_costs_nothing():

@@ -404,10 +404,11 @@ def test_a_replay_computes_what_the_model_does(autocast):
     [
         (
             TypeError,
-            r"^autocast is torch.float32; it must be torch.bfloat16, torch.float16 or None",
+            r"^autocast is torch.float32; it must be None or one of torch.bfloat16, torch.float16, or a name: 'bfloat16'",
             {"autocast": torch.float32},
         ),
-        (TypeError, r"^autocast is 'bfloat16'; ", {"autocast": "bfloat16"}),
+        (ValueError, r"^autocast is 'float64'; it must be .* or a name: 'bfloat16', 'float16'$", {"autocast": "float64"}),
+        (TypeError, r"^autocast is False; it must be None or ", {"autocast": False}),
         (TypeError, r"^compile is 1; it must be a bool", {"compile": 1}),
         (TypeError, r"^cuda_graph is None; it must be a bool", {"cuda_graph": None}),
         (ValueError, r"^cuda_graph is True, but inputs is on 'cpu'; it must be False", {"cuda_graph": True}),

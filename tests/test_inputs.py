@@ -242,7 +242,11 @@ def test_ids_to_spare():
 @pytest.mark.parametrize(
     ("error", "message", "source"),
     [
-        (TypeError, r"^inputs is a ndarray; it must be a dense float32 tensor \[I, \*shape\]$", X.numpy()),
+        (
+            TypeError,
+            r"^inputs is a ndarray; it must be a dense float32 tensor \[I, \*shape\]; pass torch.from_numpy",
+            X.numpy(),
+        ),
         (TypeError, r"^inputs has dtype torch.uint8; .* x.float\(\) / 255", X.to(torch.uint8)),
         (ValueError, r"^inputs has shape \[4\]; it must be \[I, \*shape\] with at least one input", torch.zeros(4)),
         (ValueError, r"^inputs has shape \[0, 4\]; ", torch.zeros(0, 4)),
@@ -252,7 +256,8 @@ def test_ids_to_spare():
         (TypeError, r"^inputs is a Dataset; it must be .* with a length", Dataset()),
         (ValueError, r"^inputs is empty; it must hold at least one input", []),
         (ValueError, r"^inputs is empty; it must hold at least one input", DataLoader([], batch_size=2)),
-        (TypeError, r"^inputs\[0\] is a str; it must be a dense float32 tensor \[\*shape\]", {"x": X}),
+        (TypeError, r"^inputs is a dict; it must be .* an iterable of inputs \[\*shape\]; pass inputs\[\"x\"\]$", {"x": X}),
+        (TypeError, r"^inputs\[0\] is a str; it must be a dense float32 tensor \[\*shape\]$", ["x.png"]),
         (TypeError, r"^the batch at inputs\[0\] is a dict; ", DataLoader([{"x": x} for x in X], batch_size=2)),
         (ValueError, r"^the batch at inputs\[0\] has shape \[2\]; it must be \[I, \*shape\]", DataLoader([0.5, 1.5], 2)),
     ],

@@ -538,9 +538,9 @@ def test_a_compiled_model_gives_the_eager_certificates():
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (TypeError, "^autocast is 'bfloat16'; it must be torch.bfloat16, torch.float16 or None", {"autocast": "bfloat16"}),
-        (TypeError, "^autocast is torch.float32; it must be torch.bfloat16", {"autocast": torch.float32}),
-        (TypeError, "^autocast is True; it must be torch.bfloat16", {"autocast": True}),
+        (ValueError, "^autocast is 'bf16'; it must be None or .* a name: 'bfloat16', 'float16'", {"autocast": "bf16"}),
+        (TypeError, "^autocast is torch.float32; it must be None or one of torch.bfloat16", {"autocast": torch.float32}),
+        (TypeError, "^autocast is True; it must be None or one of torch.bfloat16", {"autocast": True}),
         (TypeError, "^compile is 'yes'; it must be a bool", {"compile": "yes"}),
         (ValueError, "^cuda_graph is True, but inputs is on 'cpu'", {"cuda_graph": True}),
         (TypeError, "^channels_last is 1; it must be a bool", {"channels_last": 1, "inputs": torch.zeros(1, 3, 2, 2)}),

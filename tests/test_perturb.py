@@ -719,9 +719,10 @@ ERRORS = {
     "clamp above NaN": (ValueError, r"^clamp is \(0.0, nan\); ", {"clamp": (0.0, math.nan)}),
     "clamp a number": (TypeError, r"^clamp is 1.0; ", {"clamp": 1.0}),
     "clamp of three": (TypeError, r"^clamp is \(0, 1, 2\); ", {"clamp": (0, 1, 2)}),
-    "dtype": (TypeError, r"^dtype is torch.int32; .*torch.float64$", {"dtype": torch.int32}),
+    "dtype": (TypeError, r"^dtype is torch.int32; .*torch.float64, or a name: 'float32', ", {"dtype": torch.int32}),
     "dtype complex": (TypeError, r"^dtype is torch.complex64; ", {"dtype": torch.complex64}),
-    "dtype a word": (TypeError, r"^dtype is 'float64'; ", {"dtype": "float64"}),
+    "dtype a word": (ValueError, r"^dtype is 'double'; .* 'bfloat16', 'float64'$", {"dtype": "double"}),
+    "dtype of NumPy": (TypeError, r"^dtype is <class 'numpy.float32'>; ", {"dtype": np.float32}),
     "channels_last of rank 2": (
         ValueError,
         r"^channels_last is True, but an input has 2 axes; ",

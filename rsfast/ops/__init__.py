@@ -12,12 +12,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from ..hints import conversion
 from ..noise import STREAMS, Gaussian, check_seed
 from ..tally import Tally, check_range, integers
 from .backends import BACKENDS, backend_for, check_backend
-from .checks import TYPES, check_apart, memory_format, require
+from .checks import TYPES, as_dtype, check_apart, memory_format, require
 
-__all__ = ["BACKENDS", "TYPES", "accumulate", "backend_for", "check_range", "check_seed", "memory_format", "perturb"]
+__all__ = [
+    "BACKENDS",
+    "TYPES",
+    "accumulate",
+    "as_dtype",
+    "backend_for",
+    "check_range",
+    "check_seed",
+    "memory_format",
+    "perturb",
+]
 
 
 def check_stream(stream: object) -> str:
@@ -52,21 +63,26 @@ def _as_indices(name: str, values: object, limit: int, device: torch.device, sha
     return tensor.contiguous()
 
 
-def check_inputs(name: str, x: object, *, single: bool = False) -> torch.Tensor:
+def check_inputs(name: str, x: object, *, single: bool = False, given: str | None = None, form: str = "{}") -> torch.Tensor:
     """Return `x` contiguous if it is a float32 tensor [I, *shape], or if `single` [*shape], shape of rank 1 or more.
 
-    Raise an error that names it if not.
+    Raise an error that names it if not, and says what to write instead: `given` is how the user writes `x`, by default
+    `name`, and `form` how what is made of it is passed.
     """
-    form = "[*shape]" if single else "[I, *shape]"
+    given = name if given is None else given
+    wanted = "[*shape]" if single else "[I, *shape]"
     if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
         what = f"a {type(x).__name__}" if not isinstance(x, torch.Tensor) else x.layout
-        raise TypeError(f"{name} is {what}; it must be a dense float32 tensor {form}")
+        step = conversion(given, x)
+        hint = "" if step is None else f"; pass {form.replace('{}', step)}"
+        raise TypeError(f"{name} is {what}; it must be a dense float32 tensor {wanted}{hint}")
     if x.dtype != torch.float32:
         hint = "; convert integer images with x.float() / 255" if not x.dtype.is_floating_point else "; call x.float()"
         raise TypeError(f"{name} has dtype {x.dtype}; it must be float32{hint}")
     if x.ndim < (1 if single else 2) or x.numel() == 0:
         least = "one element" if single else "one input and one element"
-        raise ValueError(f"{name} has shape {list(x.shape)}; it must be {form} with at least {least}")
+        hint = f"; one input needs its batch axis: {given}[None]" if not single and x.ndim == 1 and x.numel() else ""
+        raise ValueError(f"{name} has shape {list(x.shape)}; it must be {wanted} with at least {least}{hint}")
     elements = x.numel() if single else x[0].numel()
     if elements > 1 << 34:
         raise ValueError(f"{name} has {elements} elements an input; it must have at most 2^34")
@@ -133,7 +149,7 @@ def perturb(
     scale: torch.Tensor | Sequence[float] | float | None = None,
     shift: torch.Tensor | Sequence[float] | float | None = None,
     clamp: tuple[float, float] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     channels_last: bool = False,
     out: torch.Tensor | None = None,
     backend: str = "auto",
@@ -164,8 +180,8 @@ def perturb(
         The model's normalisation: ``scale = 1 / std``, ``shift = -mean / std``. Applied as one fma.
     clamp : (low, high), optional
         Applied after the noise and before scale and shift.
-    dtype : torch.dtype
-        float32 (default), float16, bfloat16 or float64.
+    dtype : torch.dtype or str
+        float32 (default), float16, bfloat16 or float64, or its name.
     channels_last : bool
         Lay the result out as torch.channels_last (inputs of 3 axes) or torch.channels_last_3d (4 axes).
     out : tensor [B, *shape], optional
@@ -219,9 +235,7 @@ def perturb(
         rows = torch.arange(batch, device=device) if count == batch else torch.zeros(batch, dtype=torch.int64, device=device)
     scale, shift = affine(scale, shift, shape[0], device)
     layout = memory_format(channels_last, len(shape))
-    dtype = dtype if dtype is not None else getattr(out, "dtype", torch.float32)
-    if dtype not in TYPES:
-        raise TypeError(f"dtype is {dtype!r}; it must be one of {', '.join(map(str, TYPES))}")
+    dtype = as_dtype("dtype", dtype if dtype is not None else getattr(out, "dtype", torch.float32))
     if out is None:
         out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
     elif not isinstance(out, torch.Tensor):

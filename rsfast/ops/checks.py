@@ -12,6 +12,29 @@ TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 Named = tuple[str, torch.Tensor]
 
 
+def as_dtype(name: str, value: object, known: Sequence[torch.dtype] = TYPES, otherwise: str = "") -> torch.dtype:
+    """Return the dtype of `known` that `value` is or names; `otherwise` is what else an error says that it may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is another, or the name of none of them.
+
+    Examples
+    --------
+    >>> as_dtype("dtype", "bfloat16"), as_dtype("dtype", "torch.float64")
+    (torch.bfloat16, torch.float64)
+    """
+    if isinstance(value, torch.dtype) and value in known:
+        return value
+    names = [str(each).removeprefix("torch.") for each in known]
+    if isinstance(value, str) and value.removeprefix("torch.") in names:
+        return known[names.index(value.removeprefix("torch."))]
+    kind = ValueError if isinstance(value, str) else TypeError
+    allowed = f"{', '.join(map(str, known))}, or a name: {', '.join(map(repr, names))}"
+    raise kind(f"{name} is {value!r}; it must be {otherwise}one of {allowed}")
+
+
 def memory_format(channels_last: bool, rank: int) -> torch.memory_format:
     """Return the torch memory format of a batch of inputs of `rank` axes; raise ValueError where channels_last has none."""
     if not channels_last:

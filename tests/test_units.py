@@ -1,0 +1,111 @@
+"""Images outside [0, 1] get one warning a call about the units of sigma; nothing else does."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import rsfast
+from rsfast import Gaussian, Smooth
+from rsfast.cli import main
+
+X = torch.rand((3, 3, 4, 5), generator=torch.Generator().manual_seed(0))
+OUTSIDE = {
+    "0 to 255": (X * 255, "above 1, as images of 0 to 255 do"),
+    "-1 to 1": (2 * X - 1, "below 0, as normalised images do"),
+    "standardised": ((X - 0.5) / 0.25, "below 0, as normalised images do"),
+    "grey": (X[:, :1] * 1.5, "above 1"),
+    "volume": (X[..., None].repeat(1, 1, 1, 1, 3) - 0.1, "below 0"),
+    "one of several": (torch.cat([X, -X]), "below 0"),
+}
+FINE = {
+    "0 to 1": X,
+    "rounded": X * 1.0005 - 0.0002,
+    "table": torch.randn(3, 12) * 100,
+    "maps": torch.randn(3, 4, 5),
+    "features": torch.randn(3, 64, 4, 5),
+    "sequences": torch.randn(3, 1, 40, 1),
+}
+
+
+def model(x):
+    return x.flatten(1)[:, :2]
+
+
+OPTIONS = {"num_classes": 2, "n": 20, "seed": 1}
+CALLS = {
+    "certify": lambda x, noise: rsfast.certify(model, x, noise, **OPTIONS),
+    "certify several heads": lambda x, noise: rsfast.certify(model, x, noise, head=[rsfast.Votes()], **OPTIONS),
+    "certify_each": lambda x, noise: list(rsfast.certify_each(model, x, noise, **OPTIONS)),
+    "predict": lambda x, noise: rsfast.predict(model, x, noise, alpha=0.1, **OPTIONS),
+    "sample": lambda x, noise: rsfast.sample(model, x, noise, **OPTIONS),
+    "tune_head": lambda x, noise: rsfast.tune_head(model, x, [0] * len(x), noise, [rsfast.Votes()], **OPTIONS),
+    "Smooth.certify": lambda x, noise: Smooth(model, 2, noise.sigma).certify(x[-1], 20, 20, 0.1, 10),
+    "Smooth.predict": lambda x, noise: Smooth(model, 2, noise.sigma).predict(x[-1], 20, 0.1, 10),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("case", OUTSIDE)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_images_outside_are_warned_of(call, case, scaled):
+    """Once, at the caller's line, whether the classifier normalises or not."""
+    x, said = OUTSIDE[case]
+    if "Smooth" in call and case == "volume":
+        return  # it takes images only
+    options = {"scale": 2.0, "shift": -1.0} if scaled and "Smooth" not in call else {}
+    with pytest.warns(UserWarning, match=f"^inputs hold values {said}") as caught:
+        CALLS[call](x, Gaussian(0.5)) if not options else rsfast.certify(model, x, Gaussian(0.5), **OPTIONS, **options)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert "sigma = 0.5 and the radii are in their units; pass images in [0, 1], " in str(caught[0].message)
+
+
+@pytest.mark.parametrize("make", [list, iter, TensorDataset, lambda x: DataLoader(TensorDataset(x), batch_size=2)])
+def test_the_first_of_other_inputs(make):
+    for x, count in ((2 * X, 1), (torch.cat([X[:1], 2 * X]), 0)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            CALLS["certify"](make(x), Gaussian(0.5))
+        assert len(caught) == count
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("case", FINE)
+def test_nothing_else_is_warned_of(call, case):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if not (call.startswith("Smooth") and case == "maps"):  # to which each is one input
+            CALLS[call](FINE[case], Gaussian(0.5))
+
+
+def test_a_sigma_of_their_units():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CALLS["certify"](X * 255, Gaussian(32.0))
+
+
+def test_before_any_sampling():
+    def never(x):
+        raise AssertionError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="inputs hold values above 1"):
+            rsfast.certify(never, X * 255, Gaussian(0.5), **OPTIONS)
+
+
+@pytest.mark.parametrize(("command", "options"), [("certify", "--n0 20"), ("predict", "--mean 0.5 --std 0.25")])
+@pytest.mark.parametrize("factor", [1, 255])
+def test_one_line_of_the_command_line(command, options, factor, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "units_nets.py").write_text("def net():\n    return lambda x: x.flatten(1)[:, :2]\n")
+    np.savez("data.npz", images=factor * X.numpy())
+    line = f"{command} --model units_nets:net --data data.npz --num-classes 2 --sigma 0.5 --n 20 --alpha 0.1 --out run"
+    assert main([*line.split(), *options.split()]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert [line.startswith(f"rsfast {command}: warning: inputs hold values above 1") for line in warned] == [True] * (
+        factor > 1
+    )
