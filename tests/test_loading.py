@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import integers
 import torch
 
 import rsfast
@@ -240,7 +241,7 @@ def test_images_in_another_order_are_the_same_images(change):
     predict("nets:net", "changed.npz", "--out", "other")
     plain, changed = (run_folder.read_sidecar(Path(folder, "results.json")) for folder in ("out", "other"))
     assert plain["first_logits"] == changed["first_logits"]
-    assert Path("out/counts.jsonl").read_text() == Path("other/counts.jsonl").read_text()
+    assert integers("out") == integers("other")
     assert [row.split("\t")[1] for row in Path("other/results.tsv").read_text().splitlines()[1:]] == ["0", "1", "2", "0"]
 
 
@@ -269,10 +270,10 @@ def test_weights_of_a_checkpoint_are_said_in_one_line(capsys):
         said = "--weights w.pt: took its entry net"
         said += ", read module.1.weight as 1.weight, and 1 more names so" if model == "net" else ""
         assert capsys.readouterr().err == f"rsfast predict: warning: {said}\n"
-    counts = [Path(folder, "counts.jsonl").read_text() for folder in ("net", "wrapped")]
+    counts = [integers(folder) for folder in ("net", "wrapped")]
     assert counts[0] == counts[1]
     predict()
-    assert Path("out/counts.jsonl").read_text() != counts[0]
+    assert integers("out") != counts[0]
 
 
 @pytest.mark.parametrize(
