@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import integers
 import torch
+from conftest import integers
 
 import rsfast
 from rsfast import cli, run_folder
