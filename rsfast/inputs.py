@@ -193,7 +193,7 @@ def warn_of_units(x: object, sigma: float, stacklevel: int) -> None:
     """
     if not isinstance(x, torch.Tensor) or x.ndim < 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2 or sigma > 1:
         return
-    low, high = map(float, x.aminmax())
+    low, high = map(float, x.detach().aminmax())
     if low >= -_SLACK and high <= 1 + _SLACK:
         return
     found = "below 0, as normalised images do" if low < -_SLACK else "above 1, as images of 0 to 255 do"

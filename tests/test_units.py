@@ -22,6 +22,7 @@ OUTSIDE = {
 }
 FINE = {
     "0 to 1": X,
+    "to be trained": X.clone().requires_grad_(),
     "rounded": X * 1.0005 - 0.0002,
     "table": torch.randn(3, 12) * 100,
     "maps": torch.randn(3, 4, 5),
