@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from . import checkpoint, ops
+from . import checkpoint, hints, ops
 from .api import Sampling, expected, sample
 from .certificate import Certificate
 from .doctor import versions
@@ -129,9 +129,9 @@ class Run:
         self._options: dict[str, Any] = {
             "num_classes": args.num_classes,
             "seed": self.seed,
-            "dtype": getattr(torch, args.dtype),
+            "dtype": args.dtype,
             "channels_last": args.channels_last,
-            "autocast": args.autocast and getattr(torch, args.autocast),
+            "autocast": args.autocast,
             "backend": ops.backend_for(args.backend, self._device),
             "clamp": _clamp(args.clamp),
             **_normalisation(args.mean, args.std, self._images.shape[1]),
@@ -158,7 +158,8 @@ class Run:
             place = place_of(error)
             kind = "" if isinstance(error, RuntimeError) and not place else f"{type(error).__name__}: "
             what = f"--model {args.model} fails on a batch {[1, *self._images.shape[1:]]} of {args.dtype}"
-            raise ValueError(f"{what}: {place}{kind}{error}") from error
+            hint = hints.axes(self._images.shape, "images") if self._images.ndim > 2 else ""
+            raise ValueError(f"{what}: {place}{kind}{error}{hint and f'; {hint}'}") from error
         self._options |= {"compile": args.compile, "cuda_graph": args.cuda_graph}
         self._options["batch_size"] = self._setting("batch_size", recorded, "auto")
         self._probe = self._sampling(self.indices)

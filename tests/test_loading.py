@@ -88,6 +88,9 @@ failed, runtime = forward(AssertionError()), forward(RuntimeError("shapes"))
 def library():
     return nn.Sequential(nn.Flatten(), nn.Unflatten(1, (2, 6)), nn.BatchNorm2d(2))
 
+def image():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+
 def exported():
     return torch.export.export(net(), (torch.zeros(2, 12),), dynamic_shapes=({0: torch.export.Dim("b")},)).module()
 
@@ -310,6 +313,14 @@ def test_mistakes_in_a_model_name_the_line(capsys, factory, message):
     said = fails(capsys, f"nets:{factory}")
     assert said.startswith(f"--model nets:{factory}")
     assert message.replace("{cwd}", str(Path.cwd())).rstrip() in said
+
+
+def test_images_without_a_batch_axis_are_hinted_at(capsys):
+    """One image [C, H, W] in --data is taken as C images [H, W]."""
+    np.savez("data.npz", images=np.zeros((3, 8, 8), dtype=np.float32))
+    assert fails(capsys, "nets:image").endswith("; one image [C, H, W] needs its batch axis: images[None]")
+    np.savez("data.npz", images=np.zeros((3, 3, 8, 8), dtype=np.float32))
+    assert "batch axis" not in fails(capsys, "nets:index")
 
 
 @pytest.mark.parametrize(
