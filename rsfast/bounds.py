@@ -1,15 +1,18 @@
 """One-sided confidence bounds on a mean in [0, 1], rounded so that floating point never breaks the guarantee.
 
 A lower bound is never above the exact real-number value of its formula, an upper bound never below. No torch here.
+An alpha must be a normal float, at least 2.3e-308; that of a certificate, which is divided, at least 1e-300.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import xlogy
 from scipy.stats import beta, binom
 
 MAX_TRIALS = 2**33
@@ -20,12 +23,18 @@ _TAIL_ERROR = 1e-11
 # 60-digit arithmetic, trials up to 2^33, tails down to 1e-12). Charging the tail this much moves the limit by no more than
 # 1e-11 sqrt(trials) * tail / density, and tail / density is at most 1.26 standard deviations below the mean: 7e-12.
 
+_FAINT = 1e-200  # SciPy 1.17 gives 0 for some tails of 1e-244, where n - k is about 40
+
 _WIDTH_ERROR = 2.0**-48  # sixteen units in the last place, for the few operations (libm's log among them) behind a width
 
 _ONE = int(np.float64(1).view(np.int64))
 
 
-def check_alpha(alpha: float) -> float:
+SMALLEST_ALPHA = 1e-300
+"""Least alpha of a certificate: heads, rules and looks divide it, and a share of it must still be a normal float."""
+
+
+def check_alpha(alpha: float, least: float = SMALLEST_ALPHA) -> float:
     """Return alpha, the probability that a bound or a certificate is wrong, as a float.
 
     Raises
@@ -33,7 +42,7 @@ def check_alpha(alpha: float) -> float:
     TypeError
         If alpha is not a number.
     ValueError
-        If alpha is not strictly between 0 and 1.
+        If alpha is not below 1, or below `least`.
 
     Examples
     --------
@@ -44,7 +53,14 @@ def check_alpha(alpha: float) -> float:
         raise TypeError(f"alpha is {alpha!r}; it must be a number")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha!r}; it must be above 0 and below 1")
+    if alpha < least:
+        raise ValueError(f"alpha must be at least {least}, got {alpha!r}; below that floating point cannot divide it")
     return float(alpha)
+
+
+def check_share(alpha: float) -> float:
+    """Return as a float what a bound gets of an alpha that others have a share of; errors as `check_alpha`."""
+    return check_alpha(alpha, least=sys.float_info.min)
 
 
 def _integers(name: str, value: ArrayLike, low: int) -> NDArray[np.int64]:
@@ -124,12 +140,27 @@ def _binomial(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Return both counts, and what SciPy's tail may come to where the exact one is alpha."""
     k, n = _counts(successes, trials)
-    return k, n, np.asarray(check_alpha(alpha) * (1 - _TAIL_ERROR * np.sqrt(n)))
+    return k, n, np.asarray(check_share(alpha) * (1 - _TAIL_ERROR * np.sqrt(n)))
+
+
+def _tail(k: NDArray[np.int64], n: NDArray[np.int64], p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return P(Bin(n, p) >= k), but for SciPy's error; at least that where it is so small that SciPy's may be 0.
+
+    Then it is Chernoff's bound, ``exp(-n KL(k / n, p))``, the exponent raised by more than its terms are rounded.
+    """
+    tail = np.asarray(binom.sf(k - 1, n, p))
+    faint = (tail < _FAINT) & (k <= n)
+    if not faint.any():
+        return tail
+    with np.errstate(divide="ignore", invalid="ignore"):  # where p is 0 or 1, and where the tail is not faint
+        exponent = xlogy(k, n * p / k) + xlogy(n - k, n * (1 - p) / (n - k))
+    return np.where(faint, np.exp(exponent + (n + 1000.0) * _WIDTH_ERROR), tail)
 
 
 def _quantile(k: NDArray[np.int64], n: NDArray[np.int64], level: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return about the p at which P(Bin(n, p) >= k) = level, for k from 0 to n + 1."""
     inside = np.clip(k, 1, n)
+    level = np.maximum(level, 1e-80)  # below, SciPy warns; the limit is then found from further off
     return np.where(k == inside, beta.ppf(level, inside, n - inside + 1), np.where(k > 0, 1.0, 0.0))
 
 
@@ -157,7 +188,7 @@ def clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, alpha: float)
     Returns
     -------
     ndarray of float64
-        Never above the exact limit; for alpha up to 1/2 never more than 1e-11 below it.
+        Never above the exact limit; for alpha from 1e-190 to 1/2 never more than 1e-11 below it.
 
     Raises
     ------
@@ -184,7 +215,7 @@ def clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, alpha: float)
     """
     k, n, level = _binomial(successes, trials, alpha)
     guess = _quantile(k, n, level)
-    return largest_safe(lambda p: binom.sf(k - 1, n, p) <= level, guess * (1 - 1e-11), guess * (1 + 1e-11))
+    return largest_safe(lambda p: _tail(k, n, p) <= level, guess * (1 - 1e-11), guess * (1 + 1e-11))
 
 
 def clopper_pearson_upper(successes: ArrayLike, trials: ArrayLike, alpha: float) -> NDArray[np.float64]:
@@ -196,7 +227,7 @@ def clopper_pearson_upper(successes: ArrayLike, trials: ArrayLike, alpha: float)
     Returns
     -------
     ndarray of float64
-        Never below the exact limit; for alpha up to 1/2 never more than 1e-11 above it. Always above 0.
+        Never below the exact limit; for alpha from 1e-190 to 1/2 never more than 1e-11 above it. Always above 0.
 
     Examples
     --------
@@ -226,8 +257,8 @@ def randomized_clopper_pearson_lower(
     Returns
     -------
     ndarray of float64
-        Never above the exact limit; for alpha up to 1/2 never more than 2e-11 below it. Below 1: where the exact limit is 1
-        (no failure and uniform at most alpha) the largest float64 below it.
+        Never above the exact limit; for alpha from 1e-190 to 1/2 never more than 2e-11 below it. Below 1: where
+        the exact limit is 1 (no failure and uniform at most alpha) the largest float64 below it.
 
     Raises
     ------
@@ -257,7 +288,7 @@ def randomized_clopper_pearson_lower(
     k, n, level, u = np.broadcast_arrays(k, n, level, u)
 
     def safe(p: NDArray[np.float64]) -> NDArray[np.bool_]:
-        return np.asarray(u * binom.sf(k - 1, n, p) + (1 - u) * binom.sf(k, n, p) <= level)
+        return np.asarray(u * _tail(k, n, p) + (1 - u) * _tail(k + 1, n, p) <= level)
 
     return largest_safe(safe, _quantile(k, n, level) * (1 - 1e-11), _quantile(k + 1, n, level) * (1 + 1e-11))
 
@@ -273,7 +304,7 @@ def randomized_clopper_pearson_upper(
     Returns
     -------
     ndarray of float64
-        Never below the exact limit; for alpha up to 1/2 never more than 2e-11 above it. Always above 0.
+        Never below the exact limit; for alpha from 1e-190 to 1/2 never more than 2e-11 above it. Always above 0.
 
     Examples
     --------
@@ -285,7 +316,7 @@ def randomized_clopper_pearson_upper(
 
 
 def _hoeffding_width(trials: ArrayLike, alpha: float) -> NDArray[np.float64]:
-    return np.asarray(np.sqrt(-math.log(check_alpha(alpha)) / (2 * _trials(trials))))
+    return np.asarray(np.sqrt(-math.log(check_share(alpha)) / (2 * _trials(trials))))
 
 
 def hoeffding_lower(mean: ArrayLike, trials: ArrayLike, alpha: float) -> NDArray[np.float64]:
@@ -344,7 +375,7 @@ def hoeffding_upper(mean: ArrayLike, trials: ArrayLike, alpha: float) -> NDArray
 
 def _empirical_bernstein_width(variance: ArrayLike, trials: ArrayLike, alpha: float) -> NDArray[np.float64]:
     spread, n = _reals("variance", variance, np.inf, "at least 0"), _trials(trials)
-    log = math.log(2) - math.log(check_alpha(alpha))
+    log = math.log(2) - math.log(check_share(alpha))
     with np.errstate(divide="ignore"):  # one trial: an infinite width, the trivial bound
         return np.asarray(np.sqrt(2 * log * spread / n) + 7 * log / (3 * (n - 1)))
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlog1py, xlogy
 
 from .arguments import as_int
-from .bounds import MAX_TRIALS, _counts, _integers, _reals, check_alpha, largest_safe, mirrored
+from .bounds import MAX_TRIALS, _counts, _integers, _reals, check_share, largest_safe, mirrored
 
 Prior = tuple[ArrayLike, ArrayLike, ArrayLike]
 """Mean, variance and number of scores known before a sample."""
@@ -89,7 +89,7 @@ def beta_binomial_sequence_lower(
     [0.0, 0.877114, 0.906794]
     """
     k, n = _counts(successes, trials)
-    level = -math.log(check_alpha(alpha))
+    level = -math.log(check_share(alpha))
     k, n, a, b = np.broadcast_arrays(k, n, _shape("a", a), _shape("b", b))
     gammas = [gammaln(a + k), gammaln(b + (n - k)), -gammaln(a + b + n), -gammaln(a), -gammaln(b), gammaln(a + b)]
     mixture, size = sum(gammas), sum(map(np.abs, gammas)) + 4 + level
@@ -307,7 +307,7 @@ def typical_betting_lower(mean: ArrayLike, variance: ArrayLike, trials: ArrayLik
     >>> round(float(typical_betting_lower(0.75, 0.0, 1000, 0.001)), 3)
     0.745
     """
-    growth = _mean_growth(mean, variance) + math.log(check_alpha(alpha)) / np.asarray(trials, dtype=np.float64)[..., None]
+    growth = _mean_growth(mean, variance) + math.log(check_share(alpha)) / np.asarray(trials, dtype=np.float64)[..., None]
     return np.asarray(np.max(np.expm1(growth) / _RATES, axis=-1).clip(0))
 
 
@@ -336,7 +336,7 @@ def _limits(
     looks: Sequence[int],
 ) -> NDArray[np.float64]:
     """Return the lower bound [..., looks] at the end of each of these ranges, for bets with horizons [..., H]."""
-    level = -math.log(check_alpha(alpha))
+    level = -math.log(check_share(alpha))
     # The logarithm is concave: at scores between two edges it is at least what it is at these edges, in the proportion that
     # keeps the sum. Without sums every score counts as its lower edge.
     above = np.zeros(counts.shape) if sums is None else (sums - counts * _LOWER) / (_UPPER - _LOWER)

@@ -444,3 +444,39 @@ def test_the_variance_is_of_the_whole_sample():
     low, _, variance = bounds.moments(sums, squares, 101, slack=0)
     assert float(variance) == pytest.approx(np.var([0.5] * 51 + [1] * 50, ddof=1), abs=1e-12)
     assert float(bounds.empirical_bernstein_lower(low, variance, 101, 0.001)) < float(low) - 0.25
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("alpha", [1e-199, 1e-245, 1e-300, 3e-308])
+def test_clopper_pearson_where_scipy_underflows(alpha):
+    """Below about 1e-240 its tail is 0 for some arguments, which would make a limit too large."""
+    for n in (10, 1000, 10_000, 10**7, 2**33):
+        for k in sorted({n - 60, n - 38, n - 35, n - 10, n - 1, n} & set(range(max(1, n - 60), n + 1))):
+            lower = bounds.clopper_pearson_lower(k, n, alpha)
+            assert 0 < float(lower) < k / n
+            assert 0.01 < upper_tail(k, n, float(lower)) / mp.mpf(alpha) <= 1
+            p = float(bounds.randomized_clopper_pearson_lower(k, n, alpha, 0.5))
+            assert 0 < p < 1
+            rest = upper_tail(k + 1, n, p) if k < n else 0
+            assert (upper_tail(k, n, p) + rest) / 2 <= mp.mpf(alpha)
+            assert float(bounds.clopper_pearson_upper(n - k, n, alpha)) == float(bounds.mirrored(lower))
+
+
+def test_alpha_that_floats_cannot_divide():
+    """Of what users ask for 1e-300 is the least; a share of that, which a bound gets, may be smaller."""
+    assert bounds.check_alpha(1e-300) == 1e-300
+    for alpha in (9.9e-301, 1e-310, 5e-324):
+        with pytest.raises(ValueError, match=f"^alpha must be at least 1e-300, got {alpha!r}; below that floating point"):
+            bounds.check_alpha(alpha)
+    for function, arguments in (
+        (bounds.clopper_pearson_lower, (5, 10)),
+        (bounds.clopper_pearson_upper, (5, 10)),
+        (bounds.hoeffding_lower, (0.5, 10**5)),
+        (bounds.hoeffding_upper, (0.5, 10**5)),
+        (bounds.empirical_bernstein_lower, (0.5, 0.1, 10**5)),
+        (bounds.empirical_bernstein_upper, (0.5, 0.1, 10**5)),
+    ):
+        assert 0 < float(function(*arguments, 1e-300 / 1000)) <= 1
+        for alpha in (1e-310, 5e-324):
+            with pytest.raises(ValueError, match=f"^alpha must be at least 2.2250738585072014e-308, got {alpha!r}; below"):
+                function(*arguments, alpha)
