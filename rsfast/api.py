@@ -526,7 +526,7 @@ def certify(
     Warns
     -----
     UserWarning
-        If n is so small that even unanimous votes certify nothing, or not the `radius` that is asked for. If images leave
+        If n is so small that even unanimous votes certify nothing, or not the `radius` that is asked for. If inputs leave
         [0, 1], as sigma is in their units; of inputs that are not a tensor, the first is looked at.
 
     Notes
@@ -1009,7 +1009,7 @@ class Smooth:
         """
         n0, n, alpha = _count("n0", n0), _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
-        warn_of_units(x[None] if getattr(x, "ndim", 0) == 3 else x, self.sigma, stacklevel=2)
+        warn_of_units(x, self.sigma, stacklevel=2)
         with self._call() as call:
             call.advance("selection")
             chosen = int(self._sample_noise(x, n0, batch_size).argmax())
@@ -1023,7 +1023,7 @@ class Smooth:
         """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
         n, alpha = _count("n", n), bounds.check_alpha(alpha)
         _warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
-        warn_of_units(x[None] if getattr(x, "ndim", 0) == 3 else x, self.sigma, stacklevel=2)
+        warn_of_units(x, self.sigma, stacklevel=2)
         with self._call() as call:
             call.advance("estimation")
             votes = self._sample_noise(x, n, batch_size)

@@ -187,19 +187,18 @@ class Inputs:
 
 
 def warn_of_units(x: object, sigma: float, stacklevel: int) -> None:
-    """Warn if images [I, C, H, W] do not lie in [0, 1], so that sigma may be meant in other units than theirs.
+    """Warn if inputs do not lie in [0, 1], so that sigma may be meant in other units than theirs.
 
-    Nothing else is looked at, as it may have any units. A sigma above 1 is meant for other units than [0, 1].
+    A sigma above 1 is meant for other units than [0, 1].
     """
-    if not isinstance(x, torch.Tensor) or x.ndim < 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2 or sigma > 1:
+    if not isinstance(x, torch.Tensor) or not x.numel() or sigma > 1:
         return
     low, high = map(float, x.detach().aminmax())
     if low >= -_SLACK and high <= 1 + _SLACK:
         return
-    found = "below 0, as normalised images do" if low < -_SLACK else "above 1, as images of 0 to 255 do"
     warnings.warn(
-        f"inputs hold values {found}, and sigma = {sigma} and the radii are in their units; pass images in [0, 1], and the "
-        "normalisation that the model expects as scale= and shift= (--mean and --std)",
+        f"inputs hold values from {low:.4g} to {high:.4g}, and sigma = {sigma} and the radii are in these units; if they "
+        "are images, pass them in [0, 1], and the model's normalisation as scale= and shift= (--mean and --std)",
         UserWarning,
         stacklevel=stacklevel + 1,
     )
