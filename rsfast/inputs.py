@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -42,8 +42,8 @@ Source = torch.Tensor | Dataset[Any] | Iterable[Any]
 T = TypeVar("T")
 
 
-class Owned(Generic[T]):
-    """An iterator for the process that made it: a forked child lacks its threads, so that it would wait for ever.
+class Owned(Generator[T, None, None]):
+    """A generator for the process that made it: a forked child lacks its threads, so that it would wait for ever.
 
     There `next` raises RuntimeError, and `close` leaves all to the parent.
 
@@ -58,20 +58,24 @@ class Owned(Generic[T]):
     def __init__(self, what: str, items: Generator[T, None, None]) -> None:
         self._what, self._items, self._process = what, items, os.getpid()
 
-    def __iter__(self) -> Iterator[T]:
-        return self
+    def send(self, value: None) -> T:
+        self._check()
+        return self._items.send(value)
 
-    def __next__(self) -> T:
+    def throw(self, *error: Any) -> T:
+        self._check()
+        return self._items.throw(*error)
+
+    def close(self) -> None:
+        if os.getpid() == self._process:
+            self._items.close()
+
+    def _check(self) -> None:
         if (process := os.getpid()) != self._process:
             raise RuntimeError(
                 f"{self._what} belongs to process {self._process}, which made it, and this is process {process}, forked "
                 "from that; make another one here"
             )
-        return next(self._items)
-
-    def close(self) -> None:
-        if os.getpid() == self._process:
-            self._items.close()
 
 
 class Inputs:

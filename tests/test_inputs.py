@@ -148,7 +148,7 @@ IN_ORDER = {
 
 
 def certify(loader, **options):
-    return rsfast.certify(lambda x: x.flatten(1)[:, :2], loader, rsfast.Gaussian(1.0), num_classes=2, n=20, **options)
+    return rsfast.certify(lambda x: x.flatten(1)[:, :2], loader, rsfast.Gaussian(2.0), num_classes=2, n=20, **options)
 
 
 @pytest.mark.parametrize("name", SHUFFLED)
@@ -161,7 +161,7 @@ def test_a_shuffled_loader_is_warned_of(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="shuffles"):
-            rsfast.predict(None.__ne__, SHUFFLED[name](), rsfast.Gaussian(1.0), num_classes=2, n=20, alpha=0.01)
+            rsfast.predict(None.__ne__, SHUFFLED[name](), rsfast.Gaussian(2.0), num_classes=2, n=20, alpha=0.01)
         loader = SHUFFLED[name]()
         certify(loader, input_ids=range(10 if loader.batch_sampler is None else len(loader.batch_sampler.sampler)))
 
