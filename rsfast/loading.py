@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .files import open_file
 from .forward import Model
+from .hints import listed
 from .npz import read_arrays
 from .weights import load_weights
 
@@ -45,14 +46,11 @@ def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | No
     images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
     if images is None:
         raise ValueError(
-            f"--data {path} holds {', '.join(found) or 'nothing'}; it must hold images (or x), and may hold labels (or y)"
+            f"--data {path} must hold images (or x), and may hold labels (or y), got {listed(found)}; name them so"
         )
     if images.dtype != np.float32:
-        hint = (
-            "; save images.astype('float32') / 255, and --sigma is then in units of [0, 1]"
-            if images.dtype == np.uint8
-            else ""
-        )
+        way = {"u": " / 255, and --sigma is then in units of [0, 1]", "f": "", "b": ""}.get(images.dtype.kind)
+        hint = "" if way is None else f"; save images.astype('float32'){way}"
         raise TypeError(f"images in --data {path} has dtype {images.dtype}; it must be float32{hint}")
     if images.ndim < 2 or images.size == 0:
         raise ValueError(f"images in --data {path} has shape {list(images.shape)}; it must be [N, ...], and not empty")
@@ -77,7 +75,7 @@ def _way_to_labels(labels: NDArray[Any], count: int) -> str:
     """Return what to save instead of what is no label an image: what its shape and values suggest, if anything."""
     if labels.ndim == 2 and len(labels) == count and labels.shape[1] > 1:
         return "; of one-hot labels or scores save labels.argmax(1)"
-    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and np.all(labels == np.trunc(labels)))
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.all(labels == np.trunc(labels)))
     return "; save labels.reshape(-1).astype('int64')" if whole and labels.size == count else ""
 
 

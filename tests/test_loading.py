@@ -164,6 +164,18 @@ DATA = {
     "empty": (b"", "data.npz is not an .npz file"),
     "text": (b"images", "data.npz is not an .npz file"),
     "an .npy file": (hostile(DECLARED % b"(1, 12)")[30 + 10 :], "data.npz"),
+    "a page": (b"<!DOCTYPE html>\r\n<html>", "; it begins with '<!DOCTYPE html> <html>', so it is text"),
+    "float64": (saved(images=images().astype("f8")), "has dtype float64; it must be float32; save images.astype('float32')"),
+    "pixels": (
+        saved(images=np.ones((4, 12), "u1")),
+        "save images.astype('float32') / 255, and --sigma is then in units of [0, 1]",
+    ),
+    "other names": (
+        saved(arr_0=images(), arr_1=[0] * 4),
+        "data.npz must hold images (or x), and may hold labels (or y), got arr_0, arr_1; name them so",
+    ),
+    "many names": (saved(**{f"a{place}": [0] for place in range(99)}), "a6, a7, and 91 more; name them so"),
+    "bools as labels": (saved(x=images(), y=np.ones(4, bool)), "; save labels.reshape(-1).astype('int64')"),
     "cut off": (saved(images=images())[:200], "data.npz is not an .npz file"),
     "cut in the directory": (saved(images=images())[:-4], "data.npz is not an .npz file"),
     "encrypted": (damaged(8, b"\1"), "data.npz: images.npy: RuntimeError: "),
