@@ -191,7 +191,14 @@ def warn_of_units(x: object, sigma: float, stacklevel: int) -> None:
 
     Nothing else is looked at, as it may have any units. A sigma above 1 is meant for other units than [0, 1].
     """
-    if not isinstance(x, torch.Tensor) or x.ndim < 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2 or sigma > 1:
+    if (
+        not isinstance(x, torch.Tensor)
+        or x.dtype != torch.float32
+        or x.ndim < 4
+        or x.shape[1] not in (1, 3)
+        or min(x.shape[2:]) < 2
+        or sigma > 1
+    ):
         return
     low, high = map(float, x.detach().aminmax())
     if low >= -_SLACK and high <= 1 + _SLACK:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import reprlib
 import site
 import sys
@@ -27,6 +28,7 @@ from .npz import read_arrays
 from .weights import load_weights
 
 _ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
+_SPEC = re.compile(r"([\w-]+(?:\.[\w-]+)*)(?<!\.py):(\w+(?:\.\w+)*)")
 _PACKAGE = Path(__file__).parent
 _INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 _NOT_THE_USERS = {_PACKAGE, *map(Path, {*_INSTALLED, *site.getsitepackages(), site.getusersitepackages()})}
@@ -94,9 +96,10 @@ def find_device(name: str) -> torch.device:
 
 def load_model(spec: str, weights: str | None, device: torch.device) -> Model:
     """Return what the factory MODULE:FACTORY returns, with the weights in that file, on `device`; errors name the option."""
-    module_name, _, name = spec.partition(":")
-    if not (module_name and name):
-        raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110")
+    if (names := _SPEC.fullmatch(spec)) is None:
+        how = "names as Python's import takes them, without a path, .py or brackets"
+        raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110, {how}")
+    module_name, name = names.groups()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that nothing in it stands in for an installed package
     with _naming_mistakes(spec, f"; {module_name} must be installed, or a module in the working directory"):

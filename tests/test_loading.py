@@ -364,8 +364,29 @@ def test_a_model_outside_the_working_directory_is_named_in_full(capsys, tmp_path
     )
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "nets.py:net",
+        "./nets:net",
+        "models/nets:net",
+        ".nets:net",
+        "nets:net()",
+        "nets:net:3",
+        "nets:",
+        ":net",
+        "nets",
+        "a..b:c",
+    ],
+)
+def test_a_model_that_is_no_pair_of_names(capsys, spec):
+    said = fails(capsys, spec)
+    assert said.startswith(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110, names ")
+    assert said.endswith(" without a path, .py or brackets")
+
+
 def test_a_model_that_is_not_there(capsys):
-    for name in ("no_such_module", "nets.py", ".nets"):
+    for name in ("no_such_module", "nets.deeper", "no-such.module"):
         assert fails(capsys, f"{name}:net").endswith(f"; {name} must be installed, or a module in the working directory")
 
 
