@@ -126,8 +126,8 @@ def _naming_mistakes(spec: str, hint: str = "") -> Iterator[None]:
     """Turn whatever the user's code raises into a ValueError that names --model, and the line or else what to do."""
     try:
         yield
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and _is_our_own(error):
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and _is_our_own(error)):
             raise
         place = place_of(error)
         raise ValueError(f"--model {spec}: {place}{type(error).__name__}: {error}{'' if place else hint}") from error

@@ -50,6 +50,12 @@ def asserts():
 def stops():
     sys.exit("no weights here")
 
+class Aborted(BaseException):
+    pass
+
+def aborts():
+    raise Aborted("no GPU")
+
 def recurses():
     return recurses()
 
@@ -300,6 +306,7 @@ def test_weights_of_a_checkpoint_are_said_in_one_line(capsys):
         ("in_rsfast", line("rsfast.Gaussian(-1)") + "ValueError: sigma "),
         ("asserts", line("assert net") + "AssertionError: no such net"),
         ("stops", line("sys.exit") + "SystemExit: no weights here"),
+        ("aborts", line('raise Aborted("no GPU")') + "Aborted: no GPU"),
         ("recurses", line("return recurses()") + "RecursionError: "),
         ("imports", line("import no_such") + "ModuleNotFoundError: No module named 'no_such_module_either'"),
         ("lines", line("raise OSError") + "OSError: first second"),
