@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from threading import Lock
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack, cast, overload
@@ -84,6 +85,14 @@ def _check_options(options: Mapping[str, object], kind: type) -> None:
         raise TypeError(f"{', '.join(sorted(unknown))} is no argument; further ones are {known}")
 
 
+def _check_model(name: str, value: Any) -> Model:
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__qualname__}; it must be an instance, callable on a batch")
+    if not callable(value):
+        raise TypeError(f"{name} is {value!r}; it must be callable on a batch")
+    return cast(Model, value)
+
+
 class Sampling:
     """Checked arguments of a call: what to sample, how, and from which place in the noise stream."""
 
@@ -107,8 +116,7 @@ class Sampling:
         self.ranks = Ranks.find(shard)
         with self.ranks.together():
             _check_options(preparation, SamplingOptions)
-            if not callable(model):
-                raise TypeError(f"model is {model!r}; it must be callable on a batch")
+            self.model = _check_model("model", model)
             if isinstance(batch_size, str) and batch_size != "auto":
                 raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
             self.batch_size = batch_size if isinstance(batch_size, str) else _count("batch_size", batch_size)
@@ -116,7 +124,7 @@ class Sampling:
                 raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
             self.inputs = Inputs(inputs, input_ids, noise)
             num_classes = Tally(1, num_classes).num_classes  # checked
-            self.model, self.noise, self.num_classes, self.progress = model, noise, num_classes, progress
+            self.noise, self.num_classes, self.progress = noise, num_classes, progress
             self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
             self.device = self._find_device(isinstance(inputs, torch.Tensor))
             # scale and shift go to the device once, rather than once a batch.
@@ -839,12 +847,6 @@ class _Checked(Generic[T]):
         vars(instance)[self._name] = self._check(value)
 
 
-def _check_classifier(value: Any) -> Model:
-    if not callable(value):
-        raise TypeError(f"base_classifier is {value!r}; it must be callable on a batch")
-    return cast(Model, value)
-
-
 def _check_smooth_options(value: Any) -> SmoothOptions:
     if not isinstance(value, Mapping):
         raise TypeError(f"options is {value!r}; it must be a dict of keyword arguments")
@@ -952,7 +954,7 @@ class Smooth:
 
     ABSTAIN = ABSTAIN
 
-    base_classifier = _Checked(_check_classifier)
+    base_classifier = _Checked(partial(_check_model, "base_classifier"))
     num_classes = _Checked(lambda value: Tally(1, value).num_classes)
     sigma = _Checked(lambda value: Gaussian(value).sigma)
     seed = _Checked(_check_or_draw_seed, _draw_seed)

@@ -36,3 +36,21 @@ def open_file(path: str | PathLike[str]) -> BinaryIO:
         if is_kind(mode):
             raise ValueError(f"{os.fspath(path)} must be a regular file, got {kind}")
     return open(path, "rb")
+
+
+def hint_of_text(file: BinaryIO) -> str:
+    """Return what a message says of a file that begins with text where numbers belong, as after a failed download.
+
+    Examples
+    --------
+    >>> from io import BytesIO
+    >>> hint_of_text(BytesIO(b"<html>\\n<body>"))
+    "; it begins with '<html> <body>', so it is text, such as a web page or a Git LFS pointer"
+    >>> hint_of_text(BytesIO(b"PK\\3\\4"))
+    ''
+    """
+    file.seek(0)
+    head = file.read(40)
+    if not head or not all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        return ""
+    return f"; it begins with {' '.join(head.decode().split())!r}, so it is text, such as a web page or a Git LFS pointer"

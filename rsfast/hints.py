@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,22 @@ import torch
 from torch.utils.data import Dataset
 
 _CHANNELS = (1, 3, 4)  # of an image: grey, RGB, RGBA
+_SHOWN = 8  # names in a message
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return names for a message, which tells how many more there are than it shows.
+
+    Examples
+    --------
+    >>> listed(range(10))
+    '0, 1, 2, 3, 4, 5, 6, 7, and 2 more'
+    >>> listed([])
+    'nothing'
+    """
+    shown = [*map(str, names)]
+    more = [f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
+    return ", ".join(shown[:_SHOWN] + more) or "nothing"
 
 
 def conversion(expression: str, value: object) -> str | None:

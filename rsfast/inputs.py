@@ -195,7 +195,7 @@ def warn_of_units(x: object, sigma: float, stacklevel: int) -> None:
 
     A sigma above 1 is meant for other units than [0, 1].
     """
-    if not isinstance(x, torch.Tensor) or not x.numel() or sigma > 1:
+    if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or not x.numel() or sigma > 1:
         return
     low, high = map(float, x.detach().aminmax())
     if low >= -_SLACK and high <= 1 + _SLACK:

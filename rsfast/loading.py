@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import reprlib
 import site
 import sys
@@ -22,10 +23,12 @@ from numpy.typing import NDArray
 
 from .files import open_file
 from .forward import Model
+from .hints import listed
 from .npz import read_arrays
 from .weights import load_weights
 
 _ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
+_SPEC = re.compile(r"([\w-]+(?:\.[\w-]+)*)(?<!\.py):(\w+(?:\.\w+)*)")
 _PACKAGE = Path(__file__).parent
 _INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 _NOT_THE_USERS = {_PACKAGE, *map(Path, {*_INSTALLED, *site.getsitepackages(), site.getusersitepackages()})}
@@ -45,14 +48,11 @@ def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | No
     images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
     if images is None:
         raise ValueError(
-            f"--data {path} holds {', '.join(found) or 'nothing'}; it must hold images (or x), and may hold labels (or y)"
+            f"--data {path} must hold images (or x), and may hold labels (or y), got {listed(found)}; name them so"
         )
     if images.dtype != np.float32:
-        hint = (
-            "; save images.astype('float32') / 255, and --sigma is then in units of [0, 1]"
-            if images.dtype == np.uint8
-            else ""
-        )
+        way = {"u": " / 255, and --sigma is then in units of [0, 1]", "f": "", "b": ""}.get(images.dtype.kind)
+        hint = "" if way is None else f"; save images.astype('float32'){way}"
         raise TypeError(f"images in --data {path} has dtype {images.dtype}; it must be float32{hint}")
     if images.ndim < 2 or images.size == 0:
         raise ValueError(f"images in --data {path} has shape {list(images.shape)}; it must be [N, ...], and not empty")
@@ -77,7 +77,7 @@ def _way_to_labels(labels: NDArray[Any], count: int) -> str:
     """Return what to save instead of what is no label an image: what its shape and values suggest, if anything."""
     if labels.ndim == 2 and len(labels) == count and labels.shape[1] > 1:
         return "; of one-hot labels or scores save labels.argmax(1)"
-    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and np.all(labels == np.trunc(labels)))
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.all(labels == np.trunc(labels)))
     return "; save labels.reshape(-1).astype('int64')" if whole and labels.size == count else ""
 
 
@@ -96,9 +96,10 @@ def find_device(name: str) -> torch.device:
 
 def load_model(spec: str, weights: str | None, device: torch.device) -> Model:
     """Return what the factory MODULE:FACTORY returns, with the weights in that file, on `device`; errors name the option."""
-    module_name, _, name = spec.partition(":")
-    if not (module_name and name):
-        raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110")
+    if (names := _SPEC.fullmatch(spec)) is None:
+        how = "names as Python's import takes them, without a path, .py or brackets"
+        raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110, {how}")
+    module_name, name = names.groups()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that nothing in it stands in for an installed package
     with _naming_mistakes(spec, f"; {module_name} must be installed, or a module in the working directory"):
@@ -125,8 +126,8 @@ def _naming_mistakes(spec: str, hint: str = "") -> Iterator[None]:
     """Turn whatever the user's code raises into a ValueError that names --model, and the line or else what to do."""
     try:
         yield
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and _is_our_own(error):
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and _is_our_own(error)):
             raise
         place = place_of(error)
         raise ValueError(f"--model {spec}: {place}{type(error).__name__}: {error}{'' if place else hint}") from error

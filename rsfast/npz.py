@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from .files import open_file
+from .files import hint_of_text, open_file
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _MOST_HEADER = 1 << 16  # bytes; NumPy itself refuses a header of more than 10,000
@@ -56,7 +56,7 @@ def read_arrays(path: str, wanted: Collection[str]) -> tuple[dict[str, NDArray[A
         place = " "
         try:
             if not zipfile.is_zipfile(file):
-                raise ValueError("is not an .npz file; it must be one, as numpy.savez writes it")
+                raise ValueError(f"is not an .npz file; it must be one, as numpy.savez writes it{hint_of_text(file)}")
             place = ": "
             with zipfile.ZipFile(file) as archive:
                 for member in archive.infolist():
@@ -82,8 +82,11 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
         version = npy.read_magic(head)
         if version not in _HEADERS:
             raise ValueError(f"its .npy version must be 1.0 or 2.0, got {version[0]}.{version[1]}")
-        with warnings.catch_warnings(action="ignore"):  # of the parser, about what is refused below
-            shape, by_columns, dtype = _HEADERS[version](head)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of the parser, about what is refused below
+                shape, by_columns, dtype = _HEADERS[version](head)
+        except Exception as error:  # its further lines advise to unpickle
+            raise ValueError(f"its header is damaged ({str(error).partition(chr(10))[0]})") from error
         if dtype.hasobject:
             raise ValueError("it must hold numbers, got Python objects, which would have to be unpickled")
         declared, held = math.prod(shape) * dtype.itemsize, member.file_size - head.tell()

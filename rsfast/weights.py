@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import safetensors.torch
 import torch
 
-from .files import open_file
+from .files import hint_of_text, open_file
+from .hints import listed
 
 State = Mapping[str, Any]
 """Tensors by their names in a module's state_dict."""
@@ -27,7 +28,6 @@ _ARCHIVES = {  # by a file in them
     "archive_format": "an archive of torch.export",
     "serialized_exported_program.json": "an archive of torch.export",
 }
-_SHOWN = 8  # names of a checkpoint in a message
 
 
 def load_weights(module: torch.nn.Module, spec: str, path: str) -> None:
@@ -60,7 +60,8 @@ def load_weights(module: torch.nn.Module, spec: str, path: str) -> None:
                 break
     if not fitting:
         why = _misfit(module, own, entries) if entries else f"it holds a {type(checkpoint).__name__}, not tensors by name"
-        raise ValueError(f"--weights {path} does not fit --model {spec}: {why}; the file holds {_listed(checkpoint)}")
+        why += f"; the file holds {listed(checkpoint)}" if isinstance(checkpoint, Mapping) else ""
+        raise ValueError(f"--weights {path} does not fit --model {spec}: {why}")
     if len(fitting) > 1:
         found = ", ".join(name or "the file itself" for same in fitting.values() for name, *_ in same)
         raise ValueError(
@@ -97,7 +98,7 @@ def _read(path: str) -> Any:
                 with warnings.catch_warnings(action="ignore"):  # of formats that may not load: they load, or raise
                     return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise anything
-            raise ValueError(f"--weights {path} {_reason(error)}") from error
+            raise ValueError(f"--weights {path} {_reason(error)}{hint_of_text(file)}") from error
     raise ValueError(f"--weights {path} is {archive}, a whole model; load it in the factory that --model names")
 
 
@@ -172,16 +173,36 @@ def _misfit(module: torch.nn.Module, own: State, entries: Sequence[tuple[str, St
     """Return how the entry that is nearest, under the names that are nearest, differs from a module's state_dict."""
     name, state, nearest = min(
         ((name, state, renamed) for name, state in entries for renamed in _renamings(state, own)),
-        key=lambda each: len(each[2].keys() ^ own.keys()),
+        key=lambda each: (-len(each[2].keys() & own.keys()), -_tensors(each[1]), len(each[2].keys() ^ own.keys())),
     )
     in_file = dict(zip(nearest, state, strict=True))
+    unexpected = [in_file[each] for each in nearest if each not in own]
     said = [
         _some("missing", [each for each in own if each not in nearest]),
-        _some("unexpected", [in_file[each] for each in nearest if each not in own]),
+        _some("unexpected", unexpected),
         _some("of another shape", [found for each in own if (found := _shapes(each, own, nearest))]),
     ]
     why = ", ".join(filter(None, said)) or str(_error_of_loading(module, nearest))
+    if unexpected and (prefix := _prefix_of_some(state, own)) is not None:
+        chosen = f"name.removeprefix({prefix!r}): value for name, value in STATE.items() if name.startswith({prefix!r})"
+        why += f"; the names that begin with {prefix} are those of the model: save these by themselves, {{{chosen}}}"
     return f"of its entry {name}, {why}" if name else why
+
+
+def _tensors(state: State) -> int:
+    return sum(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def _prefix_of_some(state: State, own: State) -> str | None:
+    """Return a prefix that some names in a file have, and which are a module's without it; None if there is none."""
+    ours = [*map(_unwrapped, own)]
+    for last in state:
+        prefix = last.removesuffix(ours[0]) if ours else last
+        if prefix not in ("", last) and sorted(ours) == sorted(
+            _unwrapped(name.removeprefix(prefix)) for name in state if name.startswith(prefix)
+        ):
+            return prefix
+    return None
 
 
 def _some(what: str, names: Sequence[str]) -> str:
@@ -195,14 +216,6 @@ def _shapes(name: str, own: State, state: State) -> str:
         for each in (own[name], state.get(name))
     )
     return "" if None in (ours, theirs) or ours == theirs else f"{name} ({theirs}, where the model has {ours})"
-
-
-def _listed(checkpoint: Any) -> str:
-    if not isinstance(checkpoint, Mapping):
-        return f"a {type(checkpoint).__name__}"
-    names = [str(name) for name in checkpoint]
-    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join(names[:_SHOWN] + more) or "nothing"
 
 
 def state_dict_sha256(model: object) -> str | None:

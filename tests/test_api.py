@@ -421,6 +421,7 @@ def test_what_is_set_on_a_smooth_is_used_from_the_next_call(change):
     ("name", "value", "error", "message"),
     [
         ("base_classifier", None, TypeError, "base_classifier is None; it must be callable"),
+        ("base_classifier", torch.nn.ReLU, TypeError, "base_classifier is the class ReLU; it must be an instance"),
         ("num_classes", 1, ValueError, "num_classes is 1; it must be from 2"),
         ("num_classes", 3.0, TypeError, "num_classes is 3.0; it must be"),
         ("sigma", 0.0, ValueError, "sigma is 0.0; it must be positive"),
@@ -685,9 +686,22 @@ def test_certify_says_what_is_wrong(change, error, message):
         certify(first_three, X, Gaussian(0.25), **{**GOOD, **change})
 
 
+@pytest.mark.parametrize("call", [certify, predict, rsfast.certify_each, sample])
+def test_a_class_is_no_model(call):
+    options = GOOD | ({"alpha": 0.001} if call is predict else {})
+    with pytest.raises(TypeError, match=r"^model is the class Flatten; it must be an instance, callable on a batch$"):
+        call(nn.Flatten, X, Gaussian(0.25), **options)
+
+
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
+        (
+            torch.zeros(2, 3, dtype=torch.bool),
+            TypeError,
+            r"inputs has dtype torch.bool; it must be float32; call x.float\(\)$",
+        ),
+        (torch.zeros(2, 3, dtype=torch.complex64), TypeError, r"inputs has dtype torch.complex64; it must be float32$"),
         (np.zeros((2, 3), np.float32), TypeError, r"inputs is a ndarray; it must be a dense float32 tensor"),
         (
             torch.zeros(2, 3, dtype=torch.uint8),

@@ -1,11 +1,12 @@
 """rsfast.files: what is opened is a file that ends."""
 
+import io
 import os
 import socket
 
 import pytest
 
-from rsfast.files import open_file
+from rsfast.files import hint_of_text, open_file
 
 
 def test_a_regular_file_is_read(tmp_path):
@@ -30,3 +31,8 @@ def test_a_folder_and_what_is_missing(tmp_path):
         open_file(tmp_path)
     with pytest.raises(FileNotFoundError):
         open_file(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x02}q\x00.", b"PK\x03\x04", b"\x93NUMPY\x01\x00", "é".encode(), b"text\x00"])
+def test_what_is_not_text_gets_no_hint(data):
+    assert hint_of_text(io.BytesIO(data)) == ""

@@ -50,6 +50,12 @@ def asserts():
 def stops():
     sys.exit("no weights here")
 
+class Aborted(BaseException):
+    pass
+
+def aborts():
+    raise Aborted("no GPU")
+
 def recurses():
     return recurses()
 
@@ -164,6 +170,18 @@ DATA = {
     "empty": (b"", "data.npz is not an .npz file"),
     "text": (b"images", "data.npz is not an .npz file"),
     "an .npy file": (hostile(DECLARED % b"(1, 12)")[30 + 10 :], "data.npz"),
+    "a page": (b"<!DOCTYPE html>\r\n<html>", "; it begins with '<!DOCTYPE html> <html>', so it is text"),
+    "float64": (saved(images=images().astype("f8")), "has dtype float64; it must be float32; save images.astype('float32')"),
+    "pixels": (
+        saved(images=np.ones((4, 12), "u1")),
+        "save images.astype('float32') / 255, and --sigma is then in units of [0, 1]",
+    ),
+    "other names": (
+        saved(arr_0=images(), arr_1=[0] * 4),
+        "data.npz must hold images (or x), and may hold labels (or y), got arr_0, arr_1; name them so",
+    ),
+    "many names": (saved(**{f"a{place}": [0] for place in range(99)}), "a6, a7, and 91 more; name them so"),
+    "bools as labels": (saved(x=images(), y=np.ones(4, bool)), "; save labels.reshape(-1).astype('int64')"),
     "cut off": (saved(images=images())[:200], "data.npz is not an .npz file"),
     "cut in the directory": (saved(images=images())[:-4], "data.npz is not an .npz file"),
     "encrypted": (damaged(8, b"\1"), "data.npz: images.npy: RuntimeError: "),
@@ -288,6 +306,7 @@ def test_weights_of_a_checkpoint_are_said_in_one_line(capsys):
         ("in_rsfast", line("rsfast.Gaussian(-1)") + "ValueError: sigma "),
         ("asserts", line("assert net") + "AssertionError: no such net"),
         ("stops", line("sys.exit") + "SystemExit: no weights here"),
+        ("aborts", line('raise Aborted("no GPU")') + "Aborted: no GPU"),
         ("recurses", line("return recurses()") + "RecursionError: "),
         ("imports", line("import no_such") + "ModuleNotFoundError: No module named 'no_such_module_either'"),
         ("lines", line("raise OSError") + "OSError: first second"),
@@ -352,8 +371,29 @@ def test_a_model_outside_the_working_directory_is_named_in_full(capsys, tmp_path
     )
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "nets.py:net",
+        "./nets:net",
+        "models/nets:net",
+        ".nets:net",
+        "nets:net()",
+        "nets:net:3",
+        "nets:",
+        ":net",
+        "nets",
+        "a..b:c",
+    ],
+)
+def test_a_model_that_is_no_pair_of_names(capsys, spec):
+    said = fails(capsys, spec)
+    assert said.startswith(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110, names ")
+    assert said.endswith(" without a path, .py or brackets")
+
+
 def test_a_model_that_is_not_there(capsys):
-    for name in ("no_such_module", "nets.py", ".nets"):
+    for name in ("no_such_module", "nets.deeper", "no-such.module"):
         assert fails(capsys, f"{name}:net").endswith(f"; {name} must be installed, or a module in the working directory")
 
 

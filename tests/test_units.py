@@ -80,6 +80,15 @@ def test_nothing_else_is_warned_of(call, case):
         CALLS[call](FINE[case], Gaussian(0.5))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, torch.complex64])
+def test_what_is_refused_is_not_warned_of(dtype):
+    smooth = Smooth(model, 2, 0.25, seed=1)
+    for x in (X[0] * 255, X[:1] * 255):
+        with pytest.raises(TypeError, match=rf"^x has dtype {dtype}; it must be float32"):
+            smooth.certify(x.to(dtype), 10, 20, 0.01, 10)
+
+
 def test_a_sigma_of_their_units():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -174,7 +174,7 @@ def test_an_entry_that_does_not_fit_changes_nothing_of_one_that_does():
             "2 of another shape, such as 2.weight ([10, 4], where the model has [3, 4]); the file holds",
         ),
         (STATE | {"2.bias": 3}, "2.bias"),
-        ([torch.zeros(1)], "it holds a list, not tensors by name; the file holds a list"),
+        ([torch.zeros(1)], "it holds a list, not tensors by name"),
         (torch.zeros(1), "it holds a Tensor, not tensors by name"),
         ({1: torch.zeros(1)}, "it holds a dict, not tensors by name; the file holds 1"),
         (3, "it holds a int, not tensors by name"),
@@ -183,6 +183,54 @@ def test_an_entry_that_does_not_fit_changes_nothing_of_one_that_does():
 def test_what_does_not_fit_is_shown(checkpoint, message):
     torch.save(checkpoint, "w.pt")
     assert "does not fit --model nets:network: " in fails(network(), message=message)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"loss.weight": torch.zeros(2)}, prefixed(OTHER, "ema."), prefixed(OTHER, "a.module.") | {"mean": torch.zeros(1)}],
+)
+@pytest.mark.parametrize("prefix", ["model.", "1.module.", "module.model."])
+def test_names_of_which_some_would_fit_are_shown(more, prefix):
+    state = prefixed(STATE, prefix) | more
+    for checkpoint, entry in (
+        (state, ""),
+        ({"best": torch.tensor(1.0), "state": state, "epoch": 3}, "of its entry state, "),
+    ):
+        torch.save(checkpoint, "w.pt")
+        said = fails(
+            network(0, nn.DataParallel),
+            message=f"{entry}9 missing, such as module.0.weight, {len(state)} unexpected, such as ",
+        )
+        chosen = re.search(r"save these by themselves, (\{.*\}); the file holds", said)[1]
+        torch.save(eval(chosen, {"STATE": state}), "part.pt")
+        module = network()
+        load_weights(module, "nets:network", "part.pt")
+        assert state_dict_sha256(module) == state_dict_sha256(network(1))
+
+
+def test_no_names_to_choose_are_shown_where_that_would_not_help():
+    larger = prefixed(STATE | {"2.bias": torch.zeros(10)}, "module.")
+    for checkpoint in (larger, prefixed(STATE, "model.") | {"model.more": torch.zeros(1)}, {"epoch": 1}):
+        torch.save(checkpoint, "w.pt")
+        assert "save these" not in fails(network())
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea\n", "version https://git-lfs.github.com/spec/"),
+        ("\n<!doctype html>\n<title>404</title>", "<!doctype html> <title>404</title>"),
+        ('{"error": "no access"}', '{"error": "no access"}'),
+    ],
+)
+def test_text_is_shown(tmp_path, text, start):
+    for name in ("w.pt", "w.safetensors"):
+        (tmp_path / name).write_text(text)
+        fails(network(), name, f"; it begins with {start!r}, so it is text, such as a web page or a Git LFS pointer")
+    torch.save(STATE, "w.pt")
+    with open("w.pt", "r+b") as file:
+        file.truncate(900)
+    assert "text" not in fails(network())
 
 
 def test_a_checkpoint_within_itself():

@@ -77,7 +77,8 @@ def check_inputs(name: str, x: object, *, single: bool = False, given: str | Non
         hint = "" if step is None else f"; pass {form.replace('{}', step)}"
         raise TypeError(f"{name} is {what}; it must be a dense float32 tensor {wanted}{hint}")
     if x.dtype != torch.float32:
-        hint = "; convert integer images with x.float() / 255" if not x.dtype.is_floating_point else "; call x.float()"
+        plain = x.is_floating_point() or x.dtype == torch.bool
+        hint = "; call x.float()" if plain else "" if x.is_complex() else "; convert integer images with x.float() / 255"
         raise TypeError(f"{name} has dtype {x.dtype}; it must be float32{hint}")
     if x.ndim < (1 if single else 2) or x.numel() == 0:
         least = "one element" if single else "one input and one element"
