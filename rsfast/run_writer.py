@@ -39,7 +39,8 @@ from .sums import parse_json, seal
 _SCRATCH, _DIGITS = ".rsfast-", 16  # of a scratch folder's name: then so many of its run's identity
 _NEW_SIDECAR = f"{SIDECAR}.new"
 _RESUME = "the rows before are kept, and --resume goes on once there is space"
-_NO_LABEL = -1
+NO_LABEL = -1
+"""In a table: the true class is unknown."""
 
 
 class Certified(Protocol):
@@ -267,7 +268,7 @@ class RunWriter:
         prediction = certificate if isinstance(certificate, int) else certificate.prediction
         row: dict[str, object] = {
             "idx": int(idx),
-            "label": _NO_LABEL if label is None else int(label),
+            "label": NO_LABEL if label is None else int(label),
             "predict": int(prediction),
             "correct": int(prediction == label and prediction != ABSTAIN),
             "time": timedelta(seconds=seconds),

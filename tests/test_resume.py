@@ -65,7 +65,7 @@ def net(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "resume_nets.py").write_text(NETS)
-    images = np.random.default_rng(0).normal(size=(8, 3, 4, 4)).astype(np.float32)
+    images = np.random.default_rng(0).random((8, 3, 4, 4), dtype=np.float32)
     np.savez("data.npz", images=images, labels=np.arange(8) % 4)
     monkeypatch.setattr(run_module, "_EVERY", 0.0)
     monkeypatch.setattr(run_module, "_SHARE", 0)
@@ -869,6 +869,18 @@ def test_rows_of_other_images_are_refused(capsys):
         Path("run", name).write_text("".join([*lines, last.replace(idx.format(6), idx.format(5), 1)]))
     assert [row.split("\t")[0] for row in rows("run")] == ["idx", "2", "4", "5"]
     refuse(capsys, PART, "--out run --resume", "run/results.tsv has idx 5; to resume it must be in range(2, 8, 2)")
+
+
+def test_rows_with_other_labels_than_the_data_are_refused(capsys):
+    go(VOTES, "--out run --seed 3")
+    strip_sums("run")
+    table = Path("run/results.tsv")
+    head, first, *rest = table.read_text().splitlines(keepends=True)
+    idx, label, predict, radius, _, time = first.split("\t")
+    other = predict if predict != label else str((int(label) + 1) % 3)
+    table.write_text("".join([head, "\t".join((idx, other, predict, radius, str(int(predict == other)), time)), *rest]))
+    message = f"run/results.tsv has label {other} for idx {idx}, and --data has {label}; to resume it must be the same"
+    refuse(capsys, VOTES, "--out run --resume", message)
 
 
 def contents_with_checkpoint(folder):
