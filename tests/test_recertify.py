@@ -325,7 +325,11 @@ def spoil_sidecar(**changes):
     ("options", "changes", "message"),
     [
         ("--radius 0.4", {"radius": ...}, "estimation ends at"),
-        ("", {"n": 400}, "estimation ends at [500], which does not go with n = 400"),
+        (
+            "",
+            {"n": 400},
+            "estimation ends at [500], which does not go with n = 400, radius = None and rtol = None in results.json",
+        ),
         ("--radius 0.4", {"n": 10}, "estimation ends at"),
         ("", {"n0": 30}, "idx 0: n0 is 20, and 30 in results.json; it must be the same"),
         ("", {"num_classes": 5}, "idx 0: num_classes is 4, and 5 in results.json; it must be the same"),
