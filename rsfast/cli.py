@@ -410,7 +410,7 @@ def _merge(args: argparse.Namespace) -> int:
 
     merged, missing = merge(args.parts, args.out)
     for gap in missing:
-        _warn(args, f"idx {gap[0]} is missing" if len(gap) == 1 else f"idx {gap[0]} to {gap[-1]} are missing")
+        _warn(args, f"idx {gap[0]} is missing" if gap[0] == gap[-1] else f"idx {gap[0]} to {gap[-1]} are missing")
     print(f"{args.out}: {len(merged)} images from {len(args.parts)} run folders")
     return 0
 

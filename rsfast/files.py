@@ -1,10 +1,12 @@
-"""Files that a user names: opened only if reading them ends."""
+"""Files that a user names: read only if that ends, written as a whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import stat
+from contextlib import ExitStack
 from os import PathLike
+from pathlib import Path
 from typing import BinaryIO
 
 _KINDS = (
@@ -31,11 +33,40 @@ def open_file(path: str | PathLike[str]) -> BinaryIO:
     Traceback (most recent call last):
     ValueError: /dev/null must be a regular file, got a device
     """
+    _check_kind(path)
+    return open(path, "rb")
+
+
+def write_whole(path: str | PathLike[str], content: bytes | memoryview) -> None:
+    """Write a file, in place of an older one: under another name first, so that no half of it is ever there.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, for want of space mostly. What was there before stays.
+    ValueError
+        If it is a FIFO, a socket or a device.
+    """
+    file = Path(path).resolve()  # of a symbolic link, what it points to
+    if file.exists():
+        _check_kind(file)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with open(scratch, "xb") as opened, ExitStack() as undo:
+            undo.callback(scratch.unlink)
+            opened.write(content)
+            opened.flush()
+            scratch.replace(file)
+            undo.pop_all()
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} in writing {os.fspath(path)}") from error
+
+
+def _check_kind(path: str | PathLike[str]) -> None:
     mode = os.stat(path).st_mode
     for is_kind, kind in _KINDS:
         if is_kind(mode):
             raise ValueError(f"{os.fspath(path)} must be a regular file, got {kind}")
-    return open(path, "rb")
 
 
 def hint_of_text(file: BinaryIO) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsfast.files import write_whole
 from rsfast.results import Results, abstention_rate, certified_accuracy, progress
 
 if TYPE_CHECKING:
@@ -47,9 +49,11 @@ def curve(results: Results) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def check_path(path: str | PathLike[str]) -> None:
-    """Raise ValueError unless the suffix of a file to write is one of `SUFFIXES`."""
+    """Raise ValueError unless the suffix of a file to write is one of `SUFFIXES`, and its folder exists."""
     if Path(path).suffix.lower() not in SUFFIXES:
         raise ValueError(f"path is {str(path)!r}; its suffix must be one of {', '.join(SUFFIXES)}")
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"path is {str(path)!r}; its folder must exist")
 
 
 def plot(
@@ -74,7 +78,10 @@ def plot(
     Raises
     ------
     ValueError
-        If the suffix is another one, there is no run, or a certified radius is 1e300 or more.
+        If the suffix is another one, its folder is not there, there is no run, or a certified radius is 1e300 or more; or
+        there is something else than a regular file at path.
+    OSError
+        If the file cannot be written, for want of space mostly. What was there before stays.
     ImportError
         If matplotlib is not installed.
     """
@@ -118,7 +125,9 @@ def plot(
     axes.spines[["top", "right"]].set_visible(False)
     names = zip(_short(list(results_by_name)), results_by_name.values(), strict=True)
     _add_legend(figure, lines, [name + _what(run) for name, run in names])
-    figure.savefig(path)
+    content = BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:].lower())
+    write_whole(path, content.getbuffer())
 
 
 def _short(names: list[str]) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from . import results
-from .replay import Replay
+from .replay import Replay, check_rows
 from .results import Results
-from .run_folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, read_rows, read_sidecar
+from .run_folder import CERTIFY_COLUMNS, COUNTS, PREDICT_COLUMNS, SIDECAR, columns_of, read_rows, read_sidecar
 from .run_writer import new_run
 
 
@@ -47,16 +47,20 @@ def recertify(
     ValueError
         If `run` holds predictions or is damaged, is of another version of the noise stream, lacks what the bound needs, or
         bound and rule do not fit its head, or the samples were looked at more than once and the bound holds for one look, or
-        lipschitz is given and the model computed below float32; or nothing changes and a row differs from what its counts
-        give.
+        lipschitz is given and the model computed below float32; or a row differs from what its counts give under the run's
+        own settings, which is compared where nothing changes or there are no check sums.
     """
     run, out = Path(run), Path(out)
-    rows, sidecar = read_rows(run, CERTIFY_COLUMNS), read_sidecar(run / SIDECAR)
-    if not rows:
-        raise ValueError(f"{run} has no rows; it must have at least one")
+    sidecar = read_sidecar(run / SIDECAR)
+    results.read(run)  # so that `out`, with the same rows and settings, can be read as well
+    if columns_of([run]) == PREDICT_COLUMNS:
+        raise ValueError(f"{run} must be a run of rsfast certify, got one of rsfast predict, whose counts prove no radius")
+    rows = read_rows(run, CERTIFY_COLUMNS)
     given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz}
     replay = Replay.of(run, sidecar, **{name: value for name, value in given.items() if value is not None})
     unchanged = all(replay.sidecar[name] == sidecar.get(name) for name in given)
+    if not unchanged and not rows[0].sealed:
+        check_rows(run)  # else nothing would tell that a count or a setting was changed
     outcomes, began = [], time.perf_counter()
     for row, certificate in replay.certificates(rows):
         if unchanged:

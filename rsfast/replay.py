@@ -165,9 +165,8 @@ class Replay:
         for numbers in zip(*(tally.n.tolist() for tally in rest), strict=True):
             ends = np.cumsum(numbers).tolist()
             if (ends != looks[: len(ends)]) if self.goal else (ends[-1:] != [self.n]):
-                raise ValueError(
-                    f"estimation ends at {ends}, which does not go with n = {self.n} and {self.goal} in {SIDECAR}"
-                )
+                goal = f"radius = {self.goal.radius} and rtol = {self.goal.rtol}"
+                raise ValueError(f"estimation ends at {ends}, which does not go with n = {self.n}, {goal} in {SIDECAR}")
         for name, values in (("n0", first.n.tolist()), ("num_classes", [first.num_classes])):
             for value in values:
                 if self.sidecar.get(name, value) != value:
@@ -210,6 +209,8 @@ def check_rows(run: Path) -> None:
 
 def _prediction(row: Row, sidecar: Mapping[str, Any]) -> int:
     try:
+        if not isinstance(row.counts()["estimation"], dict):
+            raise TypeError("estimation must be an object, as in a run of rsfast predict, got an array")
         tally = Tally.from_integers([row.counts()["estimation"]], (Votes(),))
         if int(tally.n) != sidecar["n"]:
             raise ValueError(f"estimation holds {int(tally.n)} samples, and n is {sidecar['n']!r} in {SIDECAR}")

@@ -146,6 +146,8 @@ def read(path: str | PathLike[str]) -> Results:
             f"{file.parent} has no {TABLE} yet, as its run of several processes is not finished; go on with --resume, or "
             f"merge the folders in {file.parent / PARTS}"
         )
+    if folder and not file.exists():
+        raise FileNotFoundError(f"{path} must be a run folder or a table, got a folder without {TABLE}")
     sidecar = read_sidecar(beside) if file.name == TABLE and beside.exists() else None
     table = read_table(file, ours=folder or sidecar is not None)
     rows = len(table.idx)

@@ -47,10 +47,11 @@ from .run_folder import (
     check_same_run,
     finished,
     identity,
+    read_rows,
     read_sidecar,
     same_logits,
 )
-from .run_writer import RunWriter, locked, refuse_a_run, remove_run, tidy
+from .run_writer import NO_LABEL, RunWriter, locked, refuse_a_run, remove_run, tidy
 from .sampler import Outcome, Sampler
 from .tally import Tally
 from .weights import state_dict_sha256
@@ -277,12 +278,17 @@ class Run:
         saved: dict[int, dict[str, Any]] = {}
         folders = self._parts() if self.ranks.by_inputs and not self._merged() else [self.out]
         for number, folder in enumerate(folders):
-            ended = finished(folder, columns)
-            if stray := ended.difference(self.indices):
-                raise ValueError(f"{folder / TABLE} has idx {min(stray)}; to resume it must be in {self.indices}")
+            for row in read_rows(folder, columns):
+                if row.idx not in self.indices:
+                    raise ValueError(f"{folder / TABLE} has idx {row.idx}; to resume it must be in {self.indices}")
+                if row.label != (label := NO_LABEL if self.labels is None else self.labels[row.idx]):
+                    raise ValueError(
+                        f"{folder / TABLE} has label {row.label} for idx {row.idx}, and --data has {label}; to resume it "
+                        "must be the same"
+                    )
+                done.add(row.idx)
             if number % self.ranks.world == self.ranks.rank:
                 check_rows(folder)
-            done |= ended
             for index, each in checkpoint.load(folder, identity(read_sidecar(folder / SIDECAR))).items():
                 if index not in saved or _drawn(each) > _drawn(saved[index]):  # of several, some may be older
                     saved[index] = each

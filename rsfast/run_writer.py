@@ -39,7 +39,8 @@ from .sums import parse_json, seal
 _SCRATCH, _DIGITS = ".rsfast-", 16  # of a scratch folder's name: then so many of its run's identity
 _NEW_SIDECAR = f"{SIDECAR}.new"
 _RESUME = "the rows before are kept, and --resume goes on once there is space"
-_NO_LABEL = -1
+NO_LABEL = -1
+"""In a table: the true class is unknown."""
 
 
 class Certified(Protocol):
@@ -267,7 +268,7 @@ class RunWriter:
         prediction = certificate if isinstance(certificate, int) else certificate.prediction
         row: dict[str, object] = {
             "idx": int(idx),
-            "label": _NO_LABEL if label is None else int(label),
+            "label": NO_LABEL if label is None else int(label),
             "predict": int(prediction),
             "correct": int(prediction == label and prediction != ABSTAIN),
             "time": timedelta(seconds=seconds),
@@ -332,37 +333,54 @@ def new_run(out: Path, sidecar: Mapping[str, Any], columns: tuple[str, ...], the
     tidy(out)
     refuse_a_run(out)
     scratch = out / _scratch_name(parse_json(sidecar_bytes(sidecar)))
-    moved: list[Path] = []
-    try:
-        with writing(out, then):
-            scratch.mkdir(parents=True)
+    with writing(out, then):
+        scratch.mkdir(parents=True)
+        try:
             with RunWriter(scratch, sidecar, columns) as writer:
                 yield writer
-                for name in (SIDECAR, COUNTS, TABLE):  # in this order, by which `tidy` knows what was cut off
+                for name in (SIDECAR, COUNTS, TABLE):
                     (scratch / name).rename(out / name)
-                    moved.append(out / name)
-    except BaseException:
-        for file in moved:
-            file.unlink()
-        raise
-    finally:
-        remove_run(scratch)
+        finally:
+            _remove_scratch(scratch, out)
 
 
 def tidy(out: Path) -> None:
     """Remove what a `new_run` that was killed left in `out`: scratch folders, and files that had moved before the table."""
     for scratch in out.glob(f"{_SCRATCH}{'[0-9a-f]' * _DIGITS}"):
-        with locked(scratch):
-            half = (out / SIDECAR).exists() and not (out / TABLE).exists()
-            if half and scratch.name == _scratch_name(read_sidecar(out / SIDECAR)):
-                for name in (COUNTS, SIDECAR):
-                    (out / name).unlink(missing_ok=True)
-            remove_run(scratch)
+        if _is_scratch(scratch, out):
+            with locked(scratch):
+                _remove_scratch(scratch, out)
+
+
+def _is_scratch(folder: Path, out: Path) -> bool:
+    """Tell whether a `new_run` made a folder in `out`: it, or `out` after the first move, has the sidecar of its name."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    for file in (folder / SIDECAR, out / SIDECAR):
+        with suppress(OSError, ValueError):
+            if _scratch_name(read_sidecar(file)) == folder.name:
+                return True
+    # Killed before the sidecar was there, or after all was removed or moved.
+    files = {file.name for file in folder.iterdir()}
+    return files <= {TABLE, _NEW_SIDECAR} and not (TABLE in files and (folder / TABLE).stat().st_size)
+
+
+def _remove_scratch(scratch: Path, out: Path) -> None:
+    """Remove a scratch folder, with the files that had moved from it to `out` if the table, the last, had not."""
+    if (
+        (out / SIDECAR).exists()
+        and not (out / TABLE).exists()
+        and _scratch_name(read_sidecar(out / SIDECAR)) == scratch.name
+    ):
+        for name in (COUNTS, SIDECAR):  # back first: killed anywhere, one of the two folders has the sidecar
+            if (out / name).exists():
+                (out / name).replace(scratch / name)
+    remove_run(scratch)
 
 
 def remove_run(folder: Path) -> None:
-    """Remove the files of a run, and the folder if nothing else is in it."""
-    for name in (CHECKPOINT, COUNTS, SIDECAR, _NEW_SIDECAR, TABLE):
+    """Remove the files of a run, the sidecar last, as it tells whose they are; and the folder if nothing else is in it."""
+    for name in (CHECKPOINT, COUNTS, TABLE, _NEW_SIDECAR, SIDECAR):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

@@ -1,12 +1,13 @@
-"""rsfast.files: what is opened is a file that ends."""
+"""rsfast.files: what is opened is a file that ends, and what is written is there as a whole or not at all."""
 
 import io
 import os
 import socket
 
 import pytest
+from conftest import largest_file
 
-from rsfast.files import hint_of_text, open_file
+from rsfast.files import hint_of_text, open_file, write_whole
 
 
 def test_a_regular_file_is_read(tmp_path):
@@ -36,3 +37,29 @@ def test_a_folder_and_what_is_missing(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"\x80\x02}q\x00.", b"PK\x03\x04", b"\x93NUMPY\x01\x00", "é".encode(), b"text\x00"])
 def test_what_is_not_text_gets_no_hint(data):
     assert hint_of_text(io.BytesIO(data)) == ""
+
+
+def test_a_file_is_written_as_a_whole(tmp_path):
+    file = tmp_path / "file"
+    for content in (b"old", b"new, and longer"):
+        write_whole(file, content)
+        assert file.read_bytes() == content
+    (tmp_path / "link").symlink_to(file)
+    write_whole(tmp_path / "link", b"through a link")
+    assert file.read_bytes() == b"through a link"
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    with largest_file(100), pytest.raises(OSError, match=r"in writing .*/file$"):
+        write_whole(tmp_path / "file", bytes(1000))
+    with pytest.raises(OSError, match=r"Is a directory in writing .*/folder$"):
+        write_whole(tmp_path / "folder", b"new")
+    with pytest.raises(ValueError, match="must be a regular file, got a FIFO"):
+        write_whole(tmp_path / "fifo", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["fifo", "file", "folder"]

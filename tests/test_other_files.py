@@ -25,6 +25,7 @@ OTHERS = (
     *("notes.txt", "results.tsv.bak", "counts.json", "trace.json.gz", ".hidden"),
     *("merge-1/results.tsv", "merge-abcdefgh/data", "merge-keep/results.json", "parts/list.txt", "parts/0-of-2/drawing.svg"),
     *("parts/3-of-4/results.txt", "parts/1-of-2/deeper/results.json", ".rsfast/config", ".rsfast-settings/results.json"),
+    *(".rsfast-0123456789abcdef/results.tsv", ".rsfast-1123456789abcdef/results.json", ".rsfast-2123456789abcdef"),
 )
 
 

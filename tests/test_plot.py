@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import largest_file
 
 from rsfast.plot import curve, plot
 from rsfast.results import Results, certified_accuracy
@@ -68,6 +69,17 @@ def test_files(suffix, magic, tmp_path):
     content = path.read_bytes()
     assert content.startswith(magic)
     assert len(content) > 4000
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_a_full_disk_leaves_the_figure_before(suffix, tmp_path):
+    path = tmp_path / f"figure{suffix}"
+    plot({"run": random_run(1)}, path)
+    before = path.read_bytes()
+    with largest_file(4000), pytest.raises(OSError, match=f"in writing .*figure{suffix}"):
+        plot({"run": random_run(2)}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_figure_draws_the_curve_and_names_everything(figures, tmp_path):
@@ -240,6 +252,11 @@ def test_unknown_suffix_is_refused_before_any_work(name, tmp_path):
     # None is no mapping of results: had work begun, the error would be another one.
     with pytest.raises(ValueError, match=r"path is '.*figure.*'; its suffix must be one of \.png, \.pdf, \.svg"):
         plot(None, tmp_path / name)
+
+
+def test_a_folder_that_is_not_there_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match=r"path is '.*nowhere/figure\.svg'; its folder must exist"):
+        plot(None, tmp_path / "nowhere/figure.svg")
 
 
 def test_no_runs_are_refused(tmp_path):

@@ -211,9 +211,10 @@ def test_a_damaged_run_is_told(name, capsys):
     strip_sums("run")
     spoil, message = WRONG[name]
     spoil()
-    with pytest.raises(ValueError, match=message):
-        recertify("run", "again")
-    assert not Path("again").exists()
+    for settings in ({}, {"alpha": 0.01}, {"rule": "top_two"}):
+        with pytest.raises(ValueError, match=message):
+            recertify("run", "again", **settings)
+        assert not Path("again").exists()
 
 
 def test_a_run_without_check_sums_says_so(capsys):
@@ -301,7 +302,7 @@ def test_wrong_uses(capsys):
     for command, message in (
         ("recertify run --out run", "exists; name another folder"),
         ("recertify nothing --out again", "No such file or directory: 'nothing/results.json'"),
-        ("recertify labels --out again", "the header is"),
+        ("recertify labels --out again", "labels must be a run of rsfast certify, got one of rsfast predict"),
         ("recertify run --out again --alpha 2", "alpha is 2.0; it must be above 0 and below 1"),
         ("recertify run --out again --rule best", "invalid choice: 'best'"),
     ):
@@ -324,7 +325,11 @@ def spoil_sidecar(**changes):
     ("options", "changes", "message"),
     [
         ("--radius 0.4", {"radius": ...}, "estimation ends at"),
-        ("", {"n": 400}, "estimation ends at [500], which does not go with n = 400"),
+        (
+            "",
+            {"n": 400},
+            "estimation ends at [500], which does not go with n = 400, radius = None and rtol = None in results.json",
+        ),
         ("--radius 0.4", {"n": 10}, "estimation ends at"),
         ("", {"n0": 30}, "idx 0: n0 is 20, and 30 in results.json; it must be the same"),
         ("", {"num_classes": 5}, "idx 0: num_classes is 4, and 5 in results.json; it must be the same"),
@@ -346,6 +351,19 @@ def test_a_sidecar_that_does_not_fit_the_counts(options, changes, message):
     spoil_sidecar(**changes)
     with pytest.raises(ValueError, match=re.escape(message)):
         recertify("run", "again", rule="one_vs_rest")
+    assert not Path("again").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"start": "0"}, {"end": ...}, {"skip": 0}, {"noise": {"name": "Gaussian", "sigma": 1e30}}]
+)
+@pytest.mark.parametrize("alpha", [None, 0.01])
+def test_what_could_not_be_read_is_not_written(changes, alpha):
+    certify("run")
+    strip_sums("run")
+    spoil_sidecar(**changes)
+    with pytest.raises(ValueError, match=r"run/results\.json is damaged: "):
+        recertify("run", "again", alpha=alpha)
     assert not Path("again").exists()
 
 

@@ -871,6 +871,18 @@ def test_rows_of_other_images_are_refused(capsys):
     refuse(capsys, PART, "--out run --resume", "run/results.tsv has idx 5; to resume it must be in range(2, 8, 2)")
 
 
+def test_rows_with_other_labels_than_the_data_are_refused(capsys):
+    go(VOTES, "--out run --seed 3")
+    strip_sums("run")
+    table = Path("run/results.tsv")
+    head, first, *rest = table.read_text().splitlines(keepends=True)
+    idx, label, predict, radius, _, time = first.split("\t")
+    other = predict if predict != label else str((int(label) + 1) % 3)
+    table.write_text("".join([head, "\t".join((idx, other, predict, radius, str(int(predict == other)), time)), *rest]))
+    message = f"run/results.tsv has label {other} for idx {idx}, and --data has {label}; to resume it must be the same"
+    refuse(capsys, VOTES, "--out run --resume", message)
+
+
 def contents_with_checkpoint(folder):
     return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
 
