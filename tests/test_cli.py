@@ -740,13 +740,13 @@ def test_mistakes_in_options_are_one_line_and_leave_no_run(capsys, options, mess
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pixels": np.zeros(3)}, "--data bad.npz holds pixels; it must hold images (or x), and may hold labels (or y)"),
-        ({}, "--data bad.npz holds nothing; it must hold images"),
+        ({"pixels": np.zeros(3)}, "--data bad.npz must hold images (or x), and may hold labels (or y), got pixels"),
+        ({}, "got nothing; name them so"),
         (
             {"images": np.zeros((2, 3, 4, 4), np.uint8)},
             "dtype uint8; it must be float32; save images.astype('float32') / 255",
         ),
-        ({"images": np.zeros((2, 3, 4, 4))}, "images in --data bad.npz has dtype float64; it must be float32\n"),
+        ({"images": np.zeros((2, 3, 4, 4))}, "images in --data bad.npz has dtype float64; it must be float32; save"),
         ({"images": np.zeros(2, np.float32)}, "images in --data bad.npz has shape [2]; it must be [N, ...], and not empty"),
         ({"images": np.zeros((0, 3), np.float32)}, "images in --data bad.npz has shape [0, 3]; it must be [N, ...]"),
         ({"images": np.array([{}])}, "--data bad.npz: images.npy: it must hold numbers, got Python objects"),
