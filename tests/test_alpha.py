@@ -55,6 +55,7 @@ def test_heads_share_it():
         rsfast.certify(model, INPUTS, NOISE, head=[Votes(), Softmax()], alpha=1e-300, **OPTIONS)
 
 
+@pytest.mark.filterwarnings("ignore:inputs hold values")
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "options",

@@ -360,7 +360,7 @@ def test_memory_that_runs_out_does_not_show(head, goal):
 
     with pytest.warns(UserWarning, match="memory ran out on a batch of 90; going on with smaller ones") as said:
         assert certify(model, head=HEADS[head], batch_size=90, **GOALS[goal]) == plainly(head, goal)
-    assert len(said) == 1
+    assert sum("memory ran out" in str(warning.message) for warning in said) == 1
 
 
 MEMORY = """
