@@ -46,6 +46,7 @@ def save(folder: Path, run: str, inputs: Iterable[Mapping[str, Any]]) -> None:
     {7: {'idx': 7, 'asked': 100}}
     """
     try:
+        (folder / _NEW).unlink(missing_ok=True)  # a FIFO, say, which would keep this waiting
         with open(folder / _NEW, "wb") as file:
             file.write(json.dumps({"run": run}).encode() + b"\n")
             for each in inputs:

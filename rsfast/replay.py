@@ -175,9 +175,8 @@ class Replay:
     def compare(self, row: Row, certificate: Certificate) -> None:
         """Raise ValueError unless a row has the class and the radius of a certificate, but for rounding."""
         radius = float(format_radius(certificate.radius, self.goal.radius))
-        if not math.isclose(row.radius, radius, rel_tol=_SAME, abs_tol=_SAME * _SAME) or (
-            row.predict != certificate.prediction and max(row.radius, radius) > _SAME * _SAME
-        ):
+        same = row.predict == certificate.prediction and (row.radius > 0) == (radius > 0)
+        if not (same and math.isclose(row.radius, radius, rel_tol=_SAME, abs_tol=_SAME * _SAME)):
             found = f"predict {certificate.prediction} and radius {radius}"
             raise _difference(row, f"predict {row.predict} and radius {row.radius}", found)
 

@@ -147,7 +147,7 @@ def read(path: str | PathLike[str]) -> Results:
             f"merge the folders in {file.parent / PARTS}"
         )
     if folder and not file.exists():
-        raise FileNotFoundError(f"{path} must be a run folder or a table, got a folder without {TABLE}")
+        raise FileNotFoundError(f"{file.parent} must be a run folder or a table, got a folder without {TABLE}")
     sidecar = read_sidecar(beside) if file.name == TABLE and beside.exists() else None
     table = read_table(file, ours=folder or sidecar is not None)
     rows = len(table.idx)

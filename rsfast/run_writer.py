@@ -222,6 +222,7 @@ class RunWriter:
         new = self._folder / _NEW_SIDECAR
         with writing(self._folder, _RESUME):
             try:
+                new.unlink(missing_ok=True)  # a FIFO, say, which would keep this waiting
                 new.write_bytes(text)
                 new.replace(self._folder / SIDECAR)
             except OSError:

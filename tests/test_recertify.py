@@ -217,6 +217,18 @@ def test_a_damaged_run_is_told(name, capsys):
         assert not Path("again").exists()
 
 
+@pytest.mark.parametrize(("column", "text"), [("predict", "0"), ("radius", "1e-323")])
+def test_an_abstention_that_is_changed_is_told(column, text):
+    """Although its radius hardly is: as a prediction at radius 0 it would count as certified there."""
+    certify("run", "--n 60")
+    strip_sums("run")
+    (idx, *_) = [place for place, row in enumerate(rows("run")) if row["predict"] == "-1"]
+    edit_table(idx, column, text)
+    with pytest.raises(ValueError, match=f"idx {idx} has .*, and its counts give predict -1 and radius 0.0"):
+        recertify("run", "again")
+    assert not Path("again").exists()
+
+
 def test_a_run_without_check_sums_says_so(capsys):
     certify("run")
     strip_sums("run")

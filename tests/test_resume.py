@@ -871,6 +871,18 @@ def test_rows_of_other_images_are_refused(capsys):
     refuse(capsys, PART, "--out run --resume", "run/results.tsv has idx 5; to resume it must be in range(2, 8, 2)")
 
 
+def test_a_fifo_in_place_of_a_new_file_does_not_hang(net):
+    """A regression hangs."""
+    go(VOTES, "--out whole --seed 3")
+    Path("run").mkdir()
+    for name in ("results.json.new", "checkpoint.jsonl.new"):
+        os.mkfifo(Path("run", name))
+    stopped_at(net, 90)
+    go(VOTES, "--out run --resume")
+    assert contents("run") == contents("whole")
+    assert len(list(Path("run").iterdir())) == 3
+
+
 def test_rows_with_other_labels_than_the_data_are_refused(capsys):
     go(VOTES, "--out run --seed 3")
     strip_sums("run")
