@@ -23,6 +23,7 @@ from .run_folder import (
     COUNTS,
     PREDICT_COLUMNS,
     SIDECAR,
+    TABLE,
     Row,
     columns_of,
     read_rows,
@@ -194,6 +195,11 @@ def check_rows(run: Path) -> None:
     columns = columns_of([run])
     rows, sidecar = read_rows(run, columns), read_sidecar(run / SIDECAR)
     if missing := [name for name in NEEDED[columns] if name not in sidecar]:
+        if "stream_version" in sidecar:  # which no other program writes
+            command = "certify" if columns == CERTIFY_COLUMNS else "predict"
+            raise ValueError(
+                f"{run / SIDECAR} lacks {', '.join(missing)}; it must be of a run of rsfast {command}, as {TABLE} is"
+            )
         text = f"{run / SIDECAR} lacks {', '.join(missing)}; whether rows follow from their counts cannot be checked"
         warnings.warn(text, UserWarning, stacklevel=2)
     elif columns == CERTIFY_COLUMNS and rows:

@@ -401,7 +401,7 @@ def test_smoothed_lipschitz_at_extremes():
 
 
 def test_published_radius():
-    """3.96 at L = 0.1, sigma = 1, p = 0.999 (shared/statistics.md, section 2); both limits; the multi-class version."""
+    """3.96 at L = 0.1, sigma = 1, p = 0.999; both limits; the multi-class version."""
     assert float(published_bridging_radius(1.0, 0.1, 0.999)) == pytest.approx(3.96, abs=0.005)
     p = np.array([0.1, 0.5, 0.9, 0.999])
     np.testing.assert_allclose(published_bridging_radius(0.5, 1e4, p), Gaussian(0.5).potential(p), rtol=1e-6, atol=1e-12)

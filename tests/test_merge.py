@@ -485,6 +485,18 @@ def test_a_row_that_does_not_follow_from_its_counts_is_refused(command, change, 
 
 
 @pytest.mark.filterwarnings("ignore:.* lacks alpha")
+def test_a_table_of_another_command_is_refused():
+    for command, out in (("certify", "radii"), ("predict", "classes")):
+        run(f"--out {out}", command)
+        strip_sums(out)
+    shutil.copy("radii/results.tsv", "classes/results.tsv")
+    with pytest.raises(
+        ValueError, match=r"lacks bound, rule, head, n0; it must be of a run of rsfast certify, as results\.tsv is"
+    ):
+        merge(["classes"], "all")
+    assert not Path("all").exists()
+
+
 def test_a_full_disk_leaves_no_run():
     write("a", range(4))
     write("b", range(4, 8))
