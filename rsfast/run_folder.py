@@ -139,8 +139,11 @@ def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
                 )
             try:
                 sealed = unseal(theirs, run, covered(line)) is not None
-            except ValueError as error:
-                raise ValueError(f"{folder} is damaged: {COUNTS}, line {number}, or idx {idx} in {TABLE}: {error}") from None
+            except ValueError:
+                raise ValueError(
+                    f"{folder} is damaged: the check sum of idx {idx}, in line {number} of {COUNTS}, does not fit its "
+                    f"counts, its row in {TABLE} and the settings in {SIDECAR}; one of these was changed"
+                ) from None
             start, end = end, end + len(theirs)
             rows[idx] = Row(folder, idx, label, predict, values[3], line, start, end, sealed)
     sealed_rows = sum(row.sealed for row in rows.values())

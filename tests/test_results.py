@@ -594,9 +594,9 @@ def test_a_row_that_is_not_that_of_its_check_sum(name, found, instead, tmp_path)
         run.write(1, 1, certificate(1, 0.75), 0.1, COUNTS)
     text = (tmp_path / name).read_text()
     (tmp_path / name).write_text(text.replace(found, instead))
-    with pytest.raises(ValueError, match=r"is damaged: counts.jsonl, line 1, or idx 0 in results.tsv: its check sum"):
+    with pytest.raises(ValueError, match=r"is damaged: the check sum of idx 0, in line 1 of counts.jsonl, does not fit"):
         read(tmp_path)
-    with pytest.raises(ValueError, match="its check sum belongs to other data"):
+    with pytest.raises(ValueError, match=r"the settings in results.json; one of these was changed"):
         read(tmp_path / "results.tsv")
 
 
