@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def merge(
     columns = columns_of(folders)
     rows: dict[int, Row] = {}
     inputs = range(sidecar["start"], sidecar["end"], sidecar["skip"])
-    for row in (row for folder in folders for row in read_rows(folder, columns)):
+    rows_of = [read_rows(folder, columns) for folder in folders]
+    for row in chain.from_iterable(rows_of):
         if row.idx in rows:
             raise ValueError(f"idx {row.idx} is in {rows[row.idx].folder} and in {row.folder}; it must be in one part, once")
         if row.idx not in inputs:
@@ -104,8 +106,8 @@ def merge(
     if not rows:
         raise ValueError(f"{', '.join(map(str, folders))} have no rows; there must be at least one")
     if check_counts:
-        for folder in folders:
-            check_rows(folder)
+        for folder, theirs in zip(folders, rows_of, strict=True):
+            check_rows(folder, theirs, columns)
     with new_run(out, sidecar, columns, "no run was left there; merge again once there is space") as writer:
         for idx in sorted(rows):
             writer.copy(rows[idx])

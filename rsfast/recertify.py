@@ -10,7 +10,7 @@ from typing import Any
 from . import results
 from .replay import Replay, check_rows
 from .results import Results
-from .run_folder import CERTIFY_COLUMNS, COUNTS, PREDICT_COLUMNS, SIDECAR, columns_of, read_rows, read_sidecar
+from .run_folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, read_rows, read_sidecar
 from .run_writer import new_run
 
 
@@ -52,15 +52,14 @@ def recertify(
     """
     run, out = Path(run), Path(out)
     sidecar = read_sidecar(run / SIDECAR)
-    results.read(run)  # so that `out`, with the same rows and settings, can be read as well
-    if columns_of([run]) == PREDICT_COLUMNS:
+    if not results.read(run).has_radius:  # read, so that `out`, with the same rows and settings, can be read as well
         raise ValueError(f"{run} must be a run of rsfast certify, got one of rsfast predict, whose counts prove no radius")
     rows = read_rows(run, CERTIFY_COLUMNS)
     given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz}
     replay = Replay.of(run, sidecar, **{name: value for name, value in given.items() if value is not None})
     unchanged = all(replay.sidecar[name] == sidecar.get(name) for name in given)
     if not unchanged and not rows[0].sealed:
-        check_rows(run)  # else nothing would tell that a count or a setting was changed
+        check_rows(run, rows, CERTIFY_COLUMNS)  # else nothing would tell that a count or a setting was changed
     outcomes, began = [], time.perf_counter()
     for row, certificate in replay.certificates(rows):
         if unchanged:

@@ -25,15 +25,13 @@ from .run_folder import (
     SIDECAR,
     TABLE,
     Row,
-    columns_of,
-    read_rows,
     read_sidecar,
 )
 from .run_writer import format_radius
 from .sequences import look_ends
 from .tally import Tally
 
-NEEDED = {
+_NEEDED = {
     CERTIFY_COLUMNS: ("alpha", "bound", "rule", "head", "noise", "seed", "n0", "n", "stream_version"),
     PREDICT_COLUMNS: ("alpha", "n"),
 }
@@ -81,7 +79,7 @@ class Replay:
             not fit the rest.
         """
         file = run / SIDECAR
-        if missing := [name for name in NEEDED[CERTIFY_COLUMNS] if name not in sidecar]:
+        if missing := [name for name in _NEEDED[CERTIFY_COLUMNS] if name not in sidecar]:
             raise ValueError(f"{file} lacks {', '.join(missing)}; it must be of a run of rsfast certify")
         try:
             head, noise = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"])
@@ -182,8 +180,8 @@ class Replay:
             raise _difference(row, f"predict {row.predict} and radius {row.radius}", found)
 
 
-def check_rows(run: Path) -> None:
-    """Compare each row of a run folder with what its counts give.
+def check_rows(run: Path, rows: Sequence[Row], columns: tuple[str, ...]) -> None:
+    """Compare the rows of a run folder, as `run_folder.read_rows` returns them, with what their counts give.
 
     Where the sidecar lacks what a row follows from, as that of a run that another program wrote, this warns.
 
@@ -192,9 +190,8 @@ def check_rows(run: Path) -> None:
     ValueError
         If the folder is damaged, or a row has another class than its counts give, or its radius differs by more than 0.01 %.
     """
-    columns = columns_of([run])
-    rows, sidecar = read_rows(run, columns), read_sidecar(run / SIDECAR)
-    if missing := [name for name in NEEDED[columns] if name not in sidecar]:
+    sidecar = read_sidecar(run / SIDECAR)
+    if missing := [name for name in _NEEDED[columns] if name not in sidecar]:
         if "stream_version" in sidecar:  # which no other program writes
             command = "certify" if columns == CERTIFY_COLUMNS else "predict"
             raise ValueError(
@@ -214,9 +211,10 @@ def check_rows(run: Path) -> None:
 
 def _prediction(row: Row, sidecar: Mapping[str, Any]) -> int:
     try:
-        if not isinstance(row.counts()["estimation"], dict):
+        estimation = row.counts()["estimation"]
+        if not isinstance(estimation, dict):
             raise TypeError("estimation must be an object, as in a run of rsfast predict, got an array")
-        tally = Tally.from_integers([row.counts()["estimation"]], (Votes(),))
+        tally = Tally.from_integers([estimation], (Votes(),))
         if int(tally.n) != sidecar["n"]:
             raise ValueError(f"estimation holds {int(tally.n)} samples, and n is {sidecar['n']!r} in {SIDECAR}")
         (prediction,) = predictions(tally, sidecar["alpha"])

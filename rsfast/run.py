@@ -191,7 +191,7 @@ class Run:
         return self.out / PARTS / f"{self.ranks.rank}-of-{self.ranks.world}" if self.ranks.by_inputs else self.out
 
     def _sidecar_file(self) -> Path:
-        files = [folder / SIDECAR for folder in (self.out, *sorted(self.out.glob(f"{PARTS}/*-of-*")))]
+        files = [folder / SIDECAR for folder in (self.out, *self._parts())]
         return next((file for file in files if file.exists()), files[0])
 
     def rows(self, course: Course, settings: Mapping[str, Any], columns: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
@@ -278,7 +278,8 @@ class Run:
         saved: dict[int, dict[str, Any]] = {}
         folders = self._parts() if self.ranks.by_inputs and not self._merged() else [self.out]
         for number, folder in enumerate(folders):
-            for row in read_rows(folder, columns):
+            rows = read_rows(folder, columns)
+            for row in rows:
                 if row.idx not in self.indices:
                     raise ValueError(f"{folder / TABLE} has idx {row.idx}; to resume it must be in {self.indices}")
                 if row.label != (label := NO_LABEL if self.labels is None else self.labels[row.idx]):
@@ -288,7 +289,7 @@ class Run:
                     )
                 done.add(row.idx)
             if number % self.ranks.world == self.ranks.rank:
-                check_rows(folder)
+                check_rows(folder, rows, columns)
             for index, each in checkpoint.load(folder, identity(read_sidecar(folder / SIDECAR))).items():
                 if index not in saved or _drawn(each) > _drawn(saved[index]):  # of several, some may be older
                     saved[index] = each

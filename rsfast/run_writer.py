@@ -201,7 +201,7 @@ class RunWriter:
             self._table = files.enter_context(_open(folder / TABLE))
             _lock(self._table, folder)
             if resume and (folder / SIDECAR).exists():
-                check_same_run(folder / SIDECAR, parse_json(text))
+                check_same_run(folder / SIDECAR, sidecar)
             else:
                 refuse_a_run(folder)  # again, as another process may have come first
                 self._write_sidecar(text)

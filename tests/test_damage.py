@@ -14,25 +14,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import integers
+from conftest import LINEAR_NETS, integers
 
 import rsfast
 from rsfast.cli import main
 
 pytestmark = pytest.mark.slow
 
-NETS = """
-import torch
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.weight = torch.nn.Parameter(torch.randn(4, 12, generator=generator) * 3)
-
-    def forward(self, x):
-        return x.flatten(1) @ self.weight.T
-"""
 CERTIFY = "certify --model damage_nets:Net --data data.npz --num-classes 4 --sigma 0.5 --n0 20 --n 60 --batch-size 80"
 PREDICT = CERTIFY.replace("certify ", "predict ").replace(" --n0 20", "")
 RUNS = {
@@ -117,7 +105,7 @@ def _runs(tmp_path_factory):
         folder = tmp_path_factory.mktemp("damage")
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
-        Path("damage_nets.py").write_text(NETS)
+        Path("damage_nets.py").write_text(LINEAR_NETS)
         images = np.random.default_rng(0).random((5, 3, 2, 2), dtype=np.float32)
         np.savez("data.npz", images=images, labels=np.arange(5) % 4)
         for name, command in RUNS.items():

@@ -8,31 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import integers, largest_file, strip_sums
+from conftest import LINEAR_NETS, integers, largest_file, strip_sums
 
 from rsfast.cli import main
 from rsfast.recertify import recertify
 from rsfast.sequences import look_ends
-
-NETS = """
-import torch
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.weight = torch.nn.Parameter(torch.randn(4, 12, generator=generator) * 3)
-
-    def forward(self, x):
-        return x.flatten(1) @ self.weight.T
-"""
 
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "recertify_nets.py").write_text(NETS)
+    (tmp_path / "recertify_nets.py").write_text(LINEAR_NETS)
     images = np.random.default_rng(0).random((6, 3, 2, 2), dtype=np.float32)
     np.savez("data.npz", images=images, labels=np.arange(6) % 4)
 
