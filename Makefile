@@ -25,6 +25,7 @@ check: $(VENV)/installed  ## format, lint, types; import boundaries and forbidde
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 	$(BIN)/python -m pytest tests/test_structure.py
 
@@ -38,4 +39,4 @@ build: $(VENV)/installed  ## sdist, and a wheel built from it
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info rsfast/*.so
+	rm -rf $(VENV) build dist demo *.egg-info rsfast/ops/*.so

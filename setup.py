@@ -1,7 +1,7 @@
-"""Builds rsfast._cpu, its kernels once for each instruction set, and rsfast._cuda. Everything else is in pyproject.toml.
+"""Builds rsfast.ops._cpu, its kernels once for each instruction set, and rsfast.ops._cuda; all else is in pyproject.toml.
 
-RSFAST_CUDA=0 leaves rsfast._cuda out, 1 insists on it, auto (the default) builds it where nvcc is found: in CUDA_HOME, or
-on the PATH.
+RSFAST_CUDA=0 leaves rsfast.ops._cuda out, 1 insists on it, auto (the default) builds it where nvcc is found: in
+CUDA_HOME, or on the PATH.
 """
 
 import os
@@ -47,7 +47,7 @@ HEADERS = sorted(map(str, Path("csrc").rglob("*.h")))
 
 
 def find_nvcc():
-    """Return the path of nvcc, or None if rsfast._cuda is not to be built."""
+    """Return the path of nvcc, or None if rsfast.ops._cuda is not to be built."""
     choice = os.environ.get("RSFAST_CUDA", "auto")
     if choice not in ("0", "1", "auto"):
         sys.exit(f"RSFAST_CUDA is {choice!r}; it must be 0, 1 or auto")
@@ -107,7 +107,7 @@ class BuildKernels(build_ext):
 
 extensions = [
     Pybind11Extension(
-        "rsfast._cpu",
+        "rsfast.ops._cpu",
         ["csrc/cpu/module.cpp"],
         depends=["setup.py", *CPU_KERNELS, *HEADERS],
         define_macros=[("RSFAST_X86_64", "1")] if X86_64 else [],
@@ -122,7 +122,7 @@ if NVCC:
     told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     extensions.append(
         Pybind11Extension(
-            "rsfast._cuda",
+            "rsfast.ops._cuda",
             ["csrc/cuda/module.cpp"],
             depends=["setup.py", *CUDA_KERNELS, *HEADERS],
             include_dirs=re.findall(r'"-I([^"]+)"', told),

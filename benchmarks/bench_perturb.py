@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.cases import IMAGES, SIGMA, torch_perturb
 from benchmarks.conftest import alternate, in_fresh_process, record
-from rsfast import Gaussian, _cpu, ops
+from rsfast import Gaussian, ops
+from rsfast.ops import _cpu
 
 
 def verified_input(name: str) -> tuple[torch.Tensor, int]:

@@ -10,7 +10,8 @@ from scipy.stats import norm
 
 import rsfast
 from benchmarks.conftest import in_fresh_process, record
-from rsfast import demo, looks
+from rsfast import demo
+from rsfast.engine import plan as looks
 
 N = 10_000
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rsfast import _cpu
+from rsfast.ops import _cpu
 
 RESULTS = Path(__file__).parent / "results"
 ROWS: list[dict[str, Any]] = []

@@ -16,11 +16,11 @@ import torch
 from scipy.special import gammaln, ndtri, xlogy
 from scipy.stats import binom
 
-from rsfast import bounds, sequences
-from rsfast.certificate import certificates
 from rsfast.noise import Gaussian
-from rsfast.rules import RULES
-from rsfast.tally import Tally
+from rsfast.ops.tally import Tally
+from rsfast.stats import bounds, sequences
+from rsfast.stats.certificate import certificates
+from rsfast.stats.rules import RULES
 
 RESULTS = Path(__file__).resolve().parent / "results"
 UNIT = 1 << 30
@@ -227,7 +227,7 @@ def limits(q: np.ndarray, alpha: float) -> dict[str, tuple[np.ndarray, np.ndarra
     n = q.shape[1]
     low, high, variance = bounds.moments(q.sum(axis=1), (-(-q * q // UNIT)).sum(axis=1), n)
     counts, sums = histograms(q, sequences.range_ends(n))
-    looks, totals = histograms(q, sequences.look_ends(n))
+    looks, totals = histograms(q, sequences.analysis_ends(n))
     return {
         "hoeffding": (bounds.hoeffding_lower(low, n, alpha), bounds.hoeffding_upper(high, n, alpha)),
         "empirical_bernstein": (

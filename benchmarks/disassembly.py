@@ -1,8 +1,8 @@
 """What the compiled CUDA kernels of perturb are made of, and how long an H200 should take for them at best.
 
-``python -m benchmarks.disassembly`` reads rsfast._cuda and writes the table and the predictions under benchmarks/results, so
-that a measurement has something to be held against. Needed are nvcc and a cuobjdump: the CUDA toolkit's, or the one in
-Triton's package.
+``python -m benchmarks.disassembly`` reads rsfast.ops._cuda and writes the table and the predictions under
+benchmarks/results, so that a measurement has something to be held against. Needed are nvcc and a cuobjdump: the CUDA
+toolkit's, or the one in Triton's package.
 """
 
 from __future__ import annotations
@@ -214,15 +214,15 @@ def words_alone(function: Function) -> dict[str, float]:
 
 
 def extension() -> Path | None:
-    """Return the file of rsfast._cuda, or None."""
-    spec = find_spec("rsfast._cuda")
+    """Return the file of rsfast.ops._cuda, or None."""
+    spec = find_spec("rsfast.ops._cuda")
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
 def main() -> None:
     nvcc, cuobjdump, built = shutil.which("nvcc"), find_tool("cuobjdump"), extension()
     if nvcc is None or cuobjdump is None or built is None:
-        raise SystemExit("needed are nvcc on the PATH, cuobjdump (CUDA toolkit, or pip install triton) and rsfast._cuda")
+        raise SystemExit("needed are nvcc on the PATH, cuobjdump (CUDA toolkit, or pip install triton) and rsfast.ops._cuda")
     counts = {name: per_element(function) for name, function in sorted(probes(nvcc, cuobjdump).items())}
     floor = next(f for f in parse(output_of(cuobjdump, "-sass", "-arch", "sm_90", str(built))) if "philox_kernel" in f.name)
     counts["Philox words alone"] = words_alone(floor)

@@ -276,13 +276,13 @@ def usable_backends(gate: Gate) -> None:
 def philox_words(gate: Gate, words: int) -> Callable[[], Any]:
     """Return a call that makes so many Philox words: in registers alone on a GPU, on the CPU into memory."""
     if gate.dry:
-        from rsfast import _cpu
+        from rsfast.ops import _cpu
 
         out = np.empty(words, np.uint32)
         return lambda: _cpu.philox_words(
             seed=1, c1=0, c2=0, c3=0, first_block=0, blocks=words // 4, out=out.ctypes.data, threads=1
         )
-    from rsfast import _cuda
+    from rsfast.ops import _cuda
 
     room, device = torch.empty(1 << 20, dtype=torch.int32, device=gate.plan.device), gate.plan.device.index
 

@@ -12,18 +12,20 @@ if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") =
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import bounds, heads, noise, sequences
-from .certificate import ABSTAIN, Certificate, Execution, certificates, predictions
-from .evidence import leading_classes
+from . import heads, noise
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian
-from .provenance import Provenance
+from .noise.provenance import Provenance
+from .stats import bounds, sequences
+from .stats.certificate import ABSTAIN, Certificate, Execution, certificates, predictions
+from .stats.estimates import leading_classes
 
 if TYPE_CHECKING:
     from . import nn, ops
-    from .api import Smooth, certify, certify_each, predict, sample, tune_head
+    from .api import certify, certify_each, predict, sample, tune_head
+    from .compat.cohen import Smooth
     from .lipschitz import lipschitz_bound
-    from .tally import Tally
+    from .ops.tally import Tally
 
 __version__ = "0.1.0"
 
@@ -57,10 +59,10 @@ __all__ = [
     "tune_head",
 ]
 
-# What needs torch is imported when it is first used, so that rsfast.bounds and rsfast.certificate do without it.
+# What needs torch is imported when it is first used, so that rsfast.bounds and rsfast.stats.certificate do without it.
 _NEEDS_TORCH = {
-    "Smooth": "api",
-    "Tally": "tally",
+    "Smooth": "compat.cohen",
+    "Tally": "ops.tally",
     "certify": "api",
     "certify_each": "api",
     "lipschitz_bound": "lipschitz",

@@ -20,17 +20,18 @@ from tabulate import tabulate
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import api, results
-from .certificate import ABSTAIN, Certificate, certificates
-from .evidence import BOUNDS, leading_classes
+from . import api
 from .heads import Head, Softmax, Votes
 from .nn import GaussianNoise
 from .noise import Gaussian
-from .plot import plot
-from .run_folder import SIDECAR, read_sidecar
-from .run_writer import RunWriter, refuse_a_run, remove_run
-from .sequences import range_ends
-from .tally import Tally
+from .ops.tally import Tally
+from .runs import results
+from .runs.folder import SIDECAR, read_sidecar
+from .runs.plot import plot
+from .runs.writer import RunWriter, refuse_a_run, remove_run
+from .stats.certificate import ABSTAIN, Certificate, certificates
+from .stats.estimates import BOUNDS, leading_classes
+from .stats.sequences import range_ends
 
 SIGMA, N0, N, ALPHA = 0.25, 100, 10_000, 0.001
 DECIDED, CAP = 0.5, 100_000

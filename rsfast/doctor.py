@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from . import __version__, ops
-from .allocator import keep_freed_memory
+from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian, philox
 from .ops import backends, reference
-from .tally import Tally
+from .ops.tally import Tally
 
 # (counter, key, words): the three Philox4x32-10 vectors of Random123's kat_vectors, and a counter as rsfast forms it.
 PHILOX = (
@@ -80,7 +80,7 @@ def report() -> tuple[str, bool]:
     ]
     failures = {"reference": _failures("reference")}
     try:
-        from . import _cpu
+        from .ops import _cpu
     except ImportError as error:
         lines.append(
             f"cpu: does not load: {error}. If it is not built: `pip install --force-reinstall --no-cache-dir rsfast`"
@@ -100,7 +100,7 @@ def report() -> tuple[str, bool]:
     for name in ("cuda", "triton"):
         if not torch.cuda.is_available():
             lines.append(f"{name}: torch sees no GPU{_if_missing(name)}")
-        elif reason := backends.why_not(name, torch.device("cuda")):
+        elif reason := backends.unavailable_reason(name, torch.device("cuda")):
             lines.append(f"{name}: not used: {reason}")
         else:
             failures[f"{name}, {torch.cuda.get_device_name()}"] = _failures(name)
@@ -114,7 +114,7 @@ def report() -> tuple[str, bool]:
 
 
 def _if_missing(name: str) -> str:
-    module = "rsfast._cuda" if name == "cuda" else name
+    module = "rsfast.ops._cuda" if name == "cuda" else name
     return "" if find_spec(module) else f", and {module} is not installed"
 
 
@@ -141,7 +141,7 @@ def _philox(backend: str, counter: tuple[int, int, int, int], key: int) -> tuple
     if backend == "reference":
         words = philox((torch.tensor(c0), torch.tensor(c1), torch.tensor(c2), torch.tensor(c3)), key)
         return tuple(int(word) for word in words)
-    from . import _cpu
+    from .ops import _cpu
 
     out = np.zeros(4, dtype=np.uint32)
     _cpu.philox_words(seed=key, c1=c1, c2=c2, c3=c3, first_block=c0, blocks=1, out=out.ctypes.data, threads=1)
@@ -153,7 +153,7 @@ def _normals(backend: str) -> NDArray[np.float32]:
     if backend == "reference":
         radius, angle = torch.from_numpy(words).unbind(1)
         return torch.stack(reference.box_muller(radius, angle), dim=1).numpy()
-    from . import _cpu
+    from .ops import _cpu
 
     pairs, out = words.astype(np.uint32), np.zeros(words.shape, dtype=np.float32)
     _cpu.gaussian(words=pairs.ctypes.data, pairs=len(pairs), out=out.ctypes.data)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 from torch import Tensor, fx, nn
 
-from .arguments import is_int
+from ._check import is_int
 from .noise import Gaussian, check_lipschitz
 
 _SQUARINGS = 12

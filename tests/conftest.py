@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from rsfast import _cpu, api, evidence
+from rsfast.engine import sampling
+from rsfast.ops import _cpu
+from rsfast.stats import estimates
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -66,7 +68,7 @@ def poison(shape, dtype=torch.float32, memory_format=torch.contiguous_format):
 @pytest.fixture
 def unprobed(monkeypatch):
     """For tests of what a model is called with: without the few rows that it gets before all others."""
-    monkeypatch.setattr(api, "probe", lambda *_: None)
+    monkeypatch.setattr(sampling, "probe", lambda *_: None)
 
 
 class Flushing:
@@ -120,18 +122,18 @@ def strip_sums(folder):
     Path(folder, "counts.jsonl").write_text(text)
 
 
-def follow(draw, course, input_ids):
-    """Take inputs through a course piece by piece, without a model and without packing."""
-    (stream, samples), *pieces = course.pieces
+def follow(draw, plan, input_ids):
+    """Take inputs through a plan piece by piece, without a model and without packing."""
+    (stream, samples), *pieces = plan.pieces
     active = np.arange(len(input_ids))
     selection, ranges = draw(active, samples, stream, None), []
-    tracked = evidence.leading_classes(selection) if course.tracks else None
+    tracked = estimates.leading_classes(selection) if plan.tracks else None
     found = [None] * len(input_ids)
     for number, (stream, samples) in enumerate(pieces):
         ranges.append(draw(active, samples, stream, tracked))
-        if not course.early and number < len(pieces) - 1:
+        if not plan.early and number < len(pieces) - 1:
             continue
-        outcomes = course.judge(selection, ranges, [input_ids[i] for i in active])
+        outcomes = plan.evaluate(selection, ranges, [input_ids[i] for i in active])
         for i, outcome in zip(active, outcomes, strict=True):
             found[i] = outcome
         left = np.array([place for place, outcome in enumerate(outcomes) if outcome is None])

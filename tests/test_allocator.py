@@ -1,4 +1,4 @@
-"""rsfast.allocator: sampling on the CPU makes glibc keep freed memory, unless the user chose otherwise."""
+"""rsfast.engine.allocator: sampling on the CPU makes glibc keep freed memory, unless the user chose otherwise."""
 
 import ctypes
 import os
@@ -194,7 +194,7 @@ def test_the_choice_is_made_once_a_process():
         + (
             "torch.set_num_threads(1)  # a fork's child has no OpenMP threads\n"
             "sample(); sample()\n"
-            "from rsfast.allocator import keep_freed_memory\n"
+            "from rsfast.engine.allocator import keep_freed_memory\n"
             "os.environ['MALLOC_TRIM_THRESHOLD_'] = '1'\n"
             "told = keep_freed_memory()\n"
             "child = os.fork()\n"
@@ -210,7 +210,7 @@ def test_the_choice_is_made_once_a_process():
 def test_threads_that_come_first_together_agree():
     code = SAMPLE + (
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from rsfast.allocator import keep_freed_memory\n"
+        "from rsfast.engine.allocator import keep_freed_memory\n"
         "def told(_):\n"
         "    sample()\n"
         "    return keep_freed_memory()\n"

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import rsfast
-from rsfast import ClippedLogits, Gaussian, Smooth, Softmax, Votes, bounds, certificate, cli
-from rsfast.rules import Method
+from rsfast import ClippedLogits, Gaussian, Smooth, Softmax, Votes, cli
+from rsfast.stats import bounds, certificate
+from rsfast.stats.rules import CertificationSpec
 
 NOISE = Gaussian(0.25)
 INPUTS = torch.tensor([[5.0], [0.1]])
@@ -29,7 +30,7 @@ WAYS = {
     "predictions": lambda alpha: rsfast.predictions(tally("estimation"), alpha),
     "Smooth.certify": lambda alpha: Smooth(model, 3, 0.25).certify(INPUTS[0], 10, 500, alpha, 100),
     "Smooth.predict": lambda alpha: Smooth(model, 3, 0.25).predict(INPUTS[0], 500, alpha, 100),
-    "Method": lambda alpha: Method(NOISE, alpha),
+    "Method": lambda alpha: CertificationSpec(NOISE, alpha),
     "smallest_certifiable_n": certificate.smallest_certifiable_n,
     "smallest_predictable_n": certificate.smallest_predictable_n,
 }

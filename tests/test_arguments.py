@@ -7,7 +7,7 @@ from torch import nn
 
 import rsfast
 from rsfast import Gaussian, Provenance, Smooth, Tally
-from rsfast.arguments import as_int
+from rsfast._check import as_int
 
 KINDS = [np.int8, np.int64, np.uint16, torch.tensor]
 X = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
@@ -81,7 +81,7 @@ CALLS = {
     "perturb": lambda i: rsfast.ops.perturb(X, Gaussian(0.5), seed=i(5), samples=[i(3), i(4), i(5)]).tolist(),
     "GaussianNoise": lambda i: rsfast.nn.GaussianNoise(0.5, seed=i(5))(X).tolist(),
     "lipschitz_bound": lambda i: rsfast.lipschitz_bound(nn.Sequential(nn.Flatten(), nn.ReLU()).eval(), [i(3), i(4)]),
-    "look_ends": lambda i: rsfast.sequences.look_ends(i(100)),
+    "analysis_ends": lambda i: rsfast.sequences.analysis_ends(i(100)),
     "range_ends": lambda i: rsfast.sequences.range_ends(i(100)),
     "betting_sequence_lower": lambda i: rsfast.sequences.betting_sequence_lower(COUNTS, 0.1, i(64)).tolist(),
 }

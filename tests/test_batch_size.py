@@ -1,12 +1,12 @@
-"""rsfast.batch_size: which size the search finds, where it ends, and when it is made. The clock is a fake."""
+"""rsfast.engine.batch_size: which size the search finds, where it ends, and when it is made. The clock is a fake."""
 
 import pytest
 import torch
 from torch import nn
 
-from rsfast import batch_size
-from rsfast.batch_size import automatic, fastest, fixed
-from rsfast.certificate import Execution
+from rsfast.engine import batch_size
+from rsfast.engine.batch_size import automatic, fastest, fixed
+from rsfast.stats.certificate import Execution
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size([3, 32, 32])

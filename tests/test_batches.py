@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from rsfast import batches as module
-from rsfast.batches import Batches, Part, cut
-from rsfast.forward import Forward
+from rsfast.engine import batches as module
+from rsfast.engine.batches import Batches, RowGroup, cut
+from rsfast.engine.forward import Forward
 from rsfast.heads import Softmax, Votes
 from rsfast.noise import Gaussian
 from rsfast.ops import accumulate, perturb
-from rsfast.tally import Tally
+from rsfast.ops.tally import Tally
 
 CPU = torch.device("cpu")
 X = torch.rand((5, 3, 2, 2), generator=torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def rows(into, first, selected, estimated):
     parts = []
     for stream, count in (("selection", selected), ("estimation", estimated)):
         places = np.arange(first, first + count)
-        parts.append(Part(stream, into[stream], places % 5, places * 2 % 5, 10 * places))
+        parts.append(RowGroup(stream, into[stream], places % 5, places * 2 % 5, 10 * places))
     return [part for part in parts if len(part.rows)]
 
 
@@ -104,7 +104,7 @@ def test_memory_that_runs_out_in_the_model(expected, kind, pad, seed):
     assert str(said[0].message).startswith(f"memory ran out on a batch of {failed[0]}; going on with smaller ones")
     assert failed == sorted(set(failed), reverse=True)
     assert batches.limit == -(-failed[-1] // 2)
-    assert batches.meter.rows == sum(map(sum, PLAN))
+    assert batches.timer.rows == sum(map(sum, PLAN))
     if not pad:
         assert sum(sizes) - sum(failed) == sum(map(sum, PLAN))
 
@@ -269,7 +269,7 @@ def test_cut(seed):
     numbers = iter(range(100))
     into = Tally(1, 2)
     parts = [
-        Part(f"{place}", into, *np.array([[next(numbers)] * 3 for _ in range(length)]).T)
+        RowGroup(f"{place}", into, *np.array([[next(numbers)] * 3 for _ in range(length)]).T)
         for place, length in enumerate(lengths)
     ]
     every = [(part.stream, k) for part in parts for k in part.samples.tolist()]

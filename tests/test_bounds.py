@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from rsfast import bounds
+from rsfast.stats import bounds
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "clopper_pearson.json").read_text())
 TOLERANCE = mp.mpf("1e-11")

@@ -1,4 +1,4 @@
-"""What RSFAST_CUDA chooses, and that rsfast._cuda can be imported anywhere."""
+"""What RSFAST_CUDA chooses, and that rsfast.ops._cuda can be imported anywhere."""
 
 import os
 import shutil
@@ -34,8 +34,8 @@ def _no_nvcc_beside_python():
 
 
 def test_without_nvcc_there_is_no_cuda_extension():
-    assert extensions(**NO_NVCC) == ["rsfast._cpu"]
-    assert extensions(**NO_NVCC, RSFAST_CUDA="auto") == ["rsfast._cpu"]
+    assert extensions(**NO_NVCC) == ["rsfast.ops._cpu"]
+    assert extensions(**NO_NVCC, RSFAST_CUDA="auto") == ["rsfast.ops._cpu"]
 
 
 def test_insisting_without_nvcc_is_an_error():
@@ -55,11 +55,11 @@ def test_cuda_home_and_refusal(tmp_path):
     nvcc.write_text("#!/bin/sh\necho '#$ INCLUDES=\"-I/somewhere/include\"' >&2\n")
     nvcc.chmod(0o755)
     home = {"PATH": f"{NO_NVCC['PATH']}:/bin:/usr/bin", "CUDA_HOME": str(tmp_path)}
-    assert extensions(**home) == ["rsfast._cpu", "rsfast._cuda"]
-    assert extensions(**home, RSFAST_CUDA="1") == ["rsfast._cpu", "rsfast._cuda"]
-    assert extensions(**home, RSFAST_CUDA="0") == ["rsfast._cpu"]
+    assert extensions(**home) == ["rsfast.ops._cpu", "rsfast.ops._cuda"]
+    assert extensions(**home, RSFAST_CUDA="1") == ["rsfast.ops._cpu", "rsfast.ops._cuda"]
+    assert extensions(**home, RSFAST_CUDA="0") == ["rsfast.ops._cpu"]
     on_the_path = {"PATH": f"{tmp_path / 'bin'}:{home['PATH']}", "CUDA_HOME": "/nowhere"}
-    assert extensions(**on_the_path) == ["rsfast._cpu", "rsfast._cuda"]
+    assert extensions(**on_the_path) == ["rsfast.ops._cpu", "rsfast.ops._cuda"]
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_machine_code_and_ptx(known, machine, ptx, tmp_path):
     assert flags == [*(f"sm_{target}" for target in machine), *(f"compute_{target}" for target in ptx)]
 
 
-@pytest.mark.skipif(extension() is None, reason="rsfast._cuda is not built")
+@pytest.mark.skipif(extension() is None, reason="rsfast.ops._cuda is not built")
 def test_the_cuda_extension_needs_no_driver_and_no_torch():
-    code = "from rsfast import _cuda; print(_cuda.devices())"
+    code = "from rsfast.ops import _cuda; print(_cuda.devices())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(found.stdout) == torch.cuda.device_count()
     needed = subprocess.run(["ldd", str(extension())], capture_output=True, text=True, check=True).stdout
@@ -92,13 +92,13 @@ def test_the_cuda_extension_needs_no_driver_and_no_torch():
     assert not any(name in needed for name in ("libcuda", "libcudart", "torch", "libnv"))
 
 
-@pytest.mark.skipif(extension() is None or torch.cuda.is_available(), reason="rsfast._cuda is not built, or there is a GPU")
+@pytest.mark.skipif(extension() is None or torch.cuda.is_available(), reason="_cuda is not built, or there is a GPU")
 def test_without_a_driver_the_reason_is_returned():
     """As with a driver that is older than the toolkit: backend="auto" then goes on to the next backend."""
-    from rsfast import _cuda
+    from rsfast.ops import _cuda
 
     for _ in range(2):
-        assert "CUDA error" in _cuda.why_not(0)
+        assert "CUDA error" in _cuda.unavailable_reason(0)
 
 
 def test_an_editable_install_is_a_path(tmp_path):

@@ -1,4 +1,4 @@
-"""rsfast.certificate: the rules, the rounding of the radius, abstention, and what must not pass for a certificate."""
+"""rsfast.stats.certificate: the rules, the rounding of the radius, abstention, and what must not pass for a certificate."""
 
 import dataclasses
 import doctest
@@ -16,8 +16,11 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from rsfast import bounds, certificate
-from rsfast.certificate import (
+from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
+from rsfast.noise import STREAM_VERSION, Gaussian
+from rsfast.ops.tally import Tally
+from rsfast.stats import bounds, certificate
+from rsfast.stats.certificate import (
     ABSTAIN,
     Certificate,
     Execution,
@@ -27,10 +30,7 @@ from rsfast.certificate import (
     smallest_certifiable_n,
     smallest_predictable_n,
 )
-from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
-from rsfast.noise import STREAM_VERSION, Gaussian
-from rsfast.rules import radius, resolve
-from rsfast.tally import Tally
+from rsfast.stats.rules import radius, resolve
 
 UNIT = 2**30
 ALPHA = 0.001
@@ -735,5 +735,5 @@ def test_examples():
 
 
 def test_import_needs_no_torch():
-    code = "import sys, rsfast.certificate; sys.exit('torch' in sys.modules)"
+    code = "import sys, rsfast.stats.certificate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == 0

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import largest_file
 
-from rsfast import checkpoint
-from rsfast.checkpoint import CHECKPOINT, load, remove, save
+from rsfast.runs import checkpoint
+from rsfast.runs.checkpoint import CHECKPOINT, load, remove, save
 
 RUN = "ab" * 32
 INPUTS = [

@@ -22,8 +22,9 @@ import tqdm
 from conftest import integers
 
 import rsfast
-from rsfast import ClippedLogits, Gaussian, Softmax, Sparsemax, cli, demo, doctor, results
-from rsfast.run_writer import RunWriter, format_radius
+from rsfast import ClippedLogits, Gaussian, Softmax, Sparsemax, cli, demo, doctor
+from rsfast.runs import results
+from rsfast.runs.writer import RunWriter, format_radius
 
 NETS = """
 import torch
@@ -442,7 +443,7 @@ def test_progress_counts_every_sample_and_no_other(monkeypatch, command, samples
             bars.append(self)
             super().__init__(**{**options, "disable": False, "file": io.StringIO()})
 
-    monkeypatch.setattr(rsfast.run, "tqdm", Bar)
+    monkeypatch.setattr(rsfast.runs.run, "tqdm", Bar)
     run(f"{command} {BASE} --n 20 --skip 3 --out run")
     assert [(bar.n, bar.total) for bar in bars] == [(3 * samples, 3 * samples)]
 
@@ -606,7 +607,7 @@ def test_predictions_are_analyzed_and_drawn(capsys):
 def test_a_summary_after_a_resumption_has_the_time_of_all_rows(capsys, monkeypatch, command, kept):
     """Also if there was nothing left to do."""
     clock = SimpleNamespace(perf_counter=itertools.count(step=100.0).__next__, monotonic=time.monotonic)
-    monkeypatch.setattr("rsfast.run.time", clock)  # each row takes minutes
+    monkeypatch.setattr("rsfast.runs.run.time", clock)  # each row takes minutes
     run(f"{command} {BASE} --n 200 --out run")
     table = Path("run/results.tsv")
     table.write_text("".join(table.read_text().splitlines(keepends=True)[: kept + 1]))

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks import coverage
-from rsfast import bounds, sequences
+from rsfast.stats import bounds, sequences
 
 
 @pytest.mark.parametrize("n", [10, 30, 100, 300])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rsfast import Gaussian, Softmax, bounds, certify, sample
+from rsfast import Gaussian, Softmax, certify, sample
+from rsfast.stats import bounds
 
 
 def drifting(x):

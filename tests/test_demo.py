@@ -10,7 +10,7 @@ import torch
 
 import rsfast
 from rsfast import demo
-from rsfast.recertify import recertify
+from rsfast.runs.recertify import recertify
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

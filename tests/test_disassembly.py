@@ -11,7 +11,7 @@ from benchmarks import disassembly
 from benchmarks.disassembly import best_time, count, kernel_name, loops, output_of, parse, way_through
 
 NVCC, CUOBJDUMP, BUILT = shutil.which("nvcc"), disassembly.find_tool("cuobjdump"), disassembly.extension()
-compiled = pytest.mark.skipif(not (NVCC and CUOBJDUMP and BUILT), reason="needs nvcc, cuobjdump and rsfast._cuda")
+compiled = pytest.mark.skipif(not (NVCC and CUOBJDUMP and BUILT), reason="needs nvcc, cuobjdump and rsfast.ops._cuda")
 TARGETS = {"sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from rsfast import _cpu, doctor, ops
-from rsfast.allocator import keep_freed_memory
-from rsfast.ops import backends
+from rsfast import doctor, ops
+from rsfast.engine.allocator import keep_freed_memory
+from rsfast.ops import _cpu, backends
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -39,7 +39,9 @@ def test_known_answers_are_those_of_the_vector_files():
 
 def usable_on_the_gpu():
     device = torch.device("cuda")
-    return [name for name in ("cuda", "triton") if torch.cuda.is_available() and not backends.why_not(name, device)]
+    return [
+        name for name in ("cuda", "triton") if torch.cuda.is_available() and not backends.unavailable_reason(name, device)
+    ]
 
 
 def altered_philox():
@@ -137,7 +139,7 @@ def test_a_gpu_backend_is_held_to_the_same_answers(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
     monkeypatch.setattr(doctor, "_device", lambda backend: "cpu")
-    monkeypatch.setattr(backends, "why_not", lambda name, device: "it is not built" if name == "cuda" else "")
+    monkeypatch.setattr(backends, "unavailable_reason", lambda name, device: "it is not built" if name == "cuda" else "")
     original = backends._module
     monkeypatch.setattr(backends, "_module", lambda name: original("cpu" if name == "triton" else name))
     text, healthy = doctor.report()

@@ -12,13 +12,13 @@ import pytest
 import torch
 import tqdm
 
-import rsfast.run
-from rsfast import events, results
+import rsfast.runs.run
 from rsfast.cli import main
-from rsfast.events import Log
-from rsfast.meter import Meter
-from rsfast.ranks import Ranks
-from rsfast.run_folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
+from rsfast.engine.ranks import Ranks
+from rsfast.engine.timing import StageTimer
+from rsfast.runs import events, results
+from rsfast.runs.events import Log
+from rsfast.runs.folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
 
 NETS = """
 import os, signal, torch
@@ -173,7 +173,7 @@ def test_memory_that_ran_out(capsys):
 
 @pytest.mark.parametrize(("file", "why"), [("data.npz/log.jsonl", "File exists"), (".", "Is a directory")])
 def test_a_file_that_cannot_be_written_is_refused(file, why, capsys, monkeypatch):
-    monkeypatch.setattr(rsfast.run, "load_data", lambda *_: pytest.fail("there was work before"))
+    monkeypatch.setattr(rsfast.runs.run, "load_data", lambda *_: pytest.fail("there was work before"))
     with pytest.raises(SystemExit) as stopped:
         certify(f"--log-json {file}")
     assert stopped.value.code == 2
@@ -219,7 +219,7 @@ class Bar:
 
 
 def watched(device="cpu"):
-    return SimpleNamespace(limit=50, meter=Meter(), forward=SimpleNamespace(device=torch.device(device)))
+    return SimpleNamespace(limit=50, timer=StageTimer(), forward=SimpleNamespace(device=torch.device(device)))
 
 
 def test_how_often(monkeypatch):
@@ -229,11 +229,11 @@ def test_how_often(monkeypatch):
     log = Log("log.jsonl", Ranks())
     with log.running(), log.watching(bar, batches):
         for batch in range(8):
-            with batches.meter("model"):
+            with batches.timer("model"):
                 clock.now += 3
-            with batches.meter("bounds"):
+            with batches.timer("bounds"):
                 clock.now += 1
-            batches.meter.rows += 50
+            batches.timer.rows += 50
             bar.last_print_t += batch in (3, 4)
             log.batch()
         log.image(0)
@@ -260,7 +260,7 @@ def estimates(rows, monkeypatch, totals=None, bar=None, ranks=None, images=4):
         found.append(log.figures()["seconds_left"])
         for second, more in enumerate(rows):
             clock.now += 1
-            batches.meter.rows += more
+            batches.timer.rows += more
             bar.total = totals[second] if totals else bar.total
             found.append(log.figures()["seconds_left"])
         for _ in range(images):
@@ -329,7 +329,7 @@ def test_the_bar_shows_the_figures(monkeypatch):
         def __init__(self, **options):
             super().__init__(**{**options, "disable": False, "file": shown, "ncols": 200})
 
-    monkeypatch.setattr(rsfast.run, "tqdm", Shown)
+    monkeypatch.setattr(rsfast.runs.run, "tqdm", Shown)
     certify("--log-json log.jsonl")
     end, last = read("log.jsonl")[-1], shown.getvalue().rsplit("\r", 1)[-1]
     assert " images/s, model " in last

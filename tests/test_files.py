@@ -1,4 +1,4 @@
-"""rsfast.files: what is opened is a file that ends, and what is written is there as a whole or not at all."""
+"""rsfast._files: what is opened is a file that ends, and what is written is there as a whole or not at all."""
 
 import io
 import os
@@ -7,7 +7,7 @@ import socket
 import pytest
 from conftest import largest_file
 
-from rsfast.files import hint_of_text, open_file, write_whole
+from rsfast._files import hint_of_text, open_file, write_whole
 
 
 def test_a_regular_file_is_read(tmp_path):

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import rsfast
-from rsfast.inputs import Inputs
+from rsfast.engine.inputs import Inputs
 
 BEGIN = """
 import gc, os, signal, sys, torch, rsfast
-from rsfast.inputs import Inputs
+from rsfast.engine.inputs import Inputs
 
 X = torch.rand(64, 8, generator=torch.Generator().manual_seed(0))
 NOISE, VOTES = rsfast.Gaussian(0.5), rsfast.Votes()

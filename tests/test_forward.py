@@ -1,4 +1,4 @@
-"""rsfast.forward: what a base classifier may be and return, and that each way to run it runs the same classifier."""
+"""rsfast.engine.forward: what a base classifier may be and return, and that each way to run it runs the same classifier."""
 
 import weakref
 from collections import OrderedDict
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import rsfast
-from rsfast.forward import Forward, is_out_of_memory
-from rsfast.modes import evaluating, modules_of
+from rsfast.engine.forward import Forward, is_out_of_memory
+from rsfast.engine.modes import evaluating, modules_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BATCH = torch.rand((16, 3, 2, 2), generator=torch.Generator().manual_seed(0))
@@ -319,7 +319,7 @@ def test_what_is_captured_and_what_replayed(cuda):
     forward = Forward(cuda.model, 4, CUDA, cuda_graph=True)
     buffer, other = BATCH.clone(), BATCH.clone()
     last, half = buffer[:5], buffer.view(torch.bfloat16)[:, :, :, :2]
-    course = [
+    plan = [
         (buffer, [RUN]),
         (buffer, CAPTURE),
         (buffer, ["replay"]),
@@ -335,7 +335,7 @@ def test_what_is_captured_and_what_replayed(cuda):
         (buffer, [RUN]),
         (buffer[:], CAPTURE),  # another tensor of the same memory
     ]
-    for step, (batch, events) in enumerate(course):
+    for step, (batch, events) in enumerate(plan):
         cuda.events.clear()
         buffer += 1
         assert torch.equal(forward(batch), cuda.compute(batch)), step

@@ -26,7 +26,7 @@ NOISE = Gaussian(0.25)
 
 @pytest.fixture(params=["cuda", "triton"])
 def backend(request):
-    if reason := backends.why_not(request.param, GPU):
+    if reason := backends.unavailable_reason(request.param, GPU):
         pytest.skip(reason)
     return request.param
 
@@ -220,7 +220,7 @@ def test_an_index_out_of_range_stops_the_program(what, backend):
 
 def test_auto_is_a_kernel_and_is_recorded():
     name = ops.backend_for("auto", GPU)
-    assert name == ("triton" if backends.why_not("cuda", GPU) else "cuda")
+    assert name == ("triton" if backends.unavailable_reason("cuda", GPU) else "cuda")
     (certificate,) = rsfast.certify(
         lambda x: x.flatten(1)[:, :3], inputs(1, (3, 4)).to(GPU), NOISE, num_classes=3, n=100, seed=1
     )

@@ -255,13 +255,13 @@ def test_a_backend_that_is_not_there_is_a_row(monkeypatch, tmp_path):
 
 
 def test_philox_words_that_are_not_there_are_a_row(monkeypatch, gate):
-    monkeypatch.setitem(sys.modules, "rsfast._cuda", None)
-    monkeypatch.delattr(rsfast, "_cuda", raising=False)
+    monkeypatch.setitem(sys.modules, "rsfast.ops._cuda", None)
+    monkeypatch.delattr(rsfast.ops, "_cuda", raising=False)
     gate.dry = False
     gpu_gate.measure_floors(gate)
     words = gate.rows[-1]
     assert (words.what, words.status) == ("floor: Philox words", "not measured")
-    assert "rsfast._cuda" in words.note
+    assert "rsfast.ops._cuda" in words.note
     assert gate.floor(1000, 10**12) == ("floor: bytes", 1000 / gate.bandwidth)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import rsfast
 from rsfast import Gaussian, Smooth
-from rsfast.hints import conversion
+from rsfast._hints import conversion
 
 IMAGES = torch.rand((4, 3, 8, 6), generator=torch.Generator().manual_seed(0))
 PIXELS = (IMAGES * 255).byte().permute(0, 2, 3, 1).numpy()  # [I, H, W, C] of uint8

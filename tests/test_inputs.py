@@ -28,8 +28,8 @@ from torch.utils.data import (
 )
 
 import rsfast
-from rsfast import inputs as module
-from rsfast.inputs import Inputs
+from rsfast.engine import inputs as module
+from rsfast.engine.inputs import Inputs
 from rsfast.ops import openmp
 
 X = torch.arange(60, dtype=torch.float32).reshape(10, 2, 3)
@@ -556,7 +556,7 @@ def test_the_interpreter_ends():
     """With one input reading as fast as it can, one that waits, and nobody who closes them."""
     code = """
         import itertools, threading, torch
-        from rsfast.inputs import Inputs
+        from rsfast.engine.inputs import Inputs
         def waiting():
             yield torch.zeros(1)
             threading.Event().wait()

@@ -12,8 +12,8 @@ from torch import nn
 import rsfast
 from rsfast import Execution, Gaussian, Softmax, certify, certify_each, lipschitz_bound, tune_head
 from rsfast.cli import main
-from rsfast.forward import reduced_precision
-from rsfast.modes import modules_of
+from rsfast.engine.forward import reduced_precision
+from rsfast.engine.modes import modules_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 OPTIONS = {"num_classes": 2, "n0": 50, "n": 2000, "head": Softmax(1.0), "seed": 3}
@@ -298,7 +298,7 @@ def test_the_command_line_and_recertify_refuse(capsys, tmp_path, options, factor
 
 
 def radii(folder):
-    return rsfast.results.read(folder).radius.tolist()
+    return rsfast.runs.results.read(folder).radius.tolist()
 
 
 @pytest.mark.usefixtures("_folder")

@@ -15,7 +15,8 @@ import torch
 from conftest import integers
 
 import rsfast
-from rsfast import cli, run_folder
+from rsfast import cli
+from rsfast.runs import folder as run_folder
 
 NETS = """
 import sys

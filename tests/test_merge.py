@@ -14,10 +14,10 @@ import pytest
 from conftest import integers, largest_file, strip_sums
 
 from rsfast.cli import main
-from rsfast.merge import merge
-from rsfast.results import read
-from rsfast.run_folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE
-from rsfast.run_writer import RunWriter
+from rsfast.runs.folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE
+from rsfast.runs.merge import merge
+from rsfast.runs.results import read
+from rsfast.runs.writer import RunWriter
 
 NETS = """
 import torch
@@ -364,7 +364,7 @@ def merge_killed(parts, out, line):
 
     def trace(frame, event, _):
         nonlocal lines
-        if not frame.f_code.co_filename.endswith("run_writer.py"):
+        if not frame.f_code.co_filename.endswith("runs/writer.py"):
             return None
         if event == "line":
             if lines == line:

@@ -1,4 +1,4 @@
-"""rsfast.modes: which modules a model holds, and eval mode for them while it runs, in whatever thread."""
+"""rsfast.engine.modes: which modules a model holds, and eval mode for them while it runs, in whatever thread."""
 
 import functools
 import threading
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import rsfast
-from rsfast.modes import evaluating, is_fixed, modules_of
+from rsfast.engine.modes import evaluating, is_fixed, modules_of
 
 X = torch.rand((3, 6), generator=torch.Generator().manual_seed(0))
 GOOD = {"num_classes": 4, "n": 200, "seed": 1}

@@ -15,10 +15,9 @@ import torch
 from conftest import assert_same_bits
 from scipy import stats
 
-from rsfast import _cpu
 from rsfast.noise import STREAMS, Gaussian
 from rsfast.noise import philox as philox_of_counters
-from rsfast.ops import perturb, reference
+from rsfast.ops import _cpu, perturb, reference
 
 VECTORS = Path(__file__).parent / "vectors"
 # Salmon et al. 2011 (Random123's known-answer file), and for the counter of a sample an independent implementation.

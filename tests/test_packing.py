@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rsfast
-from rsfast import api, sampler
-from rsfast.certificate import ABSTAIN, Execution, predictions
+from rsfast.engine import sampler, sampling
+from rsfast.engine.plan import Certification, StoppingRule
 from rsfast.heads import Softmax, Sparsemax, Votes
-from rsfast.looks import Certification, Goal
 from rsfast.noise import Gaussian
-from rsfast.rules import Method
+from rsfast.stats.certificate import ABSTAIN, Execution, predictions
+from rsfast.stats.rules import CertificationSpec
 
 NOISE = Gaussian(0.5)
 N0, N = 20, 300
@@ -76,65 +76,65 @@ def readers():
 @pytest.fixture
 def lag(monkeypatch):
     """A function that sets how many batches are launched before Tallies are looked at, as on a GPU."""
-    return lambda batches: monkeypatch.setattr(api, "Sampler", partial(sampler.Sampler, lag=batches))
+    return lambda batches: monkeypatch.setattr(sampling, "Sampler", partial(sampler.Sampler, lag=batches))
 
 
 # What changes nothing
 
 
 @cache
-def plainly(head, goal):
+def plainly(head, stopping):
     """The certificates by piece after piece of all inputs that are left, each drawn by `sample`."""
-    head, goal = HEADS[head], GOALS[goal]
+    head, stopping = HEADS[head], GOALS[stopping]
     heads = head if isinstance(head, list) else [head]
-    methods = [Method(NOISE, 0.001 / len(heads), each, looks=bool(goal)) for each in heads]
-    course = Certification(methods, Goal(**goal), n0=N0, n=N, seed=5, backend="cpu")
+    specs = [CertificationSpec(NOISE, 0.001 / len(heads), each, looks=bool(stopping)) for each in heads]
+    plan = Certification(specs, StoppingRule(**stopping), n0=N0, n=N, seed=5, backend="cpu")
 
     def draw(which, samples, stream, tracked):
-        options = {"start": samples.start, "stream": stream, "heads": course.heads, "tracked": tracked, "input_ids": which}
+        options = {"start": samples.start, "stream": stream, "heads": plan.heads, "tracked": tracked, "input_ids": which}
         return rsfast.sample(first_elements, X[which], NOISE, num_classes=4, n=len(samples), seed=5, **options)
 
-    found = follow(draw, course, list(range(COUNT)))
+    found = follow(draw, plan, list(range(COUNT)))
     return found if isinstance(head, list) else [certificate for [certificate] in found]
 
 
-@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
-def test_the_plain_certificates_differ(head, goal):
+def test_the_plain_certificates_differ(head, stopping):
     """So what is compared with them is not trivial."""
-    found = [each[0] if isinstance(each, list) else each for each in plainly(head, goal)]
+    found = [each[0] if isinstance(each, list) else each for each in plainly(head, stopping)]
     assert len({certificate.radius for certificate in found}) > 3
     assert len({certificate.prediction for certificate in found}) > 1
-    assert (len({certificate.n for certificate in found}) > 2) == (goal != "n")
+    assert (len({certificate.n for certificate in found}) > 2) == (stopping != "n")
 
 
-@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("batch_size", [7, 1000])
 @pytest.mark.parametrize("launched", [0, 1, 3])
-def test_batches_do_not_show(lag, head, goal, batch_size, launched):
+def test_batches_do_not_show(lag, head, stopping, batch_size, launched):
     lag(launched)
-    assert certify(head=HEADS[head], batch_size=batch_size, **GOALS[goal]) == plainly(head, goal)
+    assert certify(head=HEADS[head], batch_size=batch_size, **GOALS[stopping]) == plainly(head, stopping)
 
 
-@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("launched", [0, 3])
 @pytest.mark.parametrize("change", [(sampler, "_MEMORY", 1), (sampler, "_UNSEEN", 1)], ids=["places", "looks"])
-def test_places_and_the_time_of_looks_do_not_show(monkeypatch, lag, head, goal, launched, change):
+def test_places_and_the_time_of_looks_do_not_show(monkeypatch, lag, head, stopping, launched, change):
     """Two inputs under way; and a look after every batch."""
     monkeypatch.setattr(*change)
     lag(launched)
-    assert certify(head=HEADS[head], batch_size=50, **GOALS[goal]) == plainly(head, goal)
+    assert certify(head=HEADS[head], batch_size=50, **GOALS[stopping]) == plainly(head, stopping)
 
 
-@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.usefixtures("unprobed")
-def test_padding_does_not_show(monkeypatch, head, goal):
-    monkeypatch.setattr(api, "Batches", lambda *a, pad, **k: batches(*a, pad=True, **k))
-    batches, model = rsfast.batches.Batches, Counting()
-    assert certify(model, head=HEADS[head], batch_size=50, **GOALS[goal]) == plainly(head, goal)
+def test_padding_does_not_show(monkeypatch, head, stopping):
+    monkeypatch.setattr(sampling, "Batches", lambda *a, pad, **k: batches(*a, pad=True, **k))
+    batches, model = rsfast.engine.batches.Batches, Counting()
+    assert certify(model, head=HEADS[head], batch_size=50, **GOALS[stopping]) == plainly(head, stopping)
     assert set(model.sizes) == {50}
 
 
@@ -162,12 +162,12 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize(("head", "goal"), [("votes", "n"), ("both", "radius")])
+@pytest.mark.parametrize(("head", "stopping"), [("votes", "n"), ("both", "radius")])
 @pytest.mark.parametrize("source", SOURCES)
-def test_how_inputs_come_does_not_show(source, head, goal):
-    options = {"head": HEADS[head], "batch_size": 64, **GOALS[goal]}
-    assert certify(inputs=SOURCES[source](), **options) == plainly(head, goal)
-    assert list(certify_each(inputs=SOURCES[source](), **options)) == plainly(head, goal)
+def test_how_inputs_come_does_not_show(source, head, stopping):
+    options = {"head": HEADS[head], "batch_size": 64, **GOALS[stopping]}
+    assert certify(inputs=SOURCES[source](), **options) == plainly(head, stopping)
+    assert list(certify_each(inputs=SOURCES[source](), **options)) == plainly(head, stopping)
 
 
 @pytest.mark.parametrize("launched", [0, 1, 3])
@@ -297,8 +297,8 @@ def test_between_two_certificates_the_model_is_the_callers(monkeypatch):
 
 
 @pytest.mark.parametrize("launched", [0, 1, 3])
-@pytest.mark.parametrize("goal", GOALS)
-def test_an_error_of_the_source_comes_in_its_turn(lag, launched, goal):
+@pytest.mark.parametrize("stopping", GOALS)
+def test_an_error_of_the_source_comes_in_its_turn(lag, launched, stopping):
     """After the certificates of all inputs before it."""
     lag(launched)
 
@@ -306,12 +306,12 @@ def test_an_error_of_the_source_comes_in_its_turn(lag, launched, goal):
         yield from X[:7]
         raise OSError("the disk is gone")
 
-    found, each = [], certify_each(inputs=source(), batch_size=64, **GOALS[goal])
+    found, each = [], certify_each(inputs=source(), batch_size=64, **GOALS[stopping])
     with pytest.raises(OSError, match="the disk is gone"):
         found.extend(each)
-    assert found == plainly("votes", goal)[:7]
+    assert found == plainly("votes", stopping)[:7]
     with pytest.raises(OSError, match="the disk is gone"):
-        certify(inputs=source(), batch_size=64, **GOALS[goal])
+        certify(inputs=source(), batch_size=64, **GOALS[stopping])
 
 
 @pytest.mark.parametrize("launched", [0, 1, 3])
@@ -347,9 +347,9 @@ def test_an_error_keeps_no_memory():
         gc.enable()
 
 
-@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
-def test_memory_that_runs_out_does_not_show(head, goal):
+def test_memory_that_runs_out_does_not_show(head, stopping):
     """In batches of more than 20 rows always, in others one time of three."""
     rng = random.Random(6)
 
@@ -359,7 +359,7 @@ def test_memory_that_runs_out_does_not_show(head, goal):
         return first_elements(batch)
 
     with pytest.warns(UserWarning, match="memory ran out on a batch of 90; going on with smaller ones") as said:
-        assert certify(model, head=HEADS[head], batch_size=90, **GOALS[goal]) == plainly(head, goal)
+        assert certify(model, head=HEADS[head], batch_size=90, **GOALS[stopping]) == plainly(head, stopping)
     assert sum("memory ran out" in str(warning.message) for warning in said) == 1
 
 
@@ -395,7 +395,7 @@ def test_places_are_bounded_by_memory(monkeypatch):
             super().__init__(*arguments, **options)
             made.append(self)
 
-    monkeypatch.setattr(api, "Sampler", Recorded)
+    monkeypatch.setattr(sampling, "Sampler", Recorded)
     monkeypatch.setattr(sampler, "_MEMORY", 1 << 20)
     x = torch.zeros(1, 100_00)
     certify(inputs=x.expand(100, -1), n0=1, n=10, alpha=0.1, batch_size=1024)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
-from rsfast import _cpu, ops
+from rsfast import ops
 from rsfast.noise import Gaussian
-from rsfast.ops import perturb
+from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPES = (

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import largest_file
 
-from rsfast.plot import curve, plot
-from rsfast.results import Results, certified_accuracy
+from rsfast.runs.plot import curve, plot
+from rsfast.runs.results import Results, certified_accuracy
 
 
 def random_run(seed, rows=300):

@@ -1,4 +1,4 @@
-"""rsfast.probe: which models are told that a row's logits do not depend on that row only, and which are left in peace."""
+"""engine.probe: which models are told that a row's logits do not depend on that row only, and which are left in peace."""
 
 import gc
 import re
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import rsfast
 from benchmarks.networks import bottleneck, cifar_resnet110, convolution
-from rsfast import probe
+from rsfast.engine import probe
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
 RANDOM, MIXES = "^model is random in eval mode", "^model depends on the rest of the batch"

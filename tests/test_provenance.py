@@ -1,4 +1,4 @@
-"""rsfast.provenance: no sample is counted twice, and none that bounds a score has chosen the class."""
+"""rsfast.noise.provenance: no sample is counted twice, and none that bounds a score has chosen the class."""
 
 import json
 

@@ -14,7 +14,7 @@ import torch
 from conftest import integers
 
 import rsfast
-from rsfast.ranks import Ranks
+from rsfast.engine.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 NETS = """

@@ -11,8 +11,8 @@ import pytest
 from conftest import LINEAR_NETS, integers, largest_file, strip_sums
 
 from rsfast.cli import main
-from rsfast.recertify import recertify
-from rsfast.sequences import look_ends
+from rsfast.runs.recertify import recertify
+from rsfast.stats.sequences import analysis_ends
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_runs_that_stopped_early(options, capsys):
     with open("run/counts.jsonl") as file:
         estimation = [json.loads(line)["estimation"] for line in file]
     used = [sum(tally["n"] for tally in (ranges if isinstance(ranges, list) else [ranges])) for ranges in estimation]
-    assert set(used) <= set(look_ends(500))
+    assert set(used) <= set(analysis_ends(500))
     assert min(used) < 500
     assert main(["recertify", "run", "--out", "again"]) == 0
     assert rows("again") == rows("run")

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from conftest import integers, largest_file, strip_sums
 
-from rsfast.results import (
+from rsfast.runs.folder import CERTIFY_COLUMNS, PREDICT_COLUMNS, identity, same_logits
+from rsfast.runs.results import (
     Results,
     abstention_rate,
     average_certified_radius,
@@ -30,8 +31,7 @@ from rsfast.results import (
     share_decided,
     table,
 )
-from rsfast.run_folder import CERTIFY_COLUMNS, PREDICT_COLUMNS, identity, same_logits
-from rsfast.run_writer import RunWriter, format_radius
+from rsfast.runs.writer import RunWriter, format_radius
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 SIDECAR = {"n": 100_000, "alpha": 0.001, "noise": {"name": "Gaussian", "sigma": 0.25}}
@@ -117,7 +117,7 @@ def test_every_radius_that_was_proved_counts_at_the_radius_that_was_asked(asked,
         for idx, radius in enumerate([math.nextafter(asked, 0), asked, math.nextafter(asked, 9), asked * (1 + 1e-9)]):
             run.write(idx, 1, certificate(1, radius), 0.1, COUNTS)
     found = read(tmp_path)
-    assert found.goal.radius == asked
+    assert found.stopping.radius == asked
     assert share_decided(found, asked) == certified_accuracy(found, asked) == 0.75
 
 
@@ -257,8 +257,8 @@ def test_an_error_on_closing_does_not_hide_the_first(tmp_path):
 ON_A_SMALL_DISK = """
     import errno
     from types import SimpleNamespace
-    from rsfast.results import read
-    from rsfast.run_writer import RunWriter
+    from rsfast.runs.results import read
+    from rsfast.runs.writer import RunWriter
 
     def write(run, idx):
         run.write(idx, 3, SimpleNamespace(prediction=3, radius=0.5), 1, {"estimation": list(range(400))})
@@ -577,12 +577,12 @@ def test_csv_of_runs_that_stopped_early_has_no_marks(example):
     assert [note.partition(":")[0] for note in notes(early_runs(example))] == ["a_b|c", "d"]
 
 
-@pytest.mark.parametrize("goal", [{"radius": "x"}, {"rtol": 2}, {"radius": 0.5, "rtol": 0.1}, {"radius": -1}])
-def test_a_goal_that_is_none_is_named(goal, tmp_path):
+@pytest.mark.parametrize("stopping", [{"radius": "x"}, {"rtol": 2}, {"radius": 0.5, "rtol": 0.1}, {"radius": -1}])
+def test_a_goal_that_is_none_is_named(stopping, tmp_path):
     with RunWriter(tmp_path, SIDECAR) as run:
         run.write(0, 1, certificate(1, 0.5), 0.1, COUNTS)
     strip_sums(tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps(SIDECAR | goal))
+    (tmp_path / "results.json").write_text(json.dumps(SIDECAR | stopping))
     with pytest.raises(ValueError, match=r"results.json is damaged: (radius|rtol) is"):
         read(tmp_path)
 
@@ -782,7 +782,7 @@ def test_null_is_unknown(tmp_path):
     (tmp_path / "results.tsv").write_text(f"{HEADER}\n{GOOD_ROW}\n")
     (tmp_path / "results.json").write_text(json.dumps(dict.fromkeys([*SETTINGS, "radius", "rtol"])))
     run = read(tmp_path)
-    assert (run.sigma, run.n, run.alpha, run.images_missing, bool(run.goal)) == (None, None, None, 0, False)
+    assert (run.sigma, run.n, run.alpha, run.images_missing, bool(run.stopping)) == (None, None, None, 0, False)
 
 
 def test_no_runs_are_refused():

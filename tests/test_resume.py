@@ -20,12 +20,13 @@ import torch
 from conftest import integers, largest_file, strip_sums
 from torch import distributed
 
-from rsfast import api, cli
-from rsfast import run as run_module
-from rsfast.checkpoint import CHECKPOINT, load, save
-from rsfast.ranks import Ranks
-from rsfast.run_folder import identity
-from rsfast.run_writer import RunWriter, locked
+from rsfast import cli
+from rsfast.engine import sampling
+from rsfast.engine.ranks import Ranks
+from rsfast.runs import run as run_module
+from rsfast.runs.checkpoint import CHECKPOINT, load, save
+from rsfast.runs.folder import identity
+from rsfast.runs.writer import RunWriter, locked
 
 NETS = """
 import torch
@@ -121,10 +122,10 @@ def stopped_at(net, batch, command=VOTES, options="--seed 3", numbers=(signal.SI
 
 KILLS = """
     import json, os, random, signal, sys, time
-    import rsfast.run
+    import rsfast.runs.run
     from rsfast.cli import main
 
-    rsfast.run._EVERY, rsfast.run._SHARE = 0.0, 1
+    rsfast.runs.run._EVERY, rsfast.runs.run._SHARE = 0.0, 1
     HERE = os.path.dirname(rsfast.__file__)
     FILES = [os.path.join(HERE, name) for name in ("run.py", "checkpoint.py", "run_folder.py", "sampler.py")]
 
@@ -469,9 +470,9 @@ def test_auto_is_the_batch_size_of_the_run(net, monkeypatch):
     """As a search may find another one each time."""
     go(VOTES, "--out whole --seed 3")
     with monkeypatch.context() as patch:
-        patch.setattr(api, "automatic", lambda *_: 20)
+        patch.setattr(sampling, "automatic", lambda *_: 20)
         stopped_at(net, 70, options="--seed 3 --batch-size auto")
-        patch.setattr(api, "automatic", lambda *_: 30)
+        patch.setattr(sampling, "automatic", lambda *_: 30)
         go(VOTES, "--out run --resume --batch-size auto")
     assert contents("run") == contents("whole")
 

@@ -10,11 +10,11 @@ from scipy.stats import binom
 
 from benchmarks import coverage
 from benchmarks.coverage import NOISE, tally_of
-from rsfast import bounds
-from rsfast.certificate import certificates
 from rsfast.heads import Softmax, Votes
-from rsfast.rules import RULES, partition, resolve
-from rsfast.tally import Tally
+from rsfast.ops.tally import Tally
+from rsfast.stats import bounds
+from rsfast.stats.certificate import certificates
+from rsfast.stats.rules import RULES, partition, resolve
 
 certificates = partial(certificates, assume_independent=True)  # Tallies here are made by hand
 

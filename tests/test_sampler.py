@@ -14,7 +14,7 @@ import rsfast
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian
 from rsfast.ops import accumulate, perturb
-from rsfast.tally import Tally
+from rsfast.ops.tally import Tally
 
 NOISE = Gaussian(0.5)
 HEADS = (Votes(), Softmax(0.5), Sparsemax(0.5), ClippedLogits(-1.0, 2.0))

@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import pytest
 
-from rsfast.results import abstention_rate, average_certified_radius, certified_accuracy, clean_accuracy, read
-from rsfast.tables import EmptyTable, read_table
+from rsfast.runs.results import abstention_rate, average_certified_radius, certified_accuracy, clean_accuracy, read
+from rsfast.runs.tables import EmptyTable, read_table
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 ROWS = ("3\t5\t5\t0.4375\t1\t12.5", "4\t0\t-1\t0.0\t0\t0:00:09.5", "9\t2\t7\t1.5\t0\t0:01:00")

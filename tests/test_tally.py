@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
+from rsfast.heads.bins import BINS
 from rsfast.ops import accumulate
-from rsfast.sequences import BINS
-from rsfast.tally import MAX_SAMPLES, Tally
+from rsfast.ops.tally import MAX_SAMPLES, Tally
 
 HEADS = (Votes(), Softmax(0.25), Sparsemax(0.1), ClippedLogits(-1.0, 3.0))
 TENSORS = ("n", "counts", "sums", "squares")

@@ -16,7 +16,7 @@ from conftest import assert_same_bits, poison
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import STREAMS, Gaussian
 from rsfast.ops import accumulate, backends, perturb
-from rsfast.tally import Tally
+from rsfast.ops.tally import Tally
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)

@@ -1,4 +1,4 @@
-"""rsfast.weights: of a file the state_dict that fits is loaded, whole, and what was read otherwise is said."""
+"""rsfast.cli.weights: of a file the state_dict that fits is loaded, whole, and what was read otherwise is said."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from rsfast.weights import load_weights, state_dict_sha256
+from rsfast.cli.weights import load_weights, state_dict_sha256
 
 
 def network(seed=0, wrap=nn.Identity):

@@ -1,4 +1,4 @@
-// rsfast._cuda: the device, the stream and Python. Like rsfast._cpu it takes the addresses of structs; it links neither
+// rsfast.ops._cuda: the device, the stream and Python. Like rsfast.ops._cpu it takes the addresses of structs; it links neither
 // torch nor a driver, so it can be imported anywhere.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -65,7 +65,7 @@ int devices() {
   return 0;
 }
 
-std::string why_not(int device) {
+std::string unavailable_reason(int device) {
   try {
     const OnDevice on(device);
     check(load_perturb(), "perturb");
@@ -111,7 +111,7 @@ PYBIND11_MODULE(_cuda, m) {
   using namespace rsfast;
   m.doc() = "CUDA kernels. Tensors are addresses; rsfast.ops checks them. Work is queued on the stream that is named.";
   m.def("devices", &devices, "The number of devices; 0 where there is no driver.");
-  m.def("why_not", &why_not, py::arg("device"), "Load the kernels on a device. Why that cannot be, or ''.");
+  m.def("unavailable_reason", &unavailable_reason, py::arg("device"), "Load the kernels on a device. Why that cannot be, or ''.");
   m.def(
       "sizes", [] { return std::make_pair(sizeof(PerturbJob), sizeof(AccumulateJob)); },
       "Of the two structs, to be compared with Python's.");

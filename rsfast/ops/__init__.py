@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from ..hints import conversion
+from .._hints import conversion
 from ..noise import STREAMS, Gaussian, check_seed
-from ..tally import Tally, check_range, integers
 from .backends import BACKENDS, backend_for, check_backend
 from .checks import TYPES, as_dtype, check_apart, memory_format, require
+from .tally import Tally, check_range, integers
 
 __all__ = [
     "BACKENDS",

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.graph import increment_version
 
+from ..heads.bins import BINS
 from ..noise import STREAMS
-from ..sequences import BINS
-from ..tally import MAX_SAMPLES, check_range
 from .checks import TYPES, check_apart, memory_format, require
+from .tally import MAX_SAMPLES, check_range
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _INDEX = (torch.int64,)
@@ -117,7 +117,7 @@ class Accumulation(NamedTuple):
 _usable: set[tuple[str, torch.device]] = set()  # failures are not kept: they may pass
 
 
-def why_not(name: str, device: torch.device) -> str:
+def unavailable_reason(name: str, device: torch.device) -> str:
     """Return why backend `name` cannot run on `device`, or ""."""
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
@@ -141,7 +141,7 @@ def _find_out(name: str, device: torch.device) -> str:
         module = _module(name)
     except ImportError as error:
         return str(error)
-    return str(module.why_not(device)) if name == "cuda" else ""
+    return str(module.unavailable_reason(device)) if name == "cuda" else ""
 
 
 def check_backend(name: object) -> str:
@@ -163,10 +163,10 @@ def backend_for(name: str, device: torch.device) -> str:
         return name
     check_backend(name)
     if name != "auto":
-        if reason := why_not(name, device):
+        if reason := unavailable_reason(name, device):
             raise ValueError(f"backend is {name!r}, but {reason}")
         return name
-    reasons = {name: why_not(name, device) for name in (("cpu",) if device.type == "cpu" else ("cuda", "triton"))}
+    reasons = {name: unavailable_reason(name, device) for name in (("cpu",) if device.type == "cpu" else ("cuda", "triton"))}
     for name, reason in reasons.items():
         if not reason:
             return name

@@ -1,4 +1,4 @@
-"""The native CPU backend: hands addresses to rsfast._cpu, on as many threads as torch uses, and if possible on the same."""
+"""The native CPU backend: hands addresses to `_cpu`, on as many threads as torch uses, and if possible on the same."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .backends import Accumulation, Perturbation
 from .jobs import SIZES, accumulate_job, perturb_job
 
 try:
-    from .. import _cpu
+    from . import _cpu
 except ImportError as error:
     raise ImportError(
         f"rsfast's CPU kernels do not load: {error}. If they are not built, reinstall rsfast with pip."
     ) from error
 
 
-def borrow_team() -> str:
+def use_torch_openmp() -> str:
     """Make kernels run on the OpenMP threads that torch keeps, if it has loaded such a runtime, and return its file's name.
 
     After a model's last layer those threads spin for milliseconds in wait of more work. Threads of our own would have to
@@ -33,7 +33,7 @@ def borrow_team() -> str:
     return name
 
 
-TEAM = borrow_team()
+TEAM = use_torch_openmp()
 os.register_at_fork(after_in_child=lambda: _cpu.use_team(0))  # OpenMP's threads do not survive a fork
 if _cpu.sizes() != SIZES:
     raise ImportError("rsfast's CPU kernels were built from another version: reinstall rsfast with pip.")

@@ -1,4 +1,4 @@
-"""The native CUDA backend: hands addresses to rsfast._cuda, on the tensors' device and torch's current stream there."""
+"""The native CUDA backend: hands addresses to rsfast.ops._cuda, on the tensors' device and torch's current stream there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .backends import Accumulation, Perturbation
 from .jobs import SIZES, accumulate_job, perturb_job
 
 try:
-    from .. import _cuda
+    from . import _cuda
 except ImportError as error:
     raise ImportError(
         f"rsfast's CUDA kernels do not load: {error}. They are built where nvcc is found; RSFAST_CUDA=1 insists on it."
@@ -19,11 +19,11 @@ if _cuda.sizes() != SIZES:
     raise ImportError("rsfast's CUDA kernels were built from another version: reinstall rsfast.")
 
 
-def why_not(device: torch.device) -> str:
+def unavailable_reason(device: torch.device) -> str:
     """Return why these kernels cannot run on `device`, or ""."""
     if torch.version.hip is not None:
         return "this is a build of torch for ROCm"
-    return _cuda.why_not(_place(device)[0])
+    return _cuda.unavailable_reason(_place(device)[0])
 
 
 def _place(device: torch.device) -> tuple[int, int]:

@@ -24,7 +24,7 @@ def runtime() -> tuple[str, ctypes.CDLL] | None:
     return None
 
 
-def stay_alone() -> None:
+def limit_to_one_thread() -> None:
     """Keep what torch computes in the calling thread to that thread, for as long as it lives.
 
     By default each thread that uses torch gets a team of its own. As soon as all teams together have more threads than there

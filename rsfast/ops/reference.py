@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from ..heads.bins import BINS, bin_edges
 from ..noise import philox
-from ..sequences import BINS, bin_edges
 from .backends import Accumulation, Perturbation
 
 Tensor = torch.Tensor

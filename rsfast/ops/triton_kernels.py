@@ -17,9 +17,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..sequences import BINS
-from ..tally import MAX_SAMPLES
+from ..heads.bins import BINS
 from .backends import Accumulation, Perturbation
+from .tally import MAX_SAMPLES
 
 # No contraction of products and sums to fma; and the checks of indices, for which debug is on, but not those of integer
 # overflow that come with it: Philox wraps on purpose.

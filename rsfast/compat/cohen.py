@@ -1,0 +1,299 @@
+"""Cohen et al.'s class `Smooth`: change the import line of an existing loop."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any, Generic, TypeVar, Unpack, cast, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import ops
+from .._hints import axes_of_one
+from ..engine.forward import Model
+from ..engine.inputs import warn_of_units
+from ..engine.sampling import (
+    Sampling,
+    SmoothOptions,
+    check_count,
+    check_model,
+    check_options,
+    draw_tally,
+    warn_if_hopeless,
+)
+from ..noise import Gaussian
+from ..ops.tally import Tally
+from ..stats import bounds, certificate, rules
+from ..stats.certificate import ABSTAIN
+
+T = TypeVar("T")
+
+
+class _Checked(Generic[T]):
+    """An attribute that is checked whenever it is set; with `make`, one that was not set is made when it is first read."""
+
+    def __init__(self, check: Callable[[Any], T], make: Callable[[], T] | None = None) -> None:
+        self._check, self._make = check, make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> _Checked[T]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+
+    def __get__(self, instance: object, owner: type) -> _Checked[T] | T:
+        if instance is None:
+            return self
+        values = vars(instance)
+        if self._name not in values:
+            if self._make is None:
+                raise AttributeError(f"{self._name} is not set; Smooth.__init__ or the subclass must set it")
+            values.setdefault(self._name, self._make())  # of several threads, the first
+        return cast(T, values[self._name])
+
+    def __set__(self, instance: object, value: Any) -> None:
+        vars(instance)[self._name] = self._check(value)
+
+
+def _check_smooth_options(value: Any) -> SmoothOptions:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"options is {value!r}; it must be a dict of keyword arguments")
+    check_options(value, SmoothOptions)
+    return cast(SmoothOptions, dict(value))
+
+
+def _draw_seed() -> int:
+    return secrets.randbits(64)
+
+
+def _check_or_draw_seed(value: Any) -> int:
+    return ops.check_seed(_draw_seed() if value is None else value)
+
+
+@dataclass
+class _Call:
+    """What a call of a `Smooth` samples, as it was when the call began, and its place in the noise stream."""
+
+    smooth: Smooth
+    base_classifier: Model
+    num_classes: int
+    sigma: float
+    seed: int
+    options: SmoothOptions
+    input_id: int = 0
+    stream: str = "user"
+    start: int = 0
+
+    def check(self) -> None:
+        """Raise RuntimeError if what was sampled may not be what this says."""
+        for name in ("base_classifier", "num_classes", "sigma"):
+            before, now = getattr(self, name), getattr(self.smooth, name)
+            if now is not before and now != before:
+                raise RuntimeError(
+                    f"{name} is {now!r}, but was {before!r} when the call began; it must stay the same until the call ends"
+                )
+
+    def advance(self, stream: str) -> None:
+        """Go to the first sample of another stream."""
+        self.stream, self.start = stream, 0
+
+    def take(self, num: int) -> int:
+        """Return the first of `num` samples that nobody else takes."""
+        with _PLACES:
+            start, self.start = self.start, self.start + num
+        return start
+
+
+_CALL: ContextVar[_Call | None] = ContextVar("_CALL", default=None)  # of this thread, so that all can share an object
+_PLACES = Lock()  # of all objects: it is held for less than a microsecond, and a lock could not be pickled
+
+
+class Smooth:
+    """Cohen et al.'s class: change the import line of an existing loop, and it draws, counts and bounds here.
+
+    Parameters
+    ----------
+    base_classifier : callable
+        From a batch [B, *shape] to logits [B, num_classes].
+    num_classes : int
+    sigma : float
+        Standard deviation of the Gaussian noise, in the units of x.
+    seed : int, optional
+        In [0, 2^64); drawn from the operating system if left out.
+    **options
+        scale, shift, clamp, dtype, channels_last, backend and progress, as in `sample`.
+
+    Attributes
+    ----------
+    base_classifier, num_classes, sigma, seed, options
+        As given. Each may be set at any time and is checked then. The next call uses it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument or an attribute that is set is wrong. Nothing changes then.
+    RuntimeError
+        If base_classifier, num_classes or sigma was set while `certify` or `predict` ran. There is no answer then.
+
+    Notes
+    -----
+    The k-th call of `certify` or `predict` on an object takes input id k, so the same calls in the same order give the same
+    answers. Setting `seed` does not set back k. A copy goes on from the k of its original.
+
+    Threads may share an object. Each call has an input id and a place in the noise stream of its own, and gives the answer
+    that the object would give in one thread for that id. Which call of several threads gets which id is left to chance.
+
+    A subclass may override `_sample_noise`, `_count_arr` and `_lower_confidence_bound`, as forks of the original do. One
+    whose ``__init__`` does not call this class's sets base_classifier, num_classes and sigma itself.
+
+    References
+    ----------
+    Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", 2019;
+    github.com/locuslab/smoothing.
+
+    Examples
+    --------
+    >>> model = lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], dim=1)
+    >>> smooth = Smooth(model, num_classes=2, sigma=0.25, seed=1)
+    >>> prediction, radius = smooth.certify(torch.full((1, 2, 2), 0.2), n0=100, n=1000, alpha=0.001, batch_size=100)
+    >>> prediction
+    0
+    """
+
+    ABSTAIN = ABSTAIN
+
+    base_classifier = _Checked(partial(check_model, "base_classifier"))
+    num_classes = _Checked(lambda value: Tally(1, value).num_classes)
+    sigma = _Checked(lambda value: Gaussian(value).sigma)
+    seed = _Checked(_check_or_draw_seed, _draw_seed)
+    options = _Checked(_check_smooth_options, SmoothOptions)
+    _calls = 0  # that have begun
+    _drawn = 0  # samples since then, outside of any call
+
+    def __init__(
+        self,
+        base_classifier: Model,
+        num_classes: int,
+        sigma: float,
+        *,
+        seed: int | None = None,
+        **options: Unpack[SmoothOptions],
+    ) -> None:
+        self.base_classifier, self.options, self.num_classes = base_classifier, options, num_classes
+        self.sigma, self.seed = sigma, seed
+
+    @property
+    def noise(self) -> Gaussian:
+        """The noise of this sigma."""
+        return Gaussian(self.sigma)
+
+    def _now(self) -> _Call:
+        """Return a call with the attributes as they are now."""
+        return _Call(self, self.base_classifier, self.num_classes, self.sigma, self.seed, self.options.copy())
+
+    @contextmanager
+    def _call(self) -> Iterator[_Call]:
+        """Begin a call, which `_sample_noise` then finds; raise RuntimeError if what it rests on changed meanwhile."""
+        call = self._now()
+        with _PLACES:
+            call.input_id = self._calls
+            self._calls, self._drawn = self._calls + 1, 0
+        token = _CALL.set(call)
+        try:
+            yield call
+            call.check()
+        finally:
+            _CALL.reset(token)
+
+    def certify(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
+        """Return (class, l2 radius) at x, or (ABSTAIN, 0.0); wrong with probability at most alpha.
+
+        Parameters
+        ----------
+        x : float32 tensor [C, H, W], [1, C, H, W], [H, W] or [D]
+        n0, n : int
+            Samples that choose the class, and samples that bound it.
+        alpha : float
+            Failure probability, in (0, 1).
+        batch_size : int
+        """
+        n0, n, alpha = check_count("n0", n0), check_count("n", n), bounds.check_alpha(alpha)
+        warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
+        warn_of_units(x, self.sigma, stacklevel=2)
+        with self._call() as call:
+            call.advance("selection")
+            chosen = int(self._sample_noise(x, n0, batch_size).argmax())
+            call.advance("estimation")
+            votes = int(self._sample_noise(x, n, batch_size)[chosen])
+            p_lower = self._lower_confidence_bound(votes, n, alpha)
+        radius = float(rules.radius(Gaussian(call.sigma), p_lower, 1 - p_lower))
+        return (chosen, radius) if radius > 0 else (ABSTAIN, 0.0)
+
+    def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
+        """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
+        n, alpha = check_count("n", n), bounds.check_alpha(alpha)
+        warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
+        warn_of_units(x, self.sigma, stacklevel=2)
+        with self._call() as call:
+            call.advance("estimation")
+            votes = self._sample_noise(x, n, batch_size)
+        return certificate.prediction(votes, alpha)
+
+    def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
+        """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
+        given, x, num = x, _one_input(x), check_count("num", num)
+        call = _CALL.get()
+        if call is None or call.smooth is not self:
+            call = self._now()
+            with _PLACES:
+                call.input_id, call.start = self._calls, self._drawn
+                self._drawn += num
+        options: dict[str, Any] = {"batch_size": batch_size, "input_ids": [call.input_id], **call.options}
+        sampling = Sampling(call.base_classifier, x, Gaussian(call.sigma), call.num_classes, call.seed, **options)
+        sampling.forward.about = f"x of shape {[*given.shape]} is taken as one input of shape {[*x.shape[1:]]}"
+        sampling.forward.about += (hint := axes_of_one(given.shape)) and f"; {hint}"
+        start, ids = call.take(num), torch.tensor([call.input_id], device=x.device)
+        tally = draw_tally(sampling, x, ids, range(start, start + num), call.stream)
+        votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
+        if getattr(self._count_arr, "__func__", None) is Smooth._count_arr:
+            return votes  # as it would count them
+        return self._count_arr(np.repeat(np.arange(call.num_classes), votes), call.num_classes)
+
+    def _count_arr(self, arr: NDArray[np.integer[Any]], length: int) -> NDArray[np.int64]:
+        """Return how often each class [length] is in `arr`, the predictions of a batch.
+
+        For forks: votes are counted by the kernels. Where this is overridden, `_sample_noise` gives it those of all samples
+        at once, in the order of the classes.
+        """
+        arr = np.asarray(arr)
+        if arr.ndim != 1 or (arr.size and arr.dtype.kind not in "iu"):
+            raise TypeError(f"arr is {arr.dtype} {list(arr.shape)}; it must be integers [B]")
+        if arr.size and not 0 <= arr.min() <= arr.max() < length:
+            raise ValueError(f"arr runs from {arr.min()} to {arr.max()}; it must lie in [0, {length})")
+        return np.bincount(arr.astype(np.int64), minlength=length)
+
+    def _lower_confidence_bound(self, NA: int, N: int, alpha: float) -> float:
+        """Return the one-sided Clopper-Pearson lower bound at level alpha on the chance of NA votes in N."""
+        return float(bounds.clopper_pearson_lower(NA, N, alpha))
+
+
+def _one_input(x: torch.Tensor) -> torch.Tensor:
+    """Return x as a batch of one, with the shapes that the original's ``x.repeat((n, 1, 1, 1))`` gives, but that a vector
+    stays one, and several inputs, which it mixed into one vote, are refused."""
+    if isinstance(x, torch.Tensor) and x.ndim not in (1, 2, 3) and (x.ndim != 4 or len(x) != 1):
+        several = "; of several call it for each, or rsfast.certify for all" if x.ndim == 4 else ""
+        raise ValueError(
+            f"x has shape {list(x.shape)}; it must be one input, [C, H, W], [1, C, H, W], [H, W] or [D]{several}"
+        )
+    x = ops.check_inputs("x", x, single=True)
+    return x if x.ndim == 4 else x[None, None] if x.ndim == 2 else x[None]

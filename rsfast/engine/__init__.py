@@ -1,0 +1,1 @@
+"""What draws samples: the plan, the inputs, the model, and the only loops over batches."""

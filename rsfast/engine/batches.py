@@ -1,0 +1,164 @@
+"""One batch: perturb, run the model, accumulate; in halves where memory runs out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..noise import Gaussian
+from ..ops import accumulate, memory_format, perturb
+from ..ops.tally import Tally
+from .forward import Forward, is_out_of_memory
+from .timing import StageTimer
+
+Integers = NDArray[np.int64]
+
+
+class RowGroup(NamedTuple):
+    """Rows of a batch that share a stream and a Tally: for each its input, its place in the Tally and its sample index."""
+
+    stream: str
+    tally: Tally
+    rows: Integers
+    slots: Integers
+    samples: Integers
+
+    def cut(self, start: int, stop: int) -> RowGroup:
+        """Return the rows from `start` to `stop` - 1 of these."""
+        return self._replace(rows=self.rows[start:stop], slots=self.slots[start:stop], samples=self.samples[start:stop])
+
+
+def cut(parts: Sequence[RowGroup], start: int, stop: int) -> list[RowGroup]:
+    """Return the rows from `start` to `stop` - 1 of all parts together."""
+    found = []
+    for part in parts:
+        if len((piece := part.cut(max(start, 0), max(stop, 0))).samples):
+            found.append(piece)
+        start, stop = start - len(part.samples), stop - len(part.samples)
+    return found
+
+
+class Batches:
+    """What runs batches: model, noise and preparation, and the buffer that every batch is written to.
+
+    Parameters
+    ----------
+    forward : Forward
+        The base classifier.
+    noise : Gaussian
+    seed : int
+    size : int
+        Most rows of a batch.
+    preparation : mapping
+        What `ops.perturb` takes from scale to backend, without out.
+    pad : bool
+        Give the model a full batch always, whatever is left in the buffer of earlier rows behind the last. Kernels mostly
+        compute a row to the same bits wherever it stands in a batch of one shape (README, Pitfalls), and mostly not in
+        one of another.
+    timer : StageTimer, optional
+        Where times go.
+
+    Attributes
+    ----------
+    limit : int
+        Most rows of a batch from now on: `size`, or half of the smallest batch on which memory ran out.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        noise: Gaussian,
+        *,
+        seed: int,
+        size: int,
+        preparation: Mapping[str, Any],
+        pad: bool = False,
+        timer: StageTimer | None = None,
+    ) -> None:
+        self.forward, self.noise, self.seed, self.preparation, self.pad = forward, noise, seed, preparation, pad
+        self.timer = timer or StageTimer()
+        self.size = self.limit = size
+        self._buffer: torch.Tensor | None = None
+
+    def run(self, inputs: torch.Tensor, input_ids: torch.Tensor, parts: Sequence[RowGroup]) -> None:
+        """Add these rows to their Tallies, each once: where memory runs out, halve the batch and run the same rows again."""
+        rows = sum(len(part.samples) for part in parts)
+        if rows > self.limit:
+            for start in range(0, rows, limit := self.limit):
+                self.run(inputs, input_ids, cut(parts, start, start + limit))
+            return
+        size = self.limit if self.pad else rows
+        try:
+            logits = self.logits(inputs, input_ids, parts, size)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        else:  # nothing from here on is tried again: it would count rows twice
+            with self.timer("kernels"):
+                start = 0
+                for part in parts:
+                    stop = start + len(part.samples)
+                    slots = to_device(part.slots, inputs.device)
+                    accumulate(logits[start:stop], part.tally, rows=slots, backend=self.preparation["backend"])
+                    start = stop
+            self.timer.rows += rows
+            return
+        self._back_off(size)  # out here, where the error no longer keeps what the model had allocated
+        self.run(inputs, input_ids, parts)
+
+    def logits(self, inputs: torch.Tensor, input_ids: torch.Tensor, parts: Sequence[RowGroup], size: int) -> torch.Tensor:
+        """Return the logits [rows, K] of all rows of `parts`, which the model gets in a batch of `size`."""
+        with self.timer("kernels"):
+            batch = self._batch(inputs, size)
+            start = 0
+            for part in parts:
+                stop = start + len(part.samples)
+                perturb(
+                    inputs,
+                    self.noise,
+                    seed=self.seed,
+                    samples=to_device(part.samples, inputs.device),
+                    rows=to_device(part.rows, inputs.device),
+                    input_ids=input_ids,
+                    stream=part.stream,
+                    out=batch[start:stop],
+                    **self.preparation,
+                )
+                start = stop
+        with self.timer("model"):
+            return self.forward(batch)[:start]
+
+    def _batch(self, inputs: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return the first rows of the buffer: one for the whole run, so memory does not grow with the number of samples."""
+        if self._buffer is None or len(self._buffer) < rows:
+            layout = memory_format(self.preparation.get("channels_last", False), inputs.ndim - 1)
+            dtype = self.preparation.get("dtype") or torch.float32
+            self._buffer = torch.empty(
+                (rows, *inputs.shape[1:]), dtype=dtype, device=inputs.device, memory_format=layout
+            ).zero_()
+        return self._buffer[:rows]
+
+    def _back_off(self, size: int) -> None:
+        if self.limit == self.size:  # say so once
+            warnings.warn(
+                f"memory ran out on a batch of {size}; going on with smaller ones, and no sample is lost or counted twice",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.limit, self._buffer = -(-size // 2), None
+        self.forward.release()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def to_device(values: torch.Tensor | Integers, device: torch.device) -> torch.Tensor:
+    """Return the values as a tensor there; to a GPU through pinned memory, so that nobody waits for it."""
+    values = torch.as_tensor(values)
+    if device.type == "cpu" or values.device == device:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

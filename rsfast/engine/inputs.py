@@ -1,0 +1,409 @@
+"""Inputs, one by one, from whatever holds them."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from .. import ops
+from .._hints import axes, axes_of_each, conversion
+from ..noise import Gaussian
+from ..ops import openmp
+
+_AHEAD = 64  # inputs that are read before they are asked for, at most
+_AHEAD_BYTES = 64 << 20  # what they take, at most, but that 2 are always read
+_PATIENCE = 1.0  # seconds to wait for a thread that was told to end: it may itself be waiting, for a disk or a network
+
+_IDS = range(1 << 32)
+_SLACK = 1e-3  # that images may leave [0, 1] by: resizing and rounding do
+
+Source = torch.Tensor | Dataset[Any] | Iterable[Any]
+"""Anything that holds inputs: a tensor, a Dataset, a DataLoader or another iterable."""
+
+
+T = TypeVar("T")
+
+
+class Owned(Generator[T, None, None]):
+    """A generator for the process that made it: a forked child lacks its threads, so that it would wait for ever.
+
+    There `next` raises RuntimeError, and `close` leaves all to the parent.
+
+    Parameters
+    ----------
+    what : str
+        How the error names it.
+    items : generator
+        What it yields.
+    """
+
+    def __init__(self, what: str, items: Generator[T, None, None]) -> None:
+        self._what, self._items, self._process = what, items, os.getpid()
+
+    def send(self, value: None) -> T:
+        self._check()
+        return self._items.send(value)
+
+    def throw(self, *error: Any) -> T:
+        self._check()
+        return self._items.throw(*error)
+
+    def close(self) -> None:
+        if os.getpid() == self._process:
+            self._items.close()
+
+    def _check(self) -> None:
+        if (process := os.getpid()) != self._process:
+            raise RuntimeError(
+                f"{self._what} belongs to process {self._process}, which made it, and this is process {process}, forked "
+                "from that; make another one here"
+            )
+
+
+class Inputs:
+    """An iterator over (input id, input) that checks each input, and reads ahead of the model where there is reading to do.
+
+    Parameters
+    ----------
+    inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
+        A DataLoader gives batches [B, *shape], or inputs if its batch_size is None; a Dataset of either style and any other
+        iterable gives inputs [*shape]. Of an item that is a tuple or list, as (input, label), the first is taken.
+    ids : int64 tensor [I] or sequence of int, optional
+        Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
+    noise : Gaussian, optional
+        Inputs are refused beyond its `largest_input`.
+
+    Attributes
+    ----------
+    shape : torch.Size
+        Of each input.
+    device : torch.device
+        Of each input.
+    count : int or None
+        How many there are, if `inputs` can tell before it is read.
+    first : tensor [*shape]
+        The first of them, which is still to come.
+    about : str
+        How they were taken, for whoever meets an error that they may be the cause of.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was and what it must be. A tensor is checked at once, and so is the first input of
+        anything else; a later one when its turn comes. What `inputs` itself raises comes in its turn, too.
+
+    Warns
+    -----
+    UserWarning
+        If `inputs` is a DataLoader that shuffles, and ids is None: an id then names a place in its order, not an input.
+
+    Notes
+    -----
+    All but a tensor is read by one background thread, at most 64 inputs or 64 MiB (but 2 inputs) ahead. Each is copied, so
+    `inputs` may write the next into the same memory. The thread ends with the iteration, with `close` or ``with``, and when
+    the object is collected. A forked child gets a RuntimeError in place of the next input.
+
+    Examples
+    --------
+    >>> images = torch.utils.data.TensorDataset(torch.zeros(3, 2), torch.tensor([7, 8, 9]))
+    >>> with Inputs(images, ids=[10, 11, 12]) as inputs:
+    ...     print(inputs.count, [(input_id, image.tolist()) for input_id, image in inputs])
+    3 [(10, [0.0, 0.0]), (11, [0.0, 0.0]), (12, [0.0, 0.0])]
+    """
+
+    def __init__(
+        self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None, noise: Gaussian | None = None
+    ) -> None:
+        self.count: int | None
+        if isinstance(inputs, (torch.Tensor, np.ndarray)):
+            tensor = ops.check_inputs("inputs", inputs)
+            _check_magnitudes(_magnitudes(tensor), 0, noise)
+            self.count = len(tensor)
+            self._ids = _check_ids(ids, self.count, tensor.device)
+            self._rows: Owned[torch.Tensor] | Generator[torch.Tensor, None, None] = _rows(tensor)
+        else:
+            self.count = _length(inputs)
+            # Only their values are wanted, so they may be on any device.
+            self._ids = _check_ids(ids, self.count, ids.device if isinstance(ids, torch.Tensor) else torch.device("cpu"))
+            batched = isinstance(inputs, DataLoader) and inputs.batch_sampler is not None
+            if ids is None and isinstance(inputs, DataLoader) and (sampler := _shuffler(inputs)) is not None:
+                warnings.warn(
+                    f"inputs is a DataLoader that shuffles (its {type(sampler).__name__}), so input ids name places in its "
+                    "order, and another order gives an input other noise; use shuffle=False, or pass input_ids in its order",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched), noise))
+        self.first = next(self._rows)
+        self.shape, self.device = self.first.shape, self.first.device
+        self._known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
+        self.about, hint = f"these are rows of inputs that are each {[*self.shape]}", axes_of_each(self.shape)
+        if isinstance(inputs, torch.Tensor):
+            taken = f"are taken as {self.count} inputs of shape {[*self.shape]}"
+            self.about, hint = f"inputs of shape {[*inputs.shape]} {taken}", axes(inputs.shape)
+        self.about += hint and f"; {hint}"
+        self._taken = 0
+        # Also at exit: a thread that still runs while the interpreter is taken down may take the process with it.
+        self._close = weakref.finalize(self, self._rows.close)
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[int, torch.Tensor]:
+        row = next(self._rows)
+        place, self._taken = self._taken, self._taken + 1
+        if place == len(self._ids):
+            self.close()
+            raise ValueError(f"input_ids has shape [{place}], but there is an inputs[{place}]; it must name every input")
+        return self._ids[place], row
+
+    def warn_of_units(self, sigma: float, stacklevel: int) -> None:
+        """Warn as `warn_of_units` does, of a tensor, or of the first of other inputs."""
+        warn_of_units(self._known, sigma, stacklevel + 1)
+
+    def close(self) -> None:
+        """End the iteration and the thread; a thread that waits for `inputs` ends when it hears from them."""
+        self._close()
+
+    def __enter__(self) -> Inputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def warn_of_units(x: object, sigma: float, stacklevel: int) -> None:
+    """Warn if inputs do not lie in [0, 1], so that sigma may be meant in other units than theirs.
+
+    A sigma above 1 is meant for other units than [0, 1].
+    """
+    if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or not x.numel() or sigma > 1:
+        return
+    low, high = map(float, x.detach().aminmax())
+    if low >= -_SLACK and high <= 1 + _SLACK:
+        return
+    warnings.warn(
+        f"inputs hold values from {low:.4g} to {high:.4g}, and sigma = {sigma} and the radii are in these units; if they "
+        "are images, pass them in [0, 1], and the model's normalisation as scale= and shift= (--mean and --std)",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def _check_ids(ids: torch.Tensor | Sequence[int] | None, count: int | None, device: torch.device) -> Sequence[int]:
+    if ids is None:
+        return _IDS
+    tensor = ops.indices("input_ids", ids, count, len(_IDS), device)
+    ops.check_range("input_ids", tensor, len(_IDS))
+    numbers: list[int] = tensor.tolist()
+    return numbers
+
+
+def _magnitudes(rows: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude [I] in each of `rows` [I, *shape]: NaN where there is one."""
+    low, high = rows.flatten(1).aminmax(dim=1)
+    return torch.maximum(-low, high)
+
+
+def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Gaussian | None) -> None:
+    """Raise ValueError unless inputs[first] and those after it are finite and not too large for the noise."""
+    most = torch.finfo(torch.float32).max if noise is None else min(noise.largest_input, torch.finfo(torch.float32).max)
+    usable = magnitudes <= most
+    if bool(usable.all()):
+        return
+    place = int((~usable).int().argmax())
+    largest = float(magnitudes[place])
+    if noise is None or not math.isfinite(largest):
+        raise ValueError(f"inputs[{first + place}] holds NaN or infinity; every input must be finite")
+    raise ValueError(
+        f"inputs[{first + place}] holds values up to {largest:g}, where float32 has too few numbers for noise of sigma "
+        f"{noise.sigma:g}; values must be at most 2^23 sigma, {noise.largest_input:g}"
+    )
+
+
+def _check_row(row: _Row, place: int, noise: Gaussian | None) -> None:
+    """Check the values of a row: on a GPU what they are was mostly found out while earlier rows were taken."""
+    if row.known is not None:
+        row.known.synchronize()
+    _check_magnitudes(row.magnitude, place, noise)
+
+
+def _items(inputs: Any) -> Iterator[object]:
+    """Return the items of an iterable, or of what has a length and takes an index, as a map-style Dataset."""
+    is_array = hasattr(inputs, "__array__") or hasattr(inputs, "__array_interface__")  # of another library, or an image
+    if not is_array and not isinstance(inputs, (str, Mapping)):
+        if isinstance(inputs, Iterable):
+            return iter(inputs)
+        # iter() would take this, too, but go on for ever, or take an IndexError from deep inside it for the end.
+        if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+            return (inputs[place] for place in range(len(inputs)))
+    step = conversion("inputs", inputs)
+    raise TypeError(
+        f"inputs is a {type(inputs).__name__}; it must be a dense float32 tensor [I, *shape], a DataLoader, a Dataset with "
+        f"a length, or an iterable of inputs [*shape]{'' if step is None else f'; pass {step}'}"
+    )
+
+
+def _length(inputs: Any) -> int | None:
+    """Return how many inputs there are, or None where `inputs` cannot tell."""
+    if isinstance(inputs, DataLoader):
+        batches = inputs.batch_sampler
+        if batches is None:
+            inputs = inputs.sampler
+        elif type(batches) is BatchSampler and not batches.drop_last and inputs.collate_fn is default_collate:
+            inputs = batches.sampler
+        else:
+            return None
+    try:
+        return len(inputs)
+    except (TypeError, NotImplementedError):  # so an IterableDataset or a sampler says that it has none
+        return None
+
+
+def _shuffler(loader: DataLoader[Any]) -> object | None:
+    """Return what shuffles a DataLoader, as far as one can know: torch's samplers, and what says that it shuffles."""
+    batches = loader.batch_sampler
+    for sampler in (loader.sampler if batches is None else getattr(batches, "sampler", None), batches):
+        if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
+            return sampler
+        if getattr(sampler, "shuffle", False) is True:  # as DistributedSampler
+            return sampler
+    return None
+
+
+class _Row(NamedTuple):
+    """An input, its magnitude [1] on the host, and from a GPU what to wait for before that can be read."""
+
+    pixels: torch.Tensor
+    magnitude: torch.Tensor
+    known: torch.cuda.Event | None
+
+
+def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
+    """Yield the first row, to be looked at, and then every row."""
+    yield tensor[0]
+    for place in range(len(tensor)):
+        yield tensor[place]
+
+
+def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
+    """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list.
+
+    Its values are for who takes it to check: here that would be to wait for a GPU, each time.
+    """
+    place, shape, device = 0, torch.Size(), torch.device("cpu")
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            break
+        except BaseException as error:
+            error.add_note(f"inputs raised this when inputs[{place}] was read")
+            raise
+        given, form = (
+            ("batch", "(image for batch in inputs for image in {})") if batched else ("item", "({} for item in inputs)")
+        )
+        if isinstance(item, (tuple, list)) and item and not all(isinstance(each, (int, float)) for each in item):
+            item, given = item[0], f"{given}[0]"
+        name = f"the batch at inputs[{place}]" if batched else f"inputs[{place}]"
+        batch = ops.check_inputs(name, item, single=not batched, given=given, form=form)
+        batch = batch if batched else batch[None]
+        if place == 0:
+            shape, device = batch.shape[1:], batch.device
+        if batch.shape[1:] != shape:
+            raise ValueError(f"inputs[{place}] has shape {list(batch.shape[1:])}; it must be {list(shape)}, as inputs[0] is")
+        if batch.device != device:
+            raise ValueError(f"inputs[{place}] is on '{batch.device}'; it must be on '{device}', as inputs[0] is")
+        magnitudes, known = _to_host(_magnitudes(batch))
+        for number, row in enumerate(batch):
+            # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
+            yield _Row(row.clone(), magnitudes[number : number + 1], known)
+            place += 1
+    if place == 0:
+        raise ValueError("inputs is empty; it must hold at least one input")
+
+
+def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Start to copy values to the host; return the copy, and from a GPU the event after which it can be read."""
+    if not values.is_cuda:
+        return values, None
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(values.device))
+    return pinned, event
+
+
+def _ahead(rows: Iterator[_Row], noise: Gaussian | None) -> Generator[torch.Tensor, None, None]:
+    """Yield the first of `rows`, to be looked at, and then all of them, which a thread reads meanwhile.
+
+    The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe
+    where garbage collection may close this generator: in any thread, within any call.
+    """
+    wanted: SimpleQueue[None] = SimpleQueue()
+    found: SimpleQueue[_Row | BaseException | None] = SimpleQueue()
+    stop = threading.Event()
+    # Streams are a thread's own, and so is the GPU that .cuda() means.
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    thread = threading.Thread(target=_read, args=(rows, wanted, found, stop, stream), name="rsfast inputs", daemon=True)
+    del rows  # so that what `inputs` does at its end is done in the thread in which it did the rest
+    thread.start()
+    try:
+        wanted.put(None)
+        row, place = found.get(), 0
+        if isinstance(row, _Row):
+            _check_row(row, place, noise)
+            for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
+                wanted.put(None)
+            yield row.pixels
+        while row is not None:
+            if isinstance(row, BaseException):
+                raise row
+            _check_row(row, place, noise)
+            wanted.put(None)
+            yield row.pixels
+            row, place = found.get(), place + 1
+    finally:
+        stop.set()
+        wanted.put(None)  # it may be waiting for one
+        if thread is not threading.current_thread():
+            thread.join(_PATIENCE)
+
+
+def _read(
+    rows: Iterator[_Row],
+    wanted: SimpleQueue[None],
+    found: SimpleQueue[_Row | BaseException | None],
+    stop: threading.Event,
+    stream: torch.cuda.Stream | None,
+) -> None:
+    """Put a row into `found` for each token in `wanted`, until `stop`; at the end None, or the exception that ended it."""
+    openmp.limit_to_one_thread()  # the cores are the model's
+    with torch.cuda.stream(stream):
+        try:
+            while True:
+                wanted.get()
+                if stop.is_set():
+                    return
+                found.put(next(rows))
+        except StopIteration:
+            found.put(None)
+        except BaseException as error:
+            found.put(error)

@@ -1,0 +1,236 @@
+"""The plan of a certification: which samples are drawn, when an input has enough of them, and what is made of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..heads import Head, Votes
+from ..stats import rules, sequences
+from ..stats.certificate import Certificate, Execution, of_inputs, predictions, prove
+from ..stats.estimates import BOUNDS, Estimates
+from ..stats.rules import CertificationSpec
+
+if TYPE_CHECKING:
+    from ..ops.tally import Tally
+
+_EAGER = Execution()
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """When an input is decided.
+
+    Parameters
+    ----------
+    radius : float, optional
+        Once the radius is proved to be as large, or the samples say that it will not be.
+    rtol : float, optional
+        Once the radius that is proved is within this share of the largest that more samples could still prove.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If both are given, or one is not a number, not positive, or rtol not below 1.
+
+    Examples
+    --------
+    >>> StoppingRule(radius=0.5).reached(np.array([0.4, 0.4, 0.6]), np.array([0.9, 0.45, 0.9])).tolist()
+    [False, True, True]
+    """
+
+    radius: float | None = None
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.radius is not None and self.rtol is not None:
+            raise ValueError(f"radius is {self.radius!r} and rtol is {self.rtol!r}; one of them must be None")
+        for name, value, most in (("radius", self.radius, np.inf), ("rtol", self.rtol, 1)):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+                raise TypeError(f"{name} is {value!r}; it must be a number")
+            if not 0 < value < most:
+                raise ValueError(f"{name} is {value!r}; it must be above 0 and {'finite' if most == np.inf else 'below 1'}")
+
+    def __bool__(self) -> bool:
+        return self.radius is not None or self.rtol is not None
+
+    def reached(self, proved: NDArray[np.float64], ceiling: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which inputs are decided, from the radius of each and the most that it could become."""
+        if self.radius is not None:
+            return np.asarray((proved >= self.radius) | (ceiling < self.radius))
+        assert self.rtol is not None
+        return np.asarray((ceiling <= 0) | (proved >= (1 - self.rtol) * ceiling))
+
+
+def ends(specs: Sequence[CertificationSpec], stopping: StoppingRule, n: int) -> list[int]:
+    """Return the sample counts at which ranges end, the last of them n: fixed by these arguments alone."""
+    kinds = [BOUNDS[spec.bound] for spec in specs]
+    if stopping or any(kind.sequence and kind.ranges for kind in kinds):
+        return sequences.analysis_ends(n)
+    return sequences.range_ends(n) if any(kind.ranges for kind in kinds) else [n]
+
+
+@lru_cache(maxsize=128)
+def largest_radius(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, n: int, num_classes: int) -> float:
+    """Return the radius that follows from samples that all agree: no certificate of n samples has a larger one.
+
+    Parameters
+    ----------
+    spec : CertificationSpec
+        How radii are proved; of `certificate.of_inputs`, so that they are in the units of the inputs.
+    stopping : StoppingRule
+        When to stop before n.
+    n0, n : int
+        Selection samples, and the most estimation samples.
+    num_classes : int
+        At least 2.
+
+    Returns
+    -------
+    float
+        0 where every input abstains. Infinite for the randomized bound, whose uniform may be as small as it likes.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> round(largest_radius(CertificationSpec(Gaussian(0.25), 0.001), StoppingRule(), n0=100, n=10_000, num_classes=10), 3)
+    0.8
+    """
+    if spec.bound.startswith("randomized"):
+        return float("inf")
+    estimates = Estimates.unanimous(spec.head, spec.bound, n0, ends([spec], stopping, n), num_classes)
+    found = rules.limits(estimates, spec)
+    return max(0.0, float(rules.radius(spec.noise, found.lower, found.upper, spec.lipschitz)[0, 0]))
+
+
+def smallest_n(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, num_classes: int) -> int:
+    """Return the fewest estimation samples with which samples that all agree certify anything; as `largest_radius`.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> smallest_n(CertificationSpec(Gaussian(0.25), 0.001), StoppingRule(), n0=100, num_classes=10)
+    10
+    """
+    proves = partial(largest_radius, spec, stopping, n0=n0, num_classes=num_classes)
+    most = 1
+    while proves(n=most) == 0:
+        most *= 2
+    return bisect_left(range(most), True, lo=most // 2 + 1, key=lambda n: proves(n=n) > 0)
+
+
+class SamplingPlan(Protocol):
+    """What is drawn for every input, and what is made of it: all that a sampler needs to know."""
+
+    heads: tuple[Head, ...]
+    """What the Tallies sum."""
+    pieces: tuple[tuple[str, range], ...]
+    """Streams and sample indices, in the order of drawing: the selection, maybe empty, then the estimation's ranges."""
+    early: bool
+    """Whether an input may be decided before its last piece."""
+    tracks: bool
+    """Whether the Tallies of the estimation need `leading_classes` of the selection's."""
+    lipschitz: bool
+    """Whether what is found rests on a Lipschitz constant, so that logits below float32 will not do."""
+
+    def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
+        """Return what is found for each input after these ranges; None where it needs the next one."""
+        ...
+
+
+class Certification:
+    """The plan of a certification: select, then estimate range by range, and stop where an input is decided.
+
+    Parameters
+    ----------
+    specs : sequence of CertificationSpec
+        Each gives a certificate; an input is decided when all of its are.
+    stopping : StoppingRule
+        When to stop before n.
+    n0, n : int
+        Selection samples, and the most estimation samples.
+    seed, backend, execution
+        As in `certificates`.
+    streams : (str, str)
+        Of the two samples. If they are one, the estimation's indices follow on the selection's.
+
+    Raises
+    ------
+    ValueError
+        If a spec has a Lipschitz constant and the execution computes below float32.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[CertificationSpec],
+        stopping: StoppingRule,
+        *,
+        n0: int,
+        n: int,
+        seed: int,
+        backend: str = "",
+        execution: Execution = _EAGER,
+        streams: tuple[str, str] = ("selection", "estimation"),
+    ) -> None:
+        self.specs, self.stopping, self.n = tuple(of_inputs(spec, execution) for spec in specs), stopping, n
+        self.recorded: dict[str, Any] = {"seed": seed, "backend": backend, "execution": execution}
+        self.heads = tuple(dict.fromkeys(spec.head for spec in specs))
+        offset = n0 if streams[0] == streams[1] else 0
+        ranges = pairwise([0, *ends(specs, stopping, n)])
+        self.pieces = (
+            (streams[0], range(n0)),
+            *((streams[1], range(offset + start, offset + end)) for start, end in ranges),
+        )
+        self.early = bool(stopping)
+        self.tracks = any(BOUNDS[spec.bound].ranges and spec.head != Votes() for spec in specs)
+        self.lipschitz = any(spec.lipschitz is not None for spec in specs)
+
+    def evaluate(
+        self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]
+    ) -> list[list[Certificate] | None]:
+        """Return the certificates of each input, one a spec; None where it is not decided yet."""
+        last = len(ranges) == len(self.pieces) - 1
+        done = np.full(len(input_ids), True)
+        of_methods = []
+        for spec in self.specs:
+            certificates, estimates, limits = prove(
+                spec, selection, ranges, cap=self.n, input_ids=input_ids, **self.recorded
+            )
+            of_methods.append(certificates)
+            if not last:
+                radii = np.array([certificate.radius for certificate in certificates])
+                done &= self.stopping.reached(radii, rules.optimistic_radius(estimates, spec, limits))
+        found = zip(*of_methods, strict=True)
+        return [list(certificates) if decided else None for certificates, decided in zip(found, done.tolist(), strict=True)]
+
+
+class Prediction:
+    """The plan of a prediction: n votes of each input.
+
+    Parameters
+    ----------
+    n : int
+        Samples of each input.
+    alpha : float
+        As in `predictions`.
+    """
+
+    early = tracks = lipschitz = False
+    heads: tuple[Head, ...] = (Votes(),)
+
+    def __init__(self, n: int, alpha: float) -> None:
+        self.pieces: tuple[tuple[str, range], ...] = (("selection", range(0)), ("estimation", range(n)))
+        self.alpha = alpha
+
+    def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[int]:
+        """Return the class of each input, or ABSTAIN."""
+        return predictions(ranges[0], self.alpha)

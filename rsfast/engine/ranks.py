@@ -1,0 +1,160 @@
+"""Many processes: which share of the work is this one's, and how results come together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import distributed
+
+T = TypeVar("T")
+
+SHARDS = ("inputs", "samples")
+_POLL = 1e-4  # seconds between two looks at a collective
+_APART = 1_000_000  # microseconds that ranks run before they ask each other what is to be done
+
+
+class Ranks(NamedTuple):
+    """This process and how many there are, and what is divided among them: "inputs", "samples" or nothing.
+
+    All ranks must make the same calls in the same order. One that is left alone by the others waits until they have ended
+    (then it raises ConnectionAbortedError) or the process group's timeout; signals are heard meanwhile.
+    """
+
+    shard: str | None = None
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def find(cls, shard: str | None) -> Ranks:
+        """Return the place of this process in the default process group.
+
+        Raises
+        ------
+        ValueError
+            If shard is none of `SHARDS` or None, or there is no process group to share with.
+        """
+        if shard is None:
+            return cls()
+        if shard not in SHARDS:
+            raise ValueError(f"shard is {shard!r}; it must be {' or '.join(map(repr, SHARDS))}, or None")
+        if not distributed.is_available() or not distributed.is_initialized():
+            raise ValueError(
+                f"shard is {shard!r}, but there is no process group; torch.distributed.init_process_group must have been "
+                "called, as under torchrun"
+            )
+        return cls(shard, distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def by_inputs(self) -> bool:
+        """Whether each process takes whole inputs."""
+        return self.shard == "inputs"
+
+    @property
+    def by_samples(self) -> bool:
+        """Whether each process takes samples of every input."""
+        return self.shard == "samples"
+
+    def gather(self, value: T) -> list[T]:
+        """Return what each rank has, in their order."""
+        if self.shard is None:
+            return [value]
+        values: list[Any] = [None] * self.world
+        _finish(distributed.barrier(async_op=True))  # what follows is short
+        distributed.all_gather_object(values, value)
+        return values
+
+    def same(self, value: T) -> T:
+        """Return what rank 0 has."""
+        return self.gather(value if self.rank == 0 else None)[0]  # type: ignore[return-value]
+
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        """Raise ValueError, on all ranks, if one has a setting that rank 0 has otherwise."""
+        first, *others = self.gather(settings)
+        for rank, theirs in enumerate(others, start=1):
+            for name in {**first, **theirs}:
+                if first.get(name) != theirs.get(name):
+                    raise ValueError(
+                        f"{name} is {first.get(name)!r} on rank 0 and {theirs.get(name)!r} on rank {rank}; all processes "
+                        "must have the same"
+                    )
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let all ranks come to the end of the block, or none: what one raises there ends it for the others, too.
+
+        The block itself calls nothing that waits for other ranks.
+
+        Raises
+        ------
+        ConnectionAbortedError
+            If another rank raised an exception.
+        """
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        said = self.gather(None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        for rank, text in enumerate(said):
+            if text is not None:
+                raise ConnectionAbortedError(f"rank {rank} gave up: {text}")
+
+    def add(self, integers: torch.Tensor) -> None:
+        """Replace these integers by their sum over all ranks; on a GPU nothing waits for that."""
+        if self.shard is None:
+            return
+        work = distributed.all_reduce(integers, async_op=True)
+        if integers.is_cuda:
+            work.wait()  # the stream does
+        else:
+            _finish(work)
+
+    def largest(self, integers: list[int]) -> list[int]:
+        """Return the largest of all ranks' integers, place by place; the process group must be able to do it on the CPU."""
+        if self.shard is None:
+            return integers
+        tensor = torch.tensor(integers)
+        _finish(distributed.all_reduce(tensor, distributed.ReduceOp.MAX, async_op=True))
+        found: list[int] = tensor.tolist()
+        return found
+
+
+class ControlSignal:
+    """What ranks that divide samples are to do after a batch: the largest wish of any, on all alike; 0 is to go on.
+
+    To ask after every batch would make each wait for the slowest every time. They ask about once a second.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._left = self._batches = 1
+        self._asked = time.monotonic()
+
+    def __call__(self, wish: int) -> int:
+        """Return what to do: of one process, or where ranks do not divide samples, what it wishes."""
+        if not self._ranks.by_samples:
+            return wish
+        self._left -= 1
+        if self._left:
+            return 0
+        took = (time.monotonic() - self._asked) / self._batches
+        wish, microseconds = self._ranks.largest([wish, int(took * 1e6)])
+        self._left = self._batches = max(1, _APART // max(1, microseconds))
+        self._asked = time.monotonic()
+        return wish
+
+
+def _finish(work: distributed.Work) -> None:
+    """Wait for a collective, and hear signals meanwhile: in torch's own wait Python does not."""
+    while not work.is_completed():
+        time.sleep(_POLL)
+    try:
+        work.wait()
+    except RuntimeError as error:
+        raise ConnectionAbortedError(f"another process of this job is gone, or does something else: {error}") from error

@@ -1,0 +1,339 @@
+"""A call's checked arguments: what to sample, how, and from which place in the noise stream."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypedDict, cast
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from .. import ops
+from .._check import as_int
+from ..heads import Head, Votes
+from ..noise import Gaussian
+from ..noise.provenance import Provenance
+from ..ops.tally import MAX_SAMPLES, Tally
+from ..stats.certificate import Execution
+from ..stats.rules import CertificationSpec
+from .allocator import keep_freed_memory
+from .batch_size import automatic
+from .batches import Batches, RowGroup
+from .forward import Forward, Model, reduced_precision
+from .inputs import Inputs, Source
+from .plan import Certification, SamplingPlan, StoppingRule
+from .probe import ROWS, probe
+from .ranks import Ranks
+from .sampler import Outcome, Sampler, draw
+from .timing import StageTimer
+
+
+def check_count(name: str, value: object, most: int = MAX_SAMPLES) -> int:
+    count = as_int(name, value)
+    if not 1 <= count <= most:
+        raise ValueError(f"{name} is {count}; it must be from 1 to {most}")
+    return count
+
+
+class SmoothOptions(TypedDict, total=False):
+    """Keyword arguments that `sample`, `certify`, `predict` and `Smooth` share; `sample` documents them."""
+
+    scale: torch.Tensor | Sequence[float] | float | None
+    shift: torch.Tensor | Sequence[float] | float | None
+    clamp: tuple[float, float] | None
+    dtype: torch.dtype | str | None
+    channels_last: bool
+    autocast: torch.dtype | str | None
+    compile: bool
+    cuda_graph: bool
+    backend: str
+    progress: bool
+
+
+class SampleOptions(SmoothOptions, total=False):
+    """Those that `sample`, `certify` and `predict` share."""
+
+    batch_size: int | str
+    input_ids: torch.Tensor | Sequence[int] | None
+
+
+class SamplingOptions(SampleOptions, total=False):
+    """Those that `certify` and `predict` share."""
+
+    shard: str | None
+
+
+def check_options(options: Mapping[str, object], kind: type) -> None:
+    if unknown := set(options) - set(kind.__annotations__):
+        known = ", ".join(kind.__annotations__)
+        raise TypeError(f"{', '.join(sorted(unknown))} is no argument; further ones are {known}")
+
+
+def check_model(name: str, value: Any) -> Model:
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__qualname__}; it must be an instance, callable on a batch")
+    if not callable(value):
+        raise TypeError(f"{name} is {value!r}; it must be callable on a batch")
+    return cast(Model, value)
+
+
+class Sampling:
+    """Checked arguments of a call: what to sample, how, and from which place in the noise stream."""
+
+    def __init__(
+        self,
+        model: Model,
+        inputs: Source,
+        noise: Gaussian,
+        num_classes: int,
+        seed: int | None,
+        *,
+        batch_size: int | str = "auto",
+        input_ids: torch.Tensor | Sequence[int] | None = None,
+        progress: bool = False,
+        autocast: torch.dtype | str | None = None,
+        compile: bool = False,
+        cuda_graph: bool = False,
+        shard: str | None = None,
+        **preparation: Any,
+    ) -> None:
+        self.ranks = Ranks.find(shard)
+        with self.ranks.together():
+            check_options(preparation, SamplingOptions)
+            self.model = check_model("model", model)
+            if isinstance(batch_size, str) and batch_size != "auto":
+                raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
+            self.batch_size = batch_size if isinstance(batch_size, str) else check_count("batch_size", batch_size)
+            if not isinstance(noise, Gaussian):
+                raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
+            self.inputs = Inputs(inputs, input_ids, noise)
+            num_classes = Tally(1, num_classes).num_classes  # checked
+            self.noise, self.num_classes, self.progress = noise, num_classes, progress
+            self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
+            self.device = self._find_device(isinstance(inputs, torch.Tensor))
+            # scale and shift go to the device once, rather than once a batch.
+            shape = self.inputs.shape
+            scale, shift = ops.affine(preparation.get("scale"), preparation.get("shift"), shape[0], self.device)
+            backend = ops.backend_for(preparation.get("backend", "auto"), self.device)
+            dtype = ops.as_dtype("dtype", torch.float32 if (given := preparation.get("dtype")) is None else given)
+            self.preparation = {**preparation, "scale": scale, "shift": shift, "backend": backend, "dtype": dtype}
+            # No samples: this only checks the noise and the preparation, before any work is done.
+            x = torch.zeros(1, *shape, device=self.device)
+            ops.perturb(x, noise, seed=self.seed, samples=range(0), rows=[], **self.preparation)
+            self.forward = Forward(
+                model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph
+            )
+            self.forward.about = self.inputs.about
+            if self.forward.autocast is not None and dtype == torch.float64:
+                what = f"autocast is {self.forward.autocast} and dtype is {dtype}"
+                raise ValueError(f"{what}, which autocast leaves alone; leave one of them out")
+            self.execution = Execution(
+                dtype=_name(dtype),
+                autocast=None if self.forward.autocast is None else _name(self.forward.autocast),
+                channels_last=preparation.get("channels_last", False),
+                compile=compile,
+                cuda_graph=cuda_graph,
+                clamp=ops.check_clamp(preparation.get("clamp")),
+                scale=None if scale is None else tuple(scale.tolist()),
+                shift=None if shift is None else tuple(shift.tolist()),
+                reduced_precision=reduced_precision(self.forward.modules, self.device),
+                mode_fixed=self.forward.mode_fixed,
+            )
+            if self.device.type == "cpu":
+                keep_freed_memory()
+        self._probed = False
+        if shard is not None:
+            self._agree(seed, input_ids)
+
+    def _agree(self, seed: int | None, input_ids: torch.Tensor | Sequence[int] | None) -> None:
+        """Raise ValueError where processes were given different things, as a DistributedSampler gives different inputs."""
+        ids = None if input_ids is None else torch.as_tensor(input_ids, dtype=torch.int64).cpu().numpy()
+        settings = {
+            "seed": seed,
+            "shard": self.ranks.shard,
+            "batch_size": self.batch_size,
+            "num_classes": self.num_classes,
+            "noise": self.noise,
+            "backend": self.preparation["backend"],
+            "the number of inputs": self.inputs.count,
+            "the shape of an input": list(self.inputs.shape),
+            "the checksum of inputs[0]": crc32(self.inputs.first.cpu().numpy().tobytes()),
+            "the checksum of input_ids": None if ids is None else crc32(ids.tobytes()),
+        }
+        self.ranks.agree(settings | self.execution.to_dict())
+        self.seed = self.ranks.same(self.seed)
+
+    def _find_device(self, fixed: bool) -> torch.device:
+        """Return where batches are made: with the inputs, or, where these are read one by one, with the model."""
+        tensors = []
+        if isinstance(self.model, torch.nn.Module):
+            tensors = [*self.model.parameters(), *self.model.buffers()]
+        devices = {tensor.device for tensor in tensors}
+        if fixed and devices and self.inputs.device not in devices:
+            where = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"inputs is on '{self.inputs.device}', but the model is on '{where}'; they must share a device")
+        return self.inputs.device if fixed or len(devices) != 1 else devices.pop()
+
+    def bar(self, samples: int, description: str, shares: int = 1) -> tqdm[Any]:
+        """Return a progress bar over `samples` samples of each input that this process has, one in `shares`.
+
+        It is silent unless asked for and stderr is a terminal, and on all ranks but the first.
+        """
+        return tqdm(
+            total=None if self.inputs.count is None else samples * -(-self.inputs.count // shares),
+            desc=description,
+            unit="sample",
+            unit_scale=True,
+            disable=None if self.progress and self.ranks.rank == 0 else True,
+        )
+
+    def batches(self, samples: int, pad: bool = False) -> Batches:
+        """Return what runs batches, of the size that was asked for or that is best for so many samples an input."""
+        size, timer = self.size(samples), StageTimer(self.device)
+        if self.forward.compile or self.forward.cuda_graph or self.forward.mode_fixed:
+            # A smaller last batch would be compiled for, run without a graph, or be refused.
+            pad |= self.inputs.count is None or samples * self.inputs.count > size
+        return Batches(
+            self.forward, self.noise, seed=self.seed, size=size, preparation=self.preparation, pad=pad, timer=timer
+        )
+
+    def size(self, samples: int) -> int:
+        """Return the batch size that was asked for; or the best for so many samples an input, which all ranks then take.
+
+        The model runs here for the first time, so it is probed before. A call of fewer rows than the
+        probe takes does without.
+        """
+        total = None if self.inputs.count is None else samples * self.inputs.count
+        if not self._probed and (total is None or total >= 2 * ROWS):
+            with self.ranks.together():
+                self._probe()
+            self._probed = True
+        if not isinstance(self.batch_size, str):
+            return self.batch_size
+        batches = Batches(self.forward, self.noise, seed=self.seed, size=1, preparation=self.preparation)
+        x, ids = (
+            torch.zeros(1, *self.inputs.shape, device=self.device),
+            torch.zeros(1, dtype=torch.int64, device=self.device),
+        )
+
+        def run(size: int) -> None:
+            rows = np.zeros(size, dtype=np.int64)
+            with self.forward.running():
+                batches.logits(x, ids, [RowGroup("user", Tally(1, self.num_classes), rows, rows, np.arange(size))], size)
+
+        with self.ranks.together():
+            size = automatic(self.model, self.inputs.shape, self.device, self.execution, total, run)
+        return self.ranks.same(size)
+
+    def _probe(self) -> None:
+        """Run the model on a few rows of the first input, and warn if it is no function of a row."""
+        first = self.inputs.first[None].to(self.device)
+
+        def noisy(samples: torch.Tensor) -> torch.Tensor:
+            samples = samples.to(self.device)
+            rows = torch.zeros_like(samples)
+            return ops.perturb(
+                first, self.noise, seed=self.seed, samples=samples, rows=rows, stream="user", **self.preparation
+            )
+
+        sizes = (ROWS,) if isinstance(self.batch_size, str) else (ROWS, self.batch_size)
+        probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
+
+    def sampler(self, plan: SamplingPlan, bar: tqdm[Any], *, pad: bool = False, **hooks: Any) -> Sampler:
+        """Return what takes the inputs through a plan; with `hooks` as in `Sampler`, and `pad` as in `Batches`."""
+        inputs, count, world = self.inputs, self.inputs.count, self.ranks.world
+        mine: Iterable[tuple[int, torch.Tensor]] = inputs
+        if self.ranks.by_inputs:
+            mine = islice(inputs, self.ranks.rank, None, world)
+            count = None if count is None else len(range(self.ranks.rank, count, world))
+        self.forward.full_precision = plan.lipschitz
+        # Ranks cut the last batches in other places than one process does; the model sees full ones all the same.
+        batches = self.batches(expected(plan), pad or self.ranks.shard is not None)
+        with torch.inference_mode(False):  # its Tallies are added to outside that mode, in which the caller may be
+            return Sampler(
+                plan,
+                mine,
+                inputs.shape,
+                count,
+                self.num_classes,
+                batches,
+                self.device,
+                ranks=self.ranks,
+                bar=bar,
+                **hooks,
+            )
+
+    def outcomes(self, plan: SamplingPlan, description: str) -> Iterator[Outcome]:
+        """Take the inputs through a plan, and yield what is found in their order."""
+        if self.ranks.shard is not None:
+            self.ranks.agree(vars(plan))
+            self.batch_size = self.size(expected(plan))  # now, when all ranks come here, and not with the first outcome
+
+        def found() -> Iterator[Outcome]:
+            samples, shares = sum(len(piece) for _, piece in plan.pieces), self.ranks.world if self.ranks.by_inputs else 1
+            with self.inputs, self.bar(samples, description, shares) as bar:
+                yield from self.sampler(plan, bar)
+
+        return found()
+
+    def certification(
+        self, specs: Sequence[CertificationSpec], stopping: StoppingRule, n0: int, n: int, **options: Any
+    ) -> Certification:
+        """Return the plan of a certification."""
+        backend, execution = self.preparation["backend"], self.execution
+        return Certification(specs, stopping, n0=n0, n=n, seed=self.seed, backend=backend, execution=execution, **options)
+
+    def all_found(self, plan: SamplingPlan, description: str) -> list[Any]:
+        """Return what is found for every input, in their order; of all ranks' inputs if these are divided."""
+        outcomes = self.outcomes(plan, description)
+        if not self.ranks.by_inputs:
+            return [each.found for each in outcomes]
+        with self.ranks.together():
+            mine = [each.found for each in outcomes]
+        of_ranks = self.ranks.gather(mine)
+        found: list[Any] = [None] * sum(map(len, of_ranks))
+        for rank, theirs in enumerate(of_ranks):
+            found[rank :: self.ranks.world] = theirs
+        return found
+
+
+def expected(plan: SamplingPlan) -> int:
+    """Return about how many samples an input takes: where it may be decided early, a twentieth of all, as in the demo."""
+    return sum(len(samples) for _, samples in plan.pieces) // (20 if plan.early else 1)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def draw_tally(
+    sampling: Sampling,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    samples: range,
+    stream: str,
+    heads: Sequence[Head] = (Votes(),),
+    tracked: NDArray[np.int64] | torch.Tensor | None = None,
+) -> Tally:
+    """Return the Tally of these samples of every input."""
+    provenance = Provenance(sampling.noise, sampling.seed, ops.check_stream(stream), samples, ids)
+    with torch.inference_mode(False):  # as in Sampling.sampler
+        tally = Tally(len(x), sampling.num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
+    with sampling.bar(len(samples), "sampling") as bar:
+        draw(sampling.batches(len(samples)), x, ids, tally, samples, stream, bar)
+    return tally
+
+
+def warn_if_hopeless(what: str, n: int, alpha: float, smallest: int, stacklevel: int = 3) -> None:
+    if n < smallest:
+        warnings.warn(
+            f"n is {n}: at alpha = {alpha} every input abstains, whatever the votes; {what} needs n of at least {smallest}",
+            UserWarning,
+            stacklevel=stacklevel,
+        )

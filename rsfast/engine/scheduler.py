@@ -1,0 +1,149 @@
+"""Which samples go into the next batch: rows of many inputs, so that batches stay full to the end.
+
+Integers only. What the samples of an input are is fixed before (its pieces); when they are drawn depends on nothing but the
+batch size, the order of the inputs and when each was decided.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+
+class Segment(NamedTuple):
+    """Consecutive samples of one piece of an input: `start` to `stop` - 1, counted from the piece's first."""
+
+    active: InFlight
+    piece: int
+    start: int
+    stop: int
+
+
+@dataclass(eq=False)
+class InFlight:
+    """An input under way.
+
+    Parameters
+    ----------
+    number : int
+        Of the input, in the order of admission.
+    place : int
+        Where its pixels and Tallies are kept.
+    asked : int
+        Its samples that have been put into batches.
+    read : int
+        Its pieces whose Tallies have arrived.
+    judged : int
+        Its pieces that were looked at: it goes on beyond them.
+    """
+
+    number: int
+    place: int
+    asked: int = 0
+    read: int = 0
+    judged: int = 0
+
+
+class Scheduler:
+    """Fill batches with samples of the oldest inputs first.
+
+    Parameters
+    ----------
+    pieces : sequence of int
+        Samples in each piece of every input, in order.
+    places : int
+        Inputs that can be under way at once.
+    early : bool
+        An input may be decided after each piece. Samples beyond the piece that is to be judged next are then drawn only
+        where nothing else would fill the batch.
+    waits : bool
+        The second piece cannot be drawn before the first was judged.
+
+    Attributes
+    ----------
+    active : list of InFlight
+        Inputs under way, oldest first.
+    ends : list of int
+        Samples of an input up to the end of each piece.
+
+    Examples
+    --------
+    >>> schedule = Scheduler([100, 1000], places=4, early=False, waits=False)
+    >>> [(segment.piece, segment.start, segment.stop) for segment in schedule.fill(256, load=lambda active: True)]
+    [(0, 0, 100), (1, 0, 156)]
+    """
+
+    def __init__(self, pieces: Sequence[int], places: int, *, early: bool, waits: bool) -> None:
+        self.ends = list(accumulate(pieces))
+        self.active: list[InFlight] = []
+        self._early, self._waits = early, waits
+        self._free = list(range(places))[::-1]
+        self._admitted = 0
+        self._exhausted = False
+
+    def fill(self, size: int, load: Callable[[InFlight], bool]) -> list[Segment]:
+        """Return segments of samples that are sure to be used, at most `size` samples.
+
+        Parameters
+        ----------
+        size : int
+            Rows in the batch.
+        load : callable
+            Puts the next input into the place of a new InFlight; False if there is none left.
+        """
+        segments: list[Segment] = []
+        room = size
+        for active in self.active:
+            room -= self._take(active, self._wanted(active), room, segments)
+        while room and (new := self._admit(load)):
+            room -= self._take(new, self._wanted(new), room, segments)
+        return segments
+
+    def speculate(self, size: int) -> list[Segment]:
+        """Return segments of samples that may turn out not to be used: beyond a look that has not been taken."""
+        segments: list[Segment] = []
+        for active in self.active:
+            size -= self._take(active, self._possible(active), size, segments)
+        return segments
+
+    def _admit(self, load: Callable[[InFlight], bool]) -> InFlight | None:
+        if self._exhausted or not self._free:
+            return None
+        active = InFlight(self._admitted, self._free[-1])
+        if not load(active):
+            self._exhausted = True
+            return None
+        self._free.pop()
+        self._admitted += 1
+        self.active.append(active)
+        return active
+
+    def release(self, active: InFlight) -> None:
+        """Take an input that is decided out, and free its place."""
+        self.active.remove(active)
+        self._free.append(active.place)
+
+    def _wanted(self, active: InFlight) -> int:
+        """Return how many of its samples are sure to be used."""
+        if not self._early:
+            return self._possible(active)
+        judged = active.judged if self._waits else max(active.judged, 1)  # the first piece decides nothing
+        return self.ends[min(judged, len(self.ends) - 1)]
+
+    def _possible(self, active: InFlight) -> int:
+        """Return how many of its samples can be drawn now."""
+        return self.ends[0] if self._waits and not active.judged else self.ends[-1]
+
+    def _take(self, active: InFlight, limit: int, room: int, segments: list[Segment]) -> int:
+        """Put at most `room` of its samples before `limit` into a batch, and return how many."""
+        first, stop = active.asked, min(limit, active.asked + room)
+        while active.asked < stop:
+            piece = bisect_right(self.ends, active.asked)
+            start = self.ends[piece - 1] if piece else 0
+            end = min(stop, self.ends[piece])
+            segments.append(Segment(active, piece, active.asked - start, end - start))
+            active.asked = end
+        return active.asked - first

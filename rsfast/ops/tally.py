@@ -1,0 +1,383 @@
+"""The Tally: everything that sampling leaves behind, as integers. Adding two is exact, so shards merge to the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from .. import heads as heads_module
+from .._check import as_int
+from ..heads import Head, Votes
+from ..heads.bins import BINS, bin_edges
+from ..noise.provenance import Provenance
+
+MAX_SAMPLES = (1 << 33) - 1
+"""Most samples of one input: 2^33 scores of 2^30 would overflow int64."""
+
+MAX_TRACKED = 8
+"""Most classes of an input and head whose scores have histograms."""
+
+_FORMAT = "rsfast.Tally 1"
+_NAMES = ("n", "counts", "sums", "squares")
+_BIN_NAMES = ("bin_counts", "bin_sums")
+
+
+def check_range(name: str, values: torch.Tensor, limit: int) -> None:
+    """Raise ValueError unless all of `values` lie in [0, limit)."""
+    if not values.numel():
+        return
+    low, high = map(int, values.aminmax())
+    if low < 0 or high >= limit:
+        raise ValueError(f"{name} runs from {low} to {high}; it must lie in [0, {limit})")
+
+
+def integers(name: str, values: Any, shape: str) -> torch.Tensor:
+    """Return `values`, a tensor or what makes one, as int64; raise TypeError unless all are integers."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} is {values!r}; it must be int64 {shape}") from error
+    if tensor.numel() and (tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()):
+        what = f"has dtype {tensor.dtype}" if isinstance(values, torch.Tensor) else f"is {values!r}"
+        raise TypeError(f"{name} {what}; it must be int64 {shape}")
+    return tensor.to(torch.int64)
+
+
+def _sparse(counts: list[int], sums: list[int]) -> list[list[int]]:
+    """Return [bin, count, sum] for each bin of a histogram that is not empty."""
+    return [[place, count, total] for place, (count, total) in enumerate(zip(counts, sums, strict=True)) if count]
+
+
+def _dense(bins: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the counts and sums that `_sparse` made this of."""
+    counts, sums, last = [0] * BINS, [0] * BINS, -1
+    for place, count, total in bins:
+        if not last < place < BINS:
+            raise ValueError(f"bins holds {bins!r}; bins must ascend from 0 to {BINS - 1}")
+        counts[place], sums[place], last = count, total, place
+    return [counts, sums]
+
+
+def _tensor(name: str, values: list[Any]) -> torch.Tensor:
+    try:
+        return torch.tensor(values)
+    except RuntimeError as error:  # of null, say, or of what int64 does not hold
+        raise TypeError(f"{name} is {values!r:.100}; it must hold 64-bit integers ({error})") from None
+
+
+class Tally:
+    """Vote counts and score sums of `num_inputs` inputs.
+
+    Parameters
+    ----------
+    num_inputs, num_classes : int
+        I and K; K from 2 to 2^20.
+    heads : sequence of Head
+        What is averaged. Votes are always counted; each other head takes a place in sums and squares.
+    tracked : int64 tensor [I, M, C], optional
+        For each input and each of the M soft heads, the C classes (0 to 8) whose scores are put into histograms. None by
+        default: C is 0.
+    provenance : Provenance, optional
+        Which samples it holds, once all are added. `sample` states it; a loop of your own should, too: `certificates`
+        refuses a Tally that states none unless you vouch for it.
+    device : torch.device
+
+    Attributes
+    ----------
+    n : int64 tensor [I]
+        Samples drawn.
+    counts : int64 tensor [I, K + 1]
+        Votes a class; last, the rows that voted for none because a logit was NaN or the largest was not finite.
+    sums, squares : int64 tensors [I, M, K]
+        For each of the M soft heads, the sum of the scores in units of 2^-30 (each rounded down), and of their squares in
+        the same units (each rounded up).
+    tracked : int64 tensor [I, M, C]
+        As given.
+    bin_counts, bin_sums : int64 tensors [I, M, C, BINS]
+        For each tracked class, how many of its scores fall into each bin (`sequences.bin_of`), and the sum of these. A row
+        that voted for no class has a score of 0.
+    heads, soft_heads : tuple of Head
+        As given; and without Votes, in the order of the axis M.
+    parameters : float32 tensor [M, 4]
+        Of the soft heads, as `Head.parameters` gives them.
+    provenance : Provenance or None
+        As given; None if it is not known. Checked when it is set.
+
+    Examples
+    --------
+    >>> a, b = Tally(1, 10), Tally(1, 10)
+    >>> (a + b).n.tolist()
+    [0]
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_classes: int,
+        heads: Sequence[Head] = (Votes(),),
+        *,
+        tracked: Any = None,
+        provenance: Provenance | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        num_inputs, num_classes = as_int("num_inputs", num_inputs), as_int("num_classes", num_classes)
+        for name, value, low, high in (("num_inputs", num_inputs, 1, 1 << 32), ("num_classes", num_classes, 2, 1 << 20)):
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
+        if isinstance(heads, Head):
+            raise TypeError(f"heads is {heads!r}; it must be a sequence of heads, such as [{heads!r}]")
+        heads = tuple(heads)
+        for head in heads:
+            if not isinstance(head, Head):
+                raise TypeError(f"heads holds {head!r}; each must be one of Votes, Softmax, Sparsemax, ClippedLogits")
+        if not heads or len(set(heads)) != len(heads):
+            raise ValueError(f"heads is {heads!r}; it must hold at least one head, and none twice")
+        self.heads = heads
+        self.soft_heads = tuple(head for head in heads if head != Votes())
+        self.num_inputs, self.num_classes = num_inputs, num_classes
+        self.provenance = provenance
+        places = (num_inputs, len(self.soft_heads))
+        if tracked is None:
+            tracked = torch.zeros(*places, 0, dtype=torch.int64)
+        shape = f"[{places[0]}, {places[1]}, C], C from 0 to {MAX_TRACKED}"
+        tracked = integers("tracked", tracked, shape)
+        if tracked.ndim != 3 or tracked.shape[:2] != places or tracked.shape[2] > MAX_TRACKED:
+            raise ValueError(f"tracked has shape {list(tracked.shape)}; it must be {shape}")
+        check_range("tracked", tracked, num_classes)
+        moments, bins = (*places, num_classes), (*tracked.shape, BINS)
+        self.n = torch.zeros(num_inputs, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(num_inputs, num_classes + 1, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(moments, dtype=torch.int64, device=device)
+        self.squares = torch.zeros(moments, dtype=torch.int64, device=device)
+        self.tracked = tracked.to(device, copy=True).contiguous()
+        self.bin_counts = torch.zeros(bins, dtype=torch.int64, device=device)
+        self.bin_sums = torch.zeros(bins, dtype=torch.int64, device=device)
+        parameters = torch.tensor([head.parameters() for head in self.soft_heads], dtype=torch.float32)
+        self.parameters = parameters.view(-1, 4).to(device)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        return self._provenance
+
+    @provenance.setter
+    def provenance(self, provenance: Provenance | None) -> None:
+        if provenance is not None and not isinstance(provenance, Provenance):
+            raise TypeError(f"provenance is {provenance!r}; it must be a Provenance or None")
+        if provenance is not None and len(provenance.input_ids) != self.num_inputs:
+            raise ValueError(f"provenance is of {len(provenance.input_ids)} inputs; it must be of {self.num_inputs}")
+        self._provenance = provenance
+
+    def check_provenance(self, name: str = "tally") -> None:
+        """Raise ValueError if n is not what the provenance states, as where samples were added twice."""
+        if self.provenance is None:
+            return
+        for place, (n, stated) in enumerate(zip(self.n.tolist(), self.provenance.counts(), strict=True)):
+            if n != stated:
+                raise ValueError(
+                    f"{name}.n[{place}] is {n}, but its provenance states {stated} samples; it must hold each of them once"
+                )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what counts by name: n, counts, sums, squares and, where classes are tracked, bin_counts and bin_sums."""
+        return {name: getattr(self, name) for name in (*_NAMES, *(_BIN_NAMES if self.tracked.numel() else ()))}
+
+    def _fill(self, tensors: dict[str, torch.Tensor]) -> Tally:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        return self
+
+    def _fill_checked(self, tensors: dict[str, torch.Tensor]) -> Tally:
+        for name, tensor in self.tensors().items():
+            found = tensors.get(name)
+            if found is None or found.shape != tensor.shape or found.dtype != torch.int64 or bool((found < 0).any()):
+                held = found if found is None else list(found.shape)
+                raise ValueError(f"it holds {name} as {held}; it must be int64 {list(tensor.shape)}, none negative")
+        if not torch.equal(tensors["n"], tensors["counts"].sum(1)) or int(tensors["n"].max()) > MAX_SAMPLES:
+            raise ValueError("n must be the sum of counts, and at most 2^33 - 1")
+        if self.tracked.numel():
+            self._check_bins(*(tensors[name] for name in ("n", "sums", *_BIN_NAMES)))
+        return self._fill(tensors)
+
+    def _check_bins(self, n: torch.Tensor, sums: torch.Tensor, bin_counts: torch.Tensor, bin_sums: torch.Tensor) -> None:
+        n = n[:, None, None]
+        if bool((bin_counts > n[..., None]).any()) or bool((bin_counts.sum(-1) != n).any()):
+            raise ValueError("the bin_counts of each tracked class must add up to n")
+        lower, upper = map(torch.from_numpy, bin_edges())
+        if bool((bin_sums < bin_counts * lower).any()) or bool((bin_sums > bin_counts * upper).any()):
+            raise ValueError("bin_sums must lie within what the scores of each bin can add up to")
+        if not torch.equal(bin_sums.sum(-1), sums.gather(2, self.tracked.cpu())):
+            raise ValueError("the bin_sums of each tracked class must add up to its sums")
+
+    def __add__(self, other: Tally) -> Tally:
+        """Return the tally of both sets of samples. Exact, commutative and associative.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit each other, hold a sample twice (by their provenance), or only one states its provenance and
+            the other is not empty.
+        OverflowError
+            If the sum would hold more than 2^33 - 1 samples of an input.
+        """
+        if not isinstance(other, Tally):
+            return NotImplemented
+        if (self.heads, self.counts.shape) != (other.heads, other.counts.shape):
+            raise ValueError(
+                f"a tally of {other.num_inputs} inputs, {other.num_classes} classes and heads {other.heads} cannot be added "
+                f"to one of {self.num_inputs}, {self.num_classes} and {self.heads}; they must agree"
+            )
+        if not torch.equal(self.tracked, other.tracked.to(self.tracked.device)):
+            raise ValueError("a tally cannot be added to one that tracks other classes; their tracked must be equal")
+        most = int((self.n + other.n.to(self.n.device)).max())
+        if most > MAX_SAMPLES:
+            raise OverflowError(f"the sum would hold {most} samples of an input; a Tally holds 2^33 - 1")
+        mine, theirs = self.tensors(), other.tensors()
+        total = self._like(self.tracked, self._united(other), self.n.device)
+        return total._fill({name: mine[name] + theirs[name].to(self.n.device) for name in mine})
+
+    def _united(self, other: Tally) -> Provenance | None:
+        """Return the provenance of the sum."""
+        known = [tally for tally in (self, other) if tally.provenance is not None]
+        if not known:
+            return None
+        for tally in known:
+            tally.check_provenance()
+        if len(known) == 1:
+            if bool((other if known[0] is self else self).n.any()):
+                raise ValueError(
+                    "a tally that states its provenance cannot be added to one that does not; state it for both, or set "
+                    "provenance = None on both"
+                )
+            return known[0].provenance
+        assert self.provenance is not None
+        assert other.provenance is not None
+        try:
+            return self.provenance + other.provenance
+        except ValueError as error:
+            raise ValueError(f"two tallies cannot be added: {error}") from None
+
+    def _like(self, tracked: torch.Tensor, provenance: Provenance | None, device: torch.device | str) -> Tally:
+        """Return an empty tally of the same heads and classes, of as many inputs as `tracked`."""
+        return Tally(len(tracked), self.num_classes, self.heads, tracked=tracked, provenance=provenance, device=device)
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both hold the same heads and the same integers, on whatever device and wherever they come from."""
+        if not isinstance(other, Tally):
+            return NotImplemented
+        if not torch.equal(self.tracked.cpu(), other.tracked.cpu()):
+            return False
+        mine, theirs = self.tensors(), other.tensors()
+        return self.heads == other.heads and all(torch.equal(mine[name].cpu(), theirs[name].cpu()) for name in mine)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        n = self.n.tolist() if self.num_inputs <= 4 else f"{int(self.n.min())}..{int(self.n.max())}"
+        return f"Tally(num_inputs={self.num_inputs}, num_classes={self.num_classes}, heads={self.heads}, n={n})"
+
+    def to(self, device: torch.device | str) -> Tally:
+        """Return a copy on `device`."""
+        return self._like(self.tracked, self.provenance, device)._fill(self.tensors())
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> Tally:
+        """Return the tally of these inputs alone, a copy, in this order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `indices` are not ints in [0, num_inputs), at least one.
+        """
+        places = integers("indices", indices, "[B]")
+        if places.ndim != 1 or not len(places):
+            raise ValueError(f"indices has shape {list(places.shape)}; it must be [B], B at least 1")
+        check_range("indices", places, self.num_inputs)
+        provenance = self.provenance and self.provenance.select(places.tolist())
+        places = places.to(self.n.device)
+        part = self._like(self.tracked[places], provenance, self.n.device)
+        return part._fill({name: tensor[places] for name, tensor in self.tensors().items()})
+
+    def integers(self, index: int) -> dict[str, Any]:
+        """Return n, counts, sums and squares of one input as Python integers and lists, for JSON.
+
+        Where classes are tracked, also tracked, and as bins [M][C] the list of [bin, count, sum] of those that hold a score.
+        """
+        integers = {name: getattr(self, name)[index].tolist() for name in _NAMES}
+        if self.tracked.numel():
+            counts, sums = self.bin_counts[index].tolist(), self.bin_sums[index].tolist()
+            integers["tracked"] = self.tracked[index].tolist()
+            integers["bins"] = [list(map(_sparse, *histograms)) for histograms in zip(counts, sums, strict=True)]
+        return integers
+
+    @classmethod
+    def from_integers(cls, inputs: Sequence[dict[str, Any]], heads: Sequence[Head]) -> Tally:
+        """Return the tally whose `integers` these are, one dict an input.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they do not fit together, or the heads.
+        """
+        if not inputs or any(name not in each for name in _NAMES for each in inputs):
+            raise ValueError(f"inputs is {inputs!r}; it must hold at least one dict, each with {', '.join(_NAMES)}")
+        tensors = {name: _tensor(name, [each[name] for each in inputs]) for name in _NAMES}  # of int64, if all are integers
+        if tensors["counts"].ndim != 2:
+            raise ValueError(f"counts are {inputs[0]['counts']!r}; they must be a list, one a class and one more")
+        binned = {name in each for each in inputs for name in ("tracked", "bins")}
+        if len(binned) > 1:
+            raise ValueError("some inputs lack tracked or bins, which others have; each must hold both, or none either")
+        tracked = [each["tracked"] for each in inputs] if True in binned else None
+        tally = cls(len(inputs), tensors["counts"].shape[1] - 1, heads, tracked=tracked)
+        if tracked is not None:
+            dense = _tensor("bins", [[[_dense(c) for c in head] for head in each["bins"]] for each in inputs])
+            tensors |= zip(_BIN_NAMES, dense.unbind(-2), strict=True)
+        for name in ("sums", "squares"):
+            if tensors[name].shape == (len(inputs), 0):  # lists without a soft head say neither type nor classes
+                tensors[name] = torch.zeros(len(inputs), 0, tally.num_classes, dtype=torch.int64)
+        return tally._fill_checked(tensors)
+
+    def save(self, path: str | Path) -> None:
+        """Write the tally to a safetensors file."""
+        metadata = {"format": _FORMAT, "heads": json.dumps([head.to_dict() for head in self.heads])}
+        if self.provenance is not None:
+            metadata["provenance"] = json.dumps(self.provenance.to_dict())
+        tensors = self.tensors() | ({"tracked": self.tracked} if self.tracked.numel() else {})
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Tally:
+        """Read a tally that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is not a Tally, or its tensors do not fit together.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file ({error}); it must be one that Tally.save wrote") from error
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{path} has format {metadata.get('format')!r}; it must be {_FORMAT!r}")
+        try:
+            heads = [heads_module.from_dict(head) for head in json.loads(metadata["heads"])]
+            counts, tracked = tensors["counts"], tensors.get("tracked")
+            if tracked is None and "bin_counts" in tensors:
+                raise ValueError("it holds bin_counts and no tracked")
+            stated = metadata.get("provenance")
+            provenance = None if stated is None else Provenance.from_dict(json.loads(stated))
+            tally = cls(counts.shape[0], counts.shape[1] - 1, heads, tracked=tracked, provenance=provenance, device=device)
+            return tally._fill_checked(tensors)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {error}); it must be as Tally.save wrote it"
+            ) from error

@@ -1,0 +1,195 @@
+"""The field's figure: certified accuracy against radius."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsfast._files import write_whole
+from rsfast.runs.results import Results, abstention_rate, certified_accuracy, progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
+
+SUFFIXES = (".png", ".pdf", ".svg")
+_STYLES, _MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # each for as many runs as there are colours, ten
+_LARGEST = 1e300  # a radius up to which matplotlib's own arithmetic stays finite
+
+
+def curve(results: Results) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return every radius at which certified accuracy steps down, after radius 0, and the accuracy at each.
+
+    Certified accuracy at r is the share with ``radius >= r``, so accuracy[i] holds on (radii[i - 1], radii[i]], and beyond
+    the last radius it is 0.
+
+    Returns
+    -------
+    radii, accuracy : ndarray of float64
+        The first increasing from 0, the second decreasing from the clean accuracy.
+
+    Examples
+    --------
+    >>> three = np.arange(3)
+    >>> curve(Results(three, three, three, np.array([0.5, 0.25, 0.5]), np.array([True, True, False])))
+    (array([0.  , 0.25, 0.5 ]), array([0.66666667, 0.66666667, 0.33333333]))
+    """
+    radii = np.unique(np.append(0.0, results.radius[results.certified]))
+    return radii, certified_accuracy(results, radii)
+
+
+def check_path(path: str | PathLike[str]) -> None:
+    """Raise ValueError unless the suffix of a file to write is one of `SUFFIXES`, and its folder exists."""
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise ValueError(f"path is {str(path)!r}; its suffix must be one of {', '.join(SUFFIXES)}")
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"path is {str(path)!r}; its folder must exist")
+
+
+def plot(
+    results_by_name: Mapping[str, Results], path: str | PathLike[str], *, title: str | None = None, norm: str = "l2"
+) -> None:
+    """Draw the certified accuracy of each run against radius, at its exact steps, and save the figure.
+
+    Predictions have no radius: their accuracy is a point at radius 0, which is all that they say. A curve that is not what
+    the axis says is called so in the legend: a lower bound of a run that stopped early, shares of images certified, right
+    or wrong, of a run without labels, and what there is so far of one that is not finished.
+
+    Parameters
+    ----------
+    results_by_name : mapping of str to Results
+        At least one run. The names go to the legend, without the folders that all of them share at either end.
+    path : path-like
+        File to write; its suffix, .png, .pdf or .svg, chooses the format.
+    title : str, optional
+    norm : str
+        Norm in which the radii are measured, for the label of the axis.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is another one, its folder is not there, there is no run, or a certified radius is 1e300 or more; or
+        there is something else than a regular file at path.
+    OSError
+        If the file cannot be written, for want of space mostly. What was there before stays.
+    ImportError
+        If matplotlib is not installed.
+    """
+    check_path(path)
+    if not results_by_name:
+        raise ValueError("results_by_name is empty; it must hold at least one run")
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
+    except ImportError as error:
+        raise ImportError("plots need matplotlib, which `pip install rsfast[plot]` installs") from error
+
+    curves = {name: curve(run) for name, run in results_by_name.items()}
+    for name, (radii, _) in curves.items():
+        if radii[-1] >= _LARGEST:
+            raise ValueError(f"{name} has the radius {radii[-1]}; to be drawn, all must be below {_LARGEST}")
+    right = 1.04 * max(radii[-1] for radii, _ in curves.values()) or 1.0
+
+    # A Figure of its own, not pyplot's: no global state, no window, and Agg where there is no display.
+    figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    lines: list[Line2D] = []
+    for i, (name, (radii, accuracy)) in enumerate(curves.items()):
+        look: dict[str, Any] = {"color": f"C{i % 10}", "linewidth": 1.6}
+        if results_by_name[name].has_radius:
+            look["linestyle"] = _STYLES[i // 10 % len(_STYLES)]
+            lines += axes.step(np.append(radii, right), np.append(accuracy, 0.0), where="pre", **look)
+        else:
+            marker = _MARKERS[i // 10 % len(_MARKERS)]
+            lines += axes.plot(radii[:1], accuracy[:1], marker, clip_on=False, **look)
+    labelled = any(run.labelled for run in results_by_name.values())
+    axes.set(xlabel=f"radius ({norm}, input units)", xlim=(0, right), ylim=(0, 1))
+    axes.set_ylabel("certified accuracy" if labelled else "share certified, right or wrong")
+    if title is not None:
+        above = axes.set_title(title, parse_math=False)
+        more = 1 - 1 / _wrap(above)
+        figure.set_figheight(figure.get_figheight() + more * above.get_window_extent().height / figure.dpi)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    names = zip(_short(list(results_by_name)), results_by_name.values(), strict=True)
+    _add_legend(figure, lines, [name + _what(run) for name, run in names])
+    content = BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:].lower())
+    write_whole(path, content.getbuffer())
+
+
+def _short(names: list[str]) -> list[str]:
+    """Return names without the folders that all share at their beginning and at their end.
+
+    >>> _short(["runs/small/test/0.25", "runs/large/test/0.25"])
+    ['small', 'large']
+    """
+    parts = [name.split("/") for name in names]
+    most = min(map(len, parts)) - 1 if len(names) > 1 else 0  # something is left of each
+    first = next((i for i in range(most) if len({part[i] for part in parts}) > 1), most)
+    most -= first
+    last = next((i for i in range(most) if len({part[-1 - i] for part in parts}) > 1), most)
+    return ["/".join(part[first : len(part) - last]) for part in parts]
+
+
+def _what(run: Results) -> str:
+    """Return what the legend says of a run beside its name."""
+    said = []
+    if not run.has_radius:
+        said.append(f"predictions, {abstention_rate(run):.1%} abstained")
+    if not run.labelled:
+        said.append("no labels: right or wrong")
+    if run.stopping:
+        said.append("lower bound")
+    if run.images_missing:
+        said.append(f"not finished: {progress(run)} images")
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _add_legend(figure: Figure, lines: list[Line2D], labels: list[str]) -> None:
+    """Add the legend: in the axes where it takes less than a quarter of them, else below them, on a page longer by it."""
+    (axes,) = figure.axes
+    figure.draw_without_rendering()  # which lays the axes out
+    area, page = axes.get_window_extent(), figure.bbox.width
+    legend, width, height = _legend(axes, lines, labels)
+    if width * height < area.width * area.height / 4 and width < area.width and height < area.height:
+        return
+    for columns in range(min(len(labels), 5), 0, -1):
+        legend.remove()
+        legend, width, height = _legend(figure, lines, labels, loc="outside lower center", fontsize="small", ncols=columns)
+        if width < 0.98 * page:
+            break
+    figure.set_figheight(figure.get_figheight() + height / figure.dpi)
+
+
+def _legend(where: Figure | Axes, lines: list[Line2D], labels: list[str], **options: Any) -> tuple[Legend, float, float]:
+    """Return a legend, and its width and height."""
+    legend = where.legend(lines, ["-"] * len(lines), edgecolor="none", **options)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set(text=label, parse_math=False)  # here, as matplotlib leaves out a label that begins with _
+        _wrap(text)
+    box = legend.get_window_extent()
+    return legend, box.width, box.height
+
+
+def _wrap(text: Text) -> int:
+    """Break a text into as many lines as it needs to fit on the page beside axes' labels, and return their number."""
+    figure = text.get_figure(root=True)
+    assert figure is not None
+    whole, characters = text.get_text(), 80
+    while text.get_window_extent().width > 0.85 * figure.bbox.width and characters > 1:
+        text.set_text(textwrap.fill(whole, characters))
+        characters = characters * 7 // 8
+    return text.get_text().count("\n") + 1

@@ -1,0 +1,396 @@
+"""What a run says: certified accuracies, and a table of several runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tabulate import LATEX_ESCAPE_RULES, tabulate
+
+from ..engine.plan import StoppingRule
+from .folder import (
+    ABSTAIN,
+    CERTIFY_COLUMNS,
+    COUNTS,
+    PARTS,
+    PREDICT_COLUMNS,
+    SIDECAR,
+    TABLE,
+    inputs_of,
+    read_rows,
+    read_sidecar,
+)
+from .tables import read_table
+
+_TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
+_SETTINGS = ("sigma", "n", "alpha")
+_N = TypeVar("_N", int, float)
+_MAX_COLUMNS = 8  # of certified accuracies, after radius 0
+_TINY = 1e-300  # a radius with no round step below it
+_LONG = 1e6  # an average radius from which on it is written with an exponent
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The rows of one run, as arrays of one length, and its sidecar (None if it has none).
+
+    A label or an idx of -1 is unknown. Predictions have no radius: `has_radius` is false then, and `radius` 0. `seconds` is
+    the time that all rows took, None where it is unknown.
+    """
+
+    idx: NDArray[np.int64]
+    label: NDArray[np.int64]
+    predict: NDArray[np.int64]
+    radius: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    sidecar: dict[str, Any] | None = None
+    has_radius: bool = True
+    seconds: float | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a row has a label."""
+        return bool((self.label != -1).any())
+
+    @property
+    def certified(self) -> NDArray[np.bool_]:
+        """Whether the radius of each row counts: it is no abstention and, if the run has labels, correct."""
+        answered = self.predict != ABSTAIN
+        return np.asarray(self.correct & answered if self.labelled else answered)
+
+    @property
+    def stopping(self) -> StoppingRule:
+        """What sampling stopped at before it had drawn all samples; false where it never did.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the sidecar's ``radius`` or ``rtol`` is out of range. The same holds for the properties below.
+        """
+        sidecar = self.sidecar or {}
+        return StoppingRule(sidecar.get("radius"), sidecar.get("rtol"))
+
+    @property
+    def sigma(self) -> float | None:
+        """The noise's standard deviation, in the units of the input; None where the sidecar has none."""
+        noise = (self.sidecar or {}).get("noise")
+        if not isinstance(noise, dict | None):
+            raise TypeError(f"noise is {noise!r:.80}; it must be an object")
+        return _number(noise, "sigma", float)
+
+    @property
+    def n(self) -> int | None:
+        """The samples that an image could take; None where the sidecar has no n."""
+        return _number(self.sidecar, "n", int)
+
+    @property
+    def alpha(self) -> float | None:
+        """The failure probability an image; None where the sidecar has none."""
+        return _number(self.sidecar, "alpha", float)
+
+    @property
+    def images_missing(self) -> int:
+        """How many rows fewer there are than the sidecar's start, end and skip ask for; 0 if that is unknown."""
+        inputs = inputs_of(self.sidecar or {})
+        return 0 if inputs is None else max(0, -((inputs.start - inputs.stop) // inputs.step) - len(self.idx))
+
+
+def _number(settings: Mapping[str, Any] | None, name: str, kind: type[_N]) -> _N | None:
+    """Return a setting of a sidecar, None where it is missing or null; raise ValueError if it is no such number."""
+    value = (settings or {}).get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 <= value < 1 << 63:
+        what = "an int" if kind is int else "a number"
+        raise ValueError(f"{name} is {value!r:.80}; it must be {what} from 0 to 2^63")
+    return kind(value)
+
+
+def read(path: str | PathLike[str]) -> Results:
+    """Read a run folder of rsfast certify or predict, or any table with the columns that such a folder's has.
+
+    Parameters
+    ----------
+    path : path-like
+        A run folder or a TSV file, as `tables.read_table` reads it. The sidecar is read with a run folder's table, and with
+        no other.
+
+    Raises
+    ------
+    OSError
+        If there is no such table.
+    EmptyTable
+        If the table has no rows; a ValueError.
+    ValueError
+        If a file is malformed, naming it and the line or the field; or a row of a run folder is not that of its check sum.
+
+    Warns
+    -----
+    UserWarning
+        If the last row was cut off: it is left out. If a run folder has no check sums.
+    """
+    folder = Path(path).is_dir()
+    file = Path(path) / TABLE if folder else Path(path)
+    beside = file.with_name(SIDECAR)
+    if folder and not file.exists() and (file.parent / PARTS).is_dir():
+        raise FileNotFoundError(
+            f"{file.parent} has no {TABLE} yet, as its run of several processes is not finished; go on with --resume, or "
+            f"merge the folders in {file.parent / PARTS}"
+        )
+    if folder and not file.exists():
+        raise FileNotFoundError(f"{file.parent} must be a run folder or a table, got a folder without {TABLE}")
+    sidecar = read_sidecar(beside) if file.name == TABLE and beside.exists() else None
+    table = read_table(file, ours=folder or sidecar is not None)
+    rows = len(table.idx)
+    if sidecar is not None and (file.parent / COUNTS).exists():
+        rows = len(read_rows(file.parent, CERTIFY_COLUMNS if table.has_radius else PREDICT_COLUMNS))
+    elif sidecar is not None:
+        text = f"{file.parent} has no {COUNTS}, which holds check sums of its rows; damage may pass unnoticed"
+        warnings.warn(text, UserWarning, stacklevel=2)
+    results = Results(
+        table.idx[:rows],
+        table.label[:rows],
+        table.predict[:rows],
+        table.radius[:rows],
+        table.correct[:rows],
+        sidecar,
+        table.has_radius,
+        table.seconds,
+    )
+    try:
+        _ = float(results.stopping.radius or 0), results.sigma, results.n, results.alpha, results.images_missing
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{beside} is damaged: {error}") from None
+    return results
+
+
+def certified_accuracy(results: Results, radii: ArrayLike) -> NDArray[np.float64]:
+    """Return the share of rows that are correct, not abstained, and certified at each radius: ``radius >= r``.
+
+    Of a run without labels, it is the share that is certified, right or wrong.
+
+    Parameters
+    ----------
+    results : Results
+    radii : array_like
+        Any shape, at least 0, in the units of the input.
+
+    Returns
+    -------
+    ndarray of float64
+        In [0, 1], of the shape of radii.
+
+    Raises
+    ------
+    ValueError
+        If a radius is negative, infinite or NaN.
+
+    Examples
+    --------
+    >>> idx = label = np.arange(4)
+    >>> predict, radius = np.array([0, 1, -1, 1]), np.array([0.5, 1.0, 0.0, 2.0])
+    >>> run = Results(idx, label, predict, radius, predict == label)
+    >>> certified_accuracy(run, [0, 0.5, 0.75, 2])
+    array([0.5 , 0.5 , 0.25, 0.  ])
+    """
+    at = np.asarray(radii, dtype=np.float64)
+    if not ((at >= 0) & (at < np.inf)).all():
+        raise ValueError(f"radii is {radii!r}; each must be a number of at least 0, and finite")
+    certified = np.sort(results.radius[results.certified])
+    return np.asarray((certified.size - np.searchsorted(certified, at, side="left")) / results.radius.size)
+
+
+def average_certified_radius(results: Results) -> float:
+    """Return the mean over all rows of the radius, 0 where the row is not certified: the area under the accuracy curve.
+
+    References
+    ----------
+    Zhai et al., "MACER: Attack-free and Scalable Robust Training via Maximizing Certified Radius", 2020.
+    """
+    # In long double, as a sum of radii near the largest float64 is none.
+    return float(np.where(results.certified, results.radius, 0.0).mean(dtype=np.longdouble))
+
+
+def abstention_rate(results: Results) -> float:
+    """Return the share of rows that abstained."""
+    return float((results.predict == ABSTAIN).mean())
+
+
+def clean_accuracy(results: Results) -> float:
+    """Return the share of rows predicted correctly: the certified accuracy at radius 0."""
+    return float(certified_accuracy(results, 0.0))
+
+
+def share_decided(results: Results, radius: float) -> float:
+    """Return the share of rows, right or wrong, whose prediction is certified at this radius."""
+    return float((results.radius >= radius).mean())
+
+
+def notes(results_by_name: Mapping[str, Results]) -> list[str]:
+    """Return what the figures of a run mean where that is not what they are called: it stopped early, or lacks labels.
+
+    A run that stops early stops an image once it has proved what it was asked, or gives it up. With all samples radii would
+    be larger, and images that were given up might be certified. So accuracies and the average radius are lower bounds, and
+    abstentions an upper bound.
+    """
+    found = []
+    for name, run in results_by_name.items():
+        unlabelled = int((run.label == -1).sum())
+        if not run.labelled:
+            shares = (
+                ": shares of images certified at r, right or wrong, and ACR is their mean radius" if run.has_radius else ""
+            )
+            found.append(f"{name}: no labels{shares}.")
+        elif unlabelled:
+            found.append(f"{name}: {unlabelled} of {len(run.label)} images have no label, and count as not correct.")
+        if run.stopping.radius is not None:
+            share = share_decided(run, run.stopping.radius)
+            why = f"sampling stopped once radius {run.stopping.radius} was decided: {share:.1%} certified at it"
+        elif run.stopping.rtol is not None:
+            why = f"sampling stopped once a radius was known to {run.stopping.rtol} of its size"
+        else:
+            continue
+        found.append(f"{name}: {why}. With all samples ACR and accuracies are at least, abstentions at most, those shown.")
+    return found
+
+
+def caveats(results_by_name: Mapping[str, Results]) -> list[str]:
+    """Return why figures of these runs may not be compared: a run is not finished, or stopped early, or they differ.
+
+    Runs of certify are compared with each other, and runs of predict, in n, alpha and the idx of their images.
+    """
+    found = [f"{name}: not finished: {progress(run)} images" for name, run in results_by_name.items() if run.images_missing]
+    if early := [name for name, run in results_by_name.items() if run.stopping]:
+        found.append(f"stopped early, so figures are bounds: {', '.join(early)}")
+    for has_radius in (True, False):
+        runs = {name: run for name, run in results_by_name.items() if run.has_radius == has_radius}
+        for what in ("n", "alpha"):
+            values = {name: getattr(run, what) for name, run in runs.items()}
+            found += _difference(what, {name: value for name, value in values.items() if value is not None})
+        known = {name: np.sort(run.idx) for name, run in runs.items() if (run.idx != -1).all()}
+        spans = {name: f"idx {idx[0]} to {idx[-1]}" for name, idx in known.items()}
+        if fewer := _difference("the number of images", {name: len(run.idx) for name, run in runs.items()}):
+            found += fewer
+        elif len({idx.tobytes() for idx in known.values()}) > 1:
+            found += _difference("images", spans) or [f"runs differ in images: {', '.join(known)} do not have the same idx"]
+    return found
+
+
+def _difference(what: str, values: Mapping[str, object]) -> list[str]:
+    """Return one line where runs have different values, with a run of each; no line where they have one."""
+    examples: dict[object, str] = {}
+    for name, value in values.items():
+        examples.setdefault(value, f"{value} in {name}")
+    each = list(examples.values())
+    more = ", ..." if len(each) > 4 else ""
+    return [f"runs differ in {what}: {', '.join(each[:4])}{more}"] if len(each) > 1 else []
+
+
+def progress(run: Results) -> str:
+    """Return how many images a run has; of one that is not finished, of how many."""
+    rows = len(run.idx)
+    return f"{rows} of {rows + run.images_missing}" if run.images_missing else f"{rows}"
+
+
+def round_radii(results_by_name: Mapping[str, Results]) -> list[float]:
+    """Return 0 and the multiples, at most eight, of a round step up to the largest certified radius.
+
+    With them the radii that runs were asked to decide.
+    """
+    runs = results_by_name.values()
+    asked = {float(run.stopping.radius) for run in runs if run.stopping.radius is not None}
+    largest = max(float(run.radius[run.certified].max(initial=0)) for run in runs)
+    if largest < _TINY:
+        return sorted({0.0, largest} | asked)
+    decade = 10.0 ** math.floor(math.log10(largest / _MAX_COLUMNS))
+    step = next(step for step in (decade, 2.5 * decade, 5 * decade, 10 * decade) if largest / step <= _MAX_COLUMNS)
+    return sorted({float(f"{i * step:.6g}") for i in range(int(largest / step) + 1)} | asked)
+
+
+def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format: str = "text") -> str:
+    """Return one row per run: images, sigma, n, alpha, average certified radius, share abstained, accuracy at each radius.
+
+    Where predictions are among the runs there is a column of accuracies, and where there is nothing else none of radii.
+    Shares are percentages with one decimal, and csv holds the unrounded fractions. They are rounded to nearest, unlike a
+    radius: the table estimates accuracy from a test set and certifies nothing. Runs that have `notes` are marked with an
+    asterisk, and the notes follow the table; of a run that is not finished, images is "120 of 500". But csv has neither.
+    Of sigma, n and alpha, what no run has recorded is left out; in csv it is an empty column.
+
+    Parameters
+    ----------
+    results_by_name : mapping of str to Results
+        At least one run.
+    radii : sequence of float
+        At least 0, in the units of the input.
+    format : {"text", "markdown", "latex", "csv"}
+
+    Returns
+    -------
+    str
+        Without a trailing newline. LaTeX needs the booktabs package.
+
+    Raises
+    ------
+    ValueError
+        If format is none of these, there is no run, or a radius is negative, infinite or NaN.
+    """
+    if format not in ("csv", *_TABLE_FORMATS):
+        raise ValueError(f"format is {format!r}; it must be one of {', '.join(_TABLE_FORMATS)}, csv")
+    if not results_by_name:
+        raise ValueError("results_by_name is empty; it must hold at least one run")
+    rows = [_row(name, run, radii) for name, run in results_by_name.items()]
+    always = {"run", "images", "accuracy", "abstained", *(_SETTINGS if format == "csv" else ())}
+    header = [name for name in rows[0] if name in always or any(row[name] is not None for row in rows)]
+    if all(run.has_radius for run in results_by_name.values()):
+        header.remove("accuracy")  # it is that at radius 0
+    if format == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().removesuffix("\n")
+    cells = []
+    for row, run in zip(rows, results_by_name.values(), strict=True):
+        shown = {name: _cell(name, value) for name, value in row.items()}
+        mark = " *" if notes({"": run}) else ""
+        cells.append([f"{row['run']}{mark}", progress(run), *(shown[name] for name in header[2:])])
+    below = [f"* {note}" for note in notes(results_by_name)]
+    if format == "markdown":
+        cells = [[name.replace("|", r"\|").replace(" *", r" \*"), *rest] for name, *rest in cells]
+        below = [f"\\{note}" for note in below]
+    if format == "latex":
+        below = ["".join(LATEX_ESCAPE_RULES.get(each, each) for each in note) for note in below]
+    alignment = ["left", *["right"] * (len(header) - 1)]
+    lines = tabulate(cells, header, tablefmt=_TABLE_FORMATS[format], disable_numparse=True, colalign=alignment)
+    return "\n\n".join([str(lines), *below])
+
+
+def _row(name: str, run: Results, radii: Sequence[float]) -> dict[str, Any]:
+    """Return the figures of a run by column; None is unknown."""
+    accuracies = certified_accuracy(run, radii).tolist()
+    return {
+        "run": name,
+        "images": len(run.idx),
+        **{setting: getattr(run, setting) for setting in _SETTINGS},
+        "accuracy": clean_accuracy(run) if run.labelled else None,
+        "ACR": average_certified_radius(run) if run.has_radius else None,
+        "abstained": abstention_rate(run),
+        **{f"r={float(r)}": each if run.has_radius else None for r, each in zip(radii, accuracies, strict=True)},
+    }
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name == "ACR":
+        return f"{value:.3f}" if value < _LONG else f"{value:.3e}"
+    return str(value) if name in ("run", "images", *_SETTINGS) else f"{value:.1%}"

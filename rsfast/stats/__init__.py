@@ -1,0 +1,1 @@
+"""Confidence bounds, and the rules that make certificates of them. No torch."""
