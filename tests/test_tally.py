@@ -531,3 +531,24 @@ def test_select(tracked):
 def test_errors_of_select(error, message, places):
     with pytest.raises(error, match=message):
         filled().select(places)
+
+
+def test_what_a_head_has_as_numpy():
+    """On the CPU, int64, by head rather than by place; a head that the tally does not hold is refused."""
+    tally = filled(tracked=TRACKED)
+    for place, head in enumerate(tally.soft_heads):
+        histograms = (each[:, place] for each in (tally.tracked_classes, tally.bin_counts, tally.bin_sums))
+        for found, tensor in zip(
+            (*tally.head_sums(head), *tally.head_histograms(head)),
+            (tally.sums[:, place], tally.squares[:, place], tally.n[:, None], *histograms),
+            strict=True,
+        ):
+            assert found.dtype == np.int64
+            assert np.array_equal(found, tensor.numpy())
+    votes, squares, trials = tally.head_sums(Votes())
+    assert votes is squares
+    assert np.array_equal(votes, tally.counts[:, :-1].numpy())
+    assert np.array_equal(trials, tally.n[:, None].numpy())
+    for method, head in ((tally.head_sums, Softmax(99.0)), (tally.head_histograms, Votes())):
+        with pytest.raises(ValueError, match=r"^head must be one of the tally's soft heads .*, got "):
+            method(head)

@@ -30,6 +30,13 @@ _NAMES = ("n", "counts", "sums", "squares")
 _BIN_NAMES = ("bin_counts", "bin_sums")
 
 
+Integers = NDArray[np.int64]
+
+
+def _numpy(tensor: torch.Tensor) -> Integers:
+    return np.asarray(tensor.cpu())
+
+
 def check_range(name: str, values: torch.Tensor, limit: int) -> None:
     """Raise ValueError unless all of `values` lie in [0, limit)."""
     if not values.numel():
@@ -141,7 +148,7 @@ class Tally:
         if not heads or len(set(heads)) != len(heads):
             raise ValueError(f"heads is {heads!r}; it must hold at least one head, and none twice")
         self.heads = heads
-        self.soft_heads = tuple(head for head in heads if head != Votes())
+        self.soft_heads = tuple(head for head in heads if head.soft)
         self.num_inputs, self.num_classes = num_inputs, num_classes
         self.provenance = provenance
         places = (num_inputs, len(self.soft_heads))
@@ -310,6 +317,45 @@ class Tally:
         places = places.to(self.n.device)
         part = self._like(self.tracked_classes[places], provenance, self.n.device)
         return part._fill({name: tensor[places] for name, tensor in self.tensors().items()})
+
+    def head_sums(self, head: Head) -> tuple[Integers, Integers, Integers]:
+        """Return the sums and squares [I, K] of a head's scores, and the trials [I, 1], as NumPy arrays.
+
+        Scores and squares are in units of ``2**-head.bits``: of a head that is not soft they are the counts of votes.
+
+        Raises
+        ------
+        ValueError
+            If `head` is not one of the tally's soft heads, nor one that votes.
+
+        Examples
+        --------
+        >>> sums, squares, trials = Tally(1, 3).head_sums(Votes())
+        >>> sums.tolist(), trials.tolist()
+        ([[0, 0, 0]], [[0]])
+        """
+        trials = _numpy(self.n)[:, None]
+        if not head.soft:
+            votes = _numpy(self.counts)[:, :-1]  # the last column is no class
+            return votes, votes, trials
+        place = self._place(head)
+        return _numpy(self.sums[:, place]), _numpy(self.squares[:, place]), trials
+
+    def head_histograms(self, head: Head) -> tuple[Integers, Integers, Integers]:
+        """Return a soft head's tracked classes [I, C], and their bin counts and bin sums [I, C, BINS], as NumPy arrays.
+
+        Raises
+        ------
+        ValueError
+            If `head` is not one of the tally's soft heads. Votes have no histograms: their counts are all there is.
+        """
+        place = self._place(head)
+        return tuple(_numpy(each[:, place]) for each in (self.tracked_classes, self.bin_counts, self.bin_sums))  # type: ignore[return-value]
+
+    def _place(self, head: Head) -> int:
+        if head not in self.soft_heads:
+            raise ValueError(f"head must be one of the tally's soft heads {self.soft_heads}, got {head!r}")
+        return self.soft_heads.index(head)
 
     def integers(self, index: int) -> dict[str, Any]:
         """Return n, counts, sums and squares of one input as Python integers and lists, for JSON.
