@@ -410,7 +410,7 @@ def gate_accumulate(gate: Gate, classes: int, batch: int, heads: tuple[Any, ...]
 
     def compute(backend: str, device: torch.device = device) -> Tally:
         tracked = torch.arange(2 * (len(heads) - 1)).view(1, -1, 2) % classes  # checked here, left out where it is timed
-        tally = Tally(1, classes, heads, tracked=tracked, device=device)
+        tally = Tally(1, classes, heads, tracked_classes=tracked, device=device)
         for logits in batches:  # the second adds to what the first left
             ops.accumulate(logits.to(device), tally, backend=backend)
         return tally

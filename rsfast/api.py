@@ -46,7 +46,7 @@ def sample(
     start: int = 0,
     stream: str = "estimation",
     heads: Sequence[Head] = (_VOTES,),
-    tracked: NDArray[np.int64] | torch.Tensor | None = None,
+    tracked_classes: NDArray[np.int64] | torch.Tensor | None = None,
     seed: int,
     **options: Unpack[SampleOptions],
 ) -> Tally:
@@ -74,7 +74,7 @@ def sample(
         "selection", "estimation", "training" or "user".
     heads : sequence of Head
         The scores to sum; all are taken from the same logits.
-    tracked : int64 array [I, M, C], optional
+    tracked_classes : int64 array [I, M, C], optional
         Classes whose scores' histograms the Tally keeps, for betting bounds: `leading_classes` of the selection sample.
     seed : int
         In [0, 2^64).
@@ -114,7 +114,7 @@ def sample(
     sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
-    return draw_tally(sampling, x, ids, range(int(start), int(start) + n), stream, heads, tracked)
+    return draw_tally(sampling, x, ids, range(int(start), int(start) + n), stream, heads, tracked_classes)
 
 
 class CertifyOptions(SamplingOptions, total=False):

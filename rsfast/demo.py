@@ -175,7 +175,7 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
     selection = api.sample(model, x, noise, n=N0, stream="selection", heads=heads, **options)
     tracked = leading_classes(selection)
     ranges = [
-        api.sample(model, x, noise, n=end - start, start=start, heads=heads, tracked=tracked, **options)
+        api.sample(model, x, noise, n=end - start, start=start, heads=heads, tracked_classes=tracked, **options)
         for start, end in pairwise([0, *range_ends(N)])
     ]
 

@@ -185,7 +185,7 @@ def _accumulate(backend: str) -> str:
     logits = (torch.arange(97 * 11) * 0x9E3779B1 >> 9).remainder(512).sub(256).view(97, 11) / 32
     logits[5, 3], logits[50, 0], logits[70, 2:9], logits[71] = torch.nan, torch.inf, -torch.inf, -torch.inf
     heads, tracked = (Votes(), Softmax(), Sparsemax(2.0), ClippedLogits(-4.0, 4.0)), torch.arange(18).view(3, 3, 2) % 11
-    tally = Tally(3, 11, heads, tracked=tracked, device=_device(backend))
+    tally = Tally(3, 11, heads, tracked_classes=tracked, device=_device(backend))
     ops.accumulate(logits.to(tally.n.device), tally, rows=torch.arange(97, device=tally.n.device) % 3, backend=backend)
     return _checksum(tally.n, tally.counts, tally.sums, tally.squares, tally.bin_counts, tally.bin_sums)
 

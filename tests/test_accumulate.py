@@ -62,7 +62,7 @@ def that_vote(logits):
 
 
 def fill(logits, rows=None, *, heads=HEADS, slots=SLOTS, tracked=None, backend="cpu"):
-    tally = Tally(slots, logits.shape[1], heads, tracked=tracked)
+    tally = Tally(slots, logits.shape[1], heads, tracked_classes=tracked)
     accumulate(logits, tally, rows=rows, backend=backend)
     return tally
 
@@ -73,7 +73,7 @@ def row_scores(logits, *heads, backend="cpu"):
 
 
 def assert_same(found, expected):
-    for name in ("n", "counts", "sums", "squares", "tracked", "bin_counts", "bin_sums"):
+    for name in ("n", "counts", "sums", "squares", "tracked_classes", "bin_counts", "bin_sums"):
         a, b = getattr(found, name), getattr(expected, name)
         places = (a != b).nonzero()[:4].tolist()
         assert not places, (name, [(place, a[tuple(place)].item(), b[tuple(place)].item()) for place in places])
@@ -603,7 +603,7 @@ def test_histograms_of_parts_add_up(threads, isa):
         threads(count)
         assert_same(fill(logits, rows, tracked=tracked), wanted)
     for size in (150, 61, 6):
-        tally = Tally(SLOTS, 17, HEADS, tracked=tracked)
+        tally = Tally(SLOTS, 17, HEADS, tracked_classes=tracked)
         parts = []
         for i in range(0, 300, size):
             accumulate(logits[i : i + size], tally, rows=rows[i : i + size])
@@ -637,7 +637,7 @@ def test_threads_that_share_a_tally(threads, isa):
     threads(1)
     heads, tracked, calls = (ClippedLogits(0.0, 1.0),), torch.tensor([[[0, 1]]]), 64
     logits = hostile_logits(2, 20_000)
-    shared, alone = (Tally(1, 2, heads, tracked=tracked) for _ in range(2))
+    shared, alone = (Tally(1, 2, heads, tracked_classes=tracked) for _ in range(2))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: accumulate(logits, shared), range(calls)))
     accumulate(logits, alone)
@@ -689,7 +689,7 @@ def test_copies_of_a_tally_count_on_their_own():
 
 
 def test_autograd_notices_that_a_tally_was_added_to():
-    tally = Tally(1, 3, (Softmax(1.0),), tracked=[[[0]]])
+    tally = Tally(1, 3, (Softmax(1.0),), tracked_classes=[[[0]]])
     names = ("n", "counts", "sums", "squares", "bin_counts", "bin_sums")
     before = [getattr(tally, name)._version for name in names]
     accumulate(torch.zeros(2, 3), tally)
@@ -698,8 +698,8 @@ def test_autograd_notices_that_a_tally_was_added_to():
 
 def call_operator(**changes):
     """The operator on 2 rows of 3 classes, with a Tally of 4 inputs, 2 soft heads and 1 tracked class."""
-    tally = Tally(4, 3, (Softmax(1.0), Sparsemax(1.0)), tracked=torch.ones(4, 2, 1, dtype=torch.int64))
-    names = ("n", "counts", "sums", "squares", "tracked", "bin_counts", "bin_sums")
+    tally = Tally(4, 3, (Softmax(1.0), Sparsemax(1.0)), tracked_classes=torch.ones(4, 2, 1, dtype=torch.int64))
+    names = ("n", "counts", "sums", "squares", "tracked_classes", "bin_counts", "bin_sums")
     arguments = {"logits": torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]), "rows": torch.tensor([0, 3])}
     arguments |= {"parameters": tally.parameters, "backend": "cpu"} | {name: getattr(tally, name) for name in names}
     torch.ops.rsfast.accumulate(**arguments | changes)
@@ -734,9 +734,21 @@ OPERATOR_ERRORS = {
     "counts broadcast": (ValueError, r"^counts has strides ", {"counts": torch.zeros(1, 4, dtype=INDEX).expand(4, 4)}),
     "sums of floats": (TypeError, r"^sums has dtype torch.float32; ", {"sums": torch.zeros(4, 2, 3)}),
     "squares too small": (ValueError, r"^squares has shape \[4, 1, 3\]; ", {"squares": torch.zeros(4, 1, 3, dtype=INDEX)}),
-    "tracked of rank 2": (ValueError, r"^tracked has shape \[4, 2\]; ", {"tracked": torch.zeros(4, 2, dtype=INDEX)}),
-    "tracked out of range": (ValueError, r"^tracked runs from 3 to 3; ", {"tracked": torch.full((4, 2, 1), 3)}),
-    "tracked negative": (ValueError, r"^tracked runs from -1 to -1; ", {"tracked": torch.full((4, 2, 1), -1)}),
+    "tracked of rank 2": (
+        ValueError,
+        r"^tracked_classes has shape \[4, 2\]; ",
+        {"tracked_classes": torch.zeros(4, 2, dtype=INDEX)},
+    ),
+    "tracked out of range": (
+        ValueError,
+        r"^tracked_classes runs from 3 to 3; ",
+        {"tracked_classes": torch.full((4, 2, 1), 3)},
+    ),
+    "tracked negative": (
+        ValueError,
+        r"^tracked_classes runs from -1 to -1; ",
+        {"tracked_classes": torch.full((4, 2, 1), -1)},
+    ),
     "bins too few": (ValueError, r"^bin_counts has shape ", {"bin_counts": torch.zeros(4, 2, 1, 127, dtype=INDEX)}),
     "bin_sums too few": (ValueError, r"^bin_sums has shape ", {"bin_sums": torch.zeros(4, 2, 0, 128, dtype=INDEX)}),
     "backend": (ValueError, r"^backend is 'fast'; ", {"backend": "fast"}),
@@ -767,8 +779,8 @@ def test_tensors_that_share_memory_are_refused(backend):
         call_operator(sums=sums, logits=memory.view(torch.float32)[:140:2].view(7, 10).t()[2:5, 1:3].t(), backend=backend)
     with pytest.raises(ValueError, match=r"^n shares memory with rows; "):
         call_operator(n=memory[:4], rows=memory[3:5], backend=backend)
-    with pytest.raises(ValueError, match=r"^squares shares memory with tracked; "):
-        call_operator(squares=memory[:24].view(4, 2, 3), tracked=memory[8:16].view(4, 2, 1), backend=backend)
+    with pytest.raises(ValueError, match=r"^squares shares memory with tracked_classes; "):
+        call_operator(squares=memory[:24].view(4, 2, 3), tracked_classes=memory[8:16].view(4, 2, 1), backend=backend)
     assert not memory.any()
     call_operator(counts=memory[:16].view(4, 4), sums=memory[16:40].view(4, 2, 3), n=memory[40:44], backend=backend)
     assert memory[40:44].tolist() == [1, 0, 0, 1]

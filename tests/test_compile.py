@@ -39,7 +39,7 @@ def test_one_graph_and_the_same_bits(compiler):
     x, samples = images(), torch.arange(6)
     rows, counter = samples % 2, CompileCounterWithBackend(compiler)
     compiled = torch.compile(step, backend=counter, fullgraph=True)
-    tallies = [rsfast.Tally(2, 10, HEADS, tracked=TRACKED) for _ in range(2)]
+    tallies = [rsfast.Tally(2, 10, HEADS, tracked_classes=TRACKED) for _ in range(2)]
     for seed in (3, 4, 5, 6):
         found, expected = compiled(x, samples, rows, tallies[0], seed), step(x, samples, rows, tallies[1], seed)
         assert torch.equal(found, expected)
@@ -85,8 +85,8 @@ def test_opcheck_of_perturb(channels_last, transformed):
 
 @pytest.mark.parametrize(("heads", "tracked"), [(HEADS, None), (HEADS, TRACKED), (HEADS[:1], None)])
 def test_opcheck_of_accumulate(heads, tracked):
-    tally, logits = rsfast.Tally(2, 10, heads, tracked=tracked), images().flatten(1)[:, :10]
-    results = tally.n, tally.counts, tally.sums, tally.squares, tally.tracked, tally.bin_counts, tally.bin_sums
+    tally, logits = rsfast.Tally(2, 10, heads, tracked_classes=tracked), images().flatten(1)[:, :10]
+    results = tally.n, tally.counts, tally.sums, tally.squares, tally.tracked_classes, tally.bin_counts, tally.bin_sums
     torch.library.opcheck(
         torch.ops.rsfast.accumulate.default, (logits, torch.tensor([0, 1]), tally.parameters, "cpu", *results)
     )

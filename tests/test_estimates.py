@@ -111,7 +111,7 @@ def test_randomized_is_never_below_clopper_pearson():
 def scored(q, tracked=None, head=None):
     """A Tally of one input from integer scores [classes, draws]."""
     head = Softmax(1.0) if head is None else head
-    tally = Tally(1, len(q), [head], tracked=tracked)
+    tally = Tally(1, len(q), [head], tracked_classes=tracked)
     tally.n += q.shape[1]
     tally.counts[0, 0] = q.shape[1]
     tally.sums[0, 0] = torch.from_numpy(q.sum(1))
@@ -184,7 +184,7 @@ def test_ranges_adapt_the_bets(scores):
 def test_a_draw_that_votes_for_nobody_is_a_score_of_zero():
     selection, tracked = scored(np.tile([[UNIT - 9, UNIT - 9, UNIT - 9, 0], [9, 9, 9, 0]], 20)), [[[0, 1]]]
     estimation = scored(np.full((2, 400), [[UNIT - 9], [9]]), tracked)
-    empty = Tally(1, 2, [Softmax(1.0)], tracked=tracked)
+    empty = Tally(1, 2, [Softmax(1.0)], tracked_classes=tracked)
     empty.n += 100
     empty.counts[0, -1] = 100
     empty.bin_counts[..., 0] = 100
@@ -198,7 +198,7 @@ def test_histograms_that_lack_or_are_of_other_classes(scores, bound):
     first, second = scores
     selection = scored(first)
     for tracked, what in ((None, "no histograms"), ([[[1, 0]]], "histograms of the classes [[1, 0]]"), ([[[0]]], "[[0]]")):
-        with pytest.raises(ValueError, match=rf"{re.escape(what)}.* sample\(tracked=leading_classes"):
+        with pytest.raises(ValueError, match=rf"{re.escape(what)}.* sample\(tracked_classes=leading_classes"):
             certify(selection, scored(second, tracked), head=Softmax(1.0), bound=bound)
 
 

@@ -89,7 +89,7 @@ def test_accumulate_is_the_reference(dtype, backend):
 def test_histograms_are_the_reference(count, backend):
     for classes, batch in SIZES:
         tracked, logits, rows = some_classes(classes, count), hostile_logits(classes, batch), some_rows(batch)
-        tallies = [Tally(SLOTS, classes, HEADS, tracked=tracked, device=device) for device in ("cpu", GPU)]
+        tallies = [Tally(SLOTS, classes, HEADS, tracked_classes=tracked, device=device) for device in ("cpu", GPU)]
         ops.accumulate(logits, tallies[0], rows=rows, backend="cpu")
         ops.accumulate(logits.to(GPU), tallies[1], rows=rows.to(GPU), backend=backend)
         assert_same(tallies[1].to("cpu"), tallies[0])
@@ -97,7 +97,7 @@ def test_histograms_are_the_reference(count, backend):
 
 def test_bins_at_every_edge(backend):
     logits, heads = edge_logits(), (rsfast.ClippedLogits(0.0, 1.0),)
-    tallies = [Tally(1, 2, heads, tracked=[[[0]]], device=device) for device in ("cpu", GPU)]
+    tallies = [Tally(1, 2, heads, tracked_classes=[[[0]]], device=device) for device in ("cpu", GPU)]
     ops.accumulate(logits, tallies[0], backend="reference")
     ops.accumulate(logits.to(GPU), tallies[1], backend=backend)
     assert_same(tallies[1].to("cpu"), tallies[0])
@@ -108,7 +108,7 @@ def test_a_large_batch_of_one_input(classes, backend):
     """Many blocks add to the same counters; 70,000 logits are more than a block's shared memory."""
     heads = (Votes(), Softmax(1.0), rsfast.Sparsemax(1.0))
     logits = torch.randn(20_000 if classes == 10 else 100, classes, generator=torch.Generator().manual_seed(1)) * 3
-    tallies = [Tally(1, classes, heads, tracked=[[[0, 1]] * 2], device=device) for device in ("cpu", GPU)]
+    tallies = [Tally(1, classes, heads, tracked_classes=[[[0, 1]] * 2], device=device) for device in ("cpu", GPU)]
     ops.accumulate(logits, tallies[0])
     for _ in range(2):
         ops.accumulate(logits.to(GPU), tallies[1], backend=backend)
@@ -135,7 +135,7 @@ def test_strides_and_slots_in_any_order(classes, backend):
 def a_call(backend):
     """A function that makes a batch and adds it to a tally, on the GPU, and the tally."""
     x, samples = inputs(2, (3, 8, 8)).to(GPU), torch.arange(16, device=GPU)
-    rows, tally = samples % 2, Tally(2, 10, (Votes(), Softmax(1.0)), tracked=[[[3, 4]], [[5, 5]]], device=GPU)
+    rows, tally = samples % 2, Tally(2, 10, (Votes(), Softmax(1.0)), tracked_classes=[[[3, 4]], [[5, 5]]], device=GPU)
     ids, out = torch.arange(2, device=GPU), torch.empty(16, 3, 8, 8, device=GPU)
     scale, shift = torch.ones(3, device=GPU), torch.zeros(3, device=GPU)
 
@@ -254,8 +254,8 @@ def test_opcheck(backend):
     x, samples, out = inputs(2, (3, 8, 8)).to(GPU), torch.arange(4, device=GPU), torch.empty(4, 3, 8, 8, device=GPU)
     indices = samples % 2, torch.arange(2, device=GPU), samples
     torch.library.opcheck(torch.ops.rsfast.perturb.default, (x, *indices, 0.5, 1, 1, None, None, None, False, backend, out))
-    tally = Tally(2, 10, (Votes(), Softmax(1.0)), tracked=[[[3, 4]], [[5, 5]]], device=GPU)
-    results = tally.n, tally.counts, tally.sums, tally.squares, tally.tracked, tally.bin_counts, tally.bin_sums
+    tally = Tally(2, 10, (Votes(), Softmax(1.0)), tracked_classes=[[[3, 4]], [[5, 5]]], device=GPU)
+    results = tally.n, tally.counts, tally.sums, tally.squares, tally.tracked_classes, tally.bin_counts, tally.bin_sums
     torch.library.opcheck(
         torch.ops.rsfast.accumulate.default, (out.flatten(1)[:, :10], samples % 2, tally.parameters, backend, *results)
     )

@@ -283,8 +283,8 @@ def test_a_slot_out_of_range_stops_the_kernel(grid, monkeypatch):
 def test_a_tracked_class_out_of_range_stops_the_kernel(grid, monkeypatch):
     monkeypatch.setattr(backends, "check_range", lambda *_: None)
     for k in (3, -1):
-        tally = Tally(1, 3, HEADS, tracked=torch.zeros(1, len(HEADS) - 1, 1, dtype=torch.int64))
-        tally.tracked += k
+        tally = Tally(1, 3, HEADS, tracked_classes=torch.zeros(1, len(HEADS) - 1, 1, dtype=torch.int64))
+        tally.tracked_classes += k
         with pytest.raises(IndexError, match=r"^rsfast.accumulate: tracked must lie in \[0, num_classes\)"):
             ops.accumulate(torch.zeros(2, 3), tally, backend="cpu")
 

@@ -91,7 +91,13 @@ def plainly(head, stopping):
     plan = Certification(specs, StoppingRule(**stopping), n0=N0, n=N, seed=5, backend="cpu")
 
     def draw(which, samples, stream, tracked):
-        options = {"start": samples.start, "stream": stream, "heads": plan.heads, "tracked": tracked, "input_ids": which}
+        options = {
+            "start": samples.start,
+            "stream": stream,
+            "heads": plan.heads,
+            "tracked_classes": tracked,
+            "input_ids": which,
+        }
         return rsfast.sample(first_elements, X[which], NOISE, num_classes=4, n=len(samples), seed=5, **options)
 
     found = follow(draw, plan, list(range(COUNT)))

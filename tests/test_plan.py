@@ -43,7 +43,7 @@ class Simulated:
             tally = Tally(len(which), len(self.p))
             tally.counts[:, :-1] = torch.from_numpy(self.rng.multinomial(len(samples), self.p, size=len(which)))
         else:
-            tally = Tally(len(which), 2, [Softmax(1.0)], tracked=tracked)
+            tally = Tally(len(which), 2, [Softmax(1.0)], tracked_classes=tracked)
             q = np.floor(self.scores(self.rng, (len(which), len(samples))) * UNIT).astype(np.int64)
             q = np.stack([q, UNIT - q], axis=1)
             tally.counts[:, 0] = torch.from_numpy((q[:, 0] >= UNIT // 2).sum(-1))

@@ -21,7 +21,7 @@ HEADS = [rsfast.Votes(), rsfast.Softmax(0.5)]
 def draw(model, images, stream, n, heads=HEADS[:1], tracked=None):
     """As README has it, but for its arguments."""
     provenance = rsfast.Provenance(NOISE, seed=1, stream=stream, samples=range(n), input_ids=range(len(images)))
-    tally = rsfast.Tally(len(images), 10, heads, tracked=tracked, provenance=provenance)
+    tally = rsfast.Tally(len(images), 10, heads, tracked_classes=tracked, provenance=provenance)
     for places in torch.arange(len(images) * n).split(256):  # rows of several images share a batch
         rows, samples = places // n, places % n
         batch = rsfast.ops.perturb(images, NOISE, seed=1, stream=stream, rows=rows, samples=samples)
@@ -34,7 +34,7 @@ def draw(model, images, stream, n, heads=HEADS[:1], tracked=None):
 def test_the_loop_gives_the_tally_of_sample(n, stream):
     """Of scores with histograms, too, and at another batch size."""
     tracked = torch.tensor([[[k, 9 - k]] for k in range(4)])
-    options = {"num_classes": 10, "n": n, "seed": 1, "stream": stream, "heads": HEADS, "tracked": tracked}
+    options = {"num_classes": 10, "n": n, "seed": 1, "stream": stream, "heads": HEADS, "tracked_classes": tracked}
     mine = draw(first_elements, IMAGES, stream, n, HEADS, tracked)
     assert mine == rsfast.sample(first_elements, IMAGES, NOISE, batch_size=100, **options)
     assert mine.n.tolist() == [n] * 4

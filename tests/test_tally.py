@@ -24,7 +24,7 @@ def batch(rows, seed):
 
 
 def filled(rows=40, seed=0, heads=HEADS, tracked=None):
-    tally = Tally(3, 5, heads, tracked=tracked)
+    tally = Tally(3, 5, heads, tracked_classes=tracked)
     logits, slots = batch(rows, seed)
     logits[0, 2] = torch.nan
     accumulate(logits, tally, rows=slots)
@@ -339,40 +339,44 @@ def test_integers_that_are_no_tally(inputs, message):
 
 
 def test_shapes_of_histograms():
-    tally = Tally(3, 5, HEADS, tracked=TRACKED)
-    assert torch.equal(tally.tracked, TRACKED)
-    assert tally.tracked.data_ptr() != TRACKED.data_ptr()
+    tally = Tally(3, 5, HEADS, tracked_classes=TRACKED)
+    assert torch.equal(tally.tracked_classes, TRACKED)
+    assert tally.tracked_classes.data_ptr() != TRACKED.data_ptr()
     for name in BIN_TENSORS:
         assert getattr(tally, name).shape == (3, 3, 2, BINS)
         assert getattr(tally, name).dtype == torch.int64
         assert not getattr(tally, name).any()
-    for plain in (Tally(3, 5, HEADS), Tally(3, 5, HEADS, tracked=np.zeros((3, 3, 0), dtype=np.int64))):
-        assert plain.tracked.shape == (3, 3, 0)
-        assert plain.tracked.dtype == torch.int64
+    for plain in (Tally(3, 5, HEADS), Tally(3, 5, HEADS, tracked_classes=np.zeros((3, 3, 0), dtype=np.int64))):
+        assert plain.tracked_classes.shape == (3, 3, 0)
+        assert plain.tracked_classes.dtype == torch.int64
         assert plain.bin_counts.shape == plain.bin_sums.shape == (3, 3, 0, BINS)
-    assert Tally(3, 5, HEADS, tracked=TRACKED.tolist()) == Tally(3, 5, HEADS, tracked=TRACKED.int().numpy()) == tally
-    assert Tally(3, 5, HEADS, tracked=TRACKED.transpose(0, 1)).tracked.is_contiguous()
-    assert Tally(1, 5, HEADS, tracked=TRACKED[:1], device="meta").bin_sums.device.type == "meta"
+    assert (
+        Tally(3, 5, HEADS, tracked_classes=TRACKED.tolist())
+        == Tally(3, 5, HEADS, tracked_classes=TRACKED.int().numpy())
+        == tally
+    )
+    assert Tally(3, 5, HEADS, tracked_classes=TRACKED.transpose(0, 1)).tracked_classes.is_contiguous()
+    assert Tally(1, 5, HEADS, tracked_classes=TRACKED[:1], device="meta").bin_sums.device.type == "meta"
 
 
 @pytest.mark.parametrize(
     ("error", "message", "tracked"),
     [
-        (TypeError, r"^tracked is 'all'; it must be int64 \[3, 3, C\], C from 0 to 8", "all"),
-        (TypeError, r"^tracked has dtype torch.float64; it must be int64 \[3, 3, C\]", TRACKED.double()),
-        (TypeError, r"^tracked has dtype torch.bool; ", TRACKED > 2),
-        (TypeError, r"^tracked is \[\[0\], \[1, 2\]\]; ", [[0], [1, 2]]),
-        (ValueError, r"^tracked has shape \[3, 3\]; it must be \[3, 3, C\], C from 0 to 8", TRACKED[:, :, 0]),
-        (ValueError, r"^tracked has shape \[2, 3, 2\]; ", TRACKED[:2]),
-        (ValueError, r"^tracked has shape \[3, 2, 2\]; ", TRACKED[:, :2]),
-        (ValueError, r"^tracked has shape \[3, 3, 9\]; ", TRACKED[:, :, :1].repeat(1, 1, 9)),
-        (ValueError, r"^tracked runs from 1 to 5; it must lie in \[0, 5\)", TRACKED * 0 + torch.tensor([1, 5])),
-        (ValueError, r"^tracked runs from -1 to 0; ", TRACKED * 0 + torch.tensor([0, -1])),
+        (TypeError, r"^tracked_classes is 'all'; it must be int64 \[3, 3, C\], C from 0 to 8", "all"),
+        (TypeError, r"^tracked_classes has dtype torch.float64; it must be int64 \[3, 3, C\]", TRACKED.double()),
+        (TypeError, r"^tracked_classes has dtype torch.bool; ", TRACKED > 2),
+        (TypeError, r"^tracked_classes is \[\[0\], \[1, 2\]\]; ", [[0], [1, 2]]),
+        (ValueError, r"^tracked_classes has shape \[3, 3\]; it must be \[3, 3, C\], C from 0 to 8", TRACKED[:, :, 0]),
+        (ValueError, r"^tracked_classes has shape \[2, 3, 2\]; ", TRACKED[:2]),
+        (ValueError, r"^tracked_classes has shape \[3, 2, 2\]; ", TRACKED[:, :2]),
+        (ValueError, r"^tracked_classes has shape \[3, 3, 9\]; ", TRACKED[:, :, :1].repeat(1, 1, 9)),
+        (ValueError, r"^tracked_classes runs from 1 to 5; it must lie in \[0, 5\)", TRACKED * 0 + torch.tensor([1, 5])),
+        (ValueError, r"^tracked_classes runs from -1 to 0; ", TRACKED * 0 + torch.tensor([0, -1])),
     ],
 )
 def test_errors_of_tracked(error, message, tracked):
     with pytest.raises(error, match=message):
-        Tally(3, 5, HEADS, tracked=tracked)
+        Tally(3, 5, HEADS, tracked_classes=tracked)
 
 
 def test_addition_of_histograms():
@@ -380,7 +384,7 @@ def test_addition_of_histograms():
     total = a + b
     for name in (*TENSORS, *BIN_TENSORS):
         assert torch.equal(getattr(total, name), getattr(a, name) + getattr(b, name))
-    assert torch.equal(total.tracked, TRACKED)
+    assert torch.equal(total.tracked_classes, TRACKED)
     assert total == b + a
     assert total != a
     assert a == filled(seed=1, tracked=TRACKED)
@@ -391,7 +395,7 @@ def test_tallies_that_track_other_classes(tracked):
     a, b = filled(tracked=TRACKED), filled(tracked=tracked)
     assert a != b
     for first, second in ((a, b), (b, a)):
-        with pytest.raises(ValueError, match="tracks other classes; their tracked must be equal"):
+        with pytest.raises(ValueError, match="tracks other classes; their tracked_classes must be equal"):
             first + second
 
 
@@ -399,7 +403,7 @@ def test_equality_and_copies_of_histograms():
     tally = filled(tracked=TRACKED)
     copy = tally.to("cpu")
     assert copy == tally
-    for name in (*BIN_TENSORS, "tracked"):
+    for name in (*BIN_TENSORS, "tracked_classes"):
         other = filled(tracked=TRACKED)
         getattr(other, name).view(-1)[-1] += 1
         assert tally != other
@@ -433,8 +437,8 @@ DAMAGED_HISTOGRAMS = {
     "no bin_counts": (r"holds bin_counts as None; ", lambda t: t.pop("bin_counts")),
     "no bin_sums": (r"holds bin_sums as None; ", lambda t: t.pop("bin_sums")),
     "no tracked": (r"holds bin_counts and no tracked", lambda t: t.pop("tracked")),
-    "tracked of floats": (r"tracked has dtype torch.float64", lambda t: t.update(tracked=t["tracked"].double())),
-    "tracked out of range": (r"tracked runs from . to 9; .*\[0, 5\)", lambda t: t["tracked"][0, 0].fill_(9)),
+    "tracked of floats": (r"tracked_classes has dtype torch.float64", lambda t: t.update(tracked=t["tracked"].double())),
+    "tracked out of range": (r"tracked_classes runs from . to 9; .*\[0, 5\)", lambda t: t["tracked"][0, 0].fill_(9)),
     "another class": (r"bin_sums of each tracked class must add up to its sums", lambda t: t["tracked"].add_(1).fmod_(5)),
     "one class less": (r"holds bin_counts as \[3, 3, 2, 128\]; ", lambda t: t.update(tracked=t["tracked"][:, :, :1])),
     "a bin less": (r"holds bin_sums as \[3, 3, 2, 127\]; ", lambda t: t.update(bin_sums=t["bin_sums"][..., 1:])),
@@ -483,8 +487,8 @@ def test_histograms_as_integers():
         (r"must add up to n", lambda inputs: inputs[0]["bins"][0][0].pop()),
         (r"it holds bin_counts as .*must be int64", lambda inputs: inputs[0]["bins"][0][0][0].__setitem__(1, 1.0)),
         (r"values to unpack", lambda inputs: inputs[0]["bins"][0][0][0].pop()),
-        (r"^tracked has shape ", lambda inputs: [each["tracked"].pop() for each in inputs]),
-        (r"^tracked runs from . to 7", lambda inputs: inputs[0]["tracked"][0].__setitem__(0, 7)),
+        (r"^tracked_classes has shape ", lambda inputs: [each["tracked"].pop() for each in inputs]),
+        (r"^tracked_classes runs from . to 7", lambda inputs: inputs[0]["tracked"][0].__setitem__(0, 7)),
     ],
 )
 def test_integers_that_are_no_histograms(message, change):
@@ -505,7 +509,7 @@ def test_select(tracked):
     for places in ([2], [0, 2], torch.tensor([2, 0]), range(3), [1, 1], np.array([1])):
         part = tally.select(places)
         assert (part.num_inputs, part.num_classes, part.heads) == (len(places), 5, HEADS)
-        for name in (*TENSORS, *BIN_TENSORS, "tracked"):
+        for name in (*TENSORS, *BIN_TENSORS, "tracked_classes"):
             assert torch.equal(getattr(part, name), getattr(tally, name)[torch.as_tensor(places)])
     assert tally.select(range(3)) == tally
     part.n += 1
@@ -527,3 +531,24 @@ def test_select(tracked):
 def test_errors_of_select(error, message, places):
     with pytest.raises(error, match=message):
         filled().select(places)
+
+
+def test_what_a_head_has_as_numpy():
+    """On the CPU, int64, by head rather than by place; a head that the tally does not hold is refused."""
+    tally = filled(tracked=TRACKED)
+    for place, head in enumerate(tally.soft_heads):
+        histograms = (each[:, place] for each in (tally.tracked_classes, tally.bin_counts, tally.bin_sums))
+        for found, tensor in zip(
+            (*tally.head_sums(head), *tally.head_histograms(head)),
+            (tally.sums[:, place], tally.squares[:, place], tally.n[:, None], *histograms),
+            strict=True,
+        ):
+            assert found.dtype == np.int64
+            assert np.array_equal(found, tensor.numpy())
+    votes, squares, trials = tally.head_sums(Votes())
+    assert votes is squares
+    assert np.array_equal(votes, tally.counts[:, :-1].numpy())
+    assert np.array_equal(trials, tally.n[:, None].numpy())
+    for method, head in ((tally.head_sums, Softmax(99.0)), (tally.head_histograms, Votes())):
+        with pytest.raises(ValueError, match=r"^head must be one of the tally's soft heads .*, got "):
+            method(head)

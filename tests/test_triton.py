@@ -141,8 +141,8 @@ def test_perturb_with_indices_out_of_range():
 
 def check_accumulate(logits, rows, *, heads=accumulating.HEADS, slots=accumulating.SLOTS, tracked=None, times=1):
     """Fail unless the kernel makes the integers of the reference. Returns those."""
-    expected = Tally(slots, logits.shape[1], heads, tracked=tracked)
-    found = Tally(slots, logits.shape[1], heads, tracked=tracked, device=DEVICE)
+    expected = Tally(slots, logits.shape[1], heads, tracked_classes=tracked)
+    found = Tally(slots, logits.shape[1], heads, tracked_classes=tracked, device=DEVICE)
     on_device = logits if INTERPRETED else logits.to(DEVICE)
     for _ in range(times):
         accumulate(logits, expected, rows=rows, backend="reference")
@@ -263,7 +263,7 @@ def test_accumulate_with_rows_out_of_range():
     for classes in (10, 2100):
         logits = accumulating.hostile_logits(classes, 6, seed=3)
         tracked = accumulating.some_classes(classes, 2, slots=2)
-        expected, found = (Tally(2, classes, accumulating.HEADS, tracked=tracked) for _ in range(2))
+        expected, found = (Tally(2, classes, accumulating.HEADS, tracked_classes=tracked) for _ in range(2))
         accumulate(logits[:3], expected, rows=[1, 0, 1], backend="reference")
         accumulate(logits, found, rows=torch.tensor([1, 0, 1, 2, -1, 2**62]), backend="triton")
         accumulating.assert_same(found, expected)
@@ -324,7 +324,7 @@ for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[
     else:
         triton_kernels.accumulate(SimpleNamespace(
             logits=x.to(dtype), rows=index, parameters=torch.zeros(3, 4), n=index, counts=index, sums=index, squares=index,
-            tracked=torch.zeros(4, 3, full or 0, dtype=torch.int64), bin_counts=index, bin_sums=index,
+            tracked_classes=torch.zeros(4, 3, full or 0, dtype=torch.int64), bin_counts=index, bin_sums=index,
         ))
     metadata, ptx = Compiler.result.metadata, Compiler.result.asm.get("ptx", "")
     words = ("fma.rn.f32", "st.global.v4.b32", ".local", ".ftz", "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32", "sqrt.rn.f32")

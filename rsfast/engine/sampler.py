@@ -144,7 +144,7 @@ class Sampler:
             tracked = torch.zeros(slots, sum(head != Votes() for head in heads), 2, dtype=torch.int64)
         return (
             Tally(places, num_classes, heads, device=device),
-            Tally(slots, num_classes, heads, tracked=tracked, device=device),
+            Tally(slots, num_classes, heads, tracked_classes=tracked, device=device),
         )
 
     def _places(self, shape: torch.Size, count: int | None, num_classes: int) -> int:
@@ -272,7 +272,9 @@ class Sampler:
                 tensor[slots] = to_device(values, tensor.device)
         if self.plan.tracks and begun:
             _, tally = self._tallies
-            tally.tracked[to_device(self._slots(pieces[1:]), tally.n.device)] = to_device(estimation.tracked, tally.n.device)
+            tally.tracked_classes[to_device(self._slots(pieces[1:]), tally.n.device)] = to_device(
+                estimation.tracked_classes, tally.n.device
+            )
         self._pending.append(self._read([piece for piece in pieces if self.schedule.ends[piece.piece] <= active.asked]))
 
     def _drawn(self, asked: int) -> list[int]:
@@ -373,7 +375,7 @@ class Sampler:
         slots = (np.arange(self._looks)[:, None] * len(self._x) + places).ravel()
         for _, tally in (self._tallies, self._arrived):
             device = tally.n.device
-            tally.tracked[to_device(slots, device)] = to_device(classes.repeat(self._looks, 1, 1), device)
+            tally.tracked_classes[to_device(slots, device)] = to_device(classes.repeat(self._looks, 1, 1), device)
         for active in actives:
             active.judged = 1
 

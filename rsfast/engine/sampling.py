@@ -319,12 +319,14 @@ def draw_tally(
     samples: range,
     stream: str,
     heads: Sequence[Head] = (Votes(),),
-    tracked: NDArray[np.int64] | torch.Tensor | None = None,
+    tracked_classes: NDArray[np.int64] | torch.Tensor | None = None,
 ) -> Tally:
     """Return the Tally of these samples of every input."""
     provenance = Provenance(sampling.noise, sampling.seed, ops.check_stream(stream), samples, ids)
     with torch.inference_mode(False):  # as in Sampling.sampler
-        tally = Tally(len(x), sampling.num_classes, heads, tracked=tracked, provenance=provenance, device=x.device)
+        tally = Tally(
+            len(x), sampling.num_classes, heads, tracked_classes=tracked_classes, provenance=provenance, device=x.device
+        )
     with sampling.bar(len(samples), "sampling") as bar:
         draw(sampling.batches(len(samples)), x, ids, tally, samples, stream, bar)
     return tally

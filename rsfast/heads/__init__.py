@@ -26,6 +26,13 @@ def _finite(name: str, value: object) -> float:
 class Head:
     """Base of all heads. ``sums_to_one`` tells whether a row's scores sum to at most 1."""
 
+    soft: ClassVar[bool] = True
+    """Whether a Tally holds its scores in sums, squares and histograms; votes are in ``Tally.counts``."""
+    bits: ClassVar[int] = 30
+    """A score q is an integer in [0, 2**bits] and stands for ``q * 2**-bits``."""
+    slack: ClassVar[int] = 2
+    """By how many units at most a score lies below the real-valued score that it stands for."""
+
     @property
     def sums_to_one(self) -> bool:
         return True
@@ -42,6 +49,9 @@ class Head:
 @dataclass(frozen=True)
 class Votes(Head):
     """One-hot argmax of the logits; ties go to the lowest class. Cohen et al. 2019."""
+
+    soft = False
+    bits = slack = 0
 
 
 @dataclass(frozen=True)

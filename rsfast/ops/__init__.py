@@ -336,7 +336,7 @@ def accumulate(
         tally.counts,
         tally.sums,
         tally.squares,
-        tally.tracked,
+        tally.tracked_classes,
         tally.bin_counts,
         tally.bin_sums,
     )

@@ -83,7 +83,7 @@ class Accumulation(NamedTuple):
     counts: torch.Tensor
     sums: torch.Tensor
     squares: torch.Tensor
-    tracked: torch.Tensor  # int64 [I, M, C], C often 0
+    tracked_classes: torch.Tensor  # int64 [I, M, C], C often 0
     bin_counts: torch.Tensor
     bin_sums: torch.Tensor
 
@@ -108,8 +108,8 @@ class Accumulation(NamedTuple):
         heads = self.parameters.shape[0]
         require("sums", self.sums, _INDEX, (inputs, heads, classes), device)
         require("squares", self.squares, _INDEX, (inputs, heads, classes), device)
-        require("tracked", self.tracked, _INDEX, (inputs, heads, *self.tracked.shape[-1:]), device)
-        bins = (*self.tracked.shape, BINS)
+        require("tracked_classes", self.tracked_classes, _INDEX, (inputs, heads, *self.tracked_classes.shape[-1:]), device)
+        bins = (*self.tracked_classes.shape, BINS)
         require("bin_counts", self.bin_counts, _INDEX, bins, device)
         require("bin_sums", self.bin_sums, _INDEX, bins, device)
 
@@ -189,7 +189,7 @@ _library.define(
 )
 _library.define(
     "accumulate(Tensor logits, Tensor rows, Tensor parameters, str backend, Tensor(a!) n, Tensor(b!) counts, "
-    "Tensor(c!) sums, Tensor(d!) squares, Tensor tracked, Tensor(e!) bin_counts, Tensor(f!) bin_sums) -> ()"
+    "Tensor(c!) sums, Tensor(d!) squares, Tensor tracked_classes, Tensor(e!) bin_counts, Tensor(f!) bin_sums) -> ()"
 )
 
 
@@ -227,11 +227,13 @@ def _accumulate(*arguments: Any) -> None:
         return
     written = [("n", job.n), ("counts", job.counts), ("sums", job.sums), ("squares", job.squares)]
     written += [("bin_counts", job.bin_counts), ("bin_sums", job.bin_sums)]
-    check_apart(written, [("logits", logits), ("rows", rows), ("parameters", parameters), ("tracked", job.tracked)])
+    check_apart(
+        written, [("logits", logits), ("rows", rows), ("parameters", parameters), ("tracked_classes", job.tracked_classes)]
+    )
     on_host = backend in ("cpu", "reference")
     if on_host:
         check_range("rows", rows, job.n.shape[0])
-        check_range("tracked", job.tracked, logits.shape[1])
+        check_range("tracked_classes", job.tracked_classes, logits.shape[1])
     with _turns[job.n.data_ptr() // 64 % len(_turns)]:
         if on_host and (most := int(job.n.max())) + len(rows) > MAX_SAMPLES:
             raise OverflowError(f"an input has {most} samples and {len(rows)} more are added; a Tally holds 2^33 - 1")

@@ -174,7 +174,7 @@ def bins(q: Tensor) -> Tensor:
 
 def add_to_histograms(job: Accumulation, h: int, rows: Tensor, q: Tensor) -> None:
     """Add the scores int64 [B, K] of head `h` to the histograms of its tracked classes."""
-    tracked = q.gather(1, job.tracked[rows, h])
+    tracked = q.gather(1, job.tracked_classes[rows, h])
     place = rows[:, None], torch.arange(tracked.shape[1], device=q.device), bins(tracked)
     job.bin_counts[:, h].index_put_(place, torch.ones_like(tracked), accumulate=True)
     job.bin_sums[:, h].index_put_(place, tracked, accumulate=True)
@@ -186,7 +186,7 @@ def accumulate(job: Accumulation) -> None:
     valid = logits.amax(1).isfinite()  # a NaN anywhere is the maximum
     job.n.index_add_(0, rows, torch.ones_like(rows))
     job.counts[:, -1].index_add_(0, rows, (~valid).long())
-    job.bin_counts[..., 0].index_add_(0, rows, (~valid).long()[:, None, None].expand(-1, *job.tracked.shape[1:]))
+    job.bin_counts[..., 0].index_add_(0, rows, (~valid).long()[:, None, None].expand(-1, *job.tracked_classes.shape[1:]))
     logits, rows = logits[valid], rows[valid]
     if not rows.numel():
         return
@@ -195,5 +195,5 @@ def accumulate(job: Accumulation) -> None:
         q = scores(kind, scale, low, high, logits)
         job.sums[:, h].index_add_(0, rows, q)
         job.squares[:, h].index_add_(0, rows, (q * q + (1 << 30) - 1) >> 30)
-        if job.tracked.shape[2]:
+        if job.tracked_classes.shape[2]:
             add_to_histograms(job, h, rows, q)

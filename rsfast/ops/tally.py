@@ -30,6 +30,13 @@ _NAMES = ("n", "counts", "sums", "squares")
 _BIN_NAMES = ("bin_counts", "bin_sums")
 
 
+Integers = NDArray[np.int64]
+
+
+def _numpy(tensor: torch.Tensor) -> Integers:
+    return np.asarray(tensor.cpu())
+
+
 def check_range(name: str, values: torch.Tensor, limit: int) -> None:
     """Raise ValueError unless all of `values` lie in [0, limit)."""
     if not values.numel():
@@ -82,7 +89,7 @@ class Tally:
         I and K; K from 2 to 2^20.
     heads : sequence of Head
         What is averaged. Votes are always counted; each other head takes a place in sums and squares.
-    tracked : int64 tensor [I, M, C], optional
+    tracked_classes : int64 tensor [I, M, C], optional
         For each input and each of the M soft heads, the C classes (0 to 8) whose scores are put into histograms. None by
         default: C is 0.
     provenance : Provenance, optional
@@ -99,7 +106,7 @@ class Tally:
     sums, squares : int64 tensors [I, M, K]
         For each of the M soft heads, the sum of the scores in units of 2^-30 (each rounded down), and of their squares in
         the same units (each rounded up).
-    tracked : int64 tensor [I, M, C]
+    tracked_classes : int64 tensor [I, M, C]
         As given.
     bin_counts, bin_sums : int64 tensors [I, M, C, BINS]
         For each tracked class, how many of its scores fall into each bin (`sequences.bin_of`), and the sum of these. A row
@@ -124,7 +131,7 @@ class Tally:
         num_classes: int,
         heads: Sequence[Head] = (Votes(),),
         *,
-        tracked: Any = None,
+        tracked_classes: Any = None,
         provenance: Provenance | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -141,23 +148,23 @@ class Tally:
         if not heads or len(set(heads)) != len(heads):
             raise ValueError(f"heads is {heads!r}; it must hold at least one head, and none twice")
         self.heads = heads
-        self.soft_heads = tuple(head for head in heads if head != Votes())
+        self.soft_heads = tuple(head for head in heads if head.soft)
         self.num_inputs, self.num_classes = num_inputs, num_classes
         self.provenance = provenance
         places = (num_inputs, len(self.soft_heads))
-        if tracked is None:
-            tracked = torch.zeros(*places, 0, dtype=torch.int64)
+        if tracked_classes is None:
+            tracked_classes = torch.zeros(*places, 0, dtype=torch.int64)
         shape = f"[{places[0]}, {places[1]}, C], C from 0 to {MAX_TRACKED}"
-        tracked = integers("tracked", tracked, shape)
-        if tracked.ndim != 3 or tracked.shape[:2] != places or tracked.shape[2] > MAX_TRACKED:
-            raise ValueError(f"tracked has shape {list(tracked.shape)}; it must be {shape}")
-        check_range("tracked", tracked, num_classes)
-        moments, bins = (*places, num_classes), (*tracked.shape, BINS)
+        tracked_classes = integers("tracked_classes", tracked_classes, shape)
+        if tracked_classes.ndim != 3 or tracked_classes.shape[:2] != places or tracked_classes.shape[2] > MAX_TRACKED:
+            raise ValueError(f"tracked_classes has shape {list(tracked_classes.shape)}; it must be {shape}")
+        check_range("tracked_classes", tracked_classes, num_classes)
+        moments, bins = (*places, num_classes), (*tracked_classes.shape, BINS)
         self.n = torch.zeros(num_inputs, dtype=torch.int64, device=device)
         self.counts = torch.zeros(num_inputs, num_classes + 1, dtype=torch.int64, device=device)
         self.sums = torch.zeros(moments, dtype=torch.int64, device=device)
         self.squares = torch.zeros(moments, dtype=torch.int64, device=device)
-        self.tracked = tracked.to(device, copy=True).contiguous()
+        self.tracked_classes = tracked_classes.to(device, copy=True).contiguous()
         self.bin_counts = torch.zeros(bins, dtype=torch.int64, device=device)
         self.bin_sums = torch.zeros(bins, dtype=torch.int64, device=device)
         parameters = torch.tensor([head.parameters() for head in self.soft_heads], dtype=torch.float32)
@@ -187,7 +194,7 @@ class Tally:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what counts by name: n, counts, sums, squares and, where classes are tracked, bin_counts and bin_sums."""
-        return {name: getattr(self, name) for name in (*_NAMES, *(_BIN_NAMES if self.tracked.numel() else ()))}
+        return {name: getattr(self, name) for name in (*_NAMES, *(_BIN_NAMES if self.tracked_classes.numel() else ()))}
 
     def _fill(self, tensors: dict[str, torch.Tensor]) -> Tally:
         for name, tensor in self.tensors().items():
@@ -202,7 +209,7 @@ class Tally:
                 raise ValueError(f"it holds {name} as {held}; it must be int64 {list(tensor.shape)}, none negative")
         if not torch.equal(tensors["n"], tensors["counts"].sum(1)) or int(tensors["n"].max()) > MAX_SAMPLES:
             raise ValueError("n must be the sum of counts, and at most 2^33 - 1")
-        if self.tracked.numel():
+        if self.tracked_classes.numel():
             self._check_bins(*(tensors[name] for name in ("n", "sums", *_BIN_NAMES)))
         return self._fill(tensors)
 
@@ -213,7 +220,7 @@ class Tally:
         lower, upper = map(torch.from_numpy, bin_edges())
         if bool((bin_sums < bin_counts * lower).any()) or bool((bin_sums > bin_counts * upper).any()):
             raise ValueError("bin_sums must lie within what the scores of each bin can add up to")
-        if not torch.equal(bin_sums.sum(-1), sums.gather(2, self.tracked.cpu())):
+        if not torch.equal(bin_sums.sum(-1), sums.gather(2, self.tracked_classes.cpu())):
             raise ValueError("the bin_sums of each tracked class must add up to its sums")
 
     def __add__(self, other: Tally) -> Tally:
@@ -234,13 +241,13 @@ class Tally:
                 f"a tally of {other.num_inputs} inputs, {other.num_classes} classes and heads {other.heads} cannot be added "
                 f"to one of {self.num_inputs}, {self.num_classes} and {self.heads}; they must agree"
             )
-        if not torch.equal(self.tracked, other.tracked.to(self.tracked.device)):
-            raise ValueError("a tally cannot be added to one that tracks other classes; their tracked must be equal")
+        if not torch.equal(self.tracked_classes, other.tracked_classes.to(self.tracked_classes.device)):
+            raise ValueError("a tally cannot be added to one that tracks other classes; their tracked_classes must be equal")
         most = int((self.n + other.n.to(self.n.device)).max())
         if most > MAX_SAMPLES:
             raise OverflowError(f"the sum would hold {most} samples of an input; a Tally holds 2^33 - 1")
         mine, theirs = self.tensors(), other.tensors()
-        total = self._like(self.tracked, self._united(other), self.n.device)
+        total = self._like(self.tracked_classes, self._united(other), self.n.device)
         return total._fill({name: mine[name] + theirs[name].to(self.n.device) for name in mine})
 
     def _united(self, other: Tally) -> Provenance | None:
@@ -264,15 +271,22 @@ class Tally:
         except ValueError as error:
             raise ValueError(f"two tallies cannot be added: {error}") from None
 
-    def _like(self, tracked: torch.Tensor, provenance: Provenance | None, device: torch.device | str) -> Tally:
-        """Return an empty tally of the same heads and classes, of as many inputs as `tracked`."""
-        return Tally(len(tracked), self.num_classes, self.heads, tracked=tracked, provenance=provenance, device=device)
+    def _like(self, tracked_classes: torch.Tensor, provenance: Provenance | None, device: torch.device | str) -> Tally:
+        """Return an empty tally of the same heads and classes, of as many inputs as `tracked_classes`."""
+        return Tally(
+            len(tracked_classes),
+            self.num_classes,
+            self.heads,
+            tracked_classes=tracked_classes,
+            provenance=provenance,
+            device=device,
+        )
 
     def __eq__(self, other: object) -> bool:
         """Tell whether both hold the same heads and the same integers, on whatever device and wherever they come from."""
         if not isinstance(other, Tally):
             return NotImplemented
-        if not torch.equal(self.tracked.cpu(), other.tracked.cpu()):
+        if not torch.equal(self.tracked_classes.cpu(), other.tracked_classes.cpu()):
             return False
         mine, theirs = self.tensors(), other.tensors()
         return self.heads == other.heads and all(torch.equal(mine[name].cpu(), theirs[name].cpu()) for name in mine)
@@ -285,7 +299,7 @@ class Tally:
 
     def to(self, device: torch.device | str) -> Tally:
         """Return a copy on `device`."""
-        return self._like(self.tracked, self.provenance, device)._fill(self.tensors())
+        return self._like(self.tracked_classes, self.provenance, device)._fill(self.tensors())
 
     def select(self, indices: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> Tally:
         """Return the tally of these inputs alone, a copy, in this order.
@@ -301,8 +315,47 @@ class Tally:
         check_range("indices", places, self.num_inputs)
         provenance = self.provenance and self.provenance.select(places.tolist())
         places = places.to(self.n.device)
-        part = self._like(self.tracked[places], provenance, self.n.device)
+        part = self._like(self.tracked_classes[places], provenance, self.n.device)
         return part._fill({name: tensor[places] for name, tensor in self.tensors().items()})
+
+    def head_sums(self, head: Head) -> tuple[Integers, Integers, Integers]:
+        """Return the sums and squares [I, K] of a head's scores, and the trials [I, 1], as NumPy arrays.
+
+        Scores and squares are in units of ``2**-head.bits``: of a head that is not soft they are the counts of votes.
+
+        Raises
+        ------
+        ValueError
+            If `head` is not one of the tally's soft heads, nor one that votes.
+
+        Examples
+        --------
+        >>> sums, squares, trials = Tally(1, 3).head_sums(Votes())
+        >>> sums.tolist(), trials.tolist()
+        ([[0, 0, 0]], [[0]])
+        """
+        trials = _numpy(self.n)[:, None]
+        if not head.soft:
+            votes = _numpy(self.counts)[:, :-1]  # the last column is no class
+            return votes, votes, trials
+        place = self._place(head)
+        return _numpy(self.sums[:, place]), _numpy(self.squares[:, place]), trials
+
+    def head_histograms(self, head: Head) -> tuple[Integers, Integers, Integers]:
+        """Return a soft head's tracked classes [I, C], and their bin counts and bin sums [I, C, BINS], as NumPy arrays.
+
+        Raises
+        ------
+        ValueError
+            If `head` is not one of the tally's soft heads. Votes have no histograms: their counts are all there is.
+        """
+        place = self._place(head)
+        return tuple(_numpy(each[:, place]) for each in (self.tracked_classes, self.bin_counts, self.bin_sums))  # type: ignore[return-value]
+
+    def _place(self, head: Head) -> int:
+        if head not in self.soft_heads:
+            raise ValueError(f"head must be one of the tally's soft heads {self.soft_heads}, got {head!r}")
+        return self.soft_heads.index(head)
 
     def integers(self, index: int) -> dict[str, Any]:
         """Return n, counts, sums and squares of one input as Python integers and lists, for JSON.
@@ -310,9 +363,9 @@ class Tally:
         Where classes are tracked, also tracked, and as bins [M][C] the list of [bin, count, sum] of those that hold a score.
         """
         integers = {name: getattr(self, name)[index].tolist() for name in _NAMES}
-        if self.tracked.numel():
+        if self.tracked_classes.numel():
             counts, sums = self.bin_counts[index].tolist(), self.bin_sums[index].tolist()
-            integers["tracked"] = self.tracked[index].tolist()
+            integers["tracked"] = self.tracked_classes[index].tolist()
             integers["bins"] = [list(map(_sparse, *histograms)) for histograms in zip(counts, sums, strict=True)]
         return integers
 
@@ -334,7 +387,7 @@ class Tally:
         if len(binned) > 1:
             raise ValueError("some inputs lack tracked or bins, which others have; each must hold both, or none either")
         tracked = [each["tracked"] for each in inputs] if True in binned else None
-        tally = cls(len(inputs), tensors["counts"].shape[1] - 1, heads, tracked=tracked)
+        tally = cls(len(inputs), tensors["counts"].shape[1] - 1, heads, tracked_classes=tracked)
         if tracked is not None:
             dense = _tensor("bins", [[[_dense(c) for c in head] for head in each["bins"]] for each in inputs])
             tensors |= zip(_BIN_NAMES, dense.unbind(-2), strict=True)
@@ -348,7 +401,7 @@ class Tally:
         metadata = {"format": _FORMAT, "heads": json.dumps([head.to_dict() for head in self.heads])}
         if self.provenance is not None:
             metadata["provenance"] = json.dumps(self.provenance.to_dict())
-        tensors = self.tensors() | ({"tracked": self.tracked} if self.tracked.numel() else {})
+        tensors = self.tensors() | ({"tracked": self.tracked_classes} if self.tracked_classes.numel() else {})
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
 
     @classmethod
@@ -375,7 +428,9 @@ class Tally:
                 raise ValueError("it holds bin_counts and no tracked")
             stated = metadata.get("provenance")
             provenance = None if stated is None else Provenance.from_dict(json.loads(stated))
-            tally = cls(counts.shape[0], counts.shape[1] - 1, heads, tracked=tracked, provenance=provenance, device=device)
+            tally = cls(
+                counts.shape[0], counts.shape[1] - 1, heads, tracked_classes=tracked, provenance=provenance, device=device
+            )
             return tally._fill_checked(tensors)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(

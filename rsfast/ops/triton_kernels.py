@@ -584,8 +584,8 @@ def accumulate(job: Accumulation) -> None:
     rows = 1 if wide else min(128, _TILE // block)
     tiles = triton.cdiv(batch, rows)
     groups = max(1, min(heads, triton.cdiv(_FILL, tiles)))
-    tracked = job.tracked.shape[2]
-    results = (job.n, job.counts, job.sums, job.squares, job.tracked, job.bin_counts, job.bin_sums)
+    tracked = job.tracked_classes.shape[2]
+    results = (job.n, job.counts, job.sums, job.squares, job.tracked_classes, job.bin_counts, job.bin_sums)
     tensors = (job.logits, job.rows, job.parameters, *results)
     sizes = (job.n.shape[0], heads, classes, *job.logits.stride())
     with _on(job.logits.device):

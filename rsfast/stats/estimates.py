@@ -122,7 +122,7 @@ def leading_classes(selection: Tally) -> Integers:
     Returns
     -------
     ndarray of int64 [I, M, 2]
-        For ``sample(tracked=...)`` or ``Tally(tracked=...)`` of the estimation sample.
+        For ``sample(tracked_classes=...)`` or ``Tally(tracked_classes=...)`` of the estimation sample.
 
     Raises
     ------
@@ -159,12 +159,12 @@ def _histogram(tally: Tally, head: Head, classes: Integers, bound: str) -> tuple
         votes = Scores.of(tally, head)
         return _of_zeros_and_ones(votes.only(classes).sums, votes.trials)
     index = tally.soft_heads.index(head)
-    tracked = tally.tracked[:, index].cpu().numpy()
+    tracked = tally.tracked_classes[:, index].cpu().numpy()
     if tracked.shape[1] != 2 or not np.array_equal(tracked, classes):
         what = "no histograms" if tracked.shape[1] == 0 else f"histograms of the classes {tracked.tolist()}"
         raise ValueError(
             f"estimation has {what}; the bound {bound!r} must have those of the two classes that the selection sample puts "
-            "first: from sample(tracked=leading_classes(selection)), or a run that was certified with a bound that bets"
+            "first: from sample(tracked_classes=leading_classes(selection)), or a run certified with a bound that bets"
             + ("" if BOUNDS[bound].sequence else "; a bound that needs none is 'empirical_bernstein'")
         )
     return tally.bin_counts[:, index].cpu().numpy(), tally.bin_sums[:, index].cpu().numpy()
