@@ -19,6 +19,7 @@ NO_TORCH = (
     "heads.bins",
     "stats",
     "stats.certificate",
+    "engine.options",
     "engine.plan",
     "engine.allocator",
     "runs.results",
