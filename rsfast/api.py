@@ -269,7 +269,7 @@ def certify(
         seed,
         options,
     )
-    found = sampling.all_found(plan, "certifying")
+    found = sampling.results(plan, "certifying")
     return [certificates[0] for certificates in found] if isinstance(head, Head) else found
 
 
@@ -360,7 +360,7 @@ def certify_each(
     sampling, plan = _certification(
         model, inputs, noise, num_classes, **named, stopping=stopping, options=cast(SamplingOptions, options)
     )
-    found = (outcome.found for outcome in sampling.outcomes(plan, "certifying"))
+    found = (outcome.result for outcome in sampling.outcomes(plan, "certifying"))
     return Owned(
         "the iterator of certify_each", (certificates[0] for certificates in found) if isinstance(head, Head) else found
     )
@@ -464,7 +464,7 @@ def tune_head(
     truth = ops.indices("labels", labels, sampling.inputs.count, sampling.num_classes, sampling.inputs.device)
     ops.check_range("labels", truth, sampling.num_classes)
     sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
-    found = sampling.all_found(sampling.certification(specs, StoppingRule(), n0, n, streams=("training",) * 2), "tuning")
+    found = sampling.results(sampling.certification(specs, StoppingRule(), n0, n, streams=("training",) * 2), "tuning")
     radii = np.array([[each.radius for each in of_input] for of_input in found])
     right = np.array([[each.prediction for each in of_input] for of_input in found]) == truth.cpu().numpy()[:, None]
     values = radii if criterion == "average_radius" else radii >= least
@@ -519,4 +519,4 @@ def predict(
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
-    return sampling.all_found(Prediction(n, alpha), "predicting")
+    return sampling.results(Prediction(n, alpha), "predicting")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsfast.engine import sampling
+from rsfast.engine.sampling import Sampling
 from rsfast.ops import _cpu
 from rsfast.stats import estimates
 
@@ -68,7 +68,7 @@ def poison(shape, dtype=torch.float32, memory_format=torch.contiguous_format):
 @pytest.fixture
 def unprobed(monkeypatch):
     """For tests of what a model is called with: without the few rows that it gets before all others."""
-    monkeypatch.setattr(sampling, "probe", lambda *_: None)
+    monkeypatch.setattr(Sampling, "probe", staticmethod(lambda *_: None))
 
 
 class Flushing:
@@ -124,7 +124,7 @@ def strip_sums(folder):
 
 def follow(draw, plan, input_ids):
     """Take inputs through a plan piece by piece, without a model and without packing."""
-    (stream, samples), *pieces = plan.pieces
+    (stream, samples), *pieces = plan.stages
     active = np.arange(len(input_ids))
     selection, ranges = draw(active, samples, stream, None), []
     tracked = estimates.leading_classes(selection) if plan.tracks else None

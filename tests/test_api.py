@@ -18,6 +18,9 @@ from torch import nn
 import rsfast
 from rsfast import ABSTAIN, ClippedLogits, Gaussian, Smooth, Softmax, Sparsemax, Votes, certify, predict, sample
 from rsfast.demo import Loop2019
+from rsfast.engine.batches import Batches
+from rsfast.engine.sampler import Pacing
+from rsfast.engine.sampling import Sampling
 
 
 class Linear(nn.Module):
@@ -110,7 +113,7 @@ def test_batches_and_places_do_not_show_in_early_decisions(monkeypatch):
     assert [certificate.radius >= 0.3 for certificate in found] == [True, False, False, False, False, True, False]
     assert len({certificate.n for certificate in found}) > 2
     assert certify(model, x, Gaussian(0.25), batch_size=7, **options) == found
-    monkeypatch.setattr(rsfast.engine.sampler, "_MEMORY", 1)  # two inputs under way
+    monkeypatch.setattr(Sampling, "pacing", Pacing(memory=1))  # two inputs under way
     assert certify(model, x, Gaussian(0.25), **options) == found
     alone = [certify(model, x[i : i + 1], Gaussian(0.25), input_ids=[i], **options)[0] for i in range(7)]
     assert alone == found
@@ -187,12 +190,12 @@ def test_tune_head_counts_right_predictions_alone():
 
 def test_tune_head_takes_no_sample_that_certification_takes(monkeypatch):
     drawn = []
-    perturb = rsfast.engine.batches.perturb
-    monkeypatch.setattr(
-        rsfast.engine.batches,
-        "perturb",
-        lambda *a, **k: drawn.append((k["stream"], *k["samples"].tolist())) or perturb(*a, **k),
-    )
+
+    def perturb(*arguments, **options):
+        drawn.append((options["stream"], *options["samples"].tolist()))
+        return rsfast.ops.perturb(*arguments, **options)
+
+    monkeypatch.setattr(Batches, "perturb", staticmethod(perturb))
     tune(heads=[Votes(), Sparsemax(1.0)], n0=10, n=100)
     assert {stream for stream, *_ in drawn} == {"training"}
     assert Counter(sample for _, *samples in drawn for sample in samples) == dict.fromkeys(range(110), len(CALIBRATION))

@@ -17,9 +17,11 @@ SEARCH = 3 * sum(SIZES)  # rows
 class Machine:
     """Takes the time a batch that it is told, and notes what was run."""
 
-    def __init__(self, monkeypatch, seconds, memory=4096):
+    def __init__(self, seconds, memory=4096):
         self.now, self.seconds, self.memory, self.runs = 0.0, seconds, memory, []
-        monkeypatch.setattr(batch_size, "perf_counter", lambda: self.now)
+
+    def clock(self):
+        return self.now
 
     def run(self, size):
         self.runs.append(size)
@@ -46,23 +48,23 @@ def test_fixed():
         (lambda size: size, 20, 16, 32),
     ],
 )
-def test_fastest(monkeypatch, seconds, memory, found, last):
-    machine = Machine(monkeypatch, seconds, memory)
-    assert fastest(machine.run, SIZES) == found
+def test_fastest(seconds, memory, found, last):
+    machine = Machine(seconds, memory)
+    assert fastest(machine.run, SIZES, clock=machine.clock) == found
     whole = [size for size in SIZES if size <= min(last, memory)]
     assert machine.runs == [size for size in whole for _ in range(3)] + ([last] if last > memory else [])
 
 
 @pytest.mark.parametrize("fast", [1, 2, 3])
-def test_the_best_of_three_runs_counts(monkeypatch, fast):
+def test_the_best_of_three_runs_counts(fast):
     """The others may compile, or be disturbed."""
-    machine = Machine(monkeypatch, lambda size: 1 if size == 16 or machine.runs.count(size) == fast else 1000)
-    assert fastest(machine.run, [16, 32]) == 32
+    machine = Machine(lambda size: 1 if size == 16 or machine.runs.count(size) == fast else 1000)
+    assert fastest(machine.run, [16, 32], clock=machine.clock) == 32
 
 
-def test_what_runs_on_is_waited_for(monkeypatch):
+def test_what_runs_on_is_waited_for():
     """As on a GPU: the run returns at once, and the time is spent until synchronised."""
-    queued, machine = [], Machine(monkeypatch, lambda size: 0)
+    queued, machine = [], Machine(lambda size: 0)
 
     def run(size):
         queued.append(size)
@@ -72,13 +74,13 @@ def test_what_runs_on_is_waited_for(monkeypatch):
         machine.now += sum(max(size, 100) for size in queued)
         queued.clear()
 
-    assert fastest(run, SIZES, synchronize) == 128
+    assert fastest(run, SIZES, synchronize, machine.clock) == 128
 
 
-def test_other_errors_come_through(monkeypatch):
-    machine = Machine(monkeypatch, lambda size: 1, memory=8)
+def test_other_errors_come_through():
+    machine = Machine(lambda size: 1, memory=8)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        fastest(machine.run, SIZES)
+        fastest(machine.run, SIZES, clock=machine.clock)
 
     def run(size):
         if size == 64:
@@ -91,34 +93,34 @@ def test_other_errors_come_through(monkeypatch):
 @pytest.mark.parametrize(
     ("samples", "searched"), [(None, True), (100 * SEARCH, True), (100 * SEARCH - 1, False), (1, False)]
 )
-def test_a_search_takes_at_most_one_percent_of_the_samples(monkeypatch, samples, searched):
-    machine = Machine(monkeypatch, lambda size: 1.0)
-    found = automatic(nn.Flatten(), SHAPE, CPU, Execution(), samples, machine.run)
+def test_a_search_takes_at_most_one_percent_of_the_samples(samples, searched):
+    machine = Machine(lambda size: 1.0)
+    found = automatic(nn.Flatten(), SHAPE, CPU, Execution(), samples, machine.run, machine.clock)
     assert (found, len(machine.runs)) == ((4096, 27) if searched else (fixed(SHAPE), 0))
 
 
 @pytest.mark.parametrize(
     ("shape", "largest"), [((1,), 4096), ((16384,), 4096), ((16385,), 2048), ((3, 224, 224), 256), ((3, 2048, 2048), 16)]
 )
-def test_no_more_than_256_mib(monkeypatch, shape, largest):
-    machine = Machine(monkeypatch, lambda size: 1.0)
-    assert automatic(nn.Flatten(), torch.Size(shape), CPU, Execution(), None, machine.run) == largest
+def test_no_more_than_256_mib(shape, largest):
+    machine = Machine(lambda size: 1.0)
+    assert automatic(nn.Flatten(), torch.Size(shape), CPU, Execution(), None, machine.run, machine.clock) == largest
     assert max(machine.runs) == largest
 
 
-def test_the_answer_is_remembered(monkeypatch):
+def test_the_answer_is_remembered():
     """Per model, shape, device and execution, and for no longer than the model lives; then few samples do not matter."""
-    machine, model = Machine(monkeypatch, lambda size: max(size, 100)), nn.Flatten()
+    machine, model = Machine(lambda size: max(size, 100)), nn.Flatten()
     before = len(batch_size._found)
     arguments = [model, SHAPE, CPU, Execution()]
-    assert automatic(*arguments, None, machine.run) == 128
+    assert automatic(*arguments, None, machine.run, machine.clock) == 128
     once = len(machine.runs)
-    assert [automatic(*arguments, samples, machine.run) for samples in (None, 1)] == [128, 128]
+    assert [automatic(*arguments, samples, machine.run, machine.clock) for samples in (None, 1)] == [128, 128]
     assert len(machine.runs) == once
     others = (nn.Flatten(), torch.Size([12]), torch.device("cpu:0"), Execution(compile=True))
     for place, other in enumerate(others):
         changed = [*arguments[:place], other, *arguments[place + 1 :]]
-        assert automatic(*changed, None, machine.run) == 128
+        assert automatic(*changed, None, machine.run, machine.clock) == 128
         assert len(machine.runs) == (place + 2) * once
     assert len(batch_size._found) == before + 2
     del model, arguments, others, other, changed
@@ -138,8 +140,8 @@ class Unhashable(Slotted):
 
 
 @pytest.mark.parametrize("model", [Slotted(), Unhashable()])
-def test_what_cannot_be_remembered_is_measured_each_time(monkeypatch, model):
-    machine = Machine(monkeypatch, lambda size: max(size, 100))
+def test_what_cannot_be_remembered_is_measured_each_time(model):
+    machine = Machine(lambda size: max(size, 100))
     for _ in range(2):
-        assert automatic(model, SHAPE, CPU, Execution(), None, machine.run) == 128
+        assert automatic(model, SHAPE, CPU, Execution(), None, machine.run, machine.clock) == 128
     assert machine.runs[:18] == machine.runs[18:]

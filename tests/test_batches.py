@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsfast.engine import batches as module
-from rsfast.engine.batches import Batches, RowGroup, cut
+from rsfast.engine.batches import Batches, RowGroup, slice_groups
 from rsfast.engine.forward import Forward
 from rsfast.heads import Softmax, Votes
 from rsfast.noise import Gaussian
@@ -69,7 +68,7 @@ def test_rows_against_single_ones(expected):
     alone = tallies()
     for number, (selected, estimated) in enumerate(PLAN):
         for part in rows(alone, 100 * number, selected, estimated):
-            for row, slot, sample in zip(part.rows, part.slots, part.samples, strict=True):
+            for row, slot, sample in zip(part.slots, part.rows, part.samples, strict=True):
                 options = {"stream": part.stream, "input_ids": IDS[row][None], "backend": "reference"}
                 noisy = perturb(X[row][None], Gaussian(0.5), seed=3, samples=[sample], **options)
                 accumulate(first_elements(noisy), part.tally, rows=[slot], backend="reference")
@@ -127,7 +126,7 @@ def test_where_memory_runs_out_the_graph_goes_first(monkeypatch):
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_memory_that_runs_out_in_the_noise(expected, monkeypatch, failing):
+def test_memory_that_runs_out_in_the_noise(expected, failing):
     """When part of a batch is there already."""
     calls = []
 
@@ -137,8 +136,8 @@ def test_memory_that_runs_out_in_the_noise(expected, monkeypatch, failing):
             raise MemoryError
         return perturb(*arguments, **options)
 
-    monkeypatch.setattr(module, "perturb", scarce)
     batches = make()
+    batches.perturb = scarce
     with pytest.warns(UserWarning, match="memory ran out on a batch of 16"):
         assert run(batches, tallies(), PLAN) == expected
     assert batches.limit == 8
@@ -180,7 +179,7 @@ def test_one_row_of_a_padded_batch_is_tried_in_smaller_ones(expected):
 
 
 @pytest.mark.parametrize("kind", NO_MEMORY)
-def test_memory_that_runs_out_in_counting_comes_through(monkeypatch, kind):
+def test_memory_that_runs_out_in_counting_comes_through(kind):
     """Rows may have been counted by then: to try them again could count them twice."""
     calls, into = [], tallies()
 
@@ -188,9 +187,10 @@ def test_memory_that_runs_out_in_counting_comes_through(monkeypatch, kind):
         accumulate(*arguments, **options)
         raise NO_MEMORY[kind]()
 
-    monkeypatch.setattr(module, "accumulate", counted_and_failed)
+    batches = make(lambda batch: calls.append(len(batch)) or first_elements(batch))
+    batches.accumulate = counted_and_failed
     with pytest.raises((RuntimeError, MemoryError)):
-        run(make(lambda batch: calls.append(len(batch)) or first_elements(batch)), into, [(5, 11)])
+        run(batches, into, [(5, 11)])
     assert calls == [16]
     assert into["selection"].n.sum() == 5
     assert into["estimation"].n.sum() == 0
@@ -276,7 +276,7 @@ def test_cut(seed):
     assert len(every) == sum(lengths)
     for start in range(len(every) + 3):
         for stop in range(start, len(every) + 3):
-            found = cut(parts, start, stop)
+            found = slice_groups(parts, start, stop)
             assert [(part.stream, k) for part in found for k in part.samples.tolist()] == every[start:stop]
             for part in found:
                 assert part.rows.tolist() == part.slots.tolist() == part.samples.tolist() != []

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import weakref
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rsfast
-from rsfast.engine import sampler, sampling
 from rsfast.engine.plan import Certification, StoppingRule
+from rsfast.engine.sampler import Pacing
+from rsfast.engine.sampling import Sampling
 from rsfast.heads import Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian
 from rsfast.stats.certificate import ABSTAIN, Execution, predictions
@@ -76,21 +78,25 @@ def readers():
 @pytest.fixture
 def lag(monkeypatch):
     """A function that sets how many batches are launched before Tallies are looked at, as on a GPU."""
-    return lambda batches: monkeypatch.setattr(sampling, "Sampler", partial(sampler.Sampler, lag=batches))
+    return lambda batches: monkeypatch.setattr(Sampling, "pacing", replace(Sampling.pacing, lag=batches))
 
 
 # What changes nothing
 
 
+def plan(head, stopping):
+    heads = HEADS[head] if head == "both" else [HEADS[head]]
+    specs = [CertificationSpec(NOISE, 0.001 / len(heads), each, looks=bool(GOALS[stopping])) for each in heads]
+    return Certification(specs, StoppingRule(**GOALS[stopping]), n0=N0, n=N, seed=5, backend="cpu")
+
+
 @cache
 def plainly(head, stopping):
     """The certificates by piece after piece of all inputs that are left, each drawn by `sample`."""
-    head, stopping = HEADS[head], GOALS[stopping]
-    heads = head if isinstance(head, list) else [head]
-    specs = [CertificationSpec(NOISE, 0.001 / len(heads), each, looks=bool(stopping)) for each in heads]
-    plan = Certification(specs, StoppingRule(**stopping), n0=N0, n=N, seed=5, backend="cpu")
+    the = plan(head, stopping)
 
     def draw(which, samples, stream, tracked):
+<<<<<<< HEAD
         options = {
             "start": samples.start,
             "stream": stream,
@@ -98,10 +104,13 @@ def plainly(head, stopping):
             "tracked_classes": tracked,
             "input_ids": which,
         }
+=======
+        options = {"start": samples.start, "stream": stream, "heads": the.heads, "tracked": tracked, "input_ids": which}
+>>>>>>> 878e208 (Call engine parts by the glossary, and give clocks, kernels and pacing to constructors where tests patched them)
         return rsfast.sample(first_elements, X[which], NOISE, num_classes=4, n=len(samples), seed=5, **options)
 
-    found = follow(draw, plan, list(range(COUNT)))
-    return found if isinstance(head, list) else [certificate for [certificate] in found]
+    found = follow(draw, the, list(range(COUNT)))
+    return found if head == "both" else [certificate for [certificate] in found]
 
 
 @pytest.mark.parametrize("stopping", GOALS)
@@ -126,10 +135,10 @@ def test_batches_do_not_show(lag, head, stopping, batch_size, launched):
 @pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("launched", [0, 3])
-@pytest.mark.parametrize("change", [(sampler, "_MEMORY", 1), (sampler, "_UNSEEN", 1)], ids=["places", "looks"])
-def test_places_and_the_time_of_looks_do_not_show(monkeypatch, lag, head, stopping, launched, change):
-    """Two inputs under way; and a look after every batch."""
-    monkeypatch.setattr(*change)
+@pytest.mark.parametrize("change", [{"memory": 1}, {"rows": 1}], ids=["slots", "analyses"])
+def test_slots_and_the_time_of_analyses_do_not_show(monkeypatch, lag, head, stopping, launched, change):
+    """Two inputs in flight; and an analysis after every batch."""
+    monkeypatch.setattr(Sampling, "pacing", Pacing(**change))
     lag(launched)
     assert certify(head=HEADS[head], batch_size=50, **GOALS[stopping]) == plainly(head, stopping)
 
@@ -137,10 +146,12 @@ def test_places_and_the_time_of_looks_do_not_show(monkeypatch, lag, head, stoppi
 @pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.usefixtures("unprobed")
-def test_padding_does_not_show(monkeypatch, head, stopping):
-    monkeypatch.setattr(sampling, "Batches", lambda *a, pad, **k: batches(*a, pad=True, **k))
-    batches, model = rsfast.engine.batches.Batches, Counting()
-    assert certify(model, head=HEADS[head], batch_size=50, **GOALS[stopping]) == plainly(head, stopping)
+def test_padding_does_not_show(head, stopping):
+    model = Counting()
+    sampling = Sampling(model, X, NOISE, 4, seed=5, batch_size=50)
+    with sampling.bar(0, "") as bar:
+        found = [each.result for each in sampling.sampler(plan(head, stopping), bar, pad=True)]
+    assert (found if head == "both" else [each for [each] in found]) == plainly(head, stopping)
     assert set(model.sizes) == {50}
 
 
@@ -253,7 +264,7 @@ def test_certificates_come_as_soon_as_they_are_due():
 
 @pytest.mark.parametrize("leave", ["break", "close", "forget", "raise"])
 def test_leaving_early(monkeypatch, leave):
-    monkeypatch.setattr(sampler, "_UNSEEN", 1)
+    monkeypatch.setattr(Sampling, "pacing", Pacing(rows=1))
     model, seen = Counting().train(), []
     if leave == "break":
         for certificate in certify_each(model, iter(X), batch_size=64):
@@ -285,7 +296,7 @@ def test_nothing_is_read_or_run_before_it_is_asked_for():
 
 def test_between_two_certificates_the_model_is_the_callers(monkeypatch):
     """While it runs it is in eval mode and without autograd; what the caller sets meanwhile is kept."""
-    monkeypatch.setattr(sampler, "_UNSEEN", 1)
+    monkeypatch.setattr(Sampling, "pacing", Pacing(rows=1))
     model, seen = Counting().train(), []
     model.register_forward_pre_hook(
         lambda *_: seen.append((model.training, model.dropout.training, torch.is_grad_enabled()))
@@ -392,27 +403,20 @@ def test_memory_does_not_grow_with_the_inputs():
     assert int(found.stdout) < 6e6
 
 
-def test_places_are_bounded_by_memory(monkeypatch):
-    """Pixels and Tallies of inputs under way take the bytes that there are for them, however large the batches."""
-    made = []
-
-    class Recorded(sampler.Sampler):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            made.append(self)
-
-    monkeypatch.setattr(sampling, "Sampler", Recorded)
-    monkeypatch.setattr(sampler, "_MEMORY", 1 << 20)
-    x = torch.zeros(1, 100_00)
-    certify(inputs=x.expand(100, -1), n0=1, n=10, alpha=0.1, batch_size=1024)
-    certify(inputs=iter(x.expand(100, -1)), n0=1, n=10, alpha=0.1, batch_size=16)
-    certify(inputs=iter(x.expand(3, -1)), n0=1, n=10, alpha=0.1, batch_size=1)
-    places = [len(each._x) for each in made]
-    assert (1 << 20) // 41_000 <= places[0] <= (1 << 20) // 40_000
-    assert places[1:] == [4, 2]
-    for each in made:
-        held = [each._x, *(tensor for tally in each._tallies for tensor in tally.tensors().values())]
-        assert sum(tensor.nbytes for tensor in held) <= max(1 << 20, 2 * 41_000)
+def test_slots_are_bounded_by_memory(monkeypatch):
+    """Pixels and Tallies of inputs in flight take the bytes that there are for them, however large the batches."""
+    monkeypatch.setattr(Sampling, "pacing", Pacing(memory=1 << 20))
+    x, made = torch.zeros(1, 100_00), []
+    for inputs, size in ((x.expand(100, -1), 1024), (iter(x.expand(100, -1)), 16), (iter(x.expand(3, -1)), 1)):
+        sampling = Sampling(first_elements, inputs, NOISE, 4, seed=5, batch_size=size)
+        specs = [CertificationSpec(NOISE, 0.1)]
+        with sampling.inputs, sampling.bar(0, "") as bar:
+            made.append(sampling.sampler(sampling.certification(specs, StoppingRule(), 1, 10), bar))
+            assert len(list(made[-1])) in (100, 3)
+    slots = [each.slots for each in made]
+    assert (1 << 20) // 41_000 <= slots[0] <= (1 << 20) // 40_000
+    assert slots[1:] == [4, 2]
+    assert all(each.nbytes <= max(1 << 20, 2 * 41_000) for each in made)
 
 
 # How it treats the model

@@ -21,8 +21,8 @@ from conftest import integers, largest_file, strip_sums
 from torch import distributed
 
 from rsfast import cli
-from rsfast.engine import sampling
 from rsfast.engine.ranks import Ranks
+from rsfast.engine.sampling import Sampling
 from rsfast.runs import run as run_module
 from rsfast.runs.checkpoint import CHECKPOINT, load, save
 from rsfast.runs.folder import identity
@@ -470,9 +470,9 @@ def test_auto_is_the_batch_size_of_the_run(net, monkeypatch):
     """As a search may find another one each time."""
     go(VOTES, "--out whole --seed 3")
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "automatic", lambda *_: 20)
+        patch.setattr(Sampling, "find_batch_size", staticmethod(lambda *_: 20))
         stopped_at(net, 70, options="--seed 3 --batch-size auto")
-        patch.setattr(sampling, "automatic", lambda *_: 30)
+        patch.setattr(Sampling, "find_batch_size", staticmethod(lambda *_: 30))
         go(VOTES, "--out run --resume --batch-size auto")
     assert contents("run") == contents("whole")
 

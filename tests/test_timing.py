@@ -10,22 +10,22 @@ from conftest import largest_file
 
 import rsfast
 from rsfast.api import Sampling
-from rsfast.engine import batches
-from rsfast.engine import plan as looks
 from rsfast.engine.plan import Prediction
 from rsfast.engine.timing import Profile, StageTimer
+from rsfast.ops import accumulate, perturb
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that moves when it is told to."""
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(rsfast.engine.timing.time, "perf_counter", lambda: clock.now)
-    return clock
+class Clock:
+    """It moves when a test moves it."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
 
 
-def test_blocks_add_up(clock):
-    timer = StageTimer()
+def test_blocks_add_up():
+    timer = StageTimer(clock=(clock := Clock()))
     for name, seconds in (("model", 2), ("bounds", 1), ("model", 0.5), ("kernels", 4)):
         with timer(name):
             clock.now += seconds
@@ -38,8 +38,9 @@ def test_blocks_add_up(clock):
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.usefixtures("unprobed")
-def test_what_is_measured(monkeypatch, clock, autocast):
-    """60 samples of each of 3 inputs in batches of 50: perturb takes 1 s, the model 10 s, accumulate 100 s, looks 1000 s."""
+def test_what_is_measured(autocast):
+    """60 samples of each of 3 inputs in batches of 50: perturb takes 1 s, a model 10, accumulate 100, bounds 1000."""
+    clock = Clock()
 
     def slowly(function, seconds):
         def slow(*args, **options):
@@ -48,15 +49,20 @@ def test_what_is_measured(monkeypatch, clock, autocast):
 
         return slow
 
-    monkeypatch.setattr(batches, "perturb", slowly(batches.perturb, 1))
-    monkeypatch.setattr(batches, "accumulate", slowly(batches.accumulate, 100))
-    monkeypatch.setattr(looks, "predictions", slowly(looks.predictions, 1000))
     model = slowly(torch.nn.Linear(4, 2).eval(), 10)
     sampling = Sampling(
         model, torch.rand(3, 4), rsfast.Gaussian(0.5), 2, seed=1, batch_size=50, autocast=autocast, backend="cpu"
     )
     with sampling.inputs, sampling.bar(60, "") as bar:
-        sampler = sampling.sampler(Prediction(60, 0.01), bar)
+        plan = Prediction(60, 0.01)
+        plan.evaluate = slowly(plan.evaluate, 1000)
+        sampler = sampling.sampler(plan, bar)
+        batches = sampler.batches
+        batches.timer, batches.perturb, batches.accumulate = (
+            StageTimer(clock=clock),
+            slowly(perturb, 1),
+            slowly(accumulate, 100),
+        )
         seen = []
         sampler.after_batch = lambda: seen.append(sampler.batches.timer.rows)
         assert len(list(sampler)) == 3

@@ -24,6 +24,7 @@ def automatic(
     execution: Execution,
     samples: int | None,
     run: Callable[[int], None],
+    clock: Callable[[], float] = perf_counter,
 ) -> int:
     """Return a batch size for a model: the fastest, where finding it costs little, else the `fixed` one.
 
@@ -44,7 +45,9 @@ def automatic(
         Rows that the caller will draw of all inputs together: the search takes at most 1 % of that. None if not known; then
         it takes what it needs.
     run : callable
-        Samples one batch of as many rows as it is told.
+        Samples one batch of this many rows.
+    clock : callable
+        Returns the seconds.
 
     Examples
     --------
@@ -61,7 +64,7 @@ def automatic(
         if samples is not None and 100 * _RUNS * sum(sizes) > samples:
             return fixed(shape)
         wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else _nothing
-        found[key] = fastest(run, sizes, wait)
+        found[key] = fastest(run, sizes, wait, clock)
     return found[key]
 
 
@@ -80,7 +83,12 @@ def _nothing() -> None:
     pass
 
 
-def fastest(run: Callable[[int], None], sizes: Sequence[int], synchronize: Callable[[], object] = _nothing) -> int:
+def fastest(
+    run: Callable[[int], None],
+    sizes: Sequence[int],
+    synchronize: Callable[[], object] = _nothing,
+    clock: Callable[[], float] = perf_counter,
+) -> int:
     """Return the size that takes the least time a row: of those within 2 % of it, the smallest.
 
     Each size is run three times, the best of which counts. The search ends after two sizes in a row that are not 2 % faster
@@ -89,11 +97,13 @@ def fastest(run: Callable[[int], None], sizes: Sequence[int], synchronize: Calla
     Parameters
     ----------
     run : callable
-        Runs one batch of as many rows as it is told.
+        Runs one batch of this many rows.
     sizes : sequence of int
         In growing order, at least one.
     synchronize : callable
         Waits until what was run is done.
+    clock : callable
+        Returns the seconds.
 
     Raises
     ------
@@ -112,7 +122,7 @@ def fastest(run: Callable[[int], None], sizes: Sequence[int], synchronize: Calla
     failures = 0
     for size in sizes:
         try:
-            seconds = min(_seconds(run, size, synchronize) for _ in range(_RUNS))
+            seconds = min(_seconds(run, size, synchronize, clock) for _ in range(_RUNS))
         except Exception as error:
             if not times or not is_out_of_memory(error):
                 raise
@@ -126,9 +136,9 @@ def fastest(run: Callable[[int], None], sizes: Sequence[int], synchronize: Calla
     return next(size for size, time in times.items() if time <= (1 + _TOLERANCE) * best)
 
 
-def _seconds(run: Callable[[int], None], size: int, synchronize: Callable[[], object]) -> float:
+def _seconds(run: Callable[[int], None], size: int, synchronize: Callable[[], object], clock: Callable[[], float]) -> float:
     synchronize()
-    start = perf_counter()
+    start = clock()
     run(size)
     synchronize()
-    return perf_counter() - start
+    return clock() - start

@@ -20,26 +20,26 @@ Integers = NDArray[np.int64]
 
 
 class RowGroup(NamedTuple):
-    """Rows of a batch that share a stream and a Tally: for each its input, its place in the Tally and its sample index."""
+    """Rows of a batch that share a stream and a Tally: for each its input's slot, its row in the Tally and its sample."""
 
     stream: str
     tally: Tally
-    rows: Integers
     slots: Integers
+    rows: Integers
     samples: Integers
 
-    def cut(self, start: int, stop: int) -> RowGroup:
+    def slice(self, start: int, stop: int) -> RowGroup:
         """Return the rows from `start` to `stop` - 1 of these."""
-        return self._replace(rows=self.rows[start:stop], slots=self.slots[start:stop], samples=self.samples[start:stop])
+        return self._replace(slots=self.slots[start:stop], rows=self.rows[start:stop], samples=self.samples[start:stop])
 
 
-def cut(parts: Sequence[RowGroup], start: int, stop: int) -> list[RowGroup]:
-    """Return the rows from `start` to `stop` - 1 of all parts together."""
+def slice_groups(groups: Sequence[RowGroup], start: int, stop: int) -> list[RowGroup]:
+    """Return the rows from `start` to `stop` - 1 of all groups together."""
     found = []
-    for part in parts:
-        if len((piece := part.cut(max(start, 0), max(stop, 0))).samples):
-            found.append(piece)
-        start, stop = start - len(part.samples), stop - len(part.samples)
+    for group in groups:
+        if len((rows := group.slice(max(start, 0), max(stop, 0))).samples):
+            found.append(rows)
+        start, stop = start - len(group.samples), stop - len(group.samples)
     return found
 
 
@@ -67,7 +67,13 @@ class Batches:
     ----------
     limit : int
         Most rows of a batch from now on: `size`, or half of the smallest batch on which memory ran out.
+    timer : StageTimer
+    perturb, accumulate : callable
+        Those of `ops`; a test may replace them.
     """
+
+    perturb = staticmethod(perturb)
+    accumulate = staticmethod(accumulate)
 
     def __init__(
         self,
@@ -85,47 +91,47 @@ class Batches:
         self.size = self.limit = size
         self._buffer: torch.Tensor | None = None
 
-    def run(self, inputs: torch.Tensor, input_ids: torch.Tensor, parts: Sequence[RowGroup]) -> None:
+    def run(self, inputs: torch.Tensor, input_ids: torch.Tensor, groups: Sequence[RowGroup]) -> None:
         """Add these rows to their Tallies, each once: where memory runs out, halve the batch and run the same rows again."""
-        rows = sum(len(part.samples) for part in parts)
+        rows = sum(len(group.samples) for group in groups)
         if rows > self.limit:
             for start in range(0, rows, limit := self.limit):
-                self.run(inputs, input_ids, cut(parts, start, start + limit))
+                self.run(inputs, input_ids, slice_groups(groups, start, start + limit))
             return
         size = self.limit if self.pad else rows
         try:
-            logits = self.logits(inputs, input_ids, parts, size)
+            logits = self.logits(inputs, input_ids, groups, size)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
         else:  # nothing from here on is tried again: it would count rows twice
             with self.timer("kernels"):
                 start = 0
-                for part in parts:
-                    stop = start + len(part.samples)
-                    slots = to_device(part.slots, inputs.device)
-                    accumulate(logits[start:stop], part.tally, rows=slots, backend=self.preparation["backend"])
+                for group in groups:
+                    stop = start + len(group.samples)
+                    tally_rows = to_device(group.rows, inputs.device)
+                    self.accumulate(logits[start:stop], group.tally, rows=tally_rows, backend=self.preparation["backend"])
                     start = stop
             self.timer.rows += rows
             return
         self._back_off(size)  # out here, where the error no longer keeps what the model had allocated
-        self.run(inputs, input_ids, parts)
+        self.run(inputs, input_ids, groups)
 
-    def logits(self, inputs: torch.Tensor, input_ids: torch.Tensor, parts: Sequence[RowGroup], size: int) -> torch.Tensor:
-        """Return the logits [rows, K] of all rows of `parts`, which the model gets in a batch of `size`."""
+    def logits(self, inputs: torch.Tensor, input_ids: torch.Tensor, groups: Sequence[RowGroup], size: int) -> torch.Tensor:
+        """Return the logits [rows, K] of all rows of `groups`, which the model gets in a batch of `size`."""
         with self.timer("kernels"):
             batch = self._batch(inputs, size)
             start = 0
-            for part in parts:
-                stop = start + len(part.samples)
-                perturb(
+            for group in groups:
+                stop = start + len(group.samples)
+                self.perturb(
                     inputs,
                     self.noise,
                     seed=self.seed,
-                    samples=to_device(part.samples, inputs.device),
-                    rows=to_device(part.rows, inputs.device),
+                    samples=to_device(group.samples, inputs.device),
+                    rows=to_device(group.slots, inputs.device),
                     input_ids=input_ids,
-                    stream=part.stream,
+                    stream=group.stream,
                     out=batch[start:stop],
                     **self.preparation,
                 )

@@ -133,10 +133,10 @@ class SamplingPlan(Protocol):
 
     heads: tuple[Head, ...]
     """What the Tallies sum."""
-    pieces: tuple[tuple[str, range], ...]
+    stages: tuple[tuple[str, range], ...]
     """Streams and sample indices, in the order of drawing: the selection, maybe empty, then the estimation's ranges."""
     early: bool
-    """Whether an input may be decided before its last piece."""
+    """Whether an input may be decided before its last stage."""
     tracks: bool
     """Whether the Tallies of the estimation need `leading_classes` of the selection's."""
     lipschitz: bool
@@ -186,7 +186,7 @@ class Certification:
         self.heads = tuple(dict.fromkeys(spec.head for spec in specs))
         offset = n0 if streams[0] == streams[1] else 0
         ranges = pairwise([0, *ends(specs, stopping, n)])
-        self.pieces = (
+        self.stages = (
             (streams[0], range(n0)),
             *((streams[1], range(offset + start, offset + end)) for start, end in ranges),
         )
@@ -198,7 +198,7 @@ class Certification:
         self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]
     ) -> list[list[Certificate] | None]:
         """Return the certificates of each input, one a spec; None where it is not decided yet."""
-        last = len(ranges) == len(self.pieces) - 1
+        last = len(ranges) == len(self.stages) - 1
         done = np.full(len(input_ids), True)
         of_methods = []
         for spec in self.specs:
@@ -228,7 +228,7 @@ class Prediction:
     heads: tuple[Head, ...] = (Votes(),)
 
     def __init__(self, n: int, alpha: float) -> None:
-        self.pieces: tuple[tuple[str, range], ...] = (("selection", range(0)), ("estimation", range(n)))
+        self.stages: tuple[tuple[str, range], ...] = (("selection", range(0)), ("estimation", range(n)))
         self.alpha = alpha
 
     def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[int]:

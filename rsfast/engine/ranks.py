@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -67,11 +67,11 @@ class Ranks(NamedTuple):
         distributed.all_gather_object(values, value)
         return values
 
-    def same(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return what rank 0 has."""
         return self.gather(value if self.rank == 0 else None)[0]  # type: ignore[return-value]
 
-    def agree(self, settings: Mapping[str, Any]) -> None:
+    def assert_equal(self, settings: Mapping[str, Any]) -> None:
         """Raise ValueError, on all ranks, if one has a setting that rank 0 has otherwise."""
         first, *others = self.gather(settings)
         for rank, theirs in enumerate(others, start=1):
@@ -83,7 +83,7 @@ class Ranks(NamedTuple):
                     )
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def barrier_or_raise(self) -> Iterator[None]:
         """Let all ranks come to the end of the block, or none: what one raises there ends it for the others, too.
 
         The block itself calls nothing that waits for other ranks.
@@ -105,7 +105,7 @@ class Ranks(NamedTuple):
             if text is not None:
                 raise ConnectionAbortedError(f"rank {rank} gave up: {text}")
 
-    def add(self, integers: torch.Tensor) -> None:
+    def all_reduce_sum(self, integers: torch.Tensor) -> None:
         """Replace these integers by their sum over all ranks; on a GPU nothing waits for that."""
         if self.shard is None:
             return
@@ -129,12 +129,18 @@ class ControlSignal:
     """What ranks that divide samples are to do after a batch: the largest wish of any, on all alike; 0 is to go on.
 
     To ask after every batch would make each wait for the slowest every time. They ask about once a second.
+
+    Parameters
+    ----------
+    ranks : Ranks
+    clock : callable
+        Returns the seconds.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ranks, self._clock = ranks, clock
         self._left = self._batches = 1
-        self._asked = time.monotonic()
+        self._since = clock()
 
     def __call__(self, wish: int) -> int:
         """Return what to do: of one process, or where ranks do not divide samples, what it wishes."""
@@ -143,10 +149,10 @@ class ControlSignal:
         self._left -= 1
         if self._left:
             return 0
-        took = (time.monotonic() - self._asked) / self._batches
+        took = (self._clock() - self._since) / self._batches
         wish, microseconds = self._ranks.largest([wish, int(took * 1e6)])
         self._left = self._batches = max(1, _APART // max(1, microseconds))
-        self._asked = time.monotonic()
+        self._since = self._clock()
         return wish
 
 

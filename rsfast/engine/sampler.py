@@ -7,6 +7,7 @@ import warnings
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -19,15 +20,12 @@ from tqdm.auto import tqdm
 from ..heads import Votes
 from ..ops.tally import Tally
 from ..stats.estimates import leading_classes
-from .batches import Batches, RowGroup, cut, to_device
+from .batches import Batches, RowGroup, slice_groups, to_device
 from .plan import SamplingPlan
 from .ranks import Ranks
 from .scheduler import InFlight, Scheduler, Segment
 
-_ALONE = Ranks()
-_UNSEEN = 1 << 15  # rows after which Tallies that have arrived are looked at
-_PROMPT = 1.0  # or so many seconds
-_MEMORY = 1 << 28  # bytes of Tallies and inputs under way, on the device and once more on the host
+_ONE_PROCESS = Ranks()
 
 
 def draw(
@@ -39,26 +37,52 @@ def draw(
     stream: str,
     bar: tqdm[Any],
 ) -> None:
-    """Add these samples of every input to `tally`: rows input by input, sample by sample, cut into batches."""
+    """Add these samples of every input to `tally`: rows input by input, sample by sample, sliced into batches."""
     total = len(inputs) * len(samples)
     with batches.forward.running():
         for begin in range(0, total, batches.size):
-            places = np.arange(begin, min(begin + batches.size, total))
-            rows = places // len(samples)
-            batches.run(inputs, input_ids, [RowGroup(stream, tally, rows, rows, samples.start + places % len(samples))])
-            bar.update(len(places))
+            numbers = np.arange(begin, min(begin + batches.size, total))
+            rows = numbers // len(samples)
+            batches.run(inputs, input_ids, [RowGroup(stream, tally, rows, rows, samples.start + numbers % len(samples))])
+            bar.update(len(numbers))
 
 
 class Outcome(NamedTuple):
-    """What was found for an input: its number in the order of the inputs, its id, and what the plan made of it."""
+    """What follows for an input: its number in the order of the inputs, its id, and what the plan returned for it."""
 
     number: int
     input_id: int
-    found: Any
+    result: Any
 
 
-class _Read(NamedTuple):
-    """Tallies on their way to the host: of which pieces, and their integers in one row."""
+@dataclass(frozen=True)
+class Pacing:
+    """When Tallies are evaluated, and how many inputs are in flight. No result depends on it.
+
+    Parameters
+    ----------
+    lag : int, optional
+        Batches that are launched before the Tallies of one are received; by default 0 on a CPU, otherwise 1.
+    rows, seconds : int, float
+        Tallies that were received are evaluated after so many rows, or so many seconds.
+    memory : int
+        Bytes that Tallies and inputs in flight may take on the device, and once more on the host.
+    clock : callable
+        Returns the seconds.
+    """
+
+    lag: int | None = None
+    rows: int = 1 << 15
+    seconds: float = 1.0
+    memory: int = 1 << 28
+    clock: Callable[[], float] = time.monotonic
+
+
+_PACING = Pacing()
+
+
+class _Transfer(NamedTuple):
+    """Tallies of these segments' stages on their way to the host, their integers in one row."""
 
     segments: list[Segment]
     integers: torch.Tensor
@@ -66,11 +90,11 @@ class _Read(NamedTuple):
 
 
 class Sampler:
-    """Take many inputs through a plan, in full batches, and yield what is found in the order of the inputs.
+    """Take many inputs through a plan, in full batches, and yield the results in the order of the inputs.
 
-    Each input under way has a place: its pixels, a row in the Tally of the selections and one in the Tally of each range.
-    When the last sample of a piece is in a batch, its row is copied to the host, which takes it a batch later (at once on a
-    CPU, which gains nothing by waiting), so the device never waits for a decision.
+    Each input in flight has a slot: its pixels, a row in the Tally of the selections and one in the Tally of each sample
+    range. When the last sample of a stage is in a batch, its row is copied to the host. The host receives it a batch later,
+    so the device never waits for a decision. On a CPU, which gains nothing by waiting, the host receives it at once.
 
     Parameters
     ----------
@@ -84,20 +108,25 @@ class Sampler:
     num_classes : int
     batches : Batches
     device : torch.device
-    lag : int, optional
-        Batches that are launched before the Tallies of one are looked at; 0 on a CPU, otherwise 1.
+    pacing : Pacing, optional
+        When Tallies are evaluated, and how many inputs are in flight.
     saved : mapping of int to dict, optional
-        By input id, what `unfinished` told of inputs in a run that was stopped: they go on from there.
+        By input id, what `unfinished` returned for inputs of a run that was stopped: they go on from there.
     bar : tqdm, optional
         Counts samples.
     ranks : Ranks
-        If they divide samples, each batch is one of all ranks, of which this one runs its part, and the Tallies that are
-        looked at are the sums; all ranks find the same.
+        If they divide samples, each batch is one of all ranks, of which this one runs its share. The Tallies that are
+        evaluated are the sums, so all ranks get the same results.
 
     Attributes
     ----------
     after_batch : callable
         Called after each batch. What it raises ends the sampling.
+    batches : Batches
+    scheduler : Scheduler
+        Its ``active`` are the inputs in flight.
+    slots : int
+        The most inputs that can be in flight.
     """
 
     def __init__(
@@ -110,64 +139,70 @@ class Sampler:
         batches: Batches,
         device: torch.device,
         *,
-        lag: int | None = None,
+        pacing: Pacing = _PACING,
         saved: Mapping[int, Mapping[str, Any]] | None = None,
         bar: tqdm[Any] | None = None,
-        ranks: Ranks = _ALONE,
+        ranks: Ranks = _ONE_PROCESS,
     ) -> None:
-        self.plan, self.batches, self.bar, self.ranks = plan, batches, bar, ranks
+        self.plan, self.batches, self.bar, self.ranks, self.pacing = plan, batches, bar, ranks, pacing
         self.after_batch: Callable[[], object] = lambda: None
         self._size = batches.size * (ranks.world if ranks.by_samples else 1)
-        self.lag = (0 if device.type == "cpu" else 1) if lag is None else lag
-        self._looks = len(plan.pieces) - 1
-        places = self._places(shape, count, num_classes)
-        self._tallies = self._of_places(places, num_classes, device)
-        self._arrived = self._of_places(places, num_classes, "cpu")
-        self._x = torch.zeros(places, *shape, device=device)
-        self._ids = torch.zeros(places, dtype=torch.int64, device=device)
-        self._input_ids = np.zeros(places, dtype=np.int64)
-        lengths = [len(samples) for _, samples in plan.pieces]
-        self.schedule = Scheduler(lengths, places, early=plan.early, waits=plan.tracks)
+        self._lag = (0 if device.type == "cpu" else 1) if pacing.lag is None else pacing.lag
+        self._analyses = len(plan.stages) - 1
+        self.slots = self._count_slots(shape, count, num_classes)
+        self._tallies = self._make_tallies(self.slots, num_classes, device)
+        self._received = self._make_tallies(self.slots, num_classes, "cpu")
+        self._x = torch.zeros(self.slots, *shape, device=device)
+        self._ids = torch.zeros(self.slots, dtype=torch.int64, device=device)
+        self._input_ids = np.zeros(self.slots, dtype=np.int64)
+        lengths = [len(samples) for _, samples in plan.stages]
+        self.scheduler = Scheduler(lengths, self.slots, early=plan.early, waits=plan.tracks)
         self._inputs, self._saved = iter(inputs), dict(saved or {})
         self._failure: BaseException | None = None
-        self._pending: deque[_Read] = deque()
-        self._found: dict[int, Outcome] = {}
-        self._due = self._unseen = 0
+        self._pending: deque[_Transfer] = deque()
+        self._results: dict[int, Outcome] = {}
+        self._due = self._rows_since = 0
         self._warned = False
-        self._looked = time.monotonic()
+        self._last_evaluation = pacing.clock()
 
-    def _of_places(self, places: int, num_classes: int, device: torch.device | str) -> tuple[Tally, Tally]:
-        """Return Tallies of the selections [places] and of the estimations [looks * places]."""
-        heads, slots = self.plan.heads, self._looks * places
+    def _make_tallies(self, slots: int, num_classes: int, device: torch.device | str) -> tuple[Tally, Tally]:
+        """Return Tallies of the selections [slots] and of the estimations [analyses * slots]."""
+        heads, rows = self.plan.heads, self._analyses * slots
         tracked = None
         if self.plan.tracks:
-            tracked = torch.zeros(slots, sum(head != Votes() for head in heads), 2, dtype=torch.int64)
+            tracked = torch.zeros(rows, sum(head != Votes() for head in heads), 2, dtype=torch.int64)
         return (
-            Tally(places, num_classes, heads, device=device),
-            Tally(slots, num_classes, heads, tracked_classes=tracked, device=device),
+            Tally(slots, num_classes, heads, device=device),
+            Tally(rows, num_classes, heads, tracked_classes=tracked, device=device),
         )
 
-    def _places(self, shape: torch.Size, count: int | None, num_classes: int) -> int:
-        """Return how many inputs may be under way: as many as fill a batch where each offers but a short range."""
-        tallies = self._of_places(1, num_classes, "cpu")
+    def _count_slots(self, shape: torch.Size, count: int | None, num_classes: int) -> int:
+        """Return how many inputs may be in flight: as many as fill a batch where each offers but a short range."""
+        tallies = self._make_tallies(1, num_classes, "cpu")
         nbytes = 4 * shape.numel() + sum(tensor.nbytes for tally in tallies for tensor in tally.tensors().values())
-        most = min(self._size // 8 + 2, _MEMORY // nbytes)
+        most = min(self._size // 8 + 2, self.pacing.memory // nbytes)
         return max(2, most if count is None else min(most, count))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that inputs and Tallies in flight take on the device."""
+        tensors = [tensor for tally in self._tallies for tensor in tally.tensors().values()]
+        return self._x.nbytes + sum(tensor.nbytes for tensor in tensors)
 
     def __iter__(self) -> Iterator[Outcome]:
         going = True
         while going:
             with self.batches.forward.running():  # and not while somebody else runs, between two outcomes
                 try:
-                    while going and self._due not in self._found:
+                    while going and self._due not in self._results:
                         going = self._step()
                 except Exception as error:  # for later: inputs that have all their samples are finished first
                     self._failure, going = error, False
                     while self._pending:
-                        self._arrive(self._pending.popleft())
-                    self._look()
-            while self._due in self._found:
-                yield self._found.pop(self._due)
+                        self._receive(self._pending.popleft())
+                    self._evaluate_ready()
+            while self._due in self._results:
+                yield self._results.pop(self._due)
                 self._due += 1
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -177,58 +212,59 @@ class Sampler:
                 del failure  # else it would keep itself, and all that the model had allocated, until garbage is collected
 
     def _step(self) -> bool:
-        """Launch a batch and take what has arrived; tell whether there was anything to do."""
+        """Launch a batch and receive Tallies that are due; tell whether there was anything to do."""
         segments = self._fill()
         if not segments and not self._pending:
             return False
         if segments:
             self._launch(segments)
-            self._pending.append(self._read([s for s in segments if s.stop == len(self.plan.pieces[s.piece][1])]))
-        while len(self._pending) > (self.lag if segments else 0):
-            self._arrive(self._pending.popleft())
+            self._pending.append(self._send([s for s in segments if s.stop == len(self.plan.stages[s.stage][1])]))
+        while len(self._pending) > (self._lag if segments else 0):
+            self._receive(self._pending.popleft())
         self.after_batch()
         return True
 
     def _fill(self) -> list[Segment]:
         """Return the segments of the next batch.
 
-        Bounds cost less the more inputs they are taken of at once. So what has arrived is looked at when that is needed to
-        fill the batch, or so many rows have passed, or a second; but where ranks divide the samples not by the clock, as
-        all must find the same.
+        Bounds cost less the more inputs they are taken of at once. So Tallies that were received are evaluated when that is
+        needed to fill the batch, or as `Pacing` says. Where ranks divide the samples, the clock plays no part, as all must
+        do the same.
         """
         room, segments = self._size, list[Segment]()
-        self._unseen += room
-        if self._unseen >= _UNSEEN or (not self.ranks.by_samples and time.monotonic() - self._looked > _PROMPT):
-            self._look()
+        self._rows_since += room
+        late = not self.ranks.by_samples and self.pacing.clock() - self._last_evaluation > self.pacing.seconds
+        if late or self._rows_since >= self.pacing.rows:
+            self._evaluate_ready()
         while room:
-            new = self.schedule.fill(room, self._load)
+            new = self.scheduler.fill(room, self._load)
             room -= sum(segment.stop - segment.start for segment in new)
             segments += new
-            if not new and not self._look():
+            if not new and not self._evaluate_ready():
                 break
-        return segments + self.schedule.speculate(room)
+        return segments + self.scheduler.speculate(room)
 
     def _load(self, active: InFlight) -> bool:
-        """Put the next input into its place; tell whether there was one."""
+        """Put the next input into its slot; tell whether there was one."""
         try:
             item = next(self._inputs, None)
         except Exception as error:  # for later: what came before it is finished first
             self._failure, item = error, None
         if item is None:
             return False
-        self._input_ids[active.place], pixels = item
-        self._x[active.place] = to_device(pixels, self._x.device)
-        self._ids[active.place].fill_(self._input_ids[active.place].item())  # where to assign would be to wait for a GPU
-        if (saved := self._saved.pop(self._input_ids[active.place].item(), None)) is not None:
+        self._input_ids[active.slot], pixels = item
+        self._x[active.slot] = to_device(pixels, self._x.device)
+        self._ids[active.slot].fill_(self._input_ids[active.slot].item())  # where to assign would be to wait for a GPU
+        if (saved := self._saved.pop(self._input_ids[active.slot].item(), None)) is not None:
             self._restore(active, saved)
         return True
 
     def held(self) -> list[Outcome]:
-        """Return what was found and is not due yet."""
-        return list(self._found.values())
+        """Return the outcomes that are not due yet."""
+        return list(self._results.values())
 
     def unfinished(self) -> Iterator[Mapping[str, Any]]:
-        """Return, for each input under way, its id (``idx``), how many samples were drawn (``asked``) and their Tallies.
+        """Return, for each input in flight, its id (``idx``), how many samples were drawn (``asked``) and their Tallies.
 
         To be read before the next batch. Where ranks divide the samples, all must call this after the same batch.
         """
@@ -236,169 +272,171 @@ class Sampler:
         if self.ranks.by_samples:
             tallies = tallies[0].to(self._x.device), tallies[1].to(self._x.device)  # copies, to add up
             for tensor in (tensor for tally in tallies for tensor in tally.tensors().values()):
-                self.ranks.add(tensor)
+                self.ranks.all_reduce_sum(tensor)
         selection, estimation = (tally.to("cpu") for tally in tallies)
-        under_way = (
+        in_flight = (
             {
-                "idx": int(self._input_ids[active.place]),
-                "asked": active.asked,
-                "selection": selection.integers(active.place),
+                "idx": int(self._input_ids[active.slot]),
+                "asked": active.sampled,
+                "selection": selection.integers(active.slot),
                 "estimation": [
-                    estimation.integers(active.place + number * len(self._x)) for number in range(self._begun(active.asked))
+                    estimation.integers(active.slot + number * self.slots) for number in range(self._begun(active.sampled))
                 ],
             }
-            for active in self.schedule.active
+            for active in self.scheduler.active
         )
-        return chain(under_way, self._saved.values())
+        return chain(in_flight, self._saved.values())
 
-    def _begun(self, asked: int) -> int:
-        """Return of how many ranges an input has samples."""
-        return bisect_left(self.schedule.ends, asked)
+    def _begun(self, sampled: int) -> int:
+        """Return of how many sample ranges an input has samples."""
+        return bisect_left(self.scheduler.ends, sampled)
 
     def _restore(self, active: InFlight, saved: Mapping[str, Any]) -> None:
-        """Put the samples of a run that was stopped into the place of an input."""
-        active.asked, heads = saved["asked"], self.plan.heads
-        begun = self._begun(active.asked)
+        """Put the samples of a run that was stopped into the slot of an input."""
+        active.sampled, heads = saved["asked"], self.plan.heads
+        begun = self._begun(active.sampled)
         selection = Tally.from_integers([saved["selection"]], heads)
         drawn = [selection]
         if begun:
             drawn.append(estimation := Tally.from_integers(saved["estimation"], heads))
-        if [n for tally in drawn for n in tally.n.tolist()] != self._drawn(active.asked):
-            raise ValueError(f"the checkpoint has other samples of idx {saved['idx']} than the {active.asked} that it tells")
-        pieces = [Segment(active, piece, 0, 0) for piece in range(begun + 1)]
+        if (held := [n for tally in drawn for n in tally.n.tolist()]) != (stated := self._drawn(active.sampled)):
+            raise ValueError(
+                f"the checkpoint's Tallies of idx {saved['idx']} must hold {stated} samples, as its 'asked' says, got {held}"
+            )
+        stages = [Segment(active, stage, 0, 0) for stage in range(begun + 1)]
         if self.ranks.rank == 0 or not self.ranks.by_samples:  # else it is a part of the sum that rank 0 has all of
             restored = (tensor for tally in drawn for tensor in tally.tensors().values())
-            for (tensor, slots), values in zip(self._rows(self._tallies, pieces), restored, strict=True):
-                tensor[slots] = to_device(values, tensor.device)
+            for (tensor, rows), values in zip(self._tensors(self._tallies, stages), restored, strict=True):
+                tensor[rows] = to_device(values, tensor.device)
         if self.plan.tracks and begun:
             _, tally = self._tallies
-            tally.tracked_classes[to_device(self._slots(pieces[1:]), tally.n.device)] = to_device(
+            tally.tracked_classes[to_device(self._rows(stages[1:]), tally.n.device)] = to_device(
                 estimation.tracked_classes, tally.n.device
             )
-        self._pending.append(self._read([piece for piece in pieces if self.schedule.ends[piece.piece] <= active.asked]))
+        self._pending.append(self._send([each for each in stages if self.scheduler.ends[each.stage] <= active.sampled]))
 
-    def _drawn(self, asked: int) -> list[int]:
-        """Return how many samples each piece has that an input has begun, when so many have been drawn."""
-        starts = [0, *self.schedule.ends][: self._begun(asked) + 1]
-        return [min(asked, end) - start for start, end in zip(starts, self.schedule.ends, strict=False)]
+    def _drawn(self, sampled: int) -> list[int]:
+        """Return how many samples each stage has that an input has begun, when so many have been drawn."""
+        starts = [0, *self.scheduler.ends][: self._begun(sampled) + 1]
+        return [min(sampled, end) - start for start, end in zip(starts, self.scheduler.ends, strict=False)]
 
     def _launch(self, segments: Sequence[Segment]) -> None:
-        parts = []
+        groups = []
         for tally, of_tally in zip(self._tallies, _by_tally(segments), strict=True):
             if of_tally:
-                stream = self.plan.pieces[of_tally[0].piece][0]
-                places = np.array([segment.active.place for segment in of_tally])
-                firsts = np.array([self.plan.pieces[s.piece][1].start + s.start for s in of_tally])
+                stream = self.plan.stages[of_tally[0].stage][0]
+                slots = np.array([segment.active.slot for segment in of_tally])
+                firsts = np.array([self.plan.stages[s.stage][1].start + s.start for s in of_tally])
                 lengths = np.array([segment.stop - segment.start for segment in of_tally])
                 offsets = firsts - lengths.cumsum() + lengths
-                places, slots, offsets = (np.repeat(each, lengths) for each in (places, self._slots(of_tally), offsets))
-                parts.append(RowGroup(stream, tally, places, slots, offsets + np.arange(len(offsets))))
-        rows = sum(len(part.samples) for part in parts)
+                slots, rows, offsets = (np.repeat(each, lengths) for each in (slots, self._rows(of_tally), offsets))
+                groups.append(RowGroup(stream, tally, slots, rows, offsets + np.arange(len(offsets))))
+        count = sum(len(group.samples) for group in groups)
         if self.ranks.by_samples:
-            share = -(-rows // self.ranks.world)
-            parts = cut(parts, self.ranks.rank * share, (self.ranks.rank + 1) * share)
-        if parts:
-            self.batches.run(self._x, self._ids, parts)
+            share = -(-count // self.ranks.world)
+            groups = slice_groups(groups, self.ranks.rank * share, (self.ranks.rank + 1) * share)
+        if groups:
+            self.batches.run(self._x, self._ids, groups)
         if self.bar is not None:
-            self.bar.update(rows)
+            self.bar.update(count)
 
-    def _slots(self, segments: Iterable[Segment]) -> NDArray[np.int64]:
-        """Return the rows of their Tally."""
-        places = len(self._x)
-        return np.array([segment.active.place + max(segment.piece - 1, 0) * places for segment in segments])
+    def _rows(self, segments: Iterable[Segment]) -> NDArray[np.int64]:
+        """Return the rows of their Tally that these segments add to."""
+        return np.array([segment.active.slot + max(segment.stage - 1, 0) * self.slots for segment in segments])
 
-    def _rows(
+    def _tensors(
         self, tallies: tuple[Tally, Tally], segments: Sequence[Segment]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield each tensor of both Tallies with the rows that these pieces have in it."""
+        """Yield each tensor of both Tallies with the rows that these segments have in it."""
         for tally, of_tally in zip(tallies, _by_tally(segments), strict=True):
             if of_tally:
-                slots = to_device(self._slots(of_tally), tally.n.device)
+                rows = to_device(self._rows(of_tally), tally.n.device)
                 for tensor in tally.tensors().values():
-                    yield tensor, slots
+                    yield tensor, rows
 
-    def _read(self, segments: list[Segment]) -> _Read:
-        """Start to copy the Tallies of these pieces to the host."""
+    def _send(self, segments: list[Segment]) -> _Transfer:
+        """Start to copy the Tallies of these segments' stages to the host."""
         if not segments:
-            return _Read(segments, torch.empty(0, dtype=torch.int64), None)
-        integers = torch.cat([tensor[slots].flatten() for tensor, slots in self._rows(self._tallies, segments)])
+            return _Transfer(segments, torch.empty(0, dtype=torch.int64), None)
+        integers = torch.cat([tensor[rows].flatten() for tensor, rows in self._tensors(self._tallies, segments)])
         if self.ranks.by_samples:
             integers = torch.cat([integers, to_device(np.array([_mark(segments)]), integers.device)])
-            self.ranks.add(integers)
+            self.ranks.all_reduce_sum(integers)
         if not integers.is_cuda:
-            return _Read(segments, integers, None)
+            return _Transfer(segments, integers, None)
         pinned = torch.empty(integers.shape, dtype=torch.int64, pin_memory=True).copy_(integers, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._x.device))  # of the device, which need not be the current one
-        return _Read(segments, pinned, event)
+        return _Transfer(segments, pinned, event)
 
-    def _arrive(self, read: _Read) -> None:
-        """Take what was read, if the input was not decided meanwhile."""
-        if read.event is not None:
-            read.event.synchronize()
-        if self.ranks.by_samples and read.segments and read.integers[-1] != self.ranks.world * _mark(read.segments):
+    def _receive(self, transfer: _Transfer) -> None:
+        """Store the Tallies of a transfer on the host, for inputs that were not decided meanwhile."""
+        segments, integers, event = transfer
+        if event is not None:
+            event.synchronize()
+        if self.ranks.by_samples and segments and integers[-1] != self.ranks.world * _mark(segments):
             raise RuntimeError("shard is 'samples', but processes were at different samples; all must do the same")
         start = 0
-        for tensor, slots in self._rows(self._arrived, read.segments):
-            stop = start + len(slots) * tensor[0].numel()
-            tensor[slots] = read.integers[start:stop].view(len(slots), *tensor.shape[1:])
+        for tensor, rows in self._tensors(self._received, segments):
+            stop = start + len(rows) * tensor[0].numel()
+            tensor[rows] = integers[start:stop].view(len(rows), *tensor.shape[1:])
             start = stop
-        for segment in read.segments:
-            segment.active.read = segment.piece + 1
+        for segment in segments:
+            segment.active.received = segment.stage + 1
 
-    def _look(self) -> bool:
-        """Judge what can be judged, look by look; tell whether there was any."""
-        self._unseen, self._looked, looked = 0, time.monotonic(), False
+    def _evaluate_ready(self) -> bool:
+        """Evaluate each input whose next analysis has its samples; tell whether there was any."""
+        self._rows_since, self._last_evaluation, any_ready = 0, self.pacing.clock(), False
         with self.batches.timer("bounds"):
-            if self.plan.tracks and (fresh := [a for a in self.schedule.active if a.read and not a.judged]):
+            if self.plan.tracks and (fresh := [a for a in self.scheduler.active if a.received and not a.evaluated]):
                 self._track(fresh)
-                looked = True
+                any_ready = True
             while ready := self._ready():
-                for look, actives in sorted(ready.items()):
-                    self._evaluate(look, actives)
-                looked = True
-        return looked
+                for analysis, actives in sorted(ready.items()):
+                    self._evaluate(analysis, actives)
+                any_ready = True
+        return any_ready
 
     def _ready(self) -> dict[int, list[InFlight]]:
-        """Return the inputs whose next look is at samples that have arrived, by the number of ranges that it takes."""
+        """Return the inputs whose next analysis has its samples, by the number of sample ranges that it takes."""
         ready: dict[int, list[InFlight]] = {}
-        for active in self.schedule.active:
-            look = max(active.judged, 1) if self.plan.early else self._looks
-            if active.read > look:
-                ready.setdefault(look, []).append(active)
+        for active in self.scheduler.active:
+            analysis = max(active.evaluated, 1) if self.plan.early else self._analyses
+            if active.received > analysis:
+                ready.setdefault(analysis, []).append(active)
         return ready
 
     def _track(self, actives: Sequence[InFlight]) -> None:
         """Let the estimation's Tallies keep the histograms of the classes that the selection puts first."""
-        places = np.array([active.place for active in actives])
-        classes = torch.from_numpy(leading_classes(self._arrived[0].select(places)))
-        slots = (np.arange(self._looks)[:, None] * len(self._x) + places).ravel()
-        for _, tally in (self._tallies, self._arrived):
+        slots = np.array([active.slot for active in actives])
+        classes = torch.from_numpy(leading_classes(self._received[0].select(slots)))
+        rows = (np.arange(self._analyses)[:, None] * self.slots + slots).ravel()
+        for _, tally in (self._tallies, self._received):
             device = tally.n.device
-            tally.tracked_classes[to_device(slots, device)] = to_device(classes.repeat(self._looks, 1, 1), device)
+            tally.tracked_classes[to_device(rows, device)] = to_device(classes.repeat(self._analyses, 1, 1), device)
         for active in actives:
-            active.judged = 1
+            active.evaluated = 1
 
-    def _evaluate(self, look: int, actives: Sequence[InFlight]) -> None:
-        places = np.array([active.place for active in actives])
-        selection, estimation = self._arrived
-        ranges = [estimation.select(places + number * len(self._x)) for number in range(look)]
-        input_ids = self._input_ids[places].tolist()
-        found = self.plan.evaluate(selection.select(places), ranges, input_ids)
+    def _evaluate(self, analysis: int, actives: Sequence[InFlight]) -> None:
+        slots = np.array([active.slot for active in actives])
+        selection, estimation = self._received
+        ranges = [estimation.select(slots + number * self.slots) for number in range(analysis)]
+        input_ids = self._input_ids[slots].tolist()
+        results = self.plan.evaluate(selection.select(slots), ranges, input_ids)
         decided = []
         voteless = torch.stack([tally.counts[:, -1] for tally in ranges]).sum(dim=0).tolist()
-        for active, input_id, what, count in zip(actives, input_ids, found, voteless, strict=True):
-            active.judged = look + 1
-            if what is not None:
+        for active, input_id, result, count in zip(actives, input_ids, results, voteless, strict=True):
+            active.evaluated = analysis + 1
+            if result is not None:
                 self._warn(input_id, count)
-                self._found[active.number] = Outcome(active.number, input_id, what)
-                self.schedule.release(active)
-                decided += [Segment(active, piece, 0, 0) for piece in range(self._looks + 1)]
+                self._results[active.number] = Outcome(active.number, input_id, result)
+                self.scheduler.release(active)
+                decided += [Segment(active, stage, 0, 0) for stage in range(self._analyses + 1)]
                 if self.bar is not None and self.bar.total is not None:
-                    self.bar.total -= self.schedule.ends[-1] - active.asked
+                    self.bar.total -= self.scheduler.ends[-1] - active.sampled
         if decided:
-            for tensor, slots in self._rows(self._tallies, decided):
-                tensor.index_fill_(0, slots, 0)
+            for tensor, rows in self._tensors(self._tallies, decided):
+                tensor.index_fill_(0, rows, 0)
 
     def _warn(self, input_id: int, voteless: int) -> None:
         """Warn once of samples that vote for no class: an abstention for that looks like any other."""
@@ -414,10 +452,10 @@ class Sampler:
 
 
 def _mark(segments: Iterable[Segment]) -> int:
-    """Return a number that tells whose Tallies these are: what ranks add up must be of the same samples."""
-    return crc32(repr([(segment.active.number, segment.piece) for segment in segments]).encode())
+    """Return a number that identifies the Tallies: those that ranks add up must be of the same samples."""
+    return crc32(repr([(segment.active.number, segment.stage) for segment in segments]).encode())
 
 
 def _by_tally(segments: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
     """Return the segments of selections, and those of estimations."""
-    return [s for s in segments if s.piece == 0], [s for s in segments if s.piece > 0]
+    return [s for s in segments if s.stage == 0], [s for s in segments if s.stage > 0]

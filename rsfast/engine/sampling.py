@@ -30,7 +30,7 @@ from .inputs import Inputs, Source
 from .plan import Certification, SamplingPlan, StoppingRule
 from .probe import ROWS, probe
 from .ranks import Ranks
-from .sampler import Outcome, Sampler, draw
+from .sampler import Outcome, Pacing, Sampler, draw
 from .timing import StageTimer
 
 
@@ -84,7 +84,19 @@ def check_model(name: str, value: Any) -> Model:
 
 
 class Sampling:
-    """Checked arguments of a call: what to sample, how, and from which place in the noise stream."""
+    """Checked arguments of a call: what to sample, how, and from which place in the noise stream.
+
+    Attributes
+    ----------
+    pacing : Pacing
+        How its samplers keep time. This one, `probe` and `find_batch_size` are of the class, where a test may replace them.
+    probe, find_batch_size : callable
+        `probe.probe` and `batch_size.automatic`.
+    """
+
+    pacing = Pacing()
+    probe = staticmethod(probe)
+    find_batch_size = staticmethod(automatic)
 
     def __init__(
         self,
@@ -104,7 +116,7 @@ class Sampling:
         **preparation: Any,
     ) -> None:
         self.ranks = Ranks.find(shard)
-        with self.ranks.together():
+        with self.ranks.barrier_or_raise():
             check_options(preparation, SamplingOptions)
             self.model = check_model("model", model)
             if isinstance(batch_size, str) and batch_size != "auto":
@@ -149,9 +161,9 @@ class Sampling:
                 keep_freed_memory()
         self._probed = False
         if shard is not None:
-            self._agree(seed, input_ids)
+            self._assert_equal(seed, input_ids)
 
-    def _agree(self, seed: int | None, input_ids: torch.Tensor | Sequence[int] | None) -> None:
+    def _assert_equal(self, seed: int | None, input_ids: torch.Tensor | Sequence[int] | None) -> None:
         """Raise ValueError where processes were given different things, as a DistributedSampler gives different inputs."""
         ids = None if input_ids is None else torch.as_tensor(input_ids, dtype=torch.int64).cpu().numpy()
         settings = {
@@ -166,8 +178,8 @@ class Sampling:
             "the checksum of inputs[0]": crc32(self.inputs.first.cpu().numpy().tobytes()),
             "the checksum of input_ids": None if ids is None else crc32(ids.tobytes()),
         }
-        self.ranks.agree(settings | self.execution.to_dict())
-        self.seed = self.ranks.same(self.seed)
+        self.ranks.assert_equal(settings | self.execution.to_dict())
+        self.seed = self.ranks.broadcast(self.seed)
 
     def _find_device(self, fixed: bool) -> torch.device:
         """Return where batches are made: with the inputs, or, where these are read one by one, with the model."""
@@ -211,7 +223,7 @@ class Sampling:
         """
         total = None if self.inputs.count is None else samples * self.inputs.count
         if not self._probed and (total is None or total >= 2 * ROWS):
-            with self.ranks.together():
+            with self.ranks.barrier_or_raise():
                 self._probe()
             self._probed = True
         if not isinstance(self.batch_size, str):
@@ -227,9 +239,9 @@ class Sampling:
             with self.forward.running():
                 batches.logits(x, ids, [RowGroup("user", Tally(1, self.num_classes), rows, rows, np.arange(size))], size)
 
-        with self.ranks.together():
-            size = automatic(self.model, self.inputs.shape, self.device, self.execution, total, run)
-        return self.ranks.same(size)
+        with self.ranks.barrier_or_raise():
+            size = self.find_batch_size(self.model, self.inputs.shape, self.device, self.execution, total, run)
+        return self.ranks.broadcast(size)
 
     def _probe(self) -> None:
         """Run the model on a few rows of the first input, and warn if it is no function of a row."""
@@ -243,7 +255,7 @@ class Sampling:
             )
 
         sizes = (ROWS,) if isinstance(self.batch_size, str) else (ROWS, self.batch_size)
-        probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
+        self.probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
 
     def sampler(self, plan: SamplingPlan, bar: tqdm[Any], *, pad: bool = False, **hooks: Any) -> Sampler:
         """Return what takes the inputs through a plan; with `hooks` as in `Sampler`, and `pad` as in `Batches`."""
@@ -264,6 +276,7 @@ class Sampling:
                 self.num_classes,
                 batches,
                 self.device,
+                pacing=self.pacing,
                 ranks=self.ranks,
                 bar=bar,
                 **hooks,
@@ -272,11 +285,12 @@ class Sampling:
     def outcomes(self, plan: SamplingPlan, description: str) -> Iterator[Outcome]:
         """Take the inputs through a plan, and yield what is found in their order."""
         if self.ranks.shard is not None:
-            self.ranks.agree(vars(plan))
+            self.ranks.assert_equal(vars(plan))
             self.batch_size = self.size(expected(plan))  # now, when all ranks come here, and not with the first outcome
 
         def found() -> Iterator[Outcome]:
-            samples, shares = sum(len(piece) for _, piece in plan.pieces), self.ranks.world if self.ranks.by_inputs else 1
+            samples = sum(len(samples) for _, samples in plan.stages)
+            shares = self.ranks.world if self.ranks.by_inputs else 1
             with self.inputs, self.bar(samples, description, shares) as bar:
                 yield from self.sampler(plan, bar)
 
@@ -289,13 +303,13 @@ class Sampling:
         backend, execution = self.preparation["backend"], self.execution
         return Certification(specs, stopping, n0=n0, n=n, seed=self.seed, backend=backend, execution=execution, **options)
 
-    def all_found(self, plan: SamplingPlan, description: str) -> list[Any]:
+    def results(self, plan: SamplingPlan, description: str) -> list[Any]:
         """Return what is found for every input, in their order; of all ranks' inputs if these are divided."""
         outcomes = self.outcomes(plan, description)
         if not self.ranks.by_inputs:
-            return [each.found for each in outcomes]
-        with self.ranks.together():
-            mine = [each.found for each in outcomes]
+            return [each.result for each in outcomes]
+        with self.ranks.barrier_or_raise():
+            mine = [each.result for each in outcomes]
         of_ranks = self.ranks.gather(mine)
         found: list[Any] = [None] * sum(map(len, of_ranks))
         for rank, theirs in enumerate(of_ranks):
@@ -305,7 +319,7 @@ class Sampling:
 
 def expected(plan: SamplingPlan) -> int:
     """Return about how many samples an input takes: where it may be decided early, a twentieth of all, as in the demo."""
-    return sum(len(samples) for _, samples in plan.pieces) // (20 if plan.early else 1)
+    return sum(len(samples) for _, samples in plan.stages) // (20 if plan.early else 1)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,6 +1,6 @@
 """Which samples go into the next batch: rows of many inputs, so that batches stay full to the end.
 
-Integers only. What the samples of an input are is fixed before (its pieces); when they are drawn depends on nothing but the
+Integers only. What the samples of an input are is fixed before (its stages); when they are drawn depends on nothing but the
 batch size, the order of the inputs and when each was decided.
 """
 
@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 
 class Segment(NamedTuple):
-    """Consecutive samples of one piece of an input: `start` to `stop` - 1, counted from the piece's first."""
+    """Consecutive samples of one stage of an input: `start` to `stop` - 1, counted from the stage's first."""
 
     active: InFlight
-    piece: int
+    stage: int
     start: int
     stop: int
 
@@ -30,21 +30,21 @@ class InFlight:
     ----------
     number : int
         Of the input, in the order of admission.
-    place : int
+    slot : int
         Where its pixels and Tallies are kept.
-    asked : int
+    sampled : int
         Its samples that have been put into batches.
-    read : int
-        Its pieces whose Tallies have arrived.
-    judged : int
-        Its pieces that were looked at: it goes on beyond them.
+    received : int
+        Its stages whose Tallies have arrived.
+    evaluated : int
+        Its stages that were looked at: it goes on beyond them.
     """
 
     number: int
-    place: int
-    asked: int = 0
-    read: int = 0
-    judged: int = 0
+    slot: int
+    sampled: int = 0
+    received: int = 0
+    evaluated: int = 0
 
 
 class Scheduler:
@@ -52,35 +52,35 @@ class Scheduler:
 
     Parameters
     ----------
-    pieces : sequence of int
-        Samples in each piece of every input, in order.
-    places : int
+    stages : sequence of int
+        Samples in each stage of every input, in order.
+    slots : int
         Inputs that can be under way at once.
     early : bool
-        An input may be decided after each piece. Samples beyond the piece that is to be judged next are then drawn only
+        An input may be decided after each stage. Samples beyond the stage that is to be evaluated next are then drawn only
         where nothing else would fill the batch.
     waits : bool
-        The second piece cannot be drawn before the first was judged.
+        The second stage cannot be drawn before the first was evaluated.
 
     Attributes
     ----------
     active : list of InFlight
         Inputs under way, oldest first.
     ends : list of int
-        Samples of an input up to the end of each piece.
+        Samples of an input up to the end of each stage.
 
     Examples
     --------
-    >>> schedule = Scheduler([100, 1000], places=4, early=False, waits=False)
-    >>> [(segment.piece, segment.start, segment.stop) for segment in schedule.fill(256, load=lambda active: True)]
+    >>> scheduler = Scheduler([100, 1000], slots=4, early=False, waits=False)
+    >>> [(segment.stage, segment.start, segment.stop) for segment in scheduler.fill(256, load=lambda active: True)]
     [(0, 0, 100), (1, 0, 156)]
     """
 
-    def __init__(self, pieces: Sequence[int], places: int, *, early: bool, waits: bool) -> None:
-        self.ends = list(accumulate(pieces))
+    def __init__(self, stages: Sequence[int], slots: int, *, early: bool, waits: bool) -> None:
+        self.ends = list(accumulate(stages))
         self.active: list[InFlight] = []
         self._early, self._waits = early, waits
-        self._free = list(range(places))[::-1]
+        self._free = list(range(slots))[::-1]
         self._admitted = 0
         self._exhausted = False
 
@@ -92,7 +92,7 @@ class Scheduler:
         size : int
             Rows in the batch.
         load : callable
-            Puts the next input into the place of a new InFlight; False if there is none left.
+            Puts the next input into the slot of a new InFlight; False if there is none left.
         """
         segments: list[Segment] = []
         room = size
@@ -122,28 +122,28 @@ class Scheduler:
         return active
 
     def release(self, active: InFlight) -> None:
-        """Take an input that is decided out, and free its place."""
+        """Take an input that is decided out, and free its slot."""
         self.active.remove(active)
-        self._free.append(active.place)
+        self._free.append(active.slot)
 
     def _wanted(self, active: InFlight) -> int:
         """Return how many of its samples are sure to be used."""
         if not self._early:
             return self._possible(active)
-        judged = active.judged if self._waits else max(active.judged, 1)  # the first piece decides nothing
-        return self.ends[min(judged, len(self.ends) - 1)]
+        evaluated = active.evaluated if self._waits else max(active.evaluated, 1)  # the first stage decides nothing
+        return self.ends[min(evaluated, len(self.ends) - 1)]
 
     def _possible(self, active: InFlight) -> int:
         """Return how many of its samples can be drawn now."""
-        return self.ends[0] if self._waits and not active.judged else self.ends[-1]
+        return self.ends[0] if self._waits and not active.evaluated else self.ends[-1]
 
     def _take(self, active: InFlight, limit: int, room: int, segments: list[Segment]) -> int:
         """Put at most `room` of its samples before `limit` into a batch, and return how many."""
-        first, stop = active.asked, min(limit, active.asked + room)
-        while active.asked < stop:
-            piece = bisect_right(self.ends, active.asked)
-            start = self.ends[piece - 1] if piece else 0
-            end = min(stop, self.ends[piece])
-            segments.append(Segment(active, piece, active.asked - start, end - start))
-            active.asked = end
-        return active.asked - first
+        first, stop = active.sampled, min(limit, active.sampled + room)
+        while active.sampled < stop:
+            stage = bisect_right(self.ends, active.sampled)
+            start = self.ends[stage - 1] if stage else 0
+            end = min(stop, self.ends[stage])
+            segments.append(Segment(active, stage, active.sampled - start, end - start))
+            active.sampled = end
+        return active.sampled - first

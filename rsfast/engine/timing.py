@@ -20,6 +20,8 @@ class StageTimer:
     device : torch.device
         On a GPU the model and the kernels are timed by events on its stream, which are read when they have happened:
         nothing waits for them. Bounds are taken on the host meanwhile, so that all together may exceed the time that passed.
+    clock : callable
+        Returns the seconds on the host.
 
     Examples
     --------
@@ -30,8 +32,8 @@ class StageTimer:
     (['model', 'kernels', 'bounds'], 0)
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.rows = 0
+    def __init__(self, device: torch.device | str = "cpu", clock: Callable[[], float] = time.perf_counter) -> None:
+        self.rows, self._clock = 0, clock
         self._device = torch.device(device)
         self._pending: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
         self._seconds = {"model": 0.0, "kernels": 0.0, "bounds": 0.0}
@@ -45,9 +47,9 @@ class StageTimer:
             self._pending.append((name, begin, self._event()))
             self._collect()
             return
-        began = time.perf_counter()
+        began = self._clock()
         yield
-        self._seconds[name] += time.perf_counter() - began
+        self._seconds[name] += self._clock() - began
 
     def _event(self) -> torch.cuda.Event:
         """Record an event on the device's stream, which is not the current device's if that is another."""

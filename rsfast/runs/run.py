@@ -84,7 +84,7 @@ class _Counted:
     """A plan that also returns what counts.jsonl keeps of each input."""
 
     def __init__(self, plan: SamplingPlan) -> None:
-        self.plan, self.heads, self.pieces = plan, plan.heads, plan.pieces
+        self.plan, self.heads, self.stages = plan, plan.heads, plan.stages
         self.early, self.tracks, self.lipschitz = plan.early, plan.tracks, plan.lipschitz
 
     def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
@@ -95,7 +95,7 @@ class _Counted:
                 found.append(None)
                 continue
             estimation = [tally.integers(place) for tally in ranges]
-            counts: dict[str, Any] = {"selection": selection.integers(place)} if self.pieces[0][1] else {}
+            counts: dict[str, Any] = {"selection": selection.integers(place)} if self.stages[0][1] else {}
             counts["estimation"] = estimation[0] if len(estimation) == 1 else estimation
             found.append((outcome[0] if isinstance(outcome, list) else outcome, counts))
         return found
@@ -126,7 +126,7 @@ class Run:
         args.resume |= _restarts() > 0
         self._log = Log(args.log_json, self.ranks)
         recorded = read_sidecar(self._sidecar_file()) if args.resume and self._sidecar_file().exists() else {}
-        self.seed = ops.check_seed(self._setting("seed", recorded, self.ranks.same(secrets.randbits(64))))
+        self.seed = ops.check_seed(self._setting("seed", recorded, self.ranks.broadcast(secrets.randbits(64))))
         self._images, self.labels = load_data(args.data, args.num_classes)
         self.indices = _indices(args.start, args.end, args.skip, len(self._images))
         self._model = load_model(args.model, args.weights, self._device)
@@ -203,11 +203,11 @@ class Run:
         Where several processes share the images, each writes a run folder of its own, and when all are done the first merges
         them. Signals are heard after the batch that is under way; then unfinished images are saved.
         """
-        samples = sum(len(piece) for _, piece in plan.pieces)
-        self._options["batch_size"] = self.ranks.same(self._probe.size(expected(plan)))
+        samples = sum(len(stage) for _, stage in plan.stages)
+        self._options["batch_size"] = self.ranks.broadcast(self._probe.size(expected(plan)))
         sidecar = self._sidecar(settings)
         if self.ranks.shard is not None:
-            self.ranks.agree({name: value for name, value in sidecar.items() if name not in ("started", "first_logits")})
+            self.ranks.assert_equal({name: sidecar[name] for name in sidecar if name not in ("started", "first_logits")})
         begun = self.args.resume and self._sidecar_file().exists()
         if begun:
             self._check_same_run(self._sidecar_file(), sidecar)
@@ -326,7 +326,7 @@ class Run:
             if index in held:
                 outcome, counts = _outcome(held[index]["outcome"]), held[index]["counts"]
             else:
-                outcome, counts = next(outcomes).found
+                outcome, counts = next(outcomes).result
             ended = time.perf_counter()
             if writer is not None:
                 writer.write(index, None if self.labels is None else self.labels[index], outcome, ended - began, counts)
@@ -387,7 +387,7 @@ class Run:
             unfinished = sampler.unfinished()
             if writer is not None:
                 checkpoint.save(self._folder, writer.identity, chain(unfinished, held.values(), map(_line, sampler.held())))
-                self._log.event("checkpoint", unfinished=len(sampler.schedule.active))
+                self._log.event("checkpoint", unfinished=len(sampler.scheduler.active))
         now = time.monotonic()
         self._next_save = now + max(_EVERY, _SHARE * (now - began))
         if wish != _SAVE:
@@ -484,7 +484,7 @@ def _drawn(saved: Mapping[str, Any]) -> float:
 
 def _line(each: Outcome) -> dict[str, Any]:
     """Return what is saved of an image that is decided and has no row yet, as those before it have none."""
-    outcome, counts = each.found
+    outcome, counts = each.result
     value = outcome if isinstance(outcome, int) else outcome.to_dict()
     return {"idx": each.input_id, "outcome": value, "counts": counts}
 
