@@ -323,7 +323,7 @@ def test_variance_and_trials_errors(function):
     for variance in (-1e-9, float("nan")):
         with pytest.raises(ValueError, match=r"variance must be at least 0.*, got .*"):
             function(0.5, variance, 10, 0.05)
-    with pytest.raises(ValueError, match="trials must be at least 1.*, got 0"):
+    with pytest.raises(ValueError, match=r"trials must be at least 1 .*, got 0"):
         function(0.5, 0.1, 0, 0.05)
 
 

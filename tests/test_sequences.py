@@ -416,7 +416,7 @@ def test_alpha_errors(alpha, error):
 def test_beta_binomial_errors(function):
     with pytest.raises(TypeError, match=r"successes must be an integer.*, got 0\.5"):
         function(0.5, 10, 0.05)
-    with pytest.raises(ValueError, match="trials must be at least 1.*, got 0"):
+    with pytest.raises(ValueError, match=r"trials must be at least 1 .*, got 0"):
         function(0, 0, 0.05)
     for value, error in ((0, ValueError), (np.nan, ValueError), (2**35, ValueError), ("1", TypeError), (True, TypeError)):
         with pytest.raises(error, match=r"^[ab] (is .*; it )?must be"):
