@@ -339,7 +339,7 @@ def spoil_sidecar(**changes):
         ),
         ("", {"stream_version": ...}, "lacks stream_version; it must be of a run of rsfast certify"),
         ("", {"n": "x"}, "results.json is damaged: n is 'x'; it must be an int"),
-        ("", {"seed": None}, "results.json is damaged: seed is None; it must be an int"),
+        ("", {"seed": None}, "results.json is damaged: seed must be an int, got None"),
         ("", {"bound": ...}, "lacks bound; it must be of a run of rsfast certify"),
     ],
 )

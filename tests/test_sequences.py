@@ -106,8 +106,8 @@ def test_bins_are_exponent_and_mantissa():
 @pytest.mark.parametrize(
     ("scores", "error", "message"),
     [
-        (0.5, TypeError, "scores is 0.5; it must be an integer"),
-        (-1, ValueError, "scores is -1"),
+        (0.5, TypeError, "scores must be an integer.*, got 0.5"),
+        (-1, ValueError, "scores must be at least 0 .*, got -1"),
         (UNIT + 1, ValueError, "at most"),
     ],
 )
@@ -364,8 +364,8 @@ def test_betting_errors(function, rest):
     good = np.zeros((2, BINS), dtype=np.int64)
     good[:, 10] = 5
     for counts, error, message in (
-        (good / 1.0, TypeError, "(?s)counts is .* it must be an integer"),
-        (good - 1, ValueError, "(?s)counts is .* at least 0"),
+        (good / 1.0, TypeError, "(?s)counts must be an integer .*, got "),
+        (good - 1, ValueError, "(?s)counts must be at least 0 "),
         (good[0], ValueError, r"counts is of shape \(128,\); it must be \[..., ranges, 128\]"),
         (good[:, :-1], ValueError, r"counts is of shape \(2, 127\)"),
         (np.zeros((0, BINS), dtype=np.int64), ValueError, "with 1 to 512 ranges"),
@@ -379,10 +379,10 @@ def test_betting_errors(function, rest):
         with pytest.raises(ValueError, match="sums must be of counts' shape"):
             function(good, 0.05, *rest, sums=sums)
     for prior, message in (
-        ((1.5, 0, 1), "prior's mean is .* in"),
-        ((0.5, -1, 1), "prior's variance is -1; it must be at least 0"),
-        ((0.5, np.nan, 1), "prior's variance is nan"),
-        ((0.5, 0.1, -1), "prior's draws is -1; it must be from 0"),
+        ((1.5, 0, 1), "prior's mean must be in"),
+        ((0.5, -1, 1), "prior's variance must be at least 0.*, got -1"),
+        ((0.5, np.nan, 1), "prior's variance must be at least 0, got nan"),
+        ((0.5, 0.1, -1), "prior's draws must be from 0 .*, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             function(good, 0.05, *rest, prior=prior)
@@ -393,7 +393,7 @@ def test_betting_errors(function, rest):
 def test_cap_errors(function, cap, error):
     counts = np.zeros((2, BINS), dtype=np.int64)
     counts[:, 10] = 5
-    with pytest.raises(error, match=f"cap is {cap}; it must be"):
+    with pytest.raises(error, match=f"^cap (is {cap}; it )?must be"):
         function(counts, 0.05, cap)
 
 
@@ -414,12 +414,12 @@ def test_alpha_errors(alpha, error):
 
 @pytest.mark.parametrize("function", [sequences.beta_binomial_sequence_lower, sequences.beta_binomial_sequence_upper])
 def test_beta_binomial_errors(function):
-    with pytest.raises(TypeError, match=r"successes is 0\.5; it must be an integer"):
+    with pytest.raises(TypeError, match=r"successes must be an integer.*, got 0\.5"):
         function(0.5, 10, 0.05)
-    with pytest.raises(ValueError, match="trials is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=r"trials must be at least 1 .*, got 0"):
         function(0, 0, 0.05)
     for value, error in ((0, ValueError), (np.nan, ValueError), (2**35, ValueError), ("1", TypeError), (True, TypeError)):
-        with pytest.raises(error, match=r"a is .* it must be"):
+        with pytest.raises(error, match=r"^[ab] (is .*; it )?must be"):
             function(5, 10, 0.05, **{"a" if function is sequences.beta_binomial_sequence_lower else "b": value})
 
 
@@ -431,7 +431,7 @@ def test_schedules(schedule):
         assert all(a < b for a, b in pairwise(ends))
         assert len(ends) <= sequences.MAX_RANGES
     for wrong, error in ((0, ValueError), (-5, ValueError), (2**33, ValueError), (10.0, TypeError), ("10", TypeError)):
-        with pytest.raises(error, match=r"^n is .*; it must be"):
+        with pytest.raises(error, match=r"^n (is .*; it )?must be"):
             schedule(wrong)
 
 
