@@ -48,7 +48,7 @@ def python(code, **environment):
 
 def status(code="", **environment):
     """What the module says of a process that has run the code; run from its file, as the package imports SciPy."""
-    path = str(ROOT / "rsfast" / "allocator.py")
+    path = str(ROOT / "rsfast" / "engine" / "allocator.py")
     return python(f"{code}\nimport runpy\nprint(runpy.run_path({path!r})['keep_freed_memory']())", **environment)
 
 
