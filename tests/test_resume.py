@@ -178,6 +178,7 @@ KILLS = """
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments():
     """SIGKILL again and again until a run comes to its end, at least 21 times, with a checkpoint after nearly every batch.
 
