@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+# A worker for each core, at most 8, and one thread in each; a worker whose own tests are done takes some of another's.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test check check-noise bench build clean
+.PHONY: demo test test-all check check-noise bench build clean
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
@@ -18,8 +20,11 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 demo: $(VENV)/installed  ## decide and certify real images, about a minute
 	$(BIN)/rsfast demo --out demo
 
-test: $(VENV)/installed  ## the test suite and the docstrings' examples
-	$(BIN)/python -m pytest -m "not noise"
+test: $(VENV)/installed  ## the quick tests of everything and the docstrings' examples, three minutes
+	$(PYTEST) -m "not slow and not noise"
+
+test-all: $(VENV)/installed  ## also the slow ones, ten minutes
+	$(PYTEST) -m "not noise"
 
 check: $(VENV)/installed  ## format, lint, types; import boundaries and forbidden flags
 	$(BIN)/ruff format --check

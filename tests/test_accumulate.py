@@ -123,6 +123,7 @@ def million_classes():
     return logits, heads, fill(logits, [0, 1], heads=heads, slots=2, backend="reference")
 
 
+@pytest.mark.slow
 def test_a_million_classes(million_classes, isa):
     """K = 2^20, the largest: sums of all-equal and of random rows do not overflow."""
     logits, heads, expected = million_classes
@@ -587,6 +588,7 @@ def test_histograms_are_of_the_scores(classes, batch, count, backend, isa):
         assert torch.equal(getattr(found, name), getattr(expected(classes, batch, torch.float32), name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_histograms_of_the_cpu_are_the_reference(dtype, isa):
     for classes, batch in SIZES:
@@ -661,6 +663,7 @@ def test_calls_on_one_tally_take_turns(monkeypatch):
     assert tally.n.tolist() == [32]
 
 
+@pytest.mark.slow
 def test_after_a_fork_that_came_in_the_middle_of_a_call():
     """A child gets locks of its own: none that a thread of its parent holds."""
     code = """

@@ -48,10 +48,11 @@ def python(code, **environment):
 
 def status(code="", **environment):
     """What the module says of a process that has run the code; run from its file, as the package imports SciPy."""
-    path = str(ROOT / "rsfast" / "allocator.py")
+    path = str(ROOT / "rsfast" / "engine" / "allocator.py")
     return python(f"{code}\nimport runpy\nprint(runpy.run_path({path!r})['keep_freed_memory']())", **environment)
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_memory_is_kept_from_the_first_sampling_and_not_from_the_import():
     code = SAMPLE + "before = faults()\nsample()\nprint(before, faults())"
@@ -60,6 +61,7 @@ def test_memory_is_kept_from_the_first_sampling_and_not_from_the_import():
         assert before > FEW > after
 
 
+@pytest.mark.slow
 @needs_glibc
 @pytest.mark.parametrize("choice", ["RSFAST_MALLOC=0", "MALLOC_TRIM_THRESHOLD_=131072", "MALLOC_MMAP_THRESHOLD_=131072"])
 def test_memory_is_not_kept_where_the_user_chose_so(choice):
@@ -67,6 +69,7 @@ def test_memory_is_not_kept_where_the_user_chose_so(choice):
     assert int(python(SAMPLE + "sample()\nprint(faults())", **{name: value})) > FEW
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_a_block_above_the_limit_is_returned():
     code = SAMPLE + (
@@ -185,6 +188,7 @@ def test_what_an_older_glibc_takes(most, text, sizes):
     assert printed[1] == str([(parameter, size << 20) for parameter, size in sizes])
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_the_choice_is_made_once_a_process():
     """Whatever the number of samplings, and in a forked child too: it has its parent's memory and settings."""
@@ -206,6 +210,7 @@ def test_the_choice_is_made_once_a_process():
     assert python(code) == "0 True"
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_threads_that_come_first_together_agree():
     code = SAMPLE + (

@@ -47,6 +47,7 @@ def first_three(x):
     return x.flatten(1)[:, :3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "bound", "rule"),
     [
@@ -89,6 +90,7 @@ def test_radius_of_a_linear_classifier_comes_within_five_percent(distance):
     assert 0.95 * distance < radius <= distance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "inputs"), [(Votes(), 1000), (Softmax(0.05), 200)])
 def test_deciding_at_a_radius_errs_no_more_than_chance_allows(head, inputs):
     """Inputs whose radius is just below the one asked for, with alpha = 0.05: more wrong ones have chance 1e-9."""

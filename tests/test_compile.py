@@ -34,6 +34,7 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_one_graph_and_the_same_bits(compiler):
     x, samples = images(), torch.arange(6)
@@ -100,6 +101,7 @@ def test_the_operators_are_told_from_ones_that_do_nothing():
     assert arguments[-1].isfinite().all()
 
 
+@pytest.mark.slow
 def test_importing_the_operators_loads_no_compiler():
     """torch._dynamo and Triton take a second and 140 MiB; whoever does not compile does without."""
     code = "import sys, rsfast.ops, rsfast.api; print([n for n in ('torch._dynamo', 'triton') if n in sys.modules])"

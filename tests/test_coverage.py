@@ -10,6 +10,7 @@ from benchmarks import coverage
 from rsfast.stats import bounds, sequences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [10, 30, 100, 300])
 @pytest.mark.parametrize("alpha", [0.001, 0.05])
 def test_clopper_pearson_by_enumeration(n, alpha):
@@ -58,6 +59,7 @@ def test_the_dynamic_program_against_every_path():
         assert rate == pytest.approx(weight[np.any(limits > chance, axis=1)].sum(), abs=1e-14)
 
 
+@pytest.mark.slow
 def test_simulated_rows_hold():
     """500 samples of 100 scores of every distribution, alpha = 0.05: a row of a bound that holds fails with chance 1e-9.
 
@@ -69,6 +71,7 @@ def test_simulated_rows_hold():
     assert max(row.rate for row in rows) > 0.005  # and it would show
 
 
+@pytest.mark.slow
 def test_a_bound_that_does_not_hold_is_seen(monkeypatch):
     """A bound that knows the outcome: the sample mean, barely lowered."""
     honest = sequences.betting_lower
@@ -111,6 +114,7 @@ def test_what_is_allowed():
     assert row.allowed < 0.065
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     assert coverage.main(["--quick", "--out", str(tmp_path)]) == 0
     table = (tmp_path / "coverage.md").read_text().splitlines()

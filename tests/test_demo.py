@@ -16,6 +16,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 
+@pytest.mark.slow
 def test_a_small_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "CAP", 2000)
     demo.run(tmp_path, images=3)

@@ -34,6 +34,7 @@ def test_no_kernel_spills():
     assert max(int(registers) for name, registers, *_ in found if "perturb" in name) <= 64  # four blocks a multiprocessor
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_perturb_stores_128_bits(architecture):
@@ -50,6 +51,7 @@ def probes():
     return disassembly.probes(NVCC, CUOBJDUMP)
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("kind", disassembly.TYPES)
 def test_nvcc_contracts_nothing(probes, kind):

@@ -122,6 +122,7 @@ def test_figures_add_up(command, columns, samples, monkeypatch):
         assert values == sorted(values)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_watched_is_the_same_run(capfd):
     certify("--log-json log.jsonl --profile")
     assert "rsfast certify: trace of batches 6 to 25 in run/trace.json\n" in capfd.readouterr().err

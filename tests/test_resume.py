@@ -124,10 +124,11 @@ KILLS = """
     import json, os, random, signal, sys, time
     import rsfast.runs.run
     from rsfast.cli import main
+    from rsfast.engine import sampler
+    from rsfast.runs import checkpoint, folder, writer
 
     rsfast.runs.run._EVERY, rsfast.runs.run._SHARE = 0.0, 1
-    HERE = os.path.dirname(rsfast.__file__)
-    FILES = [os.path.join(HERE, name) for name in ("run.py", "checkpoint.py", "run_folder.py", "sampler.py")]
+    FILES = [module.__file__ for module in (rsfast.runs.run, checkpoint, folder, writer, sampler)]
 
     def run(argv, delay=None, line=None):
         # In a process of its own, killed after so many seconds, or before so many lines of FILES. Whether it came to its
@@ -143,7 +144,7 @@ KILLS = """
                 return trace
             if delay is None:
                 sys.settrace(lambda frame, *_: trace if frame.f_code.co_filename in FILES else None)
-            with open(os.devnull, "w") as sys.stdout, open(os.devnull, "w") as sys.stderr:
+            with open(os.devnull, "w") as sys.stdout, open("messages", "w") as sys.stderr:
                 status = main(argv)
             sys.settrace(None)
             with open("places", "w") as file:
@@ -153,7 +154,7 @@ KILLS = """
             time.sleep(delay)
             os.kill(pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert status in (0, -signal.SIGKILL), status
+        assert status in (0, -signal.SIGKILL), (status, open("messages").read())
         return status == 0
 
     rng = random.Random(int(sys.argv[1]))
@@ -164,19 +165,20 @@ KILLS = """
         with open("places") as file:
             places = [tuple(place) for place in json.load(file)]
         distinct = sorted(set(places))
-        killed = folder = 0
+        killed = count = 0
         while killed < int(sys.argv[2]):
-            argv = [*command, "--resume", "--out", f"run{number}-{folder}"]
+            argv = [*command, "--resume", "--out", f"run{number}-{count}"]
             place = rng.choice(distinct)  # the first time before any line that is ever run, each as likely as the others
             how = {"line": rng.choice([at for at, each in enumerate(places) if each == place])}
             while not run(argv, **how):
                 killed += 1
                 how = rng.choice([{"line": rng.randrange(2 * len(places))}, {"delay": rng.uniform(0, 2 * seconds)}])
-            folder += 1
+            count += 1
         print(killed)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments():
     """SIGKILL again and again until a run comes to its end, at least 21 times, with a checkpoint after nearly every batch.
 

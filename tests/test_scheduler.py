@@ -1,10 +1,9 @@
 """Scheduler: which samples go into which batch, against a model that takes them one by one."""
 
-import random
-from dataclasses import dataclass
-from itertools import accumulate
-
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from rsfast.engine.scheduler import Scheduler
 
@@ -23,117 +22,97 @@ def filled(the, size, inputs=100):
     return samples(the.fill(size, lambda active: active.number < inputs))
 
 
-@dataclass
-class Plain:
-    """An input of the model: how many of its samples were taken, and of its stages were looked at."""
+class SchedulerMachine(RuleBasedStateMachine):
+    """Call a Scheduler in any order, and take from each input one sample after another, as its documentation says."""
 
-    number: int
-    sampled: int = 0
-    evaluated: int = 0
-
-
-class Model:
-    """What the documentation of Scheduler says, one sample at a time."""
-
-    def __init__(self, stages, slots, inputs, early, waits):
+    @initialize(
+        stages=st.lists(st.integers(1, 12), min_size=2, max_size=6),
+        slots=st.integers(1, 6),
+        inputs=st.integers(1, 12),
+        early=st.booleans(),
+        waits=st.booleans(),
+    )
+    def begin(self, stages, slots, inputs, early, waits):
+        self.stages, self.scheduler = stages, schedule(stages, slots, early=early, waits=waits)
         self.samples = [(stage, k) for stage, length in enumerate(stages) for k in range(length)]
         self.slots, self.inputs, self.early, self.waits = slots, inputs, early, waits
-        self.active, self.admitted = [], 0
+        self.active, self.evaluated, self.drawn = [], [0] * inputs, [[] for _ in range(inputs)]
+        self.admitted, self.launched, self.exhausted = 0, [], False
 
-    def sure(self, each, stage):
-        if self.waits and stage > 0 and each.evaluated == 0:
+    def load(self, active):
+        assert not self.exhausted  # who says that there is no more is not asked again
+        assert active.slot in set(range(self.slots)) - {each.slot for each in self.scheduler.active}
+        self.exhausted = active.number == self.inputs
+        return not self.exhausted
+
+    def may_draw(self, number, stage, certain):
+        evaluated = self.evaluated[number]
+        if self.waits and stage > 0 and evaluated == 0:
             return False
-        return not self.early or stage <= max(each.evaluated, 0 if self.waits else 1)
+        return not (certain and self.early) or stage <= max(evaluated, 0 if self.waits else 1)
 
-    def possible(self, each, stage):
-        return not (self.waits and stage > 0 and each.evaluated == 0)
-
-    def one(self, allowed):
-        for each in self.active:
-            if each.sampled < len(self.samples) and allowed(each, self.samples[each.sampled][0]):
-                each.sampled += 1
-                return [(each.number, *self.samples[each.sampled - 1])]
-        return []
-
-    def fill(self, size):
-        found = []
-        while len(found) < size:
-            if one := self.one(self.sure):
-                found += one
-            elif len(self.active) < self.slots and self.admitted < self.inputs:
-                self.active.append(Plain(self.admitted))
-                self.admitted += 1
-            else:
-                break
-        return found
-
-    def speculate(self, size):
-        found = []
-        while len(found) < size and (one := self.one(self.possible)):
-            found += one
-        return found
-
-
-@pytest.mark.parametrize("seed", range(300))
-def test_against_a_plain_model(seed):
-    """Inputs are decided at random looks, which come some batches late; then every sample was drawn once and in order."""
-    rng = random.Random(seed)
-    early, waits = rng.random() < 0.6, rng.random() < 0.4
-    stages = [rng.randint(waits, 6), *(rng.randint(1, 12) for _ in range(rng.randint(1, 5)))]
-    slots, inputs, lag = rng.randint(1, 6), rng.randint(1, 12), rng.randint(0, 2)
-    the, model = schedule(stages, slots, early=early, waits=waits), Model(stages, slots, inputs, early, waits)
-    last = len(stages) - 1
-    decided_at = [rng.randint(1, last) if early else last for _ in range(inputs)]
-    drawn = {number: [] for number in range(inputs)}
-    loaded, decided, late = [], [], []
-
-    def load(active):
-        assert active.slot in range(slots)
-        assert active.slot not in {each.slot for each in the.active}
-        loaded.append(active.number)
-        return active.number < inputs
-
-    def evaluate():
-        for active, each in zip(list(the.active), list(model.active), strict=True):
-            assert (active.number, active.sampled) == (each.number, each.sampled)
-            if waits and active.received and not active.evaluated:
-                active.evaluated = each.evaluated = 1
-            while active.received > (look := max(active.evaluated, 1) if early else last):
-                active.evaluated = each.evaluated = look + 1
-                if look == decided_at[active.number]:
-                    the.release(active)
-                    model.active.remove(each)
-                    decided.append(active.number)
+    def draw(self, segments, size, certain):
+        expected = []
+        while len(expected) < size:
+            for number in self.active:
+                left = self.samples[len(self.drawn[number]) :]
+                if left and self.may_draw(number, left[0][0], certain):
+                    self.drawn[number].append(left[0])
+                    expected.append((number, *left[0]))
                     break
+            else:
+                if not certain or len(self.active) == self.slots or self.admitted == self.inputs:
+                    break
+                self.active.append(self.admitted)
+                self.admitted += 1
+        assert samples(segments) == expected
+        self.launched.append(segments)
 
-    for _ in range(10_000):
-        size, segments = rng.randint(1, 40), []
-        for step in ("fill", "judge", "fill", "speculate"):  # as Sampler does
-            room = size - len(samples(segments))
-            if step == "judge":
-                evaluate()
-                continue
-            new = the.fill(room, load) if step == "fill" else the.speculate(room)
-            assert samples(new) == getattr(model, step)(room)
-            segments += new
-        late.append(segments)
-        for number, stage, k in samples(segments):
-            drawn[number].append((stage, k))
-        while len(late) > (lag if segments else 0):
-            for each in late.pop(0):
-                if each.stop == stages[each.stage]:
-                    assert each.active.received <= each.stage
-                    each.active.received = each.stage + 1
-        if not segments and not the.active:
-            break
-    assert sorted(decided) == list(range(inputs))
-    assert loaded == sorted(loaded)
-    assert loaded.count(inputs) <= 1  # who says that there is no more is not sampled again
-    every = [(stage, k) for stage, length in enumerate(stages) for k in range(length)]
-    ends = list(accumulate(stages))
-    for number, taken in drawn.items():
-        assert taken == every[: len(taken)]
-        assert len(taken) >= ends[decided_at[number]]
+    @rule(size=st.integers(1, 40))
+    def fill(self, size):
+        self.draw(self.scheduler.fill(size, self.load), size, certain=True)
+
+    @rule(size=st.integers(1, 40))
+    def speculate(self, size):
+        self.draw(self.scheduler.speculate(size), size, certain=False)
+
+    @precondition(lambda self: self.launched)
+    @rule()
+    def receive(self):
+        """The Tallies of a batch arrive, the first that was launched before others."""
+        for active, stage, _, stop in self.launched.pop(0):
+            if stop == self.stages[stage]:
+                assert active.received == stage
+                active.received = stage + 1
+
+    @rule(decided=st.sets(st.integers(0, 11)))
+    def evaluate(self, decided=range(12)):
+        """Evaluate each input once more; those of these numbers are then decided, as all are by their last stage."""
+        last = len(self.stages) - 1
+        for active in list(self.scheduler.active):
+            number = active.number
+            assert active.sampled == len(self.drawn[number])
+            if self.waits and active.received and not active.evaluated:  # the selection, which decides nothing
+                self.evaluated[number] = active.evaluated = 1
+            analysis = max(self.evaluated[number], 1) if self.early else last
+            if active.received > analysis:
+                self.evaluated[number] = active.evaluated = analysis + 1
+                if analysis == last or number in decided:
+                    self.scheduler.release(active)
+                    self.active.remove(number)
+
+    def teardown(self):
+        """Whatever was called before, all inputs come to their end."""
+        while self.active or self.admitted < self.inputs:
+            self.fill(40)
+            self.receive()
+            self.evaluate()
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=50, derandomize=True, database=None, deadline=None
+)  # at most 5000 calls, the same each time
+TestScheduler = SchedulerMachine.TestCase
 
 
 @pytest.mark.parametrize("slots", [2, 3, 10])
@@ -165,7 +144,7 @@ def test_the_second_piece_waits_for_the_first():
 
 
 def test_speculation_is_for_what_is_left_of_a_batch():
-    """The first look needs two stages, and each look one more; beyond it the oldest comes first again."""
+    """The first analysis needs two stages, and each analysis one more; beyond it the oldest comes first again."""
     the = schedule([1, 2, 3, 4], slots=2, early=True)
     assert filled(the, 100) == [(0, 0, 0), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 1, 0), (1, 1, 1)]
     assert samples(the.speculate(2)) == [(0, 2, 0), (0, 2, 1)]
