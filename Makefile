@@ -37,8 +37,9 @@ check: $(VENV)/installed  ## format, lint, types; import boundaries and forbidde
 check-noise: $(VENV)/installed  ## 10^9 normals and all 2^32 words, some minutes
 	$(BIN)/python -m pytest -m noise --durations=0 -s
 
-bench: $(VENV)/installed  ## the table of ratios, each gated on a check of the result
-	$(BIN)/python -m pytest benchmarks -o python_files="bench_*.py"
+BENCH ?= --write-table
+bench: $(VENV)/installed  ## the table of ratios, each gated on a check of the result; BENCH="-k perturb --benchmark-compare"
+	$(BIN)/python -m pytest benchmarks --benchmark-autosave --benchmark-save-data --benchmark-columns=min,median,iqr,rounds $(BENCH)
 
 build: $(VENV)/installed  ## sdist, and a wheel built from it
 	$(BIN)/python -m build

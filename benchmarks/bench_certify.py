@@ -8,20 +8,20 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
+import pytest
 import torch
 
 import rsfast
 from benchmarks.cases import SIGMA, cifar_network
-from benchmarks.conftest import alternate, in_fresh_process, record
+from benchmarks.conftest import Seconds, alternate, in_fresh_process, record
 from rsfast.demo import Loop2019
 
 N, BATCH = 10_000, 500
 BATCH_2019 = 1000  # the default of Cohen et al.'s certify.py
-CONTENDERS = ("certify", "Smooth", "Loop2019")
 
 
-def as_a_user_gets_it(contender: str) -> tuple[float, int, float]:
-    """Return the seconds that one image takes in this process, the median of five, with the class and radius of the last.
+def as_a_user_gets_it(contender: str, calls: int) -> tuple[float, int, float]:
+    """Return the seconds that one image takes in this process, the median after a first call, with its class and radius.
 
     The process is to be a fresh one: sampling with rsfast changes how a process allocates memory, and the 2019 loop is to
     run without that.
@@ -34,59 +34,59 @@ def as_a_user_gets_it(contender: str) -> tuple[float, int, float]:
 
     smooth = rsfast.Smooth(model, 10, SIGMA, seed=1) if contender == "Smooth" else Loop2019(model, 10, SIGMA)
     run = certify if contender == "certify" else partial(smooth.certify, x, 100, N, 0.001, BATCH_2019)
-    run()
     seconds = []
-    for _ in range(5):
+    for _ in range(calls):
         began = time.perf_counter()
         prediction, radius = run()
         seconds.append(time.perf_counter() - began)
-    return median(seconds), prediction, radius
+    return median(seconds[1:] or seconds), prediction, radius
 
 
-def against_loop(rounds: int = 5) -> dict[str, float]:
-    """Return the seconds an image of each contender: the median over fresh processes, which take turns."""
-    found = {contender: [] for contender in CONTENDERS}
+def against_loop(rounds: int, contender: str) -> Seconds:
+    """Return the seconds an image in fresh processes that take turns; a single round is a check, in this process."""
+    found: dict[str, list[tuple[float, int, float]]] = {"ours": [], "theirs": []}
     for _ in range(rounds):
-        for contender, column in found.items():
-            column.append(in_fresh_process(as_a_user_gets_it, contender))
-    _, predictions, radii = zip(*(each for column in found.values() for each in column), strict=True)
+        for name, column in found.items():
+            who = contender if name == "ours" else "Loop2019"
+            image = as_a_user_gets_it(who, 1) if rounds == 1 else in_fresh_process(as_a_user_gets_it, who, 6)
+            column.append(image)
+    _, predictions, radii = zip(*(image for column in found.values() for image in column), strict=True)
     assert len(set(predictions)) == 1
     assert max(radii) - min(radii) < 0.15 * SIGMA  # 0.02 from sample to sample, and what the rules differ by
-    return {contender: median(seconds for seconds, _, _ in column) for contender, column in found.items()}
+    return {name: [seconds for seconds, _, _ in column] for name, column in found.items()}
 
 
-def against_forward() -> tuple[float, float]:
-    """Return the ratio of times theirs / ours, and ours in seconds."""
+def against_forward(rounds: int) -> Seconds:
     model, x = cifar_network(), torch.rand(1, 3, 32, 32)
     batch = torch.rand(BATCH, 3, 32, 32)
 
-    def ours():
-        rsfast.certify(model, x, rsfast.Gaussian(SIGMA), num_classes=10, n0=BATCH, n=N, seed=1, batch_size=BATCH)
+    def ours() -> None:
+        [found] = rsfast.certify(model, x, rsfast.Gaussian(SIGMA), num_classes=10, n0=BATCH, n=N, seed=1, batch_size=BATCH)
+        assert (found.n0, found.n) == (BATCH, N)
 
-    def theirs():
+    def theirs() -> None:
         with torch.no_grad():
             for _ in range(N // BATCH + 1):
                 model(batch)
 
-    return alternate(ours, theirs)
+    return alternate(ours, theirs, rounds)
 
 
-def many_against_forward() -> tuple[float, float]:
-    """Return the ratio of times ours / theirs for 1,000 inputs at n = 1,000, in turns of 20 inputs, and ours in seconds."""
-    model, inputs, n, turn = cifar_network(), 1000, 1000, 20
-    images, batch = torch.rand(inputs, 3, 32, 32), torch.rand(BATCH, 3, 32, 32)
-    found = rsfast.certify_each(model, images, rsfast.Gaussian(SIGMA), num_classes=10, n0=100, n=n, seed=1, batch_size=BATCH)
-    ours = theirs = 0.0
-    for _ in range(0, inputs, turn):
-        began = time.perf_counter()
-        certificates = list(islice(found, turn))
-        between = time.perf_counter()
+def many_against_forward(turns: int) -> Seconds:
+    """Return the seconds of one round, all turns: of 20 inputs each at n = 1,000, and of as many rows of the model."""
+    model, n0, n, turn = cifar_network(), 100, 1000, 20
+    images, batch = torch.rand(turns * turn, 3, 32, 32), torch.rand(BATCH, 3, 32, 32)
+    found = rsfast.certify_each(model, images, rsfast.Gaussian(SIGMA), num_classes=10, n0=n0, n=n, seed=1, batch_size=BATCH)
+
+    def ours() -> None:
+        assert [certificate.n for certificate in islice(found, turn)] == [n] * turn
+
+    def theirs() -> None:
         with torch.no_grad():
-            for _ in range(turn * (100 + n) // BATCH):
+            for _ in range(turn * (n0 + n) // BATCH):
                 model(batch)
-        ours, theirs = ours + between - began, theirs + time.perf_counter() - between
-        assert [certificate.n for certificate in certificates] == [n] * turn
-    return ours / theirs, ours
+
+    return {name: [sum(seconds)] for name, seconds in alternate(ours, theirs, turns, warm_up={}).items()}
 
 
 def peak() -> float:
@@ -117,23 +117,22 @@ def peaks_over_inputs() -> list[float]:
     return found
 
 
-def test_certify_loop():
-    seconds = against_loop()
-    for contender, name in (("certify", "certify"), ("Smooth", "Smooth.certify, batch 1,000")):
-        ratio, detail = seconds["Loop2019"] / seconds[contender], f"{seconds[contender]:.2f} s an image"
-        record(f"speed of {name}, n = {N:,}", "the 2019 loop, batch 1,000, in its own process", ratio, 1, detail)
+@pytest.mark.parametrize("contender", ["certify", "Smooth"])
+def test_certify_loop(compare, contender):
+    call = "certify" if contender == "certify" else "Smooth.certify, batch 1,000"
+    what, against = f"speed of {call}, n = {N:,}", "the 2019 loop, batch 1,000, in its own process"
+    compare(against_loop, contender, rounds=5, what=what, against=against, target=1, detail="{:.2f} s an image".format)
 
 
-def test_certify_forward():
-    ratio, seconds = in_fresh_process(against_forward)
-    detail = f"{seconds:.2f} s an image, 2.8 M multiply-adds a sample"
-    record(f"time of certify, n = {N:,}", "the model's bare forward", 1 / ratio, 1.05, detail, at_most=True)
+def test_certify_forward(compare):
+    what, detail = f"time of certify, n = {N:,}", "{:.2f} s an image, 2.8 M multiply-adds a sample".format
+    compare(against_forward, what=what, against="the model's bare forward", target=1.05, at_most=True, detail=detail)
 
 
-def test_certify_many_forward():
-    ratio, seconds = in_fresh_process(many_against_forward)
-    what, detail = "time of certify, 1,000 inputs, n = 1,000", f"{seconds:.1f} s, 1.1 M samples"
-    record(what, "the model's bare forward", ratio, 1.05, detail, at_most=True)
+def test_certify_many_forward(compare):
+    what, row = "time of certify, 1,000 inputs, n = 1,000", {"target": 1.05, "at_most": True}
+    detail = "{:.1f} s, 1.1 M samples".format
+    compare(many_against_forward, rounds=50, what=what, against="the model's bare forward", detail=detail, **row)
 
 
 def test_memory_is_flat():

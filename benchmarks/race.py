@@ -90,7 +90,7 @@ class EventClock:
 Clock = HostClock | EventClock
 
 
-def race(
+def take_turns(
     clock: Clock,
     contenders: dict[str, Calls],
     *,
@@ -98,7 +98,7 @@ def race(
     budget: float,
     mode: str = "eager",
     warm_up: dict[str, Calls] | None = None,
-) -> dict[str, Timing]:
+) -> dict[str, list[float]]:
     """Time all contenders in turn, round by round, after each has run its `warm_up` (by default all of its calls) once."""
     for calls in (contenders if warm_up is None else warm_up).values():
         run_all(calls)
@@ -110,4 +110,9 @@ def race(
             break
         for name, run in runs.items():
             seconds[name].append(clock.seconds(run) / len(contenders[name]))
-    return {name: timing(column) for name, column in seconds.items()}
+    return seconds
+
+
+def race(clock: Clock, contenders: dict[str, Calls], **options: Any) -> dict[str, Timing]:
+    """Return the percentiles of all contenders, which take turns."""
+    return {name: timing(column) for name, column in take_turns(clock, contenders, **options).items()}
