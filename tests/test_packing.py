@@ -96,17 +96,13 @@ def plainly(head, stopping):
     the = plan(head, stopping)
 
     def draw(which, samples, stream, tracked):
-<<<<<<< HEAD
         options = {
             "start": samples.start,
             "stream": stream,
-            "heads": plan.heads,
+            "heads": the.heads,
             "tracked_classes": tracked,
             "input_ids": which,
         }
-=======
-        options = {"start": samples.start, "stream": stream, "heads": the.heads, "tracked": tracked, "input_ids": which}
->>>>>>> 878e208 (Call engine parts by the glossary, and give clocks, kernels and pacing to constructors where tests patched them)
         return rsfast.sample(first_elements, X[which], NOISE, num_classes=4, n=len(samples), seed=5, **options)
 
     found = follow(draw, the, list(range(COUNT)))
