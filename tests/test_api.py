@@ -141,9 +141,9 @@ def test_several_heads_share_alpha():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"head": []}, ValueError, "it must hold at least one head, and none twice"),
+        ({"head": []}, ValueError, "heads must hold at least one head, and none twice"),
         ({"head": [Votes(), Votes()]}, ValueError, "none twice"),
-        ({"head": ["votes"]}, TypeError, "heads holds 'votes'; each must be one of Votes"),
+        ({"head": ["votes"]}, TypeError, "each of heads must be one of Votes, .*, got 'votes'"),
         ({"head": "votes"}, TypeError, "head is 'votes'; it must be one of Votes, .* or a list of them"),
         ({"head": [Votes(), Softmax()], "bound": "clopper_pearson"}, ValueError, "with the head Softmax"),
         ({"radius": 0.5, "bound": "clopper_pearson"}, ValueError, "which holds for one look"),

@@ -518,7 +518,7 @@ def test_from_dict_errors():
     data = certify([[9, 1, 0]], [[990, 10, 0]])[0].to_dict()
     with pytest.raises(ValueError, match="noise is 'Cauchy'; it must be Gaussian"):
         Certificate.from_dict(data | {"noise": {"name": "Cauchy", "sigma": 1.0}})
-    with pytest.raises(ValueError, match="head is 'Vibes'; it must be one of"):
+    with pytest.raises(ValueError, match=r"head must be one of .*, got 'Vibes'"):
         Certificate.from_dict(data | {"head": {"name": "Vibes"}})
     with pytest.raises(TypeError, match="colour"):
         Certificate.from_dict(data | {"colour": "red"})

@@ -247,7 +247,10 @@ CHANGES = {
         r"holds sums as \[3, 3, 5\]; .*\[3, 4, 5\]",
         lambda t, m: m.update(heads=json.dumps([head.to_dict() for head in (*HEADS, Softmax(9.0))])),
     ),
-    "an unknown head": (r"head is 'Hardmax'; ", lambda t, m: m.update(heads='[{"name": "Hardmax"}]')),
+    "an unknown head": (
+        r"head must be one of 'Votes', 'Softmax', 'Sparsemax', 'ClippedLogits', got 'Hardmax'",
+        lambda t, m: m.update(heads='[{"name": "Hardmax"}]'),
+    ),
 }
 
 
@@ -292,11 +295,11 @@ def test_loading_a_damaged_file(case, tmp_path):
         (TypeError, r"^num_classes must be an int, got '10'", (1, "10")),
         (ValueError, r"^num_classes is 1; it must be from 2 to 1048576", (1, 1)),
         (ValueError, r"^num_classes is 1048577; ", (1, 2**20 + 1)),
-        (TypeError, r"^heads is Votes\(\); it must be a sequence", (1, 2, Votes())),
-        (TypeError, r"^heads holds 'votes'; .*Votes", (1, 2, ["votes"])),
-        (TypeError, r"^heads holds <class", (1, 2, [Votes])),
-        (ValueError, r"^heads is \(\); ", (1, 2, [])),
-        (ValueError, r"^heads is .*none twice", (1, 2, [Votes(), Softmax(1.0), Softmax(1)])),
+        (TypeError, r"^heads must be a sequence of heads, got Votes\(\); pass \[Votes\(\)\]", (1, 2, Votes())),
+        (TypeError, r"^each of heads must be one of Votes, .*, got 'votes'", (1, 2, ["votes"])),
+        (TypeError, r"^each of heads must be one of Votes, .*, got <class", (1, 2, [Votes])),
+        (ValueError, r"^heads must hold at least one head, .*, got \(\)", (1, 2, [])),
+        (ValueError, r"^heads must hold .*none twice, got ", (1, 2, [Votes(), Softmax(1.0), Softmax(1)])),
     ],
 )
 def test_errors_of_construction(error, message, arguments):

@@ -327,6 +327,10 @@ def accumulate(
                 f"rows is None, but the tally has {tally.num_inputs} inputs; it must name the input of each row"
             )
         rows = torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device)
+    if not tally.compiled and check_backend(backend) != "reference":
+        raise ValueError(
+            f"backend must be 'reference' for heads that kernels do not know, got {backend!r} and {tally.heads}"
+        )
     torch.ops.rsfast.accumulate(
         logits.detach().resolve_neg(),
         _as_indices("rows", rows, tally.num_inputs, logits.device),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ..heads import HEADS, Pointwise, Sparsemax
 from ..heads.bins import BINS, bin_edges
 from ..noise import philox
 from .backends import Accumulation, Perturbation
@@ -143,12 +144,6 @@ def sparsemax_scores(a: Tensor) -> Tensor:
     return (units - threshold).clamp(min=0) >> 10
 
 
-def clipped_scores(logits: Tensor, scale: float, low: float, high: float) -> Tensor:
-    """Return (clip(logits) - low) * scale in units of 2^-30."""
-    s = (logits.clamp(low, high) - low) * scale
-    return (s.clamp(max=1) * 2.0**30).long()
-
-
 def votes(logits: Tensor) -> Tensor:
     """Return the one-hot argmax int64 [B, K] of float32 logits [B, K] that vote; ties go to the lowest class."""
     best = (logits == logits.max(1, keepdim=True).values).int().argmax(1)
@@ -157,10 +152,11 @@ def votes(logits: Tensor) -> Tensor:
 
 def scores(kind: float, scale: float, low: float, high: float, logits: Tensor) -> Tensor:
     """Return a soft head's scores int64 [B, K] of float32 logits [B, K] that vote, in units of 2^-30."""
-    if kind == 2:
-        return clipped_scores(logits, scale, low, high)
+    (head,) = (head for head in HEADS.values() if head.kind == kind)
+    if issubclass(head, Pointwise):
+        return head.score(logits, scale, low, high)
     a = (logits - logits.max(1, keepdim=True).values) * scale
-    return sparsemax_scores(a) if kind == 1 else softmax_scores(a)
+    return sparsemax_scores(a) if kind == Sparsemax.kind else softmax_scores(a)
 
 
 def bins(q: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from .. import heads as heads_module
 from .._check import as_int
-from ..heads import Head, Votes
+from ..heads import Head, Votes, check_head
+from ..heads import from_dict as head_from_dict
 from ..heads.bins import BINS, bin_edges
 from ..noise.provenance import Provenance
 
@@ -111,6 +111,8 @@ class Tally:
     bin_counts, bin_sums : int64 tensors [I, M, C, BINS]
         For each tracked class, how many of its scores fall into each bin (`sequences.bin_of`), and the sum of these. A row
         that voted for no class has a score of 0.
+    compiled : bool
+        Whether kernels know every head. Else only the backend "reference" takes it.
     heads, soft_heads : tuple of Head
         As given; and without Votes, in the order of the axis M.
     parameters : float32 tensor [M, 4]
@@ -140,14 +142,14 @@ class Tally:
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
         if isinstance(heads, Head):
-            raise TypeError(f"heads is {heads!r}; it must be a sequence of heads, such as [{heads!r}]")
+            raise TypeError(f"heads must be a sequence of heads, got {heads!r}; pass [{heads!r}]")
         heads = tuple(heads)
         for head in heads:
-            if not isinstance(head, Head):
-                raise TypeError(f"heads holds {head!r}; each must be one of Votes, Softmax, Sparsemax, ClippedLogits")
+            check_head("each of heads", head)
         if not heads or len(set(heads)) != len(heads):
-            raise ValueError(f"heads is {heads!r}; it must hold at least one head, and none twice")
+            raise ValueError(f"heads must hold at least one head, and none twice, got {heads!r}")
         self.heads = heads
+        self.compiled = all(head.compiled for head in heads)
         self.soft_heads = tuple(head for head in heads if head.soft)
         self.num_inputs, self.num_classes = num_inputs, num_classes
         self.provenance = provenance
@@ -422,7 +424,7 @@ class Tally:
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path} has format {metadata.get('format')!r}; it must be {_FORMAT!r}")
         try:
-            heads = [heads_module.from_dict(head) for head in json.loads(metadata["heads"])]
+            heads = [head_from_dict(head) for head in json.loads(metadata["heads"])]
             counts, tracked = tensors["counts"], tensors.get("tracked")
             if tracked is None and "bin_counts" in tensors:
                 raise ValueError("it holds bin_counts and no tracked")
