@@ -24,7 +24,7 @@ from .engine.sampling import (
     draw_tally,
     warn_if_hopeless,
 )
-from .heads import Head, Votes
+from .heads import HEADS, Head, Votes
 from .noise import Gaussian
 from .ops.tally import Tally
 from .stats import bounds, certificate
@@ -369,7 +369,7 @@ def certify_each(
 def _heads(head: Head | Sequence[Head]) -> tuple[Head, ...]:
     heads = (head,) if isinstance(head, Head) else head
     if isinstance(heads, str) or not isinstance(heads, Sequence):
-        raise TypeError(f"head is {head!r}; it must be one of Votes, Softmax, Sparsemax, ClippedLogits, or a list of them")
+        raise TypeError(f"head must be one of {', '.join(HEADS)}, or a list of them, got {head!r}")
     Tally(1, 2, heads)  # checks them
     return tuple(heads)
 

@@ -263,7 +263,7 @@ def gains(certified: Mapping[tuple[Head, str, str], list[Certificate]], labels: 
 def integers_of(head: Head, tally: Tally, index: int) -> dict[str, Any]:
     """Return the integers of one input that `head` needs: votes do without the scores of the other."""
     integers = tally.integers(index)
-    return {"n": integers["n"], "counts": integers["counts"], "sums": [], "squares": []} if head == Votes() else integers
+    return integers if head.soft else {"n": integers["n"], "counts": integers["counts"], "sums": [], "squares": []}
 
 
 def replace_run(folder: Path, certificate: Certificate) -> RunWriter:

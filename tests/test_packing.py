@@ -554,7 +554,7 @@ def test_a_compiled_model_gives_the_eager_certificates():
         (ValueError, "^shard is 'inputs', but there is no process group; ", {"shard": "inputs"}),
         (ValueError, "^shard is 'samples', but there is no process group; ", {"shard": "samples"}),
         (ValueError, "^n is 0; it must be from 1", {"n": 0}),
-        (TypeError, "^head is 'votes'; it must be one of Votes", {"head": "votes"}),
+        (TypeError, "^head must be one of Votes, .*, got 'votes'", {"head": "votes"}),
         (ValueError, "^inputs is empty; ", {"inputs": []}),
         (ValueError, r"^inputs\[0\] holds NaN", {"inputs": [torch.tensor([torch.nan])]}),
         (ValueError, r"^radius is 0.5 and rtol is 0.5; ", {"radius": 0.5, "rtol": 0.5}),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from .. import __version__
 from ..engine.plan import Certification, Prediction, StoppingRule, largest_radius, smallest_n
-from ..heads import ClippedLogits, Head, Softmax, Sparsemax, Votes
+from ..heads import HEADS, Head, Votes
 from ..noise import Gaussian
 from ..runs.folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
 from ..stats import bounds
@@ -31,12 +31,8 @@ if TYPE_CHECKING:
     from ..runs.results import Results
     from ..runs.run import Run
 
-_HEADS: dict[str, Callable[..., Head]] = {
-    "votes": Votes,
-    "softmax": Softmax,
-    "sparsemax": Sparsemax,
-    "clipped": ClippedLogits,
-}
+_HEADS: dict[str, Callable[..., Head]] = {head.option.partition(":")[0]: head for head in HEADS.values()}
+_HEAD_OPTIONS = " or".join(", ".join(head.option for head in HEADS.values()).rsplit(",", 1))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,9 +64,7 @@ def _head(text: str) -> Head:
         return _HEADS[name](*map(float, parameters))
     except (KeyError, TypeError, ValueError) as error:
         what = f" ({error})" if isinstance(error, ValueError) else ""
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not votes, softmax:T, sparsemax:T or clipped:LOW:HIGH{what}"
-        ) from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not {_HEAD_OPTIONS}{what}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--head",
         type=_head,
         default=Votes(),
-        help="score that is averaged: votes, softmax:T, sparsemax:T or clipped:LOW:HIGH (default: votes)",
+        help=f"score that is averaged: {_HEAD_OPTIONS} (default: votes)",
     )
     _add_bound_and_rule(certify, "auto")
     early = certify.add_mutually_exclusive_group()

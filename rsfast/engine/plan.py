@@ -191,7 +191,7 @@ class Certification:
             *((streams[1], range(offset + start, offset + end)) for start, end in ranges),
         )
         self.early = bool(stopping)
-        self.tracks = any(BOUNDS[spec.bound].ranges and spec.head != Votes() for spec in specs)
+        self.tracks = any(BOUNDS[spec.bound].ranges and spec.head.soft for spec in specs)
         self.lipschitz = any(spec.lipschitz is not None for spec in specs)
 
     def evaluate(

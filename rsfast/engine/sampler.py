@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ..heads import Votes
 from ..ops.tally import Tally
 from ..stats.estimates import leading_classes
 from .batches import Batches, RowGroup, slice_groups, to_device
@@ -170,7 +169,7 @@ class Sampler:
         heads, rows = self.plan.heads, self._analyses * slots
         tracked = None
         if self.plan.tracks:
-            tracked = torch.zeros(rows, sum(head != Votes() for head in heads), 2, dtype=torch.int64)
+            tracked = torch.zeros(rows, sum(head.soft for head in heads), 2, dtype=torch.int64)
         return (
             Tally(slots, num_classes, heads, device=device),
             Tally(rows, num_classes, heads, tracked_classes=tracked, device=device),
