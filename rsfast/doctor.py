@@ -16,7 +16,7 @@ from . import __version__, ops
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian, philox
-from .ops import backends, reference
+from .ops import reference
 from .ops.tally import Tally
 
 # (counter, key, words): the three Philox4x32-10 vectors of Random123's kat_vectors, and a counter as rsfast forms it.
@@ -100,7 +100,7 @@ def report() -> tuple[str, bool]:
     for name in ("cuda", "triton"):
         if not torch.cuda.is_available():
             lines.append(f"{name}: torch sees no GPU{_if_missing(name)}")
-        elif reason := backends.unavailable_reason(name, torch.device("cuda")):
+        elif reason := ops.BACKENDS[name].unavailable_reason(torch.device(_device(name))):
             lines.append(f"{name}: not used: {reason}")
         else:
             failures[f"{name}, {torch.cuda.get_device_name()}"] = _failures(name)

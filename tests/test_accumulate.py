@@ -19,7 +19,8 @@ from conftest import Flushing, bits
 
 from rsfast import ops
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
-from rsfast.ops import accumulate, backends, reference
+from rsfast.ops import BACKENDS, accumulate, reference
+from rsfast.ops.registry import Backend
 from rsfast.ops.tally import MAX_SAMPLES, Tally
 from rsfast.stats import sequences
 
@@ -655,11 +656,12 @@ def test_calls_on_one_tally_take_turns(monkeypatch):
         time.sleep(0.002)
         job.n.copy_(before + len(job.rows))
 
-    monkeypatch.setattr(backends, "_module", lambda name: SimpleNamespace(accumulate=accumulate_slowly))
+    slow = Backend("slow", lambda: SimpleNamespace(accumulate=accumulate_slowly))
+    monkeypatch.setitem(BACKENDS, slow.name, slow)
     tally = Tally(1, 3)
     twin = copy.copy(tally)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: accumulate(torch.zeros(2, 3), (tally, twin)[i % 2]), range(16)))
+        list(pool.map(lambda i: accumulate(torch.zeros(2, 3), (tally, twin)[i % 2], backend="slow"), range(16)))
     assert tally.n.tolist() == [32]
 
 
@@ -754,7 +756,7 @@ OPERATOR_ERRORS = {
     ),
     "bins too few": (ValueError, r"^bin_counts has shape ", {"bin_counts": torch.zeros(4, 2, 1, 127, dtype=INDEX)}),
     "bin_sums too few": (ValueError, r"^bin_sums has shape ", {"bin_sums": torch.zeros(4, 2, 0, 128, dtype=INDEX)}),
-    "backend": (ValueError, r"^backend is 'fast'; ", {"backend": "fast"}),
+    "backend": (ValueError, r"^backend must be one of 'auto', .*, got 'fast'", {"backend": "fast"}),
 }
 
 
@@ -847,7 +849,7 @@ ERRORS = {
     "rows too few": (ValueError, r"^rows has shape \[1\]; .*\[2\]", {"rows": [0]}),
     "rows of int32": (TypeError, r"^rows has dtype torch.int32; ", {"rows": torch.zeros(2, dtype=torch.int32)}),
     "rows elsewhere": (ValueError, r"^rows is on 'meta'; ", {"rows": torch.zeros(2, dtype=torch.int64, device=META)}),
-    "backend": (ValueError, r"^backend is 'fast'; .*'cpu'", {"backend": "fast"}),
+    "backend": (ValueError, r"^backend must be one of 'auto', .*'cpu'.*, got 'fast'", {"backend": "fast"}),
 }
 
 

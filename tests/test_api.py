@@ -672,7 +672,7 @@ GOOD = {"num_classes": 3, "n": 100, "seed": 1}
         (
             {"backend": "gpu"},
             ValueError,
-            r"backend is 'gpu'; it must be 'auto' or one of 'reference', 'cpu', 'cuda', 'triton'",
+            r"backend must be one of 'auto', 'reference', 'cpu', 'cuda', 'triton', got 'gpu'",
         ),
         ({"dtype": torch.int32}, TypeError, r"dtype is torch.int32; it must be one of"),
         ({"dtype": ""}, ValueError, r"dtype is ''; it must be one of .*: 'float32', 'float16', 'bfloat16', 'float64'$"),

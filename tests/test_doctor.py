@@ -11,7 +11,8 @@ import torch
 
 from rsfast import doctor, ops
 from rsfast.engine.allocator import keep_freed_memory
-from rsfast.ops import _cpu, backends
+from rsfast.ops import BACKENDS, _cpu, cpu
+from rsfast.ops.registry import Backend
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -40,7 +41,7 @@ def test_known_answers_are_those_of_the_vector_files():
 def usable_on_the_gpu():
     device = torch.device("cuda")
     return [
-        name for name in ("cuda", "triton") if torch.cuda.is_available() and not backends.unavailable_reason(name, device)
+        name for name in ("cuda", "triton") if torch.cuda.is_available() and not BACKENDS[name].unavailable_reason(device)
     ]
 
 
@@ -139,20 +140,22 @@ def test_a_gpu_backend_is_held_to_the_same_answers(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
     monkeypatch.setattr(doctor, "_device", lambda backend: "cpu")
-    monkeypatch.setattr(backends, "unavailable_reason", lambda name, device: "it is not built" if name == "cuda" else "")
-    original = backends._module
-    monkeypatch.setattr(backends, "_module", lambda name: original("cpu" if name == "triton" else name))
+
+    def not_built():
+        raise ImportError("it is not built")
+
+    monkeypatch.setitem(BACKENDS, "cuda", Backend("cuda", not_built))
+    monkeypatch.setitem(BACKENDS, "triton", Backend("triton", lambda: cpu))
     text, healthy = doctor.report()
     assert healthy
     assert {"cuda: not used: it is not built", "triton, Test GPU: ok"} <= set(text.splitlines())
-    cpu, name = original("cpu"), "triton"
 
     def adds_twice(job):
         cpu.accumulate(job)
         cpu.accumulate(job)
 
     wrong = SimpleNamespace(perturb=cpu.perturb, accumulate=adds_twice)
-    monkeypatch.setattr(backends, "_module", lambda backend: wrong if backend == name else original(backend))
+    monkeypatch.setitem(BACKENDS, "triton", Backend("triton", lambda: wrong))
     text, healthy = doctor.report()
     assert not healthy
     assert "triton, Test GPU: FAILED accumulate" in text.splitlines()

@@ -17,7 +17,7 @@ from test_perturb import expected as expected_batch
 
 import rsfast
 from rsfast import Gaussian, Softmax, Tally, Votes, ops
-from rsfast.ops import backends
+from rsfast.ops import BACKENDS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 GPU = torch.device("cuda", 0)
@@ -26,7 +26,7 @@ NOISE = Gaussian(0.25)
 
 @pytest.fixture(params=["cuda", "triton"])
 def backend(request):
-    if reason := backends.unavailable_reason(request.param, GPU):
+    if reason := BACKENDS[request.param].unavailable_reason(GPU):
         pytest.skip(reason)
     return request.param
 
@@ -220,7 +220,7 @@ def test_an_index_out_of_range_stops_the_program(what, backend):
 
 def test_auto_is_a_kernel_and_is_recorded():
     name = ops.backend_for("auto", GPU)
-    assert name == ("triton" if backends.unavailable_reason("cuda", GPU) else "cuda")
+    assert name == ("triton" if BACKENDS["cuda"].unavailable_reason(GPU) else "cuda")
     (certificate,) = rsfast.certify(
         lambda x: x.flatten(1)[:, :3], inputs(1, (3, 4)).to(GPU), NOISE, num_classes=3, n=100, seed=1
     )

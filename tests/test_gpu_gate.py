@@ -247,7 +247,7 @@ def test_a_backend_that_is_not_there_is_a_row(monkeypatch, tmp_path):
     assert code == 0
     row = report["rows"][0]
     assert (row["backend"], row["status"], row["seconds"]) == ("cuda", "not measured", None)
-    assert "they must be on a GPU" in row["note"]
+    assert "its tensors must be on a GPU" in row["note"]
     assert {row["backend"] for row in report["rows"] if row["what"].startswith("dry run: perturb")} == {"cpu"}
     code, report = run(monkeypatch, tmp_path, replace(SMALL, backends=("cuda",)))
     assert code == 1

@@ -561,7 +561,7 @@ OPERATOR_ERRORS = {
     "out strided": (ValueError, r"^out has strides ", {"out": torch.zeros(2, 4, 3).transpose(1, 2)}),
     "out elsewhere": (ValueError, r"^out is on 'meta'; ", {"out": torch.zeros(2, 3, 4, device="meta")}),
     "out requires grad": (ValueError, r"^out requires grad; ", {"out": torch.zeros(2, 3, 4, requires_grad=True)}),
-    "backend": (ValueError, r"^backend is 'fast'; ", {"backend": "fast"}),
+    "backend": (ValueError, r"^backend must be one of 'auto', .*, got 'fast'", {"backend": "fast"}),
 }
 
 
@@ -687,9 +687,9 @@ ERRORS = {
     "noise": (TypeError, r"^noise is 0.5; .*Gaussian", {"noise": 0.5}),
     "seed negative": (ValueError, r"^seed is -1; .*2\^64", {"seed": -1}),
     "seed 2^64": (ValueError, r"^seed is 18446744073709551616; ", {"seed": 2**64}),
-    "seed None": (TypeError, r"^seed is None; ", {"seed": None}),
-    "seed bool": (TypeError, r"^seed is True; ", {"seed": True}),
-    "seed float": (TypeError, r"^seed is 1.0; ", {"seed": 1.0}),
+    "seed None": (TypeError, r"^seed must be an int, got None", {"seed": None}),
+    "seed bool": (TypeError, r"^seed must be an int, got True", {"seed": True}),
+    "seed float": (TypeError, r"^seed must be an int, got 1.0", {"seed": 1.0}),
     "samples negative": (ValueError, r"^samples runs from -1 to 0; ", {"samples": [0, -1]}),
     "samples 2^56": (ValueError, r"^samples runs from 0 to 72057594037927936; ", {"samples": [0, 2**56]}),
     "samples range to 2^56": (ValueError, r"^samples is range", {"samples": range(2**56 - 1, 2**56 + 1)}),
@@ -753,16 +753,16 @@ ERRORS = {
         {"out": torch.zeros(2, 3, 4, 5), "channels_last": True},
     ),
     "out elsewhere": (ValueError, r"^out is on 'meta'; ", {"out": torch.zeros(2, 3, 4, 5, device=META)}),
-    "backend unknown": (ValueError, r"^backend is 'fast'; .*'cpu'", {"backend": "fast"}),
-    "backend None": (ValueError, r"^backend is None; ", {"backend": None}),
+    "backend unknown": (ValueError, r"^backend must be one of 'auto', .*'cpu'.*, got 'fast'", {"backend": "fast"}),
+    "backend None": (ValueError, r"^backend must be one of 'auto', .*, got None", {"backend": None}),
     "no kernel for the device": (
         ValueError,
-        r"^backend is 'auto', and no kernel can run on 'meta' \(cuda: .*; triton: .* must be on a GPU\)",
+        r"^backend must be .* on 'meta', got 'auto', and no kernel can \(cpu: .*; cuda: .*; triton: .* on a GPU, got .*\)",
         {"x": torch.zeros(2, 3, device=META)},
     ),
     "cpu elsewhere": (
         ValueError,
-        r"^backend is 'cpu', but the tensors are on 'meta'",
+        r"^backend must be one that can run on 'meta', got 'cpu': its tensors must be on the CPU",
         {"x": torch.zeros(2, 3, device=META), "backend": "cpu"},
     ),
     "samples elsewhere": (

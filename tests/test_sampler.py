@@ -307,7 +307,7 @@ def test_rows_without_a_vote():
         (ValueError, r"^scale has shape \[2\]; ", {"scale": [1.0, 2.0]}),
         (ValueError, r"^clamp is \(1, 0\); ", {"clamp": (1, 0)}),
         (TypeError, r"^dtype is torch.int32; ", {"dtype": torch.int32}),
-        (ValueError, r"^backend is 'fast'; ", {"backend": "fast"}),
+        (ValueError, r"^backend must be one of 'auto', .*, got 'fast'", {"backend": "fast"}),
         (
             ValueError,
             r"^channels_last is True, but an input has 1 axes; ",

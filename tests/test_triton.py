@@ -15,7 +15,8 @@ from conftest import assert_same_bits, poison
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import STREAMS, Gaussian
-from rsfast.ops import accumulate, backends, perturb
+from rsfast.ops import BACKENDS, accumulate, perturb
+from rsfast.ops.registry import Backend
 from rsfast.ops.tally import Tally
 
 if importlib.util.find_spec("triton") is None:
@@ -35,9 +36,7 @@ def _kernels_run(monkeypatch):
     """On the GPU if there is one, and else in the interpreter."""
     if INTERPRETED:
         interpret(monkeypatch)
-    backends._usable.clear()
-    yield
-    backends._usable.clear()
+    monkeypatch.setitem(BACKENDS, "triton", Backend("triton", lambda: triton_kernels, devices=(DEVICE.type,)))
 
 
 # perturb

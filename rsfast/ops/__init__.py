@@ -14,8 +14,9 @@ import torch
 
 from .._hints import conversion
 from ..noise import STREAMS, Gaussian, check_seed
-from .backends import BACKENDS, backend_for, check_backend
+from . import backends  # noqa: F401  (which defines the operators)
 from .checks import TYPES, as_dtype, check_apart, memory_format, require
+from .registry import BACKENDS, backend_for, check_backend
 from .tally import Tally, check_range, integers
 
 __all__ = [

@@ -1,7 +1,6 @@
-"""The backends, and the two torch operators that call them.
+"""The two torch operators, which call a backend.
 
-A backend is a module of this package with a function ``perturb`` and a function ``accumulate``; all give the same bits.
-The operators are torch's view of them: they mutate what they fill and return nothing, so torch.compile, CUDA graphs and
+They are torch's view of the backends: they mutate what they fill and return nothing, so torch.compile, CUDA graphs and
 fake tensors need to know no more. (They are defined through torch.library.Library: its custom_op decorator costs 50
 microseconds a call, as much as a small kernel, where this costs 4.)
 """
@@ -10,10 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache
-from importlib import import_module
 from threading import Lock
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +18,9 @@ from torch.autograd.graph import increment_version
 from ..heads.bins import BINS
 from ..noise import STREAMS
 from .checks import TYPES, check_apart, memory_format, require
+from .registry import find
 from .tally import MAX_SAMPLES, check_range
 
-BACKENDS = ("reference", "cpu", "cuda", "triton")
 _INDEX = (torch.int64,)
 _FLOAT = (torch.float32,)
 _SIGMAS = torch.finfo(torch.float32)
@@ -114,74 +110,6 @@ class Accumulation(NamedTuple):
         require("bin_sums", self.bin_sums, _INDEX, bins, device)
 
 
-_usable: set[tuple[str, torch.device]] = set()  # failures are not kept: they may pass
-
-
-def unavailable_reason(name: str, device: torch.device) -> str:
-    """Return why backend `name` cannot run on `device`, or ""."""
-    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
-        device = torch.device("cuda", torch.cuda.current_device())
-    if (name, device) in _usable:
-        return ""
-    reason = _find_out(name, device)
-    if not reason:
-        _usable.add((name, device))
-    return reason
-
-
-def _find_out(name: str, device: torch.device) -> str:
-    if name == "reference":
-        return ""
-    if name == "cpu":
-        return "" if device.type == "cpu" else f"the tensors are on '{device}'; they must be on the CPU"
-    interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"  # on the CPU, to test kernels
-    if device.type != ("cpu" if interpreted else "cuda"):  # ROCm calls itself cuda, too
-        return f"the tensors are on '{device}'; they must be on a GPU"
-    try:
-        module = _module(name)
-    except ImportError as error:
-        return str(error)
-    return str(module.unavailable_reason(device)) if name == "cuda" else ""
-
-
-def check_backend(name: object) -> str:
-    """Return `name` if it is "auto" or names a backend; raise ValueError if not."""
-    if not isinstance(name, str) or name not in (*BACKENDS, "auto"):
-        raise ValueError(f"backend is {name!r}; it must be 'auto' or one of {', '.join(map(repr, BACKENDS))}")
-    return name
-
-
-def backend_for(name: str, device: torch.device) -> str:
-    """Return the backend that `name` means for tensors on `device`; "auto" takes the fastest that can run there.
-
-    Raises
-    ------
-    ValueError
-        If `name` is unknown, or that backend cannot work on `device`.
-    """
-    if (name, device) in _usable:
-        return name
-    check_backend(name)
-    if name != "auto":
-        if reason := unavailable_reason(name, device):
-            raise ValueError(f"backend is {name!r}, but {reason}")
-        return name
-    reasons = {name: unavailable_reason(name, device) for name in (("cpu",) if device.type == "cpu" else ("cuda", "triton"))}
-    for name, reason in reasons.items():
-        if not reason:
-            return name
-    raise ValueError(
-        f"backend is 'auto', and no kernel can run on '{device}' ("
-        + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        + "); move the tensors to the CPU, or name backend='reference', which is plain PyTorch and slow"
-    )
-
-
-@cache
-def _module(name: str) -> ModuleType:
-    return import_module(f".{'triton_kernels' if name == 'triton' else name}", __package__)
-
-
 _library: Any = torch.library.Library("rsfast", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "perturb(Tensor x, Tensor rows, Tensor input_ids, Tensor samples, float sigma, SymInt seed, int stream, Tensor? scale, "
@@ -198,8 +126,8 @@ def _perturb(*arguments: Any) -> None:
     told[5] %= 1 << 64  # the seed: an operator's int is signed
     job = Perturbation._make([*told, out])
     job.check()
-    backend = backend_for(backend, job.x.device)
-    if backend in ("cpu", "reference"):  # kernels on a GPU check for themselves: to look from here is to wait
+    backend = find(backend, job.x.device)
+    if backend.on_host:  # kernels on a GPU check for themselves: to look from here is to wait
         check_range("rows", job.rows, job.x.shape[0])
         check_range("input_ids", job.input_ids, 1 << 32)
         check_range("samples", job.samples, 1 << 56)
@@ -210,7 +138,7 @@ def _perturb(*arguments: Any) -> None:
         read += [("scale", job.scale), ("shift", job.shift)]
     check_apart([("out", out)], read)
     increment_version(out)
-    _module(backend).perturb(job)
+    backend.kernels.perturb(job)
 
 
 _turns = [Lock() for _ in range(64)]
@@ -222,7 +150,7 @@ def _accumulate(*arguments: Any) -> None:
     logits, rows, parameters, backend, *tally = arguments
     job = Accumulation(logits, rows, parameters, *tally)
     job.check()
-    backend = backend_for(backend, logits.device)
+    backend = find(backend, logits.device)
     if not len(rows):
         return
     written = [("n", job.n), ("counts", job.counts), ("sums", job.sums), ("squares", job.squares)]
@@ -230,15 +158,14 @@ def _accumulate(*arguments: Any) -> None:
     check_apart(
         written, [("logits", logits), ("rows", rows), ("parameters", parameters), ("tracked_classes", job.tracked_classes)]
     )
-    on_host = backend in ("cpu", "reference")
-    if on_host:
+    if backend.on_host:
         check_range("rows", rows, job.n.shape[0])
         check_range("tracked_classes", job.tracked_classes, logits.shape[1])
     with _turns[job.n.data_ptr() // 64 % len(_turns)]:
-        if on_host and (most := int(job.n.max())) + len(rows) > MAX_SAMPLES:
+        if backend.on_host and (most := int(job.n.max())) + len(rows) > MAX_SAMPLES:
             raise OverflowError(f"an input has {most} samples and {len(rows)} more are added; a Tally holds 2^33 - 1")
         increment_version([tensor for _, tensor in written])
-        _module(backend).accumulate(job)
+        backend.kernels.accumulate(job)
 
 
 def _check_perturb(*arguments: Any) -> None:
@@ -247,14 +174,14 @@ def _check_perturb(*arguments: Any) -> None:
     job = Perturbation._make([*told, out])
     job.check()
     if job.x.device.type == "meta":
-        backend_for(backend, job.x.device)
+        find(backend, job.x.device)
 
 
 def _check_accumulate(*arguments: Any) -> None:
     logits, rows, parameters, backend, *tally = arguments
     Accumulation(logits, rows, parameters, *tally).check()
     if logits.device.type == "meta":
-        backend_for(backend, logits.device)
+        find(backend, logits.device)
 
 
 for _name, _function, _check in (("perturb", _perturb, _check_perturb), ("accumulate", _accumulate, _check_accumulate)):
