@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..heads import Votes
 from ..ops.tally import Tally
-from ..stats.estimates import leading_classes
+from ..stats.scores import leading_classes
 from .batches import Batches, RowGroup, slice_groups, to_device
 from .plan import SamplingPlan
 from .ranks import Ranks
