@@ -380,7 +380,7 @@ def test_betting_errors(function, rest):
     for prior, message in (
         ((1.5, 0, 1), "prior's mean must be in"),
         ((0.5, -1, 1), "prior's variance must be at least 0"),
-        ((0.5, np.nan, 1), "prior's variance is nan"),
+        ((0.5, np.nan, 1), "prior's variance must be at least 0, got nan"),
         ((0.5, 0.1, -1), "prior's draws must be from 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -153,8 +153,8 @@ def partition(votes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         raise ValueError(f"votes must be [classes], two or more, got shape {list(votes.shape)}")
     order = np.argsort(-votes, kind="stable")
     left = votes.sum() - np.cumsum(votes[order])  # after each class
-    alone = 2 + int(np.argmax(left[1:] <= votes[order[1]]))  # none is left after the last, so there is one
-    return [order[i : i + 1] for i in range(alone)] + ([np.sort(order[alone:])] if alone < len(order) else [])
+    single = 2 + int(np.argmax(left[1:] <= votes[order[1]]))  # none is left after the last, so there is one
+    return [order[i : i + 1] for i in range(single)] + ([np.sort(order[single:])] if single < len(order) else [])
 
 
 def radius(noise: Gaussian, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
