@@ -16,10 +16,10 @@ import torch
 from scipy.special import gammaln, ndtri, xlogy
 from scipy.stats import binom
 
+from rsfast import bounds, sequences
 from rsfast.noise import Gaussian
 from rsfast.ops.tally import Tally
-from rsfast.stats import bounds, sequences
-from rsfast.stats.certificate import certificates
+from rsfast.stats.proof import certificates
 from rsfast.stats.rules import RULES
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -12,13 +12,15 @@ if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") =
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import heads, noise
+from . import bounds, heads, noise, sequences
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian
 from .noise.provenance import Provenance
-from .stats import bounds, sequences
-from .stats.certificate import ABSTAIN, Certificate, Execution, certificates, predictions
-from .stats.estimates import leading_classes
+from .stats.certificate import ABSTAIN, Certificate
+from .stats.execution import Execution
+from .stats.prediction import predictions
+from .stats.proof import certificates
+from .stats.scores import leading_classes
 
 if TYPE_CHECKING:
     from . import nn, ops

@@ -27,8 +27,9 @@ from .engine.sampling import (
 from .heads import HEADS, Head, Votes
 from .noise import Gaussian
 from .ops.tally import Tally
-from .stats import bounds, certificate
 from .stats.certificate import Certificate
+from .stats.common import check_alpha
+from .stats.prediction import smallest_predictable_n
 from .stats.rules import CertificationSpec
 
 T = TypeVar("T")
@@ -293,10 +294,10 @@ def _certification(
     options: SamplingOptions,
 ) -> tuple[Sampling, Certification]:
     """Check what `certify` and `certify_each` were given."""
-    n0, n, alpha = check_count("n0", n0), check_count("n", n), bounds.check_alpha(alpha)
+    n0, n, alpha = check_count("n0", n0), check_count("n", n), check_alpha(alpha)
     heads = _heads(head)
     specs = [
-        CertificationSpec(noise, alpha / len(heads), each, bound, rule, lipschitz, looks=bool(stopping)) for each in heads
+        CertificationSpec(noise, alpha / len(heads), each, bound, rule, lipschitz, early=bool(stopping)) for each in heads
     ]
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     plan = sampling.certification(specs, stopping, n0, n)
@@ -445,7 +446,7 @@ def tune_head(
     >>> tune_head(model, inputs, labels, Gaussian(0.25), heads, num_classes=2, n=1000, seed=1).head
     Votes()
     """
-    n0, n, alpha = check_count("n0", n0), check_count("n", n), bounds.check_alpha(alpha)
+    n0, n, alpha = check_count("n0", n0), check_count("n", n), check_alpha(alpha)
     heads = _heads(heads)
     least = criterion
     if isinstance(criterion, str):
@@ -515,8 +516,8 @@ def predict(
     >>> predict(model, torch.tensor([[0.5], [0.0]]), Gaussian(0.25), num_classes=2, n=100, alpha=0.001, seed=1)
     [0, -1]
     """
-    n, alpha = check_count("n", n), bounds.check_alpha(alpha)
+    n, alpha = check_count("n", n), check_alpha(alpha)
     sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
     sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
-    warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
+    warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
     return sampling.results(Prediction(n, alpha), "predicting")

@@ -29,9 +29,11 @@ from .runs import results
 from .runs.folder import SIDECAR, read_sidecar
 from .runs.plot import plot
 from .runs.writer import RunWriter, refuse_a_run, remove_run
-from .stats.certificate import ABSTAIN, Certificate, certificates
-from .stats.estimates import BOUNDS, leading_classes
-from .stats.sequences import range_ends
+from .stats.certificate import ABSTAIN, Certificate
+from .stats.proof import certificates
+from .stats.registry import BOUNDS
+from .stats.schedule import range_ends
+from .stats.scores import leading_classes
 
 SIGMA, N0, N, ALPHA = 0.25, 100, 10_000, 0.001
 DECIDED, CAP = 0.5, 100_000
@@ -180,9 +182,18 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
     ]
 
     def certify(head: Head, bound: str = "auto", rule: str = "auto") -> list[Certificate]:
-        cap = N if bound in BOUNDS and BOUNDS[bound].sequence else None
+        most = N if bound in BOUNDS and BOUNDS[bound].sequence else None
         return certificates(
-            selection, ranges, noise, head=head, alpha=ALPHA, bound=bound, rule=rule, cap=cap, seed=seed, backend="cpu"
+            selection,
+            ranges,
+            noise,
+            head=head,
+            alpha=ALPHA,
+            bound=bound,
+            rule=rule,
+            max_samples=most,
+            seed=seed,
+            backend="cpu",
         )
 
     certified = {name: certify(head) for name, head in HEADS.items()}

@@ -11,7 +11,7 @@ import torch
 
 from rsfast.engine.sampling import Sampling
 from rsfast.ops import _cpu
-from rsfast.stats import estimates
+from rsfast.stats.scores import leading_classes
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -127,7 +127,7 @@ def follow(draw, plan, input_ids):
     (stream, samples), *pieces = plan.stages
     active = np.arange(len(input_ids))
     selection, ranges = draw(active, samples, stream, None), []
-    tracked = estimates.leading_classes(selection) if plan.tracks else None
+    tracked = leading_classes(selection) if plan.tracks else None
     found = [None] * len(input_ids)
     for number, (stream, samples) in enumerate(pieces):
         ranges.append(draw(active, samples, stream, tracked))

@@ -5,7 +5,8 @@ import torch
 
 import rsfast
 from rsfast import ClippedLogits, Gaussian, Smooth, Softmax, Votes, cli
-from rsfast.stats import bounds, certificate
+from rsfast.stats import prediction
+from rsfast.stats.common import SMALLEST_ALPHA
 from rsfast.stats.rules import CertificationSpec
 
 NOISE = Gaussian(0.25)
@@ -30,9 +31,9 @@ WAYS = {
     "predictions": lambda alpha: rsfast.predictions(tally("estimation"), alpha),
     "Smooth.certify": lambda alpha: Smooth(model, 3, 0.25).certify(INPUTS[0], 10, 500, alpha, 100),
     "Smooth.predict": lambda alpha: Smooth(model, 3, 0.25).predict(INPUTS[0], 500, alpha, 100),
-    "Method": lambda alpha: CertificationSpec(NOISE, alpha),
-    "smallest_certifiable_n": certificate.smallest_certifiable_n,
-    "smallest_predictable_n": certificate.smallest_predictable_n,
+    "CertificationSpec": lambda alpha: CertificationSpec(NOISE, alpha),
+    "smallest_certifiable_n": prediction.smallest_certifiable_n,
+    "smallest_predictable_n": prediction.smallest_predictable_n,
 }
 
 
@@ -81,7 +82,7 @@ def test_at_the_smallest_certificates_are_finite(options):
         found = rsfast.certify(model, INPUTS[:1], NOISE, alpha=alpha, **{**OPTIONS, "n": 20_000}, **options)
         return found[0].radius
 
-    least = radius(bounds.SMALLEST_ALPHA)
+    least = radius(SMALLEST_ALPHA)
     assert 0 < least < float("inf")
     if "radius" not in options:  # which stops as soon as it is proved
         assert least < radius(1e-100) < radius(0.001)

@@ -288,7 +288,7 @@ def test_a_radius_to_decide(capsys):
     for options, message in (
         ("--radius 0.5 --rtol 0.1", "--rtol: not allowed with argument --radius"),
         ("--radius -1", "radius is -1.0; it must be above 0 and finite"),
-        ("--radius 0.5 --bound clopper_pearson", "which holds for one look"),
+        ("--radius 0.5 --bound clopper_pearson", "it holds for one analysis"),
     ):
         with pytest.raises(SystemExit) as stopped:
             run(f"certify {BASE} --out other {options}")
@@ -669,8 +669,8 @@ def test_the_commands_are_listed(capsys):
         ("--sigma x", "argument --sigma: invalid float value: 'x'"),
         ("--num-classes 5", "num_classes is 5, but the model returned 4 logits a row"),
         ("--num-classes 1", "--num-classes 1"),
-        ("--alpha 1.5", "alpha is 1.5; it must be above 0 and below 1"),
-        ("--alpha 1.5 --head softmax", "alpha is 1.5; it must be above 0 and below 1"),
+        ("--alpha 1.5", "alpha must be a finite number above 0 and below 1, got 1.5"),
+        ("--alpha 1.5 --head softmax", "alpha must be a finite number above 0 and below 1, got 1.5"),
         ("--n 0", "argument -n/--n: '0' is not an integer from 1 to 2^33 - 1"),
         ("--n0 1e3", "argument --n0: '1e3' is not an integer from 1 to 2^33 - 1"),
         ("--n 8589934592", "argument -n/--n: '8589934592' is not an integer from 1 to 2^33 - 1"),
@@ -680,8 +680,8 @@ def test_the_commands_are_listed(capsys):
         ("--head votes:1", "'votes:1' is not votes, softmax:T, sparsemax:T or clipped:LOW:HIGH"),
         ("--head softmax:0", "temperature must be a finite number above 0, got 0.0"),
         ("--head clipped:1:0", "low must be below high, both in float32, got 1.0 and 0.0"),
-        ("--head softmax --bound clopper_pearson", "bound is 'clopper_pearson'"),
-        ("--head clipped:0:1 --rule one_vs_rest", "rule is 'one_vs_rest'"),
+        ("--head softmax --bound clopper_pearson", "got 'clopper_pearson'"),
+        ("--head clipped:0:1 --rule one_vs_rest", "got 'one_vs_rest'"),
         ("--bound nonsense", "argument --bound: invalid choice: 'nonsense'"),
         ("--backend nonsense", "backend must be one of 'auto', 'reference', 'cpu', 'cuda', 'triton', got 'nonsense'"),
         ("--backend cuda", "backend must be one that can run on 'cpu', got 'cuda': its tensors must be on a GPU"),

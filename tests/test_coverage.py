@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks import coverage
-from rsfast.stats import bounds, sequences
+from rsfast import bounds, sequences
 
 
 @pytest.mark.slow

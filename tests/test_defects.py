@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsfast import Gaussian, Softmax, certify, sample
-from rsfast.stats import bounds
+from rsfast import Gaussian, Softmax, bounds, certify, sample
 
 
 def drifting(x):

@@ -1,6 +1,5 @@
 """rsfast.stats.estimates: each bound gets what it is defined on, from Tallies, and what it lacks is said."""
 
-import doctest
 import re
 from functools import partial
 
@@ -8,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from rsfast import bounds, sequences
 from rsfast.heads import Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian, uniforms
 from rsfast.ops.tally import Tally
-from rsfast.stats import bounds, estimates, sequences
-from rsfast.stats.certificate import certificates
-from rsfast.stats.estimates import BOUNDS, leading_classes
+from rsfast.stats.estimates import Estimates
+from rsfast.stats.proof import certificates
+from rsfast.stats.registry import BOUNDS
+from rsfast.stats.rules import LIKELY, best_case
+from rsfast.stats.scores import Scores, leading_classes
 
 NOISE, ALPHA, SEED = Gaussian(1.0), 0.01, 5
 certificates = partial(certificates, assume_independent=True)  # Tallies here are made by hand
@@ -31,7 +33,7 @@ def votes(counts):
 
 def certify(selection, estimation, rule="one_vs_rest", **options):
     if "sequence" in options.get("bound", ""):
-        options = {"cap": 1000} | options
+        options = {"max_samples": 1000} | options
     options = {"alpha": ALPHA, "seed": SEED, "input_ids": [3]} | options
     return certificates(selection, estimation, NOISE, rule=rule, **options)[0]
 
@@ -58,7 +60,8 @@ def test_votes_get_the_bound_that_is_named():
     }
     assert set(expected) == set(BOUNDS)
     for bound, lower in expected.items():
-        found = certify(votes(SELECTION), votes(ESTIMATION), bound=bound, cap=5000 if BOUNDS[bound].sequence else None)
+        most = 5000 if BOUNDS[bound].sequence else None
+        found = certify(votes(SELECTION), votes(ESTIMATION), bound=bound, max_samples=most)
         assert found.bound == bound
         assert found.p_lower == pytest.approx(float(lower), abs=1e-12), bound
 
@@ -152,11 +155,11 @@ def test_scores_get_the_bound_that_is_named(scores):
     assert found.p_lower == pytest.approx(float(lower), abs=1e-12)
     assert found.p_upper == pytest.approx(max(float(upper), uppers["betting"]), abs=1e-12)
 
-    found = certify(selection, estimation, "top_two", head=Softmax(1.0), bound="betting_sequence", cap=900)
+    found = certify(selection, estimation, "top_two", head=Softmax(1.0), bound="betting_sequence", max_samples=900)
     upper = sequences.betting_sequence_upper(counts[1][None], half, 900, sums=sums[1][None], prior=prior[1])[-1]
     assert found.p_upper == pytest.approx(float(upper), abs=1e-12)  # the others are far below
 
-    # Where others are above the rival, their own limit counts, and at the k-th look with its share of alpha.
+    # Where others are above the rival, their own limit counts, and at the k-th analysis with its share of alpha.
     swapped = second[[0, 2, 1, 3]]
     others = second[[1, 3]]
     _, high, spread = bounds.moments(others.sum(1), (-(-others * others // UNIT)).sum(1), 500)
@@ -197,8 +200,8 @@ def test_a_draw_that_votes_for_nobody_is_a_score_of_zero():
 def test_histograms_that_lack_or_are_of_other_classes(scores, bound):
     first, second = scores
     selection = scored(first)
-    for tracked, what in ((None, "no histograms"), ([[[1, 0]]], "histograms of the classes [[1, 0]]"), ([[[0]]], "[[0]]")):
-        with pytest.raises(ValueError, match=rf"{re.escape(what)}.* sample\(tracked_classes=leading_classes"):
+    for tracked, what in ((None, "none"), ([[[1, 0]]], "those of the classes [[1, 0]]"), ([[[0]]], "[[0]]")):
+        with pytest.raises(ValueError, match=rf"got .*{re.escape(what)}.* sample\(tracked_classes=leading_classes"):
             certify(selection, scored(second, tracked), head=Softmax(1.0), bound=bound)
 
 
@@ -207,32 +210,27 @@ def test_leading_classes_of_every_head():
     tally.sums += torch.tensor([[[3, 9, 5], [7, 7, 7]], [[0, 0, 1], [2, 1, 0]]])
     assert leading_classes(tally).tolist() == [[[1, 2], [0, 1]], [[2, 0], [0, 1]]]
     assert leading_classes(votes([1, 2, 3])).shape == (1, 0, 2)
-    with pytest.raises(TypeError, match="selection is None; it must be a Tally"):
+    with pytest.raises(TypeError, match=r"^selection must be a Tally, got None"):
         leading_classes(None)
 
 
 def test_the_best_case_is_as_likely_as_it_says():
-    """Exceeded by the mean of all samples with chance _LIKELY, seen from a part; to 4 standard errors of 20,000 draws."""
+    """Exceeded by the mean of all samples with chance LIKELY, seen from a part; to 4 standard errors of 20,000 draws."""
     rng, p, seen, cap, draws = np.random.default_rng(7), np.array([0.9, 0.07, 0.03]), 6000, 10_000, 20_000
     part = rng.multinomial(seen, p, size=draws)
     whole = part + rng.multinomial(cap - seen, p, size=draws)
-    selected = estimates.Scores.of(votes(np.tile(SELECTION, (draws, 1))), Votes())
+    selected = Scores.of(votes(np.tile(SELECTION, (draws, 1))), Votes())
 
     def of(estimation):
-        return estimates.Estimates.of(
-            selected, [votes(estimation)], Votes(), "beta_binomial_sequence", cap, SEED, range(draws)
-        )
+        options = {"histograms": False, "max_samples": cap, "seed": SEED, "input_ids": range(draws)}
+        return Estimates.of(selected, [votes(estimation)], Votes(), **options)
 
     for place, side in ((0, "upper"), (1, "lower")):
-        best, _ = of(part).best_case(place, side)
+        best, _ = best_case(of(part), place, side)
         beyond = whole[:, [place]] / cap > best if side == "upper" else whole[:, [place]] / cap < best
-        error = 4 * np.sqrt(estimates._LIKELY / draws)
-        assert abs(beyond.mean() - estimates._LIKELY) < error + 0.3 * estimates._LIKELY  # counts are whole numbers
-        best, _ = of(whole).best_case(place, side)
+        error = 4 * np.sqrt(LIKELY / draws)
+        assert abs(beyond.mean() - LIKELY) < error + 0.3 * LIKELY  # counts are whole numbers
+        best, _ = best_case(of(whole), place, side)
         np.testing.assert_allclose(best, whole[:, [place]] / cap, rtol=1e-12)
-    swapped, _ = of(part[:, [0, 2, 1]]).best_case(1, "lower")  # the selection had put the smaller second
-    np.testing.assert_array_equal(swapped, of(part).best_case(1, "lower")[0])
-
-
-def test_examples():
-    assert doctest.testmod(estimates).failed == 0
+    swapped, _ = best_case(of(part[:, [0, 2, 1]]), 1, "lower")  # the selection had put the smaller second
+    np.testing.assert_array_equal(swapped, best_case(of(part), 1, "lower")[0])

@@ -37,7 +37,7 @@ sys.path.append(str(FROZEN))  # for --model, too
 
 import frozen_net  # noqa: E402
 
-NOW = {"cap": "cap", "tracked": "tracked_classes"}
+NOW = {"cap": "max_samples", "tracked": "tracked_classes"}
 """Keywords, attributes and fields of certificates that may get another name: what each is called now."""
 
 HEADS = {
@@ -336,7 +336,7 @@ def of_samples():
     for name, head in HEADS.items():
         got = rsfast.certificates(selection, ranges, NOISE, head=head, alpha=0.01)
         found[f"{name}, ranges"] = got
-        got = rsfast.certificates(selection, ranges[:6], NOISE, head=head, alpha=0.01, **{NOW["cap"]: 300})
+        got = rsfast.certificates(selection, ranges[:6], NOISE, head=head, alpha=0.01, max_samples=300)
         found[f"{name}, stopped"] = got
     execution = rsfast.Execution(scale=(2.0, 4.0), clamp=(0.0, math.inf), autocast=None, channels_last=True)
     options = {"head": HEADS["sparsemax"], "lipschitz": 1.5, "execution": execution, "backend": "a name"}

@@ -29,10 +29,9 @@ from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
 
-from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, noise, ops
+from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, noise, ops, sequences
 from rsfast.ops import backends, jobs, reference
 from rsfast.ops.registry import Backend
-from rsfast.stats import sequences
 
 ROOT = Path(__file__).resolve().parent.parent
 H200 = {"multiprocessors": 132, "most_shared": 227 << 10}

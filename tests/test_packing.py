@@ -23,7 +23,9 @@ from rsfast.engine.sampler import Pacing
 from rsfast.engine.sampling import Sampling
 from rsfast.heads import Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian
-from rsfast.stats.certificate import ABSTAIN, Execution, predictions
+from rsfast.stats.certificate import ABSTAIN
+from rsfast.stats.execution import Execution
+from rsfast.stats.prediction import predictions
 from rsfast.stats.rules import CertificationSpec
 
 NOISE = Gaussian(0.5)
@@ -86,7 +88,7 @@ def lag(monkeypatch):
 
 def plan(head, stopping):
     heads = HEADS[head] if head == "both" else [HEADS[head]]
-    specs = [CertificationSpec(NOISE, 0.001 / len(heads), each, looks=bool(GOALS[stopping])) for each in heads]
+    specs = [CertificationSpec(NOISE, 0.001 / len(heads), each, early=bool(GOALS[stopping])) for each in heads]
     return Certification(specs, StoppingRule(**GOALS[stopping]), n0=N0, n=N, seed=5, backend="cpu")
 
 

@@ -1,6 +1,5 @@
 """engine.plan: when sampling stops, that stopping on the results costs no more than alpha, and that nothing else shows."""
 
-import doctest
 from functools import partial
 
 import numpy as np
@@ -10,14 +9,16 @@ from conftest import follow
 from scipy.special import ndtri
 from scipy.stats import binom
 
+from rsfast import sequences
 from rsfast.api import certify
-from rsfast.engine import plan as looks
 from rsfast.engine.plan import Certification, StoppingRule, largest_radius, smallest_n
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian
 from rsfast.ops.tally import Tally
-from rsfast.stats import estimates, sequences
-from rsfast.stats.certificate import certificates, smallest_certifiable_n
+from rsfast.stats.bounds.clopper_pearson import ClopperPearson
+from rsfast.stats.prediction import smallest_certifiable_n
+from rsfast.stats.proof import certificates
+from rsfast.stats.registry import BOUNDS
 from rsfast.stats.rules import CertificationSpec
 
 NOISE = Gaussian(1.0)
@@ -68,7 +69,7 @@ def run(draw, *specs, n0=100, n=10_000, **stopping):
 
 
 def spec(**options):
-    return CertificationSpec(NOISE, **{"alpha": 0.05, "looks": True} | options)
+    return CertificationSpec(NOISE, **{"alpha": 0.05, "early": True} | options)
 
 
 # Peeking. The radius asked for is just above the true one, so every input that is certified at it is certified wrongly.
@@ -92,8 +93,12 @@ def test_stopping_on_the_results_errs_within_alpha(rule, bound):
 
 
 def test_a_bound_for_one_look_would_fail_so(monkeypatch):
-    monkeypatch.setitem(estimates.BOUNDS, "clopper_pearson", estimates.BoundSpec(scores=False, sequence=True))
-    how = spec(rule="one_vs_rest", bound="clopper_pearson")
+    class Eager(ClopperPearson):
+        name = "eager"
+        sequence = True
+
+    monkeypatch.setitem(BOUNDS, "eager", Eager())
+    how = spec(rule="one_vs_rest", bound="eager")
     assert wrongly_certified(3000, how) > binom.isf(1e-9, 3000, 0.05)
 
 
@@ -124,7 +129,7 @@ def test_certified_declined_and_undecided():
         assert certificate.n < 2000
     for certificate in run(Simulated(3, [0.9, 0.1]), spec(), radius=float(ndtri(0.9))):
         assert certificate.n in (*sequences.analysis_ends(10_000),)
-        assert certificate.cap == 10_000
+        assert certificate.max_samples == 10_000
     assert draw.drawn.tolist() == [certificate.n for certificate in run(Simulated(3, [0.9, 0.1]), spec(), radius=0.5)]
 
 
@@ -153,10 +158,10 @@ def test_looks_are_at_the_schedule_and_nothing_is_drawn_in_vain():
 
 def test_one_range_where_one_look_is_all():
     for how, ends in (
-        (spec(looks=False), [10_000]),
-        (spec(looks=False, bound="beta_binomial_sequence"), [10_000]),
-        (spec(looks=False, bound="betting"), sequences.range_ends(10_000)),
-        (spec(looks=False, bound="betting_sequence"), sequences.analysis_ends(10_000)),
+        (spec(early=False), [10_000]),
+        (spec(early=False, bound="beta_binomial_sequence"), [10_000]),
+        (spec(early=False, bound="betting"), sequences.range_ends(10_000)),
+        (spec(early=False, bound="betting_sequence"), sequences.analysis_ends(10_000)),
     ):
         draw = Simulated(2, P)
         assert all(certificate.n == 10_000 for certificate in run(draw, how))
@@ -190,7 +195,7 @@ def test_the_largest_radius_is_what_unanimous_samples_prove(head, bound, rule, n
 @pytest.mark.parametrize("head", [Votes(), Softmax(0.5)])
 def test_the_largest_radius_where_sampling_may_stop(head):
     """That of the last analysis, and no other than with a sequence that is asked for; a little less is within reach."""
-    spec, stopping = CertificationSpec(Gaussian(0.25), 0.001, head, looks=True), StoppingRule(radius=0.1)
+    spec, stopping = CertificationSpec(Gaussian(0.25), 0.001, head, early=True), StoppingRule(radius=0.1)
     largest = largest_radius(spec, stopping, n0=30, n=500, num_classes=3)
     options = {"num_classes": 3, "n0": 30, "n": 500, "head": head, "seed": 0}
     [found] = certify(sure, torch.zeros(1, 3), spec.noise, bound=spec.bound, **options)
@@ -248,7 +253,7 @@ def test_what_is_proved_at_the_stop_is_what_the_counts_prove():
     for bound in ("beta_binomial_sequence", "betting_sequence"):
         draw, tallies = Simulated(1, [0.9, 0.1]), []
         (found,) = follow(keep, Certification([spec(bound=bound)], StoppingRule(radius=1.0), n0=100, n=5000, seed=1), [7])
-        options = {"alpha": 0.05, "bound": bound, "cap": 5000, "seed": 1, "input_ids": [7]}
+        options = {"alpha": 0.05, "bound": bound, "max_samples": 5000, "seed": 1, "input_ids": [7]}
         assert found == certificates(tallies[0], tallies[1:], NOISE, **options)
         assert found[0].radius >= 1.0
         assert len(tallies) > 3
@@ -288,11 +293,8 @@ def test_goals_that_are_none(options, error, message):
         StoppingRule(**options)
 
 
-@pytest.mark.parametrize("bound", [name for name, kind in estimates.BOUNDS.items() if not kind.sequence])
+@pytest.mark.parametrize("bound", [name for name, kind in BOUNDS.items() if not kind.sequence])
 def test_a_bound_for_one_look_is_refused(bound):
-    with pytest.raises(ValueError, match=f"bound is '{bound}', which holds for one look .* beta_binomial_sequence"):
+    message = f"bound must be one of auto, beta_binomial_sequence.*, got '{bound}'; it holds for one analysis"
+    with pytest.raises(ValueError, match=message):
         spec(head=Votes(), bound=bound)
-
-
-def test_examples():
-    assert doctest.testmod(looks).failed == 0

@@ -176,9 +176,12 @@ def test_separate_calls_give_inputs_uniforms_of_their_own():
 
 @pytest.mark.parametrize("start", [0, 30, 49])
 def test_a_selection_from_the_estimation_is_refused(start):
-    with pytest.raises(ValueError, match=r"^selection and estimation do not fit: both hold samples .* stream 'estimation'"):
+    with pytest.raises(
+        ValueError,
+        match=r"^selection and estimation must be independent .*: both hold samples .* stream 'estimation'",
+    ):
         certificates(drawn(50), drawn(500, start), NOISE, alpha=0.01)
-    with pytest.raises(ValueError, match=r"^selection and estimation do not fit: both hold samples"):
+    with pytest.raises(ValueError, match=r"^selection and estimation must be independent .*: both hold samples"):
         certificates(drawn(50), [drawn(500, 100), drawn(50, start)], NOISE, alpha=0.01)
 
 
@@ -189,7 +192,7 @@ def test_other_samples_of_one_stream_are_independent():
 
 def test_ranges_that_overlap_are_refused():
     selection = drawn(50, stream="selection")
-    with pytest.raises(ValueError, match=r"^estimation and estimation do not fit: both hold samples 90 to 99"):
+    with pytest.raises(ValueError, match=r"^estimation and estimation must be independent .*: both hold samples 90 to 99"):
         certificates(selection, [drawn(100), drawn(100, 90)], NOISE, alpha=0.01)
 
 
@@ -199,16 +202,24 @@ def test_ranges_that_overlap_are_refused():
 )
 def test_samples_of_different_sources_do_not_certify(options, name):
     ours, theirs = drawn(50, stream="selection"), drawn(500, **options)
-    with pytest.raises(ValueError, match=f"^selection and estimation do not fit: their {name} differs"):
+    with pytest.raises(ValueError, match=f"^selection and estimation must be independent samples .*: their {name} differs"):
         certificates(ours, theirs, options.get("noise", NOISE), alpha=0.01)
 
 
 @pytest.mark.parametrize(
     ("noise", "options", "message"),
     [
-        (Gaussian(1.0), {}, r"^noise is Gaussian\(sigma=1\.0\), but selection was sampled with Gaussian\(sigma=0\.5\)"),
-        (NOISE, {"seed": 2}, "^seed is 2, but selection was sampled with 1"),
-        (NOISE, {"input_ids": [1, 2, 3]}, r"^input_ids is \[1, 2, 3\], but selection was sampled with \[0, 1, 2\]"),
+        (
+            Gaussian(1.0),
+            {},
+            r"^noise must be Gaussian\(sigma=0\.5\), .*, got Gaussian\(sigma=1\.0\)",
+        ),
+        (NOISE, {"seed": 2}, "^seed must be 1, with which selection was sampled, got 2"),
+        (
+            NOISE,
+            {"input_ids": [1, 2, 3]},
+            r"^input_ids must be \[0, 1, 2\], with which .*, got \[1, 2, 3\]",
+        ),
     ],
 )
 @pytest.mark.parametrize("vouched", [False, True])
@@ -222,7 +233,7 @@ def test_samples_of_another_stream_version_do_not_certify():
     for tally in tallies:
         p = tally.provenance
         tally.provenance = Provenance(p.noise, p.seed, p.stream, p.samples, p.input_ids, rsfast.STREAM_VERSION + 1)
-    with pytest.raises(ValueError, match=r"^STREAM_VERSION is 1, but selection was sampled with 2"):
+    with pytest.raises(ValueError, match=r"^STREAM_VERSION must be 2, with which selection was sampled, got 1"):
         certificates(*tallies, NOISE, alpha=0.01)
 
 
@@ -230,10 +241,10 @@ def test_tallies_that_state_nothing_take_a_word_for_it():
     selection, estimation = drawn(50, stream="selection"), drawn(500)
     expected = certificates(selection, estimation, NOISE, alpha=0.01)
     estimation.provenance = None
-    with pytest.raises(ValueError, match=r"^estimation\.provenance is None, .* or assume_independent must be True"):
+    with pytest.raises(ValueError, match=r"^estimation\.provenance must state .*, got None; .*assume_independent=True"):
         certificates(selection, estimation, NOISE, alpha=0.01)
     assert certificates(selection, estimation, NOISE, alpha=0.01, assume_independent=True) == expected
     selection.provenance = None
-    with pytest.raises(TypeError, match=r"^seed is None; it must be an int where no Tally states it"):
+    with pytest.raises(TypeError, match=r"^seed must be an int where no Tally states it, got None"):
         certificates(selection, estimation, NOISE, alpha=0.01, assume_independent=True)
     assert certificates(selection, estimation, NOISE, alpha=0.01, assume_independent=True, seed=1) == expected

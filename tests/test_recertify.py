@@ -12,7 +12,7 @@ from conftest import LINEAR_NETS, integers, largest_file, strip_sums
 
 from rsfast.cli import main
 from rsfast.runs.recertify import recertify
-from rsfast.stats.sequences import analysis_ends
+from rsfast.sequences import analysis_ends
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_runs_that_stopped_early(options, capsys):
         with pytest.raises(SystemExit) as stopped:
             main(f"recertify run --out refused --bound {bound}".split())
         assert stopped.value.code == 2
-        assert "holds for one look at a number of samples fixed before" in capsys.readouterr().err
+        assert "it holds for one analysis, at a number of samples fixed before" in capsys.readouterr().err
 
 
 def test_histograms_that_are_not_there(capsys):
@@ -94,7 +94,7 @@ def test_histograms_that_are_not_there(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["recertify", "run", "--out", "again", "--bound", "betting"])
     assert stopped.value.code == 2
-    assert "counts.jsonl, idx 0: estimation has no histograms; the bound 'betting'" in capsys.readouterr().err
+    assert "counts.jsonl, idx 0: estimation must hold histograms of the two classes" in capsys.readouterr().err
 
 
 def test_defaults_keep_alpha():
@@ -302,7 +302,7 @@ def test_wrong_uses(capsys):
         ("recertify run --out run", "exists; name another folder"),
         ("recertify nothing --out again", "No such file or directory: 'nothing/results.json'"),
         ("recertify labels --out again", "labels must be a run of rsfast certify, got one of rsfast predict"),
-        ("recertify run --out again --alpha 2", "alpha is 2.0; it must be above 0 and below 1"),
+        ("recertify run --out again --alpha 2", "alpha must be a finite number above 0 and below 1, got 2.0"),
         ("recertify run --out again --rule best", "invalid choice: 'best'"),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -310,7 +310,7 @@ def test_wrong_uses(capsys):
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
     certify("soft", "--head softmax:1")
-    with pytest.raises(ValueError, match="bound is 'clopper_pearson'; with the head Softmax"):
+    with pytest.raises(ValueError, match=r"bound must be .* with the head Softmax.*, got 'clopper_pearson'"):
         recertify("soft", "again", bound="clopper_pearson")
 
 

@@ -1,79 +1,124 @@
-"""The registry of backends: what "auto" takes, and that nothing falls back in silence."""
+"""rsfast.stats.registry: a bound that is declared is all that certify needs; what it cannot do is refused, and said why."""
 
-from types import SimpleNamespace
-
+import numpy as np
 import pytest
 import torch
 
-from rsfast import Gaussian
-from rsfast.ops import BACKENDS, backend_for, perturb, registry
-from rsfast.ops.registry import Backend
+import rsfast
+from rsfast import Gaussian, Softmax, Votes
+from rsfast.bounds import hoeffding_lower, hoeffding_upper
+from rsfast.stats.registry import BOUNDS, Bound, available, register, resolve_bound, sample_ranges
 
-CPU, META = torch.device("cpu"), torch.device("meta")
+SEEN = []  # by the toy bound: sizes of its sample ranges
+
+
+class Toy(Bound):
+    """Hoeffding's bounds of votes at half of alpha, in sample ranges of halves; of no use but to be another bound."""
+
+    name = "toy"
+    histograms = True
+
+    def sample_ranges(self, n):
+        return [n // 2, n]
+
+    def lower(self, estimates, place, alpha):
+        counts, _ = estimates.histograms_at(place)
+        SEEN.append(counts.sum(axis=-1).tolist())
+        ours = estimates.at(place)
+        return hoeffding_lower(ours.sums / ours.trials, ours.trials, alpha / 2)
+
+    def upper(self, estimates, place, alpha):
+        ours = estimates.at(place)
+        return hoeffding_upper(ours.sums / ours.trials, ours.trials, alpha / 2)
+
+    def upper_of_others(self, estimates, alpha):
+        others = estimates.others()
+        return hoeffding_upper(others.sums / others.trials, others.trials, alpha / 2).max(axis=1, keepdims=True)
+
+    def forecast(self, estimates, mean, variance, alpha):
+        return hoeffding_lower(mean, estimates.max_samples, alpha / 2)
 
 
 @pytest.fixture
-def fill(monkeypatch):
-    """A backend that fills batches with a number."""
-    monkeypatch.setattr(registry, "_preferred", list(registry._preferred))
-
-    def fill(name, value, **options):
-        backend = Backend(name, lambda: SimpleNamespace(perturb=lambda job: job.out.fill_(value)), **options)
-        monkeypatch.delitem(BACKENDS, name, raising=False)
-        registry.register(backend)
-        return backend
-
-    yield fill
-    for name in {*BACKENDS} - {"reference", "cpu", "cuda", "triton"}:
-        del BACKENDS[name]
+def toy():
+    SEEN.clear()
+    register(Toy())
+    yield
+    del BOUNDS["toy"]
 
 
-def batch(backend):
-    return perturb(torch.zeros(1, 2), Gaussian(1.0), seed=0, samples=[0], backend=backend).tolist()
+def model(x):
+    return torch.stack([x[:, 0], -x[:, 0], x[:, 0] * 0 - 1], dim=1)
 
 
-def test_what_the_backends_can_do():
-    declared = {name: (each.devices, each.preference, each.on_host) for name, each in BACKENDS.items()}
-    assert declared == {
-        "reference": ((), None, True),
-        "cpu": (("cpu",), 0, True),
-        "cuda": (("cuda",), 1, False),
-        "triton": (("cuda",), 2, False),
-    }
+INPUTS = torch.tensor([[0.2], [-0.1], [0.01]])
+OPTIONS = {"num_classes": 3, "n0": 50, "n": 1000, "alpha": 0.01, "seed": 1, "batch_size": 300}
 
 
-def test_a_backend_of_ones_own(fill):
-    """One entry is all it takes: it is found by name, and by "auto" where it is preferred and can run."""
-    fill("mine", 7.0, devices=("cpu",))
-    assert batch("mine") == [[7.0, 7.0]]
-    assert backend_for("auto", CPU) == "cpu"
-    fill("first", 8.0, preference=-1)
-    assert backend_for("auto", CPU) == backend_for("auto", META) == "first"
-    assert batch("auto") == [[8.0, 8.0]]
-    fill("elsewhere", 9.0, devices=("meta",), preference=-2)
-    assert backend_for("auto", CPU) == "first"
-    with pytest.raises(ValueError, match=r"^name must be one that no backend has, got 'cpu'$"):
-        registry.register(Backend("cpu", lambda: None))
+@pytest.mark.filterwarnings("ignore:inputs hold values")
+@pytest.mark.parametrize("rule", ["auto", "one_vs_rest", "top_two", "bonferroni"])
+@pytest.mark.usefixtures("toy")
+def test_a_bound_that_is_registered_certifies(rule):
+    found = rsfast.certify(model, INPUTS, Gaussian(0.25), bound="toy", rule=rule, **OPTIONS)
+    known = rsfast.certify(model, INPUTS, Gaussian(0.25), bound="hoeffding", rule=rule, **OPTIONS | {"alpha": 0.005})
+    assert [each.bound for each in found] == ["toy"] * 3
+    assert max(each.radius for each in found) > 0.05
+    np.testing.assert_allclose([each.radius for each in found], [each.radius for each in known], rtol=1e-9)
+    assert [each.prediction for each in found] == [each.prediction for each in known]
+    assert {tuple(sizes) for of_inputs in SEEN for sizes in of_inputs} == {(500, 500)}
 
 
-def test_a_backend_that_cannot_run_is_named_and_tried_again(monkeypatch):
-    """A named one is an error, "auto" takes the next; a failure is not kept, as it may pass."""
-    attempts = []
-
-    def load():
-        attempts.append(1)
-        if len(attempts) < 4:
-            raise ImportError("it is not built")
-        return SimpleNamespace()
-
-    monkeypatch.setitem(BACKENDS, "cpu", Backend("cpu", load, devices=("cpu",)))
-    with pytest.raises(ValueError, match=r"^backend must be one that can run on 'cpu', got 'cpu': it is not built$"):
-        batch("cpu")
-    with pytest.raises(
-        ValueError, match=r"^backend must be .* 'cpu', got 'auto', and no kernel can \(cpu: it is not built; cuda: "
+@pytest.mark.filterwarnings("ignore:inputs hold values")
+@pytest.mark.usefixtures("toy")
+def test_what_a_bound_does_not_declare_is_refused():
+    for options, reason in (
+        ({"radius": 0.1}, "got 'toy'; it holds for one analysis"),
+        ({"head": Softmax()}, "got 'toy'; it counts votes"),
+        ({"rule": "class_partitioning"}, "bound must be clopper_pearson with the rule 'class_partitioning'.*, got 'toy'"),
     ):
-        batch("auto")
-    for _ in range(3):
-        reason = BACKENDS["cpu"].unavailable_reason(CPU)
-        assert reason == ("it is not built" if len(attempts) == 3 else "")
-    assert len(attempts) == 4
+        with pytest.raises(ValueError, match=reason):
+            rsfast.certify(model, INPUTS, Gaussian(0.25), bound="toy", **OPTIONS, **options)
+    with pytest.raises(ValueError, match=r"bound must be one of auto, clopper_pearson, .*, toy, got 'toys'"):
+        rsfast.certify(model, INPUTS, Gaussian(0.25), bound="toys", **OPTIONS)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_name_is_taken_once():
+    for name in ("toy", "betting", "auto"):
+        with pytest.raises(ValueError, match=f"name must not be that of another bound, got '{name}'"):
+            register(type("Another", (Toy,), {"name": name})())
+
+
+def test_auto_is_the_first_preferred_that_is_available():
+    for head, early, name in (
+        (Votes(), False, "clopper_pearson"),
+        (Softmax(), False, "betting"),
+        (Votes(), True, "beta_binomial_sequence"),
+        (Softmax(), True, "betting_sequence"),
+    ):
+        assert resolve_bound("auto", head, early).name == name
+        assert name in available(head, early)
+
+
+@pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)
+@pytest.mark.parametrize("head", [Votes(), Softmax()], ids=str)
+@pytest.mark.parametrize("early", [False, True])
+def test_each_bound_can_do_what_it_declares(bound, head, early):
+    can = (bound.scores or head == Votes()) and (bound.sequence or not early)
+    assert bool(bound.unavailable_reason(head, early)) != can
+    assert (bound.name in available(head, early)) == can
+
+
+def test_the_parts_of_alpha_of_all_analyses_sum_to_at_most_alpha():
+    for bound in BOUNDS.values():
+        parts = [bound.alpha_of_analysis(0.05, analysis) for analysis in range(1, 10_000 if bound.sequence else 2)]
+        assert 0.0499 < sum(parts) <= 0.05
+
+
+def test_several_bounds_take_the_finest_ranges():
+    names = ("clopper_pearson", "betting", "betting_sequence")
+    for n in (1, 20, 33, 1000, 100_000):
+        single = [BOUNDS[name].sample_ranges(n) for name in names]
+        assert sample_ranges([BOUNDS[name] for name in names], n, early=False) == single[-1]
+        assert sample_ranges([BOUNDS[name] for name in names[:2]], n, early=False) == single[1]
+        assert sample_ranges([BOUNDS[names[0]]], n, early=True) == single[-1]

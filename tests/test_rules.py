@@ -10,10 +10,10 @@ from scipy.stats import binom
 
 from benchmarks import coverage
 from benchmarks.coverage import NOISE, tally_of
+from rsfast import bounds
 from rsfast.heads import Softmax, Votes
 from rsfast.ops.tally import Tally
-from rsfast.stats import bounds
-from rsfast.stats.certificate import certificates
+from rsfast.stats.proof import certificates
 from rsfast.stats.rules import RULES, partition, resolve
 
 certificates = partial(certificates, assume_independent=True)  # Tallies here are made by hand
@@ -89,7 +89,7 @@ def test_partition(votes, buckets):
 
 
 def test_one_class_has_no_partition():
-    with pytest.raises(ValueError, match=r"^votes has shape \[1\]; it must be \[classes\], two or more"):
+    with pytest.raises(ValueError, match=r"^votes must be \[classes\], two or more, got shape \[1\]"):
         partition(np.array([3]))
 
 
@@ -111,10 +111,10 @@ def test_a_bucket_is_bounded_as_a_whole():
 
 def test_class_partitioning_is_for_votes():
     with pytest.raises(
-        ValueError, match=r"rule is 'class_partitioning'; it adds the votes of classes, so the bound must be"
+        ValueError, match=r"bound must be clopper_pearson with the rule 'class_partitioning', .*, got 'betting'"
     ):
         resolve(Softmax(1.0), "auto", "class_partitioning")
-    with pytest.raises(ValueError, match="not 'hoeffding'"):
+    with pytest.raises(ValueError, match="got 'hoeffding'"):
         resolve(Votes(), "hoeffding", "class_partitioning")
     assert resolve(Softmax(1.0), "auto", "bonferroni") == ("betting", "bonferroni")
 

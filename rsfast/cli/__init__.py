@@ -22,9 +22,9 @@ from ..engine.plan import Certification, Prediction, StoppingRule, largest_radiu
 from ..heads import HEADS, Head, Votes
 from ..noise import Gaussian
 from ..runs.folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
-from ..stats import bounds
-from ..stats.certificate import smallest_predictable_n
-from ..stats.estimates import BOUNDS
+from ..stats.common import check_alpha
+from ..stats.prediction import smallest_predictable_n
+from ..stats.registry import BOUNDS
 from ..stats.rules import RULES, CertificationSpec
 
 if TYPE_CHECKING:
@@ -354,8 +354,8 @@ def _certify(args: argparse.Namespace) -> int:
     from ..runs.run import Run
 
     stopping = StoppingRule(args.radius, args.rtol)
-    noise, alpha = Gaussian(args.sigma), bounds.check_alpha(args.alpha)
-    spec = CertificationSpec(noise, alpha, args.head, args.bound, args.rule, args.lipschitz, looks=bool(stopping))
+    noise, alpha = Gaussian(args.sigma), check_alpha(args.alpha)
+    spec = CertificationSpec(noise, alpha, args.head, args.bound, args.rule, args.lipschitz, early=bool(stopping))
     run = Run(args)
     settings = {
         "n0": args.n0,
@@ -414,7 +414,7 @@ def _predict(args: argparse.Namespace) -> int:
     from ..runs import results
     from ..runs.run import Run
 
-    alpha = bounds.check_alpha(args.alpha)
+    alpha = check_alpha(args.alpha)
     _warn_if_hopeless(args, smallest_predictable_n(alpha))
     run = Run(args)
     began = time.perf_counter()

@@ -30,8 +30,10 @@ from ..engine.sampling import (
 )
 from ..noise import Gaussian
 from ..ops.tally import Tally
-from ..stats import bounds, certificate, rules
+from ..stats import prediction, rules
+from ..stats.bounds.clopper_pearson import clopper_pearson_lower
 from ..stats.certificate import ABSTAIN
+from ..stats.common import check_alpha
 
 T = TypeVar("T")
 
@@ -227,8 +229,8 @@ class Smooth:
             Failure probability, in (0, 1).
         batch_size : int
         """
-        n0, n, alpha = check_count("n0", n0), check_count("n", n), bounds.check_alpha(alpha)
-        warn_if_hopeless("certify", n, alpha, certificate.smallest_certifiable_n(alpha))
+        n0, n, alpha = check_count("n0", n0), check_count("n", n), check_alpha(alpha)
+        warn_if_hopeless("certify", n, alpha, prediction.smallest_certifiable_n(alpha))
         warn_of_units(x, self.sigma, stacklevel=2)
         with self._call() as call:
             call.advance("selection")
@@ -241,13 +243,13 @@ class Smooth:
 
     def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
         """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
-        n, alpha = check_count("n", n), bounds.check_alpha(alpha)
-        warn_if_hopeless("predict", n, alpha, certificate.smallest_predictable_n(alpha))
+        n, alpha = check_count("n", n), check_alpha(alpha)
+        warn_if_hopeless("predict", n, alpha, prediction.smallest_predictable_n(alpha))
         warn_of_units(x, self.sigma, stacklevel=2)
         with self._call() as call:
             call.advance("estimation")
             votes = self._sample_noise(x, n, batch_size)
-        return certificate.prediction(votes, alpha)
+        return prediction.prediction(votes, alpha)
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
@@ -284,7 +286,7 @@ class Smooth:
 
     def _lower_confidence_bound(self, NA: int, N: int, alpha: float) -> float:
         """Return the one-sided Clopper-Pearson lower bound at level alpha on the chance of NA votes in N."""
-        return float(bounds.clopper_pearson_lower(NA, N, alpha))
+        return float(clopper_pearson_lower(NA, N, alpha))
 
 
 def _one_input(x: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..heads import Head, Votes
-from ..stats import rules, sequences
-from ..stats.certificate import Certificate, Execution, of_inputs, predictions, prove
-from ..stats.estimates import BOUNDS, Estimates
+from ..stats import rules
+from ..stats.certificate import Certificate
+from ..stats.estimates import Estimates
+from ..stats.execution import Execution
+from ..stats.prediction import predictions
+from ..stats.proof import of_inputs, prove
+from ..stats.registry import sample_ranges
 from ..stats.rules import CertificationSpec
 
 if TYPE_CHECKING:
@@ -73,10 +77,7 @@ class StoppingRule:
 
 def ends(specs: Sequence[CertificationSpec], stopping: StoppingRule, n: int) -> list[int]:
     """Return the sample counts at which ranges end, the last of them n: fixed by these arguments alone."""
-    kinds = [BOUNDS[spec.bound] for spec in specs]
-    if stopping or any(kind.sequence and kind.ranges for kind in kinds):
-        return sequences.analysis_ends(n)
-    return sequences.range_ends(n) if any(kind.ranges for kind in kinds) else [n]
+    return sample_ranges([spec.limits_by for spec in specs], n, bool(stopping))
 
 
 @lru_cache(maxsize=128)
@@ -86,7 +87,7 @@ def largest_radius(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, 
     Parameters
     ----------
     spec : CertificationSpec
-        How radii are proved; of `certificate.of_inputs`, so that they are in the units of the inputs.
+        How radii are proved; of `proof.of_inputs`, so that they are in the units of the inputs.
     stopping : StoppingRule
         When to stop before n.
     n0, n : int
@@ -105,9 +106,9 @@ def largest_radius(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, 
     >>> round(largest_radius(CertificationSpec(Gaussian(0.25), 0.001), StoppingRule(), n0=100, n=10_000, num_classes=10), 3)
     0.8
     """
-    if spec.bound.startswith("randomized"):
+    if spec.limits_by.randomized:
         return float("inf")
-    estimates = Estimates.unanimous(spec.head, spec.bound, n0, ends([spec], stopping, n), num_classes)
+    estimates = Estimates.unanimous(spec.head, n0, ends([spec], stopping, n), num_classes)
     found = rules.limits(estimates, spec)
     return max(0.0, float(rules.radius(spec.noise, found.lower, found.upper, spec.lipschitz)[0, 0]))
 
@@ -191,7 +192,7 @@ class Certification:
             *((streams[1], range(offset + start, offset + end)) for start, end in ranges),
         )
         self.early = bool(stopping)
-        self.tracks = any(BOUNDS[spec.bound].ranges and spec.head.soft for spec in specs)
+        self.tracks = any(spec.limits_by.histograms and spec.head.soft for spec in specs)
         self.lipschitz = any(spec.lipschitz is not None for spec in specs)
 
     def evaluate(
@@ -203,7 +204,7 @@ class Certification:
         of_methods = []
         for spec in self.specs:
             certificates, estimates, limits = prove(
-                spec, selection, ranges, cap=self.n, input_ids=input_ids, **self.recorded
+                spec, selection, ranges, max_samples=self.n, input_ids=input_ids, **self.recorded
             )
             of_methods.append(certificates)
             if not last:

@@ -17,9 +17,12 @@ from ..heads import from_dict as head_from_dict
 from ..noise import STREAM_VERSION, check_seed
 from ..noise import from_dict as noise_from_dict
 from ..ops.tally import Tally
-from ..stats.certificate import Certificate, Execution, of_inputs, predictions, prove
+from ..stats.certificate import Certificate
+from ..stats.execution import Execution
+from ..stats.prediction import predictions
+from ..stats.proof import of_inputs, prove
 from ..stats.rules import CertificationSpec
-from ..stats.sequences import analysis_ends
+from ..stats.schedule import analysis_ends
 from .folder import CERTIFY_COLUMNS, COUNTS, PREDICT_COLUMNS, SIDECAR, TABLE, Row, read_sidecar
 from .writer import format_radius
 
@@ -90,7 +93,7 @@ class Replay:
                 "of this version of rsfast"
             )
         settings: dict[str, Any] = {name: sidecar.get(name) for name in ("alpha", "bound", "rule", "lipschitz")} | chosen
-        spec = CertificationSpec(noise, head=head, looks=bool(stopping), **settings)
+        spec = CertificationSpec(noise, head=head, early=bool(stopping), **settings)
         if spec.lipschitz is not None and sidecar.get("std") is not None and execution.scale is None:
             raise ValueError(f"{file} is of a version that did not record scale; with lipschitz it must be there")
         given = {"alpha": spec.alpha, "bound": spec.bound, "rule": spec.rule, "lipschitz": spec.lipschitz}
@@ -141,7 +144,7 @@ class Replay:
                 self.spec,
                 first,
                 rest,
-                cap=self.n,
+                max_samples=self.n,
                 seed=self.seed,
                 input_ids=[row.idx for row in group_rows],
                 backend="",

@@ -12,17 +12,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..heads import Head, Votes
 from ..noise import POTENTIAL_ERROR, Gaussian, check_lipschitz
-from . import bounds
-from .estimates import BOUNDS, Estimates, Floats
+from .bounds.betting import typical_betting_lower
+from .bounds.clopper_pearson import forecast_proportion
+from .common import Floats, check_alpha
+from .estimates import Estimates
+from .registry import BOUNDS, Bound, resolve_bound
 
 _VOTES = Votes()
 
 RULES = ("one_vs_rest", "top_two", "class_partitioning", "bonferroni")
 
+LIKELY = 0.01
+"""Chance of what `best_case` leaves out: smaller, and fewer inputs are given up that all samples would certify."""
+
 
 @dataclass(frozen=True)
 class CertificationSpec:
-    """How radii are proved: fixed before the estimation sample, but for what ``rule="auto"`` takes from the selection's.
+    """How radii are proved. It is fixed before the estimation sample; ``rule="auto"`` also uses the selection sample.
 
     Parameters
     ----------
@@ -33,13 +39,13 @@ class CertificationSpec:
     head : Head
         The score to certify.
     bound : str
-        One of `BOUNDS`, or "auto": Clopper-Pearson for votes, betting for scores, or their kin if `looks`.
+        One of `registry.BOUNDS`, or "auto": Clopper-Pearson for votes, betting for scores, or their sequences if `early`.
     rule : str
         One of `RULES`, or "auto": for each input one-vs-rest or top-two.
     lipschitz : float, optional
-        An l2 Lipschitz constant of every class's base score; per unit of what the model takes until `certificate.of_inputs`.
-    looks : bool
-        Whether the samples are looked at more than once, as they are where sampling may stop early.
+        An l2 Lipschitz constant of every class's base score; per unit of what the model takes until `proof.of_inputs`.
+    early : bool
+        Whether sampling may stop early, so that the samples are analysed more than once.
 
     Raises
     ------
@@ -48,7 +54,7 @@ class CertificationSpec:
 
     Examples
     --------
-    >>> CertificationSpec(Gaussian(0.5), 0.001).bound, CertificationSpec(Gaussian(0.5), 0.001, looks=True).bound
+    >>> CertificationSpec(Gaussian(0.5), 0.001).bound, CertificationSpec(Gaussian(0.5), 0.001, early=True).bound
     ('clopper_pearson', 'beta_binomial_sequence')
     """
 
@@ -58,17 +64,22 @@ class CertificationSpec:
     bound: str = "auto"
     rule: str = "auto"
     lipschitz: float | None = None
-    looks: bool = False
+    early: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.noise, Gaussian):
-            raise TypeError(f"noise is {self.noise!r}; it must be a Gaussian")
-        bound, rule = resolve(self.head, self.bound, self.rule, self.lipschitz, looks=self.looks)
-        for name, value in (("alpha", bounds.check_alpha(self.alpha)), ("bound", bound), ("rule", rule)):
+            raise TypeError(f"noise must be a Gaussian, got {self.noise!r}")
+        bound, rule = resolve(self.head, self.bound, self.rule, self.lipschitz, early=self.early)
+        for name, value in (("alpha", check_alpha(self.alpha)), ("bound", bound), ("rule", rule)):
             object.__setattr__(self, name, value)
 
+    @property
+    def limits_by(self) -> Bound:
+        """The bound that gives the limits."""
+        return BOUNDS[self.bound]
 
-def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *, looks: bool = False) -> tuple[str, str]:
+
+def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *, early: bool = False) -> tuple[str, str]:
     """Return the bound that "auto" stands for, and the rule where "auto" leaves one choice; check that all fit each other.
 
     Raises
@@ -76,9 +87,8 @@ def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *
     TypeError
         If head is not a Head, or lipschitz not a number.
     ValueError
-        If bound or rule is unknown, or does not fit: some bounds need counts, one-vs-rest needs scores that sum to at most
-        1, class partitioning Clopper-Pearson, a Lipschitz constant scores that are continuous, and several looks a bound
-        that may be read at any time.
+        If bound or rule is unknown, or does not fit. `Bound` declares what a bound can do. One-vs-rest needs scores that
+        sum to at most 1, class partitioning a bound that pools classes, and a Lipschitz constant continuous scores.
 
     Examples
     --------
@@ -86,40 +96,28 @@ def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *
     ('clopper_pearson', 'auto')
     """
     if not isinstance(head, Head):
-        raise TypeError(f"head is {head!r}; it must be one of Votes, Softmax, Sparsemax, ClippedLogits")
-    votes = isinstance(head, Votes)
-    if bound == "auto" and looks:
-        bound = "beta_binomial_sequence" if votes else "betting_sequence"
-    elif bound == "auto":
-        bound = "clopper_pearson" if votes else "betting"
+        raise TypeError(f"head must be one of Votes, Softmax, Sparsemax, ClippedLogits, got {head!r}")
+    found = resolve_bound(bound, head, early)
     if rule == "auto" and not head.sums_to_one:
         rule = "top_two"
-    if not isinstance(bound, str) or bound not in BOUNDS:
-        raise ValueError(f"bound is {bound!r}; it must be auto, {', '.join(BOUNDS)}")
     if rule not in ("auto", *RULES):
-        raise ValueError(f"rule is {rule!r}; it must be auto, {', '.join(RULES)}")
-    if looks and rule == "class_partitioning":
-        raise ValueError(f"rule is {rule!r}, which is for one look; to stop early it must be another")
-    if not votes and not BOUNDS[bound].scores:
-        allowed = ", ".join(name for name, kind in BOUNDS.items() if kind.scores and kind.sequence >= looks)
-        raise ValueError(f"bound is {bound!r}; with the head {head} it must be one for means: {allowed}")
+        raise ValueError(f"rule must be one of auto, {', '.join(RULES)}, got {rule!r}")
     if rule == "one_vs_rest" and not head.sums_to_one:
-        raise ValueError(f"rule is {rule!r}; with the head {head}, whose scores do not sum to 1, it must be top_two")
-    if rule == "class_partitioning" and bound != "clopper_pearson":
         raise ValueError(
-            f"rule is {rule!r}; it adds the votes of classes, so the bound must be clopper_pearson, not {bound!r}"
+            f"rule must be top_two or bonferroni with the head {head}, got {rule!r}; its scores do not sum to 1"
         )
-    if looks and not BOUNDS[bound].sequence:
-        allowed = ", ".join(name for name, kind in BOUNDS.items() if kind.sequence and (votes or kind.scores))
+    if rule == "class_partitioning" and early:
+        raise ValueError(f"rule must be one for any number of analyses where sampling may stop early, got {rule!r}")
+    if rule == "class_partitioning" and not found.pools:
+        pooling = " or ".join(name for name, each in BOUNDS.items() if each.pools)
         raise ValueError(
-            f"bound is {bound!r}, which holds for one look at a number of samples fixed before; "
-            f"to stop early it must be one that may be read at any time: {allowed}"
+            f"bound must be {pooling} with the rule {rule!r}, which adds the votes of classes, got {found.name!r}"
         )
     if lipschitz is not None:
         check_lipschitz(lipschitz)
-        if votes:
-            raise ValueError(f"lipschitz is {lipschitz!r}; with the head {head}, which jumps from 0 to 1, it must be None")
-    return bound, rule
+        if not head.soft:
+            raise ValueError(f"lipschitz must be None with the head {head}, which jumps from 0 to 1, got {lipschitz!r}")
+    return found.name, rule
 
 
 def partition(votes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -133,8 +131,8 @@ def partition(votes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     Returns
     -------
     list of ndarray of int64
-        The first two classes alone, then one class after the other, most votes first, until those left have together no more
-        votes than the second; these are the last bucket. Of equal classes the lowest comes first.
+        Each of the first two classes, then one class after the other, most votes first. Once those left have together no
+        more votes than the second, they are the last bucket. Of equal classes the lowest comes first.
 
     Raises
     ------
@@ -144,7 +142,7 @@ def partition(votes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     References
     ----------
     Delattre, Caillon, Barthélemy, Fagnou and Allauzen, "Bridging the Theoretical Gap in Randomized Smoothing", 2025,
-    class partitioning spec.
+    class partitioning method.
 
     Examples
     --------
@@ -152,11 +150,11 @@ def partition(votes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     [[2], [5], [1], [0, 3, 4]]
     """
     if votes.ndim != 1 or len(votes) < 2:
-        raise ValueError(f"votes has shape {list(votes.shape)}; it must be [classes], two or more")
+        raise ValueError(f"votes must be [classes], two or more, got shape {list(votes.shape)}")
     order = np.argsort(-votes, kind="stable")
     left = votes.sum() - np.cumsum(votes[order])  # after each class
-    alone = 2 + int(np.argmax(left[1:] <= votes[order[1]]))  # none is left after the last, so there is one
-    return [order[i : i + 1] for i in range(alone)] + ([np.sort(order[alone:])] if alone < len(order) else [])
+    single = 2 + int(np.argmax(left[1:] <= votes[order[1]]))  # none is left after the last, so there is one
+    return [order[i : i + 1] for i in range(single)] + ([np.sort(order[single:])] if single < len(order) else [])
 
 
 def radius(noise: Gaussian, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
@@ -177,7 +175,7 @@ def radius(noise: Gaussian, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: f
     -------
     ndarray of float64
         ``(Q(p_lower) - Q(p_upper)) / 2`` with Q the noise's potential, rounded down, in the units of the input; finite
-        or -inf, and not positive where the class cannot be told to be ahead.
+        or -inf, and not positive where the class is not proved to be ahead.
 
     Raises
     ------
@@ -196,9 +194,9 @@ def radius(noise: Gaussian, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: f
     """
     lower, upper = np.asarray(p_lower, dtype=np.float64), np.asarray(p_upper, dtype=np.float64)
     if not np.all((lower >= 0) & (lower < 1)):
-        raise ValueError(f"p_lower is {p_lower!r}; it must be at least 0 and below 1")
+        raise ValueError(f"p_lower must be at least 0 and below 1, got {p_lower!r}")
     if not np.all((upper > 0) & (upper <= 1)):
-        raise ValueError(f"p_upper is {p_upper!r}; it must be above 0 and at most 1")
+        raise ValueError(f"p_upper must be above 0 and at most 1, got {p_upper!r}")
     low, high = noise.potential(lower, lipschitz), noise.potential(upper, lipschitz)
     return np.asarray((low - high - POTENTIAL_ERROR * (np.abs(low) + np.abs(high))) / 2)
 
@@ -223,14 +221,14 @@ class Limits(NamedTuple):
     rules: NDArray[np.object_]
     alpha_upper: Floats
     """The part of alpha that the upper limits have."""
-    plans: NDArray[np.int64]
+    splits: NDArray[np.int64]
     """Places in `_alpha_splits`."""
 
 
 def _alpha_splits(spec: CertificationSpec, classes: int) -> tuple[AlphaSplit, ...]:
     if spec.rule == "auto":
         return _ALPHA_SPLITS
-    return tuple(plan for plan in _ALPHA_SPLITS if plan.rule == spec.rule) or (
+    return tuple(split for split in _ALPHA_SPLITS if split.rule == spec.rule) or (
         AlphaSplit(spec.rule, math.nextafter(1 / classes, 0)),
     )
 
@@ -238,52 +236,95 @@ def _alpha_splits(spec: CertificationSpec, classes: int) -> tuple[AlphaSplit, ..
 def limits(estimates: Estimates, spec: CertificationSpec) -> Limits:
     """Return the limits of every input."""
     shape = (len(estimates.classes), 1)
-    plans = _alpha_splits(spec, estimates.scores.sums.shape[1])
+    splits = _alpha_splits(spec, estimates.scores.sums.shape[1])
     best = np.zeros(shape, dtype=np.int64)
-    if len(plans) > 1:
-        best = _predicted_radii(estimates, plans, spec).argmax(axis=1, keepdims=True)
+    if len(splits) > 1:
+        best = _predicted_radii(estimates, splits, spec).argmax(axis=1, keepdims=True)
     if spec.rule == "class_partitioning":
-        lower, upper, alpha_upper = _partitioned(estimates, spec.alpha)
+        lower, upper, alpha_upper = _partitioned(estimates, spec)
         return Limits(lower, upper, np.full(shape, spec.rule, dtype=object), alpha_upper, best)
     found = Limits(np.empty(shape), np.empty(shape), np.empty(shape, dtype=object), np.empty(shape), best)
-    for number, plan in enumerate(plans):
+    for number, split in enumerate(splits):
         rows = best[:, 0] == number
         if rows.any():
-            found.lower[rows], found.upper[rows] = _by_split(estimates.rows(rows), plan, spec)
-            found.rules[rows], found.alpha_upper[rows] = plan.rule, spec.alpha - spec.alpha * plan.share
+            found.lower[rows], found.upper[rows] = _by_split(estimates.rows(rows), split, spec)
+            found.rules[rows], found.alpha_upper[rows] = split.rule, spec.alpha - spec.alpha * split.share
     return found
 
 
-def _by_split(estimates: Estimates, plan: AlphaSplit, spec: CertificationSpec) -> tuple[Floats, Floats]:
+def _by_split(estimates: Estimates, split: AlphaSplit, spec: CertificationSpec) -> tuple[Floats, Floats]:
     """Return lo of the leader and the largest up of the others, [inputs, 1] each."""
-    alpha = spec.alpha * plan.share
-    lower = estimates.limit(spec.bound, "lower", alpha, 0)
-    if plan.rule == "one_vs_rest":
+    alpha, bound = spec.alpha * split.share, spec.limits_by
+    lower = bound.lower(estimates, 0, alpha)
+    if split.rule == "one_vs_rest":
         return lower, 1 - lower
-    upper = estimates.largest_upper(spec.bound, alpha)
+    upper = bound.upper(estimates, 1, alpha)
+    if estimates.scores.sums.shape[1] > 2:
+        upper = np.asarray(np.maximum(upper, bound.upper_of_others(estimates, alpha)))
     # 1 - lo is exact where lo is at least 1/2; below, it is the larger of the two, and no radius comes of it.
     return lower, np.minimum(upper, 1 - lower) if spec.head.sums_to_one else upper
 
 
-def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limits) -> Floats:
-    """Return the largest radii [inputs] that are still likely once all samples are drawn: to stop by, no claim.
+def _partitioned(estimates: Estimates, spec: CertificationSpec) -> tuple[Floats, Floats, Floats]:
+    """Return lo of the leader, the largest up of a bucket of others and the ups' part of alpha, [inputs, 1] each."""
+    scores = estimates.scores
+    partitions = [partition(votes) for votes in estimates.selected.sums]
+    shares = np.array([spec.alpha / len(buckets) for buckets in partitions])
+    largest = np.array([[max(int(v[b].sum()) for b in p[1:])] for v, p in zip(scores.sums, partitions, strict=True)])
+    votes = np.hstack([estimates.at(0).sums, largest])  # the largest bucket takes the rival's place
+    pooled = estimates._replace(
+        scores=scores._replace(sums=votes, squares=votes), classes=np.broadcast_to([0, 1], (len(votes), 2))
+    )
+    lower, upper = np.empty(largest.shape), np.empty(largest.shape)
+    for share in np.unique(shares):
+        rows = shares == share
+        lower[rows] = spec.limits_by.lower(pooled.rows(rows), 0, share)
+        upper[rows] = spec.limits_by.upper(pooled.rows(rows), 1, share)
+    return lower, np.minimum(upper, 1 - lower), (spec.alpha - shares)[:, None]
 
-    What the spec would make of as many samples as there may be, if the leader's mean were as large and its rival's as
-    small as the samples so far leave likely. This needs no theorem: to stop too early costs a certificate, not its truth.
+
+def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limits) -> Floats:
+    """Return the largest radii [inputs] that are still likely once all samples are drawn. They are no claim.
+
+    They are what the spec would make of as many samples as there may be, if the leader's mean were as large and its
+    rival's as small as the samples so far leave likely. To stop too early costs a certificate, but none becomes wrong.
     """
     most = np.empty(len(estimates.classes))
-    for number, plan in enumerate(_alpha_splits(spec, estimates.scores.sums.shape[1])):
-        rows = found.plans[:, 0] == number
+    for number, split in enumerate(_alpha_splits(spec, estimates.scores.sums.shape[1])):
+        rows = found.splits[:, 0] == number
         if rows.any():
             part = estimates.rows(rows)
-            leader, rival = part.best_case(0, "upper"), part.best_case(1, "lower")
-            most[rows] = _predicted_radius(part, plan, spec, leader, rival)[:, 0]
+            leader, rival = best_case(part, 0, "upper"), best_case(part, 1, "lower")
+            most[rows] = _predicted_radius(part, split, spec, leader, rival)[:, 0]
     return most
+
+
+def best_case(estimates: Estimates, place: int, side: str) -> tuple[Floats, Floats]:
+    """Return the largest ("upper") or smallest mean that all samples are likely to have, and the sample's variance.
+
+    It is that of the leader's score (`place` 0), or of the largest other (1): whichever class that is, its limit counts.
+    """
+    which = estimates.classes[:, :1]
+    if place == 1:
+        others = estimates.scores.sums.copy()
+        np.put_along_axis(others, which, -1, axis=1)
+        which = others.argmax(axis=1, keepdims=True)
+    mean, variance = estimates.scores.only(which).mean_and_variance()
+    trials = estimates.scores.trials
+
+    def likely_lower(mean: Floats) -> Floats:
+        if estimates.scores.bits:
+            return typical_betting_lower(mean, variance, trials, LIKELY)
+        return forecast_proportion(mean, trials, LIKELY)
+
+    limit = likely_lower(mean) if side == "lower" else 1 - likely_lower(1 - mean)
+    # The mean of all samples holds those that there are: from it the sample's mean is less far than from the true one.
+    return mean + (limit - mean) * np.sqrt(1 - trials / estimates.max_samples), variance
 
 
 def _predicted_radius(
     estimates: Estimates,
-    plan: AlphaSplit,
+    split: AlphaSplit,
     spec: CertificationSpec,
     leader: tuple[Floats, Floats],
     rival: tuple[Floats, Floats],
@@ -292,36 +333,21 @@ def _predicted_radius(
 
     Nothing rests on them: bounds are those of real-valued counts, and nothing is rounded outward.
     """
-    alpha = spec.alpha * plan.share
-    low = np.minimum(estimates.forecast(spec.bound, *leader, alpha), 1 - 2.0**-53)
+    alpha, bound = spec.alpha * split.share, spec.limits_by
+    low = np.minimum(bound.forecast(estimates, *leader, alpha), 1 - 2.0**-53)
     high = 1 - low
-    if plan.rule != "one_vs_rest":
+    if split.rule != "one_vs_rest":
         mean, variance = rival
-        upper = 1 - estimates.forecast(spec.bound, 1 - mean, variance, alpha)
+        upper = 1 - bound.forecast(estimates, 1 - mean, variance, alpha)
         high = np.minimum(high, upper) if spec.head.sums_to_one else upper
     return radius(spec.noise, low, np.maximum(high, np.finfo(np.float64).tiny), spec.lipschitz)
 
 
-def _predicted_radii(estimates: Estimates, plans: Sequence[AlphaSplit], spec: CertificationSpec) -> Floats:
-    """Return about the radii [inputs, plans] that plans would give, by the selection sample."""
+def _predicted_radii(estimates: Estimates, splits: Sequence[AlphaSplit], spec: CertificationSpec) -> Floats:
+    """Return about the radii [inputs, splits] that splits would give, by the selection sample."""
     mean, variance = estimates.selected.only(estimates.classes).mean_and_variance()
-    if estimates.selected.sums.shape[1] > 2:  # who has the rest is less sure the less of it was seen
+    if estimates.selected.sums.shape[1] > 2:  # the fewer samples outside the leader were seen, the less sure the rival is
         rest = (1 - mean[:, :1]) * estimates.selected.trials
         mean[:, 1:] *= rest / (rest + 1)
     leader, rival = (mean[:, :1], variance[:, :1]), (mean[:, 1:], variance[:, 1:])
-    return np.concatenate([_predicted_radius(estimates, plan, spec, leader, rival) for plan in plans], axis=1)
-
-
-def _partitioned(estimates: Estimates, alpha: float) -> tuple[Floats, Floats, Floats]:
-    """Return lo of the leader, the largest up of a bucket of others and the ups' part of alpha, [inputs, 1] each."""
-    scores, chosen = estimates.scores, estimates.classes[:, :1]
-    partitions = [partition(votes) for votes in estimates.selected.sums]
-    shares = np.array([alpha / len(buckets) for buckets in partitions])
-    largest = np.array([[max(int(v[b].sum()) for b in p[1:])] for v, p in zip(scores.sums, partitions, strict=True)])
-    lower, upper = np.empty(chosen.shape), np.empty(chosen.shape)
-    for share in np.unique(shares):
-        rows = shares == share
-        trials = scores.trials[rows]
-        lower[rows] = bounds.clopper_pearson_lower(scores.only(chosen).sums[rows], trials, share)
-        upper[rows] = bounds.clopper_pearson_upper(largest[rows], trials, share)
-    return lower, np.minimum(upper, 1 - lower), (alpha - shares)[:, None]
+    return np.concatenate([_predicted_radius(estimates, split, spec, leader, rival) for split in splits], axis=1)

@@ -1,0 +1,109 @@
+"""The empirical Bernstein bound on a mean in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..._check import as_reals
+from ..common import Floats, as_trials, check_share, minus_width, plus_width
+from ..estimates import Estimates
+from ..moments import moments
+from ..registry import Bound
+from ..scores import Scores
+
+
+def _width(variance: ArrayLike, trials: ArrayLike, alpha: float) -> Floats:
+    spread, n = as_reals("variance", variance, np.inf, "at least 0"), as_trials(trials)
+    log = math.log(2) - math.log(check_share(alpha))
+    with np.errstate(divide="ignore"):  # one trial: an infinite width, the trivial bound
+        return np.asarray(np.sqrt(2 * log * spread / n) + 7 * log / (3 * (n - 1)))
+
+
+def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, trials: ArrayLike, alpha: float) -> Floats:
+    """Return the empirical Bernstein lower confidence bound on the mean of a variable in [0, 1].
+
+    Parameters
+    ----------
+    mean : array_like of float
+        Sample mean, in [0, 1], taken as exact: round it down first if it is not (`moments` does).
+    variance : array_like of float
+        Unbiased sample variance (divided by ``trials - 1``) of the whole sample, rounded up; at least 0, may be inf.
+    trials : array_like of int
+        Sample size, from 1 to 2**33; with 1 the bound is the trivial one. Broadcasts with mean and variance.
+    alpha : float
+        Probability, over the sample, that the bound is above the mean; in (0, 1).
+
+    Returns
+    -------
+    ndarray of float64
+        ``mean - sqrt(2 variance ln(2 / alpha) / trials) - 7 ln(2 / alpha) / (3 (trials - 1))``, rounded down, at least 0.
+
+    Raises
+    ------
+    TypeError
+        If trials holds anything but integers, or alpha is not a number.
+    ValueError
+        If an argument is out of range or NaN.
+
+    References
+    ----------
+    Maurer and Pontil, "Empirical Bernstein Bounds and Sample Variance Penalization", 2009, Theorem 4.
+
+    Examples
+    --------
+    >>> round(float(empirical_bernstein_lower(0.9, 0.01, 1000, 0.001)), 6)
+    0.869917
+    """
+    return minus_width(as_reals("mean", mean, 1, "in [0, 1]"), _width(variance, trials, alpha))
+
+
+def empirical_bernstein_upper(mean: ArrayLike, variance: ArrayLike, trials: ArrayLike, alpha: float) -> Floats:
+    """Return the empirical Bernstein upper confidence bound on the mean of a variable in [0, 1].
+
+    It takes the arguments of `empirical_bernstein_lower`; an inexact mean has to be rounded up.
+
+    Returns
+    -------
+    ndarray of float64
+        ``mean + sqrt(2 variance ln(2 / alpha) / trials) + 7 ln(2 / alpha) / (3 (trials - 1))``, rounded up, at most 1.
+
+    Examples
+    --------
+    >>> round(float(empirical_bernstein_upper(0.1, 0.01, 1000, 0.001)), 6)
+    0.130083
+    """
+    return plus_width(as_reals("mean", mean, 1, "in [0, 1]"), _width(variance, trials, alpha))
+
+
+def _upper(scores: Scores, alpha: float) -> Floats:
+    _, mean, variance = moments(scores.sums, scores.squares, scores.trials, bits=scores.bits, slack=scores.slack)
+    return empirical_bernstein_upper(mean, variance, scores.trials, alpha)
+
+
+def upper_of_all_others(estimates: Estimates, alpha: float) -> Floats:
+    """Return the largest upper bound [inputs, 1] of the classes but the leader and its rival: it needs only the sums."""
+    return np.asarray(_upper(estimates.others(), alpha).max(axis=1, keepdims=True))
+
+
+class EmpiricalBernstein(Bound):
+    """Empirical Bernstein bounds, of votes or scores."""
+
+    name = "empirical_bernstein"
+    scores = True
+
+    def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
+        ours = estimates.at(place)
+        mean, _, variance = moments(ours.sums, ours.squares, ours.trials, bits=ours.bits, slack=ours.slack)
+        return empirical_bernstein_lower(mean, variance, ours.trials, alpha)
+
+    def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
+        return _upper(estimates.at(place), alpha)
+
+    def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
+        return upper_of_all_others(estimates, alpha)
+
+    def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
+        return empirical_bernstein_lower(mean, variance, estimates.max_samples, alpha)

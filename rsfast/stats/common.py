@@ -1,0 +1,150 @@
+"""What the confidence bounds share: checks of arguments, rounding outward, and a search for the last safe number."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._check import as_integers, as_real
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+MAX_TRIALS = 2**33
+"""Most trials a bound takes: what a Tally holds, and as far as the rounding of the bounds has been measured."""
+
+SMALLEST_ALPHA = 1e-300
+"""Least alpha of a certificate. Heads, rules and analyses divide it, and each share must still be a normal float."""
+
+WIDTH_ERROR = 2.0**-48
+"""Sixteen units in the last place, for the few operations (libm's log among them) behind the width of a bound."""
+
+_ONE = int(np.float64(1).view(np.int64))
+
+
+def check_alpha(alpha: float, least: float = SMALLEST_ALPHA) -> float:
+    """Return alpha, the probability that a bound or a certificate is wrong, as a float.
+
+    Raises
+    ------
+    TypeError
+        If alpha is not a number.
+    ValueError
+        If alpha is not below 1, or below `least`.
+
+    Examples
+    --------
+    >>> check_alpha(0.001)
+    0.001
+    """
+    number = as_real("alpha", alpha, above=0, below=1)
+    if number < least:
+        raise ValueError(f"alpha must be at least {least}, got {alpha!r}; below that floating point cannot divide it")
+    return number
+
+
+def check_share(alpha: float) -> float:
+    """Return as a float the part of an alpha that one bound gets; raise as `check_alpha` does."""
+    return check_alpha(alpha, least=sys.float_info.min)
+
+
+def as_trials(trials: ArrayLike) -> Integers:
+    """Return sample sizes from 1 to `MAX_TRIALS`.
+
+    Raises
+    ------
+    TypeError
+        If trials holds anything but integers.
+    ValueError
+        If a size is out of range.
+
+    Examples
+    --------
+    >>> as_trials([10, 100]).tolist()
+    [10, 100]
+    """
+    array = as_integers("trials", trials, 1)
+    if np.any(array > MAX_TRIALS):
+        raise ValueError(f"trials must be at most 2**33, got {trials!r}")
+    return array
+
+
+def as_counts(successes: ArrayLike, trials: ArrayLike) -> tuple[Integers, Integers]:
+    """Return counts and sample sizes of one shape, each count at most its sample size; raise as `as_trials` does.
+
+    Examples
+    --------
+    >>> [counts.tolist() for counts in as_counts([3, 4], 5)]
+    [[3, 4], [5, 5]]
+    """
+    k, n = np.broadcast_arrays(as_integers("successes", successes, 0), as_trials(trials))
+    if np.any(k > n):
+        raise ValueError(f"successes must be at most trials, {trials!r}, got {successes!r}")
+    return k, n
+
+
+def minus_width(mean: Floats, width: Floats) -> Floats:
+    """Return ``mean - width`` rounded down, at least 0; the width may be off by `WIDTH_ERROR`, relatively.
+
+    Examples
+    --------
+    >>> 0.2 < float(minus_width(np.array(0.5), np.array(0.25))) < 0.25
+    True
+    """
+    return np.asarray(np.maximum(np.nextafter(mean - width * (1 + WIDTH_ERROR), -np.inf), 0.0))
+
+
+def plus_width(mean: Floats, width: Floats) -> Floats:
+    """Return ``mean + width`` rounded up, at most 1; the width may be off by `WIDTH_ERROR`, relatively.
+
+    Examples
+    --------
+    >>> 0.75 < float(plus_width(np.array(0.5), np.array(0.25))) < 0.8
+    True
+    """
+    return np.asarray(np.minimum(np.nextafter(mean + width * (1 + WIDTH_ERROR), np.inf), 1.0))
+
+
+def largest_safe(safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, above: Floats) -> Floats:
+    """Return, for each element, a float64 that is safe, or 0, and whose successor is not; by bisection.
+
+    Parameters
+    ----------
+    safe : callable
+        Tells which elements of an array of float64 in [0, 1] are safe. It should hold up to some point and not beyond.
+        Where rounding breaks that, the result is less tight, but no element is returned that was not found safe.
+    below, above : ndarray of float64
+        Where to search first, of the result's shape; they need not enclose it.
+
+    Returns
+    -------
+    ndarray of float64
+        At least 0, below 1.
+
+    Examples
+    --------
+    >>> float(largest_safe(lambda p: p * p <= 0.25, np.array(0.0), np.array(1.0)))
+    0.5
+    """
+    # The bit patterns of the floats from 0 to 1 are ordered as the floats are: halving them keeps tiny limits precise.
+    below, above = np.clip(below, 0, 1), np.clip(above, 0, 1)
+    low, high = np.where(safe(below), below.view(np.int64), 0), np.where(safe(above), _ONE, above.view(np.int64))
+    while np.any(high - low > 1):
+        middle = np.asarray((low + high) // 2)
+        fits = safe(middle.view(np.float64))
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    return low.view(np.float64)
+
+
+def mirrored(lower: Floats) -> Floats:
+    """Return 1 minus a lower bound, rounded up: an upper bound on the complement, in (0, 1].
+
+    Examples
+    --------
+    >>> mirrored(np.array([0.0, 0.25])).tolist()
+    [1.0, 0.7500000000000001]
+    """
+    return np.asarray(np.minimum(np.nextafter(1 - lower, np.inf), 1.0))
