@@ -224,6 +224,17 @@ class ProofOptions(TypedDict, total=False):
             help="selection samples of an input (default: %(default)s)",
         ),
     ]
+    n: Annotated[
+        int,
+        Option(
+            default=100_000,
+            check=check_count,
+            flags=("-n", "--n"),
+            parse=int,
+            recorded=True,
+            help="estimation samples of an input (default: %(default)s)",
+        ),
+    ]
     alpha: Annotated[
         float,
         Option(
@@ -278,20 +289,8 @@ class TuneOptions(SamplingOptions, ProofOptions, total=False):
     """What `tune_head` takes."""
 
 
-class CertifyOptions(SamplingOptions, ProofOptions, StoppingOptions, total=False):
+class CertifyOptions(TuneOptions, StoppingOptions, total=False):
     """What `certify` takes, but for the head."""
-
-    n: Annotated[
-        int,
-        Option(
-            default=100_000,
-            check=check_count,
-            flags=("-n", "--n"),
-            parse=int,
-            recorded=True,
-            help="estimation samples of an input (default: %(default)s)",
-        ),
-    ]
 
 
 def options_of(kind: type) -> dict[str, Option]:

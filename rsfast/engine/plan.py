@@ -51,14 +51,14 @@ class StoppingRule:
 
     def __post_init__(self) -> None:
         if self.radius is not None and self.rtol is not None:
-            raise ValueError(f"radius is {self.radius!r} and rtol is {self.rtol!r}; one of them must be None")
+            raise ValueError(f"rtol must be None where radius is given, got {self.rtol!r} and {self.radius!r}")
         for name, value, most in (("radius", self.radius, np.inf), ("rtol", self.rtol, 1)):
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-                raise TypeError(f"{name} is {value!r}; it must be a number")
+                raise TypeError(f"{name} must be a number, got {value!r}")
             if not 0 < value < most:
-                raise ValueError(f"{name} is {value!r}; it must be above 0 and {'finite' if most == np.inf else 'below 1'}")
+                raise ValueError(f"{name} must be above 0 and {'finite' if most == np.inf else 'below 1'}, got {value!r}")
 
     def __bool__(self) -> bool:
         return self.radius is not None or self.rtol is not None

@@ -40,11 +40,11 @@ class Ranks(NamedTuple):
         if shard is None:
             return cls()
         if shard not in SHARDS:
-            raise ValueError(f"shard is {shard!r}; it must be {' or '.join(map(repr, SHARDS))}, or None")
+            raise ValueError(f"shard must be {' or '.join(map(repr, SHARDS))}, or None, got {shard!r}")
         if not distributed.is_available() or not distributed.is_initialized():
             raise ValueError(
-                f"shard is {shard!r}, but there is no process group; torch.distributed.init_process_group must have been "
-                "called, as under torchrun"
+                f"shard must be None without a process group, got {shard!r}; call torch.distributed.init_process_group "
+                "first, as under torchrun"
             )
         return cls(shard, distributed.get_rank(), distributed.get_world_size())
 
@@ -78,8 +78,8 @@ class Ranks(NamedTuple):
             for name in {**first, **theirs}:
                 if first.get(name) != theirs.get(name):
                     raise ValueError(
-                        f"{name} is {first.get(name)!r} on rank 0 and {theirs.get(name)!r} on rank {rank}; all processes "
-                        "must have the same"
+                        f"{name} must be the same on all processes, got {first.get(name)!r} on rank 0 and "
+                        f"{theirs.get(name)!r} on rank {rank}"
                     )
 
     @contextmanager
