@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import ops
-from ._check import is_int
+from ._check import as_real, check_choice, is_int
 from .engine.forward import Model
 from .engine.inputs import Owned, Source
 from .engine.options import (
@@ -414,15 +414,10 @@ def tune_head(
 
 def _least_radius(criterion: str | float) -> float:
     """Return the radius that a right prediction must have to count, 0 for those with a name."""
-    if isinstance(criterion, str):
-        if criterion not in _CRITERIA:
-            raise ValueError(f"criterion must be a radius, or one of {', '.join(_CRITERIA)}, got {criterion!r}")
-        return 0.0
-    if isinstance(criterion, bool) or not isinstance(criterion, (int, float, np.floating, np.integer)):
-        raise TypeError(f"criterion must be a radius, or one of {', '.join(_CRITERIA)}, got {criterion!r}")
-    if not 0 <= criterion < np.inf:
-        raise ValueError(f"criterion must be finite and not negative as a radius, got {criterion!r}")
-    return float(criterion)
+    if not isinstance(criterion, str):
+        return as_real("criterion", criterion, least=0)
+    check_choice("criterion", criterion, _CRITERIA)
+    return 0.0
 
 
 def _warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: int, num_classes: int) -> None:

@@ -287,7 +287,7 @@ def test_a_radius_to_decide(capsys):
     assert last == f"{used:,.0f} samples an image, of 5,020"
     for options, message in (
         ("--radius 0.5 --rtol 0.1", "--rtol: not allowed with argument --radius"),
-        ("--radius -1", "radius must be above 0 and finite, got -1.0"),
+        ("--radius -1", "radius must be a finite number above 0, got -1.0"),
         ("--radius 0.5 --bound clopper_pearson", "which holds for one look"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -28,7 +28,6 @@ from torch.utils.data import (
 )
 
 import rsfast
-from rsfast.engine import inputs as module
 from rsfast.engine.inputs import Inputs
 from rsfast.ops import openmp
 
@@ -539,9 +538,8 @@ def test_a_source_runs_in_one_thread():
     assert len({*threads} - {"closed"}) == 1
 
 
-def test_a_source_that_does_not_come_back(monkeypatch):
+def test_a_source_that_does_not_come_back():
     """close() waits a moment, and no longer."""
-    monkeypatch.setattr(module, "_PATIENCE", 0.01)
     waits, go = threading.Event(), threading.Event()
 
     def source():
@@ -549,7 +547,7 @@ def test_a_source_that_does_not_come_back(monkeypatch):
         waits.set()
         go.wait(10)
 
-    inputs = Inputs(source())
+    inputs = Inputs(source(), patience=0.01)
     assert waits.wait(10)
     inputs.close()
     assert len(readers()) == 1

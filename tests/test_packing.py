@@ -554,7 +554,7 @@ def test_a_compiled_model_gives_the_eager_certificates():
         (TypeError, "^compile is 'yes'; it must be a bool", {"compile": "yes"}),
         (ValueError, "^cuda_graph must be False where inputs is on 'cpu', got True", {"cuda_graph": True}),
         (TypeError, "^channels_last is 1; it must be a bool", {"channels_last": 1, "inputs": torch.zeros(1, 3, 2, 2)}),
-        (ValueError, "^shard must be 'inputs' or 'samples', or None, got 'rows'", {"shard": "rows"}),
+        (ValueError, "^shard must be one of 'inputs', 'samples', None, got 'rows'", {"shard": "rows"}),
         (ValueError, "^shard must be None without a process group, got 'inputs'; ", {"shard": "inputs"}),
         (ValueError, "^shard must be None without a process group, got 'samples'; ", {"shard": "samples"}),
         (ValueError, "^n must be from 1 to 8589934591, got 0", {"n": 0}),

@@ -275,11 +275,11 @@ def test_a_single_stream_is_cut_in_two():
     ("options", "error", "message"),
     [
         ({"radius": 0.5, "rtol": 0.1}, ValueError, "rtol must be None where radius is given, got 0.1 and 0.5"),
-        ({"radius": 0.0}, ValueError, "radius must be above 0 and finite, got 0.0"),
-        ({"radius": float("inf")}, ValueError, "radius must be above 0 and finite, got inf"),
-        ({"radius": float("nan")}, ValueError, "radius must be above 0 and .*, got nan"),
+        ({"radius": 0.0}, ValueError, "radius must be a finite number above 0, got 0.0"),
+        ({"radius": float("inf")}, ValueError, "radius must be a finite number above 0, got inf"),
+        ({"radius": float("nan")}, ValueError, "radius must be a finite number above 0, got nan"),
         ({"radius": "1"}, TypeError, "radius must be a number, got '1'"),
-        ({"rtol": 1.0}, ValueError, "rtol must be above 0 and below 1, got 1.0"),
+        ({"rtol": 1.0}, ValueError, "rtol must be a finite number above 0 and below 1, got 1.0"),
         ({"rtol": True}, TypeError, "rtol must be a number, got True"),
     ],
 )

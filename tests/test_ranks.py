@@ -237,7 +237,7 @@ def test_wrong_uses(capfd):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     for shard, message in (
         ("inputs", "shard must be None without a process group, got 'inputs'; "),
-        ("rows", "shard must be 'inputs' or 'samples', or None, got 'rows'"),
+        ("rows", "shard must be one of 'inputs', 'samples', None, got 'rows'"),
     ):
         with pytest.raises(ValueError, match=message):
             rsfast.certify(model, torch.zeros(1, 4), rsfast.Gaussian(1.0), num_classes=2, shard=shard)

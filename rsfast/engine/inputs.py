@@ -30,7 +30,6 @@ from ..ops import openmp
 
 _AHEAD = 64  # inputs that are read before they are asked for, at most
 _AHEAD_BYTES = 64 << 20  # what they take, at most, but that 2 are always read
-_PATIENCE = 1.0  # seconds to wait for a thread that was told to end: it may itself be waiting, for a disk or a network
 
 _IDS = range(1 << 32)
 _SLACK = 1e-3  # that images may leave [0, 1] by: resizing and rounding do
@@ -90,6 +89,8 @@ class Inputs:
         Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
     noise : Gaussian, optional
         Inputs are refused beyond its `largest_input`.
+    patience : float
+        Seconds to wait for the thread when it is to end: it may itself be waiting, for a disk or a network.
 
     Attributes
     ----------
@@ -130,7 +131,12 @@ class Inputs:
     """
 
     def __init__(
-        self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None, noise: Gaussian | None = None
+        self,
+        inputs: Source,
+        ids: torch.Tensor | Sequence[int] | None = None,
+        noise: Gaussian | None = None,
+        *,
+        patience: float = 1.0,
     ) -> None:
         self.count: int | None
         if isinstance(inputs, (torch.Tensor, np.ndarray)):
@@ -151,7 +157,7 @@ class Inputs:
                     UserWarning,
                     stacklevel=2,
                 )
-            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched), noise))
+            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched), noise, patience))
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
         self._known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
@@ -351,7 +357,7 @@ def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | Non
     return pinned, event
 
 
-def _ahead(rows: Iterator[_Row], noise: Gaussian | None) -> Generator[torch.Tensor, None, None]:
+def _ahead(rows: Iterator[_Row], noise: Gaussian | None, patience: float) -> Generator[torch.Tensor, None, None]:
     """Yield the first of `rows`, to be looked at, and then all of them, which a thread reads meanwhile.
 
     The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe
@@ -384,7 +390,7 @@ def _ahead(rows: Iterator[_Row], noise: Gaussian | None) -> Generator[torch.Tens
         stop.set()
         wanted.put(None)  # it may be waiting for one
         if thread is not threading.current_thread():
-            thread.join(_PATIENCE)
+            thread.join(patience)
 
 
 def _read(

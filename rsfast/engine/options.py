@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 
+SHARDS = ("inputs", "samples")
+"""What processes can divide."""
+
 _MAX_SAMPLES = (1 << 33) - 1  # `ops.tally.MAX_SAMPLES`, which needs torch; tests/test_options.py holds them equal
 
 
@@ -196,7 +199,7 @@ class SamplingOptions(SampleOptions, total=False):
         str | None,
         Option(
             parse=str,
-            choices=("inputs", "samples"),
+            choices=SHARDS,
             help="what the processes of torchrun divide: inputs (default), or the samples of each",
         ),
     ]
