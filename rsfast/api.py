@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, Unpack, cast, overload
+from typing import NamedTuple, Unpack, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from . import ops
-from ._check import is_int
+from ._check import as_real, check_choice, is_int
 from .engine.forward import Model
 from .engine.inputs import Owned, Source
-from .engine.plan import Certification, Prediction, StoppingRule, largest_radius, smallest_n
-from .engine.sampling import (
+from .engine.options import (
+    CertifyOptions,
+    ProofOptions,
     SampleOptions,
-    Sampling,
     SamplingOptions,
+    StoppingOptions,
+    TuneOptions,
     check_count,
-    check_options,
-    draw_tally,
-    warn_if_hopeless,
+    checked,
+    part,
+    refuse_unknown,
 )
+from .engine.plan import Certification, Prediction, StoppingRule, largest_radius, smallest_n
+from .engine.sampling import Sampling, draw_tally, warn_if_hopeless
 from .heads import HEADS, Head, Votes
 from .noise import Gaussian
 from .ops.tally import Tally
@@ -31,8 +35,6 @@ from .stats.certificate import Certificate
 from .stats.common import check_alpha
 from .stats.prediction import smallest_predictable_n
 from .stats.rules import CertificationSpec
-
-T = TypeVar("T")
 
 _VOTES = Votes()
 
@@ -105,29 +107,17 @@ def sample(
     >>> tally.counts.sum().item()
     1000
     """
-    check_options(options, SampleOptions)  # no shard: each process has a range of its own, or inputs
+    refuse_unknown(SampleOptions, options)  # no shard: each process has a range of its own, or inputs
     n, x = check_count("n", n), ops.check_inputs("inputs", inputs)
     if seed is None:
-        raise TypeError("seed is None; it must be an int, so that other samples of the same stream can be told apart")
+        raise TypeError("seed must be an int, got None; other samples of the same stream must be known to be others")
     if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
-        raise ValueError(f"start is {start!r}; it must be an int from 0 to 2^56 - n")
-    sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+        raise ValueError(f"start must be an int from 0 to 2^56 - n, got {start!r}")
+    sampling = Sampling(model, inputs, noise, num_classes, seed=seed, **options)
     sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
     return draw_tally(sampling, x, ids, range(int(start), int(start) + n), stream, heads, tracked_classes)
-
-
-class CertifyOptions(SamplingOptions, total=False):
-    """Those that `certify` with one head and with several share, and `tune_head`; `certify` documents them."""
-
-    n0: int
-    n: int
-    alpha: float
-    bound: str
-    rule: str
-    lipschitz: float | None
-    seed: int | None
 
 
 @overload
@@ -138,8 +128,6 @@ def certify(
     *,
     num_classes: int,
     head: Head = ...,
-    radius: float | None = ...,
-    rtol: float | None = ...,
     **options: Unpack[CertifyOptions],
 ) -> list[Certificate]: ...
 
@@ -152,8 +140,6 @@ def certify(
     *,
     num_classes: int,
     head: Sequence[Head],
-    radius: float | None = ...,
-    rtol: float | None = ...,
     **options: Unpack[CertifyOptions],
 ) -> list[list[Certificate]]: ...
 
@@ -164,17 +150,8 @@ def certify(
     noise: Gaussian,
     *,
     num_classes: int,
-    n0: int = 100,
-    n: int = 100_000,
-    alpha: float = 0.001,
     head: Head | Sequence[Head] = _VOTES,
-    bound: str = "auto",
-    rule: str = "auto",
-    lipschitz: float | None = None,
-    radius: float | None = None,
-    rtol: float | None = None,
-    seed: int | None = None,
-    **options: Unpack[SamplingOptions],
+    **options: Unpack[CertifyOptions],
 ) -> list[Certificate] | list[list[Certificate]]:
     """Return one Certificate for each input: the smoothed classifier's class, and the radius within which it is constant.
 
@@ -254,27 +231,9 @@ def certify(
     >>> found.radius >= 0.25, found.n
     (True, 64)
     """
-    sampling, plan = _certification(
-        model,
-        inputs,
-        noise,
-        num_classes,
-        n0,
-        n,
-        alpha,
-        head,
-        bound,
-        rule,
-        lipschitz,
-        StoppingRule(radius, rtol),
-        seed,
-        options,
-    )
-    found = sampling.results(plan, "certifying")
-    return [certificates[0] for certificates in found] if isinstance(head, Head) else found
-
-
-_DEFAULTS: dict[str, Any] = certify.__kwdefaults__  # type: ignore[assignment]
+    sampling, plan = _certification(model, inputs, noise, num_classes, head, options)
+    results = sampling.results(plan, "certifying")
+    return [certificates[0] for certificates in results] if isinstance(head, Head) else results
 
 
 def _certification(
@@ -282,29 +241,27 @@ def _certification(
     inputs: Source,
     noise: Gaussian,
     num_classes: int,
-    n0: int,
-    n: int,
-    alpha: float,
     head: Head | Sequence[Head],
-    bound: str,
-    rule: str,
-    lipschitz: float | None,
-    stopping: StoppingRule,
-    seed: int | None,
-    options: SamplingOptions,
+    options: CertifyOptions,
 ) -> tuple[Sampling, Certification]:
-    """Check what `certify` and `certify_each` were given."""
-    n0, n, alpha = check_count("n0", n0), check_count("n", n), check_alpha(alpha)
+    """Check the arguments of `certify` and `certify_each`; return what to sample, and the plan."""
+    refuse_unknown(CertifyOptions, options)
+    proof, stopping = checked(ProofOptions, part(ProofOptions, options)), StoppingRule(**part(StoppingOptions, options))
     heads = _heads(head)
-    specs = [
-        CertificationSpec(noise, alpha / len(heads), each, bound, rule, lipschitz, early=bool(stopping)) for each in heads
-    ]
-    sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
-    plan = sampling.certification(specs, stopping, n0, n)
+    specs = _specs(noise, heads, proof, alpha=proof["alpha"] / len(heads), early=bool(stopping))
+    sampling = Sampling(model, inputs, noise, num_classes, **part(SamplingOptions, options))
+    plan = sampling.certification(specs, stopping, proof["n0"], proof["n"])
     sampling.inputs.warn_of_units(noise.sigma, stacklevel=3)
     for spec in plan.specs:
-        _warn_of_radius(spec, stopping, n0, n, sampling.num_classes)
+        _warn_of_radius(spec, stopping, proof["n0"], proof["n"], sampling.num_classes)
     return sampling, plan
+
+
+def _specs(
+    noise: Gaussian, heads: Sequence[Head], proof: ProofOptions, *, alpha: float, early: bool = False
+) -> list[CertificationSpec]:
+    bound, rule, lipschitz = proof["bound"], proof["rule"], proof["lipschitz"]
+    return [CertificationSpec(noise, alpha, head, bound, rule, lipschitz, early=early) for head in heads]
 
 
 @overload
@@ -315,8 +272,6 @@ def certify_each(
     *,
     num_classes: int,
     head: Head = ...,
-    radius: float | None = ...,
-    rtol: float | None = ...,
     **options: Unpack[CertifyOptions],
 ) -> Iterator[Certificate]: ...
 
@@ -329,14 +284,18 @@ def certify_each(
     *,
     num_classes: int,
     head: Sequence[Head],
-    radius: float | None = ...,
-    rtol: float | None = ...,
     **options: Unpack[CertifyOptions],
 ) -> Iterator[list[Certificate]]: ...
 
 
 def certify_each(
-    model: Model, inputs: Source, noise: Gaussian, *, num_classes: int, **options: Any
+    model: Model,
+    inputs: Source,
+    noise: Gaussian,
+    *,
+    num_classes: int,
+    head: Head | Sequence[Head] = _VOTES,
+    **options: Unpack[CertifyOptions],
 ) -> Iterator[Certificate] | Iterator[list[Certificate]]:
     """Yield what `certify` returns, in the order of the inputs, each as soon as it and those before it are finished.
 
@@ -354,16 +313,11 @@ def certify_each(
     1 1
     2 0
     """
-    if unknown := set(options) - {*_DEFAULTS, *SamplingOptions.__annotations__}:
-        raise TypeError(f"{', '.join(sorted(unknown))} is no argument of certify")
-    named = {name: options.pop(name, default) for name, default in _DEFAULTS.items()}
-    stopping, head = StoppingRule(named.pop("radius"), named.pop("rtol")), named["head"]
-    sampling, plan = _certification(
-        model, inputs, noise, num_classes, **named, stopping=stopping, options=cast(SamplingOptions, options)
-    )
-    found = (outcome.result for outcome in sampling.outcomes(plan, "certifying"))
+    sampling, plan = _certification(model, inputs, noise, num_classes, head, options)
+    results = (outcome.result for outcome in sampling.outcomes(plan, "certifying"))
     return Owned(
-        "the iterator of certify_each", (certificates[0] for certificates in found) if isinstance(head, Head) else found
+        "the iterator of certify_each",
+        (certificates[0] for certificates in results) if isinstance(head, Head) else results,
     )
 
 
@@ -394,14 +348,7 @@ def tune_head(
     *,
     num_classes: int,
     criterion: str | float = "average_radius",
-    n0: int = 100,
-    n: int = 10_000,
-    alpha: float = 0.001,
-    bound: str = "auto",
-    rule: str = "auto",
-    lipschitz: float | None = None,
-    seed: int | None = None,
-    **options: Unpack[SamplingOptions],
+    **options: Unpack[TuneOptions],
 ) -> Tuned:
     """Return the head that certifies best on calibration inputs, for the classifier that is then deployed and certified.
 
@@ -411,8 +358,8 @@ def tune_head(
 
     Parameters
     ----------
-    model, noise, num_classes, n0, n, alpha, bound, rule, lipschitz, **options
-        As in `certify`, and best as they will be in deployment.
+    model, noise, num_classes, **options
+        As in `certify`, and best as they will be in deployment; but n is 10,000 by default, and there is no radius or rtol.
     inputs : float32 tensor [I, *shape]
         Calibration inputs; none of those that are certified later.
     labels : int64 [I]
@@ -446,31 +393,32 @@ def tune_head(
     >>> tune_head(model, inputs, labels, Gaussian(0.25), heads, num_classes=2, n=1000, seed=1).head
     Votes()
     """
-    n0, n, alpha = check_count("n0", n0), check_count("n", n), check_alpha(alpha)
-    heads = _heads(heads)
-    least = criterion
-    if isinstance(criterion, str):
-        if criterion not in _CRITERIA:
-            raise ValueError(f"criterion is {criterion!r}; it must be a radius, or one of {', '.join(_CRITERIA)}")
-        least = 0.0
-    elif isinstance(criterion, bool) or not isinstance(criterion, (int, float, np.floating, np.integer)):
-        raise TypeError(f"criterion is {criterion!r}; it must be a radius, or one of {', '.join(_CRITERIA)}")
-    elif not 0 <= criterion < np.inf:
-        raise ValueError(f"criterion is {criterion!r}; as a radius it must be finite and not negative")
-    specs = [CertificationSpec(noise, alpha, head, bound, rule, lipschitz) for head in heads]
-    sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    refuse_unknown(TuneOptions, options)
+    proof = checked(ProofOptions, {"n": 10_000} | part(ProofOptions, options))
+    heads, least = _heads(heads), _least_radius(criterion)
+    specs = _specs(noise, heads, proof, alpha=proof["alpha"])
+    sampling = Sampling(model, inputs, noise, num_classes, **part(SamplingOptions, options))
     if sampling.inputs.count is None:
-        what = f"inputs is a {type(inputs).__name__}; it must be a tensor or have a length, that of labels"
-        raise TypeError(f"{what}; pass list(inputs), of inputs one by one")
+        kind = type(inputs).__name__
+        raise TypeError(f"inputs must be a tensor or have a length, that of labels, got a {kind}; pass list(inputs)")
     truth = ops.indices("labels", labels, sampling.inputs.count, sampling.num_classes, sampling.inputs.device)
     ops.check_range("labels", truth, sampling.num_classes)
     sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
-    found = sampling.results(sampling.certification(specs, StoppingRule(), n0, n, streams=("training",) * 2), "tuning")
+    plan = sampling.certification(specs, StoppingRule(), proof["n0"], proof["n"], streams=("training", "training"))
+    found = sampling.results(plan, "tuning")
     radii = np.array([[each.radius for each in of_input] for of_input in found])
     right = np.array([[each.prediction for each in of_input] for of_input in found]) == truth.cpu().numpy()[:, None]
     values = radii if criterion == "average_radius" else radii >= least
     scores = dict(zip(heads, np.where(right, values, 0).mean(axis=0).tolist(), strict=True))
     return Tuned(max(scores, key=lambda head: scores[head]), scores)
+
+
+def _least_radius(criterion: str | float) -> float:
+    """Return the radius that a right prediction must have to count, 0 for those with a name."""
+    if not isinstance(criterion, str):
+        return as_real("criterion", criterion, least=0)
+    check_choice("criterion", criterion, _CRITERIA)
+    return 0.0
 
 
 def _warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: int, num_classes: int) -> None:
@@ -496,7 +444,6 @@ def predict(
     num_classes: int,
     n: int,
     alpha: float,
-    seed: int | None = None,
     **options: Unpack[SamplingOptions],
 ) -> list[int]:
     """Return the smoothed classifier's class at each input, or ABSTAIN where n votes do not tell it at level alpha.
@@ -517,7 +464,7 @@ def predict(
     [0, -1]
     """
     n, alpha = check_count("n", n), check_alpha(alpha)
-    sampling = Sampling(model, inputs, noise, num_classes, seed, **options)
+    sampling = Sampling(model, inputs, noise, num_classes, **options)
     sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
     warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
     return sampling.results(Prediction(n, alpha), "predicting")

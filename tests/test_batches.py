@@ -201,7 +201,11 @@ def test_memory_that_runs_out_in_counting_comes_through(kind):
     [
         (RuntimeError, "mat1 and mat2 shapes cannot be multiplied", lambda x: x.flatten(1) @ torch.zeros(3, 4)),
         (ZeroDivisionError, "division by zero", lambda x: 1 / 0),
-        (ValueError, r"^model returned shape \[15, 4\] for a batch of 16", lambda x: first_elements(x)[1:]),
+        (
+            ValueError,
+            r"^model must return shape \[16, K\] for a batch of 16, got \[15, 4\]",
+            lambda x: first_elements(x)[1:],
+        ),
     ],
 )
 def test_other_errors_come_through_at_once(error, message, model):

@@ -287,8 +287,8 @@ def test_a_radius_to_decide(capsys):
     assert last == f"{used:,.0f} samples an image, of 5,020"
     for options, message in (
         ("--radius 0.5 --rtol 0.1", "--rtol: not allowed with argument --radius"),
-        ("--radius -1", "radius is -1.0; it must be above 0 and finite"),
         ("--radius 0.5 --bound clopper_pearson", "it holds for one analysis"),
+        ("--radius -1", "radius must be a finite number above 0, got -1.0"),
     ):
         with pytest.raises(SystemExit) as stopped:
             run(f"certify {BASE} --out other {options}")
@@ -667,7 +667,7 @@ def test_the_commands_are_listed(capsys):
     [
         ("--sigma 0", "sigma is 0.0; it must be positive"),
         ("--sigma x", "argument --sigma: invalid float value: 'x'"),
-        ("--num-classes 5", "num_classes is 5, but the model returned 4 logits a row"),
+        ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
         ("--num-classes 1", "--num-classes 1"),
         ("--alpha 1.5", "alpha must be a finite number above 0 and below 1, got 1.5"),
         ("--alpha 1.5 --head softmax", "alpha must be a finite number above 0 and below 1, got 1.5"),
@@ -713,7 +713,7 @@ def test_the_commands_are_listed(capsys):
         ("--model tiny_nets:needs_argument", "missing 1 required positional argument: 'width'"),
         ("--model tiny_nets:fails", "--model tiny_nets:fails: tiny_nets.py, line 25: ValueError: the factory's own words"),
         ("--model builtins:dict", "--model builtins:dict returned {}; it must return a model"),
-        ("--model tiny_nets:returns_tuple", "model returned a tuple; it must return the logits"),
+        ("--model tiny_nets:returns_tuple", "model must return the logits, a tensor [B, K], or an object"),
         ("--model tiny_nets:misfit", "--model tiny_nets:misfit fails on a batch [1, 3, 4, 4] of float32: mat1 and mat2"),
         ("--weights missing.safetensors", "missing.safetensors"),
         ("--weights missing.pt", "No such file or directory: 'missing.pt'"),

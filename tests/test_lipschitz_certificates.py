@@ -175,7 +175,7 @@ def test_logits_below_float32_are_refused(dtype):
     def model(batch):
         return batch[:, :2].to(dtype)
 
-    with pytest.raises(ValueError, match=rf"model returned dtype {dtype}; with lipschitz it must be float32"):
+    with pytest.raises(ValueError, match=rf"model must return float32 logits with lipschitz, .*, got {dtype}"):
         certify(model, X, Gaussian(0.25), lipschitz=0.5, **OPTIONS)
     assert certify(model, X, Gaussian(0.25), **OPTIONS)[0].radius > 0
 

@@ -37,6 +37,7 @@ def test_defaults_pass_their_checks():
         ("batch_size", 0, ValueError, "batch_size must be from 1"),
         ("progress", "yes", TypeError, "progress must be a bool, got 'yes'"),
         ("compile", 1, TypeError, "compile must be a bool, got 1"),
+        ("cuda_graph", None, TypeError, "cuda_graph must be a bool, got None"),
         ("seed", -1, ValueError, "seed"),
         ("alpha", 1.5, ValueError, "alpha"),
     ],

@@ -424,11 +424,15 @@ def test_slots_are_bounded_by_memory(monkeypatch):
     ("error", "message", "wrong"),
     [
         (ZeroDivisionError, "division by zero", lambda x: 1 / 0),
-        (TypeError, r"^model returned a tuple; it must return the logits", lambda x: (first_elements(x), None)),
-        (TypeError, r"^model returned a NoneType; ", lambda x: None),
-        (ValueError, r"^model returned shape \[64\] for a batch of 64; ", lambda x: x.flatten(1)[:, 0]),
-        (ValueError, r"^num_classes is 4, but the model returned 3 logits a row", lambda x: first_elements(x)[:, :3]),
-        (TypeError, r"^model returned dtype torch.int64; ", lambda x: first_elements(x).long()),
+        (TypeError, r"^model must return the logits, .*, got a tuple", lambda x: (first_elements(x), None)),
+        (TypeError, r"^model must return the logits, .*, got a NoneType; ", lambda x: None),
+        (ValueError, r"^model must return shape \[64, K\] for a batch of 64, got \[64\]", lambda x: x.flatten(1)[:, 0]),
+        (
+            ValueError,
+            r"^num_classes must be 3, the logits that model returns a row, got 4",
+            lambda x: first_elements(x)[:, :3],
+        ),
+        (TypeError, r"^model must return floating-point logits, got torch.int64", lambda x: first_elements(x).long()),
     ],
 )
 @pytest.mark.parametrize("good", [0, 15])
@@ -549,17 +553,17 @@ def test_a_compiled_model_gives_the_eager_certificates():
         (ValueError, "^autocast is 'bf16'; it must be None or .* a name: 'bfloat16', 'float16'", {"autocast": "bf16"}),
         (TypeError, "^autocast is torch.float32; it must be None or one of torch.bfloat16", {"autocast": torch.float32}),
         (TypeError, "^autocast is True; it must be None or one of torch.bfloat16", {"autocast": True}),
-        (TypeError, "^compile is 'yes'; it must be a bool", {"compile": "yes"}),
-        (ValueError, "^cuda_graph is True, but inputs is on 'cpu'", {"cuda_graph": True}),
-        (TypeError, "^channels_last is 1; it must be a bool", {"channels_last": 1, "inputs": torch.zeros(1, 3, 2, 2)}),
-        (ValueError, "^shard is 'rows'; it must be 'inputs' or 'samples', or None", {"shard": "rows"}),
-        (ValueError, "^shard is 'inputs', but there is no process group; ", {"shard": "inputs"}),
-        (ValueError, "^shard is 'samples', but there is no process group; ", {"shard": "samples"}),
-        (ValueError, "^n is 0; it must be from 1", {"n": 0}),
+        (TypeError, "^compile must be a bool, got 'yes'", {"compile": "yes"}),
+        (ValueError, "^cuda_graph must be False where inputs is on 'cpu', got True", {"cuda_graph": True}),
+        (TypeError, "^channels_last must be a bool, got 1", {"channels_last": 1, "inputs": torch.zeros(1, 3, 2, 2)}),
+        (ValueError, "^shard must be one of 'inputs', 'samples', None, got 'rows'", {"shard": "rows"}),
+        (ValueError, "^shard must be None without a process group, got 'inputs'; ", {"shard": "inputs"}),
+        (ValueError, "^shard must be None without a process group, got 'samples'; ", {"shard": "samples"}),
+        (ValueError, "^n must be from 1 to 8589934591, got 0", {"n": 0}),
         (TypeError, "^head must be one of Votes, .*, got 'votes'", {"head": "votes"}),
-        (ValueError, "^inputs is empty; ", {"inputs": []}),
-        (ValueError, r"^inputs\[0\] holds NaN", {"inputs": [torch.tensor([torch.nan])]}),
-        (ValueError, r"^radius is 0.5 and rtol is 0.5; ", {"radius": 0.5, "rtol": 0.5}),
+        (ValueError, "^inputs must hold at least one input, got none", {"inputs": []}),
+        (ValueError, r"^inputs\[0\] must be finite, got NaN or infinity", {"inputs": [torch.tensor([torch.nan])]}),
+        (ValueError, r"^rtol must be None where radius is given, got 0.5 and 0.5", {"radius": 0.5, "rtol": 0.5}),
     ],
 )
 def test_wrong_uses_are_told_at_the_call(function, error, message, options):
@@ -573,9 +577,9 @@ def test_wrong_uses_are_told_at_the_call(function, error, message, options):
 @pytest.mark.parametrize(
     ("message", "call"),
     [
-        ("^sedd is no argument of certify$", lambda: certify_each(sedd=1)),
-        (r"^shard is no argument; further ones are scale, .*, input_ids$", lambda: sample(shard="inputs")),
-        (r"^stream is no argument of certify$", lambda: certify_each(stream="user")),
+        ("^keyword arguments must be among .*, got sedd$", lambda: certify_each(sedd=1)),
+        (r"^keyword arguments must be among scale, .*, input_ids, got shard$", lambda: sample(shard="inputs")),
+        (r"^keyword arguments must be among .*, got stream$", lambda: certify_each(stream="user")),
     ],
 )
 def test_arguments_that_there_are_not(message, call):

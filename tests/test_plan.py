@@ -279,13 +279,13 @@ def test_a_single_stream_is_cut_in_two():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"radius": 0.5, "rtol": 0.1}, ValueError, "radius is 0.5 and rtol is 0.1; one of them must be None"),
-        ({"radius": 0.0}, ValueError, "radius is 0.0; it must be above 0 and finite"),
-        ({"radius": float("inf")}, ValueError, "radius is inf; it must be above 0 and finite"),
-        ({"radius": float("nan")}, ValueError, "radius is nan; it must be above 0"),
-        ({"radius": "1"}, TypeError, "radius is '1'; it must be a number"),
-        ({"rtol": 1.0}, ValueError, "rtol is 1.0; it must be above 0 and below 1"),
-        ({"rtol": True}, TypeError, "rtol is True; it must be a number"),
+        ({"radius": 0.5, "rtol": 0.1}, ValueError, "rtol must be None where radius is given, got 0.1 and 0.5"),
+        ({"radius": 0.0}, ValueError, "radius must be a finite number above 0, got 0.0"),
+        ({"radius": float("inf")}, ValueError, "radius must be a finite number above 0, got inf"),
+        ({"radius": float("nan")}, ValueError, "radius must be a finite number above 0, got nan"),
+        ({"radius": "1"}, TypeError, "radius must be a number, got '1'"),
+        ({"rtol": 1.0}, ValueError, "rtol must be a finite number above 0 and below 1, got 1.0"),
+        ({"rtol": True}, TypeError, "rtol must be a number, got True"),
     ],
 )
 def test_goals_that_are_none(options, error, message):

@@ -457,7 +457,7 @@ def test_a_run_that_is_finished(net, capsys):
         ("--radius 0.5", "is of a run with bound 'clopper_pearson'"),
         ("--end 4", "with end 8, this one has 4"),
         ("--batch-size 10", "with batch_size 20, this one has 10"),
-        ("--num-classes 5", "num_classes is 5, but the model returned 4 logits a row"),
+        ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
         ("--head softmax:1", "is of a run with bound 'clopper_pearson', this one has 'betting'"),
     ],
 )

@@ -19,15 +19,8 @@ from .. import ops
 from .._hints import axes_of_one
 from ..engine.forward import Model
 from ..engine.inputs import warn_of_units
-from ..engine.sampling import (
-    Sampling,
-    SmoothOptions,
-    check_count,
-    check_model,
-    check_options,
-    draw_tally,
-    warn_if_hopeless,
-)
+from ..engine.options import SmoothOptions, check_count, refuse_unknown
+from ..engine.sampling import Sampling, check_model, draw_tally, warn_if_hopeless
 from ..noise import Gaussian
 from ..ops.tally import Tally
 from ..stats import prediction, rules
@@ -69,8 +62,8 @@ class _Checked(Generic[T]):
 
 def _check_smooth_options(value: Any) -> SmoothOptions:
     if not isinstance(value, Mapping):
-        raise TypeError(f"options is {value!r}; it must be a dict of keyword arguments")
-    check_options(value, SmoothOptions)
+        raise TypeError(f"options must be a dict of keyword arguments, got {value!r}")
+    refuse_unknown(SmoothOptions, value)
     return cast(SmoothOptions, dict(value))
 
 
@@ -102,7 +95,7 @@ class _Call:
             before, now = getattr(self, name), getattr(self.smooth, name)
             if now is not before and now != before:
                 raise RuntimeError(
-                    f"{name} is {now!r}, but was {before!r} when the call began; it must stay the same until the call ends"
+                    f"{name} must stay {before!r} until the call that began with it ends, got {now!r}; there is no answer"
                 )
 
     def advance(self, stream: str) -> None:
@@ -261,7 +254,7 @@ class Smooth:
                 call.input_id, call.start = self._calls, self._drawn
                 self._drawn += num
         options: dict[str, Any] = {"batch_size": batch_size, "input_ids": [call.input_id], **call.options}
-        sampling = Sampling(call.base_classifier, x, Gaussian(call.sigma), call.num_classes, call.seed, **options)
+        sampling = Sampling(call.base_classifier, x, Gaussian(call.sigma), call.num_classes, seed=call.seed, **options)
         sampling.forward.about = f"x of shape {[*given.shape]} is taken as one input of shape {[*x.shape[1:]]}"
         sampling.forward.about += (hint := axes_of_one(given.shape)) and f"; {hint}"
         start, ids = call.take(num), torch.tensor([call.input_id], device=x.device)
@@ -279,9 +272,9 @@ class Smooth:
         """
         arr = np.asarray(arr)
         if arr.ndim != 1 or (arr.size and arr.dtype.kind not in "iu"):
-            raise TypeError(f"arr is {arr.dtype} {list(arr.shape)}; it must be integers [B]")
+            raise TypeError(f"arr must be integers [B], got {arr.dtype} {list(arr.shape)}")
         if arr.size and not 0 <= arr.min() <= arr.max() < length:
-            raise ValueError(f"arr runs from {arr.min()} to {arr.max()}; it must lie in [0, {length})")
+            raise ValueError(f"arr must lie in [0, {length}), got {arr.min()} to {arr.max()}")
         return np.bincount(arr.astype(np.int64), minlength=length)
 
     def _lower_confidence_bound(self, NA: int, N: int, alpha: float) -> float:
@@ -294,8 +287,6 @@ def _one_input(x: torch.Tensor) -> torch.Tensor:
     stays one, and several inputs, which it mixed into one vote, are refused."""
     if isinstance(x, torch.Tensor) and x.ndim not in (1, 2, 3) and (x.ndim != 4 or len(x) != 1):
         several = "; of several call it for each, or rsfast.certify for all" if x.ndim == 4 else ""
-        raise ValueError(
-            f"x has shape {list(x.shape)}; it must be one input, [C, H, W], [1, C, H, W], [H, W] or [D]{several}"
-        )
+        raise ValueError(f"x must be one input, [C, H, W], [1, C, H, W], [H, W] or [D], got shape {list(x.shape)}{several}")
     x = ops.check_inputs("x", x, single=True)
     return x if x.ndim == 4 else x[None, None] if x.ndim == 2 else x[None]

@@ -74,7 +74,7 @@ class Forward:
     Raises
     ------
     TypeError, ValueError
-        If autocast, compile or cuda_graph is none of these or not to be had on the device.
+        If the device has no such autocast, or no CUDA graphs.
 
     References
     ----------
@@ -99,12 +99,9 @@ class Forward:
         compile: bool = False,
         cuda_graph: bool = False,
     ) -> None:
-        for name, value in (("compile", compile), ("cuda_graph", cuda_graph)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} is {value!r}; it must be a bool")
         if cuda_graph and device.type != "cuda":
             raise ValueError(
-                f"cuda_graph is True, but inputs is on '{device}'; it must be False, or inputs on a CUDA device"
+                f"cuda_graph must be False where inputs is on '{device}', got True; move inputs to a CUDA device"
             )
         if autocast is None and torch.is_autocast_enabled(device.type):
             autocast = torch.get_autocast_dtype(device.type)
@@ -157,7 +154,7 @@ class Forward:
                 own = parameter_dtype(self.modules)
                 if isinstance(error, RuntimeError) and own not in (None, batch.dtype) and not is_out_of_memory(error):
                     raise ValueError(
-                        f"dtype is {batch.dtype}, but the parameters of model are {own}, and it fails on {batch.dtype} "
+                        f"dtype must be {own}, that of the model's parameters, got {batch.dtype}, on which the model fails "
                         f"({error}); pass dtype={own}, or a model that converts its input"
                     ) from error
                 if not is_out_of_memory(error):
@@ -167,9 +164,7 @@ class Forward:
                         error.add_note(self.about)
                 raise
         if self.full_precision and logits.dtype.itemsize < 4:
-            raise ValueError(
-                f"model returned dtype {logits.dtype}; with lipschitz it must be float32, as rounded scores jump"
-            )
+            raise ValueError(f"model must return float32 logits with lipschitz, as rounded scores jump, got {logits.dtype}")
         return logits
 
     def _capture(self, batch: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
@@ -204,17 +199,15 @@ def check_logits(output: object, batch: int, num_classes: int) -> torch.Tensor:
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor):
         raise TypeError(
-            f"model returned a {type(output).__name__}; it must return the logits, a tensor [B, K], or an object whose "
-            "attribute logits they are: wrap it in a function that picks them out"
+            "model must return the logits, a tensor [B, K], or an object whose attribute logits they are, got a "
+            f"{type(output).__name__}; wrap it in a function that picks them out"
         )
     if logits.ndim != 2 or logits.shape[0] != batch:
-        raise ValueError(f"model returned shape {list(logits.shape)} for a batch of {batch}; it must be [{batch}, K]")
+        raise ValueError(f"model must return shape [{batch}, K] for a batch of {batch}, got {list(logits.shape)}")
     if logits.shape[1] != num_classes:
-        raise ValueError(
-            f"num_classes is {num_classes}, but the model returned {logits.shape[1]} logits a row; they must agree"
-        )
+        raise ValueError(f"num_classes must be {logits.shape[1]}, the logits that model returns a row, got {num_classes}")
     if not logits.is_floating_point():
-        raise TypeError(f"model returned dtype {logits.dtype}; it must return floating-point logits")
+        raise TypeError(f"model must return floating-point logits, got {logits.dtype}")
     return logits
 
 
@@ -298,7 +291,7 @@ def _check_autocast(value: torch.dtype | str | None, device: torch.device) -> to
         with torch.autocast(device.type, dtype):
             if not torch.is_autocast_enabled(device.type):
                 raise ValueError(
-                    f"autocast is {dtype}, which torch {torch.__version__} cannot do on '{device}'; it must be None"
+                    f"autocast must be None on '{device}', where torch {torch.__version__} cannot do it, got {dtype}"
                 )
     return dtype
 

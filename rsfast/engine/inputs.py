@@ -30,7 +30,6 @@ from ..ops import openmp
 
 _AHEAD = 64  # inputs that are read before they are asked for, at most
 _AHEAD_BYTES = 64 << 20  # what they take, at most, but that 2 are always read
-_PATIENCE = 1.0  # seconds to wait for a thread that was told to end: it may itself be waiting, for a disk or a network
 
 _IDS = range(1 << 32)
 _SLACK = 1e-3  # that images may leave [0, 1] by: resizing and rounding do
@@ -90,6 +89,8 @@ class Inputs:
         Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
     noise : Gaussian, optional
         Inputs are refused beyond its `largest_input`.
+    patience : float
+        Seconds to wait for the thread when it is to end: it may itself be waiting, for a disk or a network.
 
     Attributes
     ----------
@@ -130,7 +131,12 @@ class Inputs:
     """
 
     def __init__(
-        self, inputs: Source, ids: torch.Tensor | Sequence[int] | None = None, noise: Gaussian | None = None
+        self,
+        inputs: Source,
+        ids: torch.Tensor | Sequence[int] | None = None,
+        noise: Gaussian | None = None,
+        *,
+        patience: float = 1.0,
     ) -> None:
         self.count: int | None
         if isinstance(inputs, (torch.Tensor, np.ndarray)):
@@ -151,7 +157,7 @@ class Inputs:
                     UserWarning,
                     stacklevel=2,
                 )
-            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched), noise))
+            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched), noise, patience))
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
         self._known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
@@ -172,7 +178,7 @@ class Inputs:
         place, self._taken = self._taken, self._taken + 1
         if place == len(self._ids):
             self.close()
-            raise ValueError(f"input_ids has shape [{place}], but there is an inputs[{place}]; it must name every input")
+            raise ValueError(f"input_ids must name every input, got shape [{place}] where there is an inputs[{place}]")
         return self._ids[place], row
 
     def warn_of_units(self, sigma: float, stacklevel: int) -> None:
@@ -232,10 +238,10 @@ def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Gaussian | No
     place = int((~usable).int().argmax())
     largest = float(magnitudes[place])
     if noise is None or not math.isfinite(largest):
-        raise ValueError(f"inputs[{first + place}] holds NaN or infinity; every input must be finite")
+        raise ValueError(f"inputs[{first + place}] must be finite, got NaN or infinity")
     raise ValueError(
-        f"inputs[{first + place}] holds values up to {largest:g}, where float32 has too few numbers for noise of sigma "
-        f"{noise.sigma:g}; values must be at most 2^23 sigma, {noise.largest_input:g}"
+        f"inputs[{first + place}] must hold values of at most 2^23 sigma, {noise.largest_input:g}, got {largest:g}; there "
+        f"float32 has too few numbers for noise of sigma {noise.sigma:g}"
     )
 
 
@@ -257,8 +263,8 @@ def _items(inputs: Any) -> Iterator[object]:
             return (inputs[place] for place in range(len(inputs)))
     step = conversion("inputs", inputs)
     raise TypeError(
-        f"inputs is a {type(inputs).__name__}; it must be a dense float32 tensor [I, *shape], a DataLoader, a Dataset with "
-        f"a length, or an iterable of inputs [*shape]{'' if step is None else f'; pass {step}'}"
+        "inputs must be a dense float32 tensor [I, *shape], a DataLoader, a Dataset with a length, or an iterable of inputs "
+        f"[*shape], got a {type(inputs).__name__}{'' if step is None else f'; pass {step}'}"
     )
 
 
@@ -329,16 +335,16 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
         if place == 0:
             shape, device = batch.shape[1:], batch.device
         if batch.shape[1:] != shape:
-            raise ValueError(f"inputs[{place}] has shape {list(batch.shape[1:])}; it must be {list(shape)}, as inputs[0] is")
+            raise ValueError(f"inputs[{place}] must have shape {list(shape)}, as inputs[0], got {list(batch.shape[1:])}")
         if batch.device != device:
-            raise ValueError(f"inputs[{place}] is on '{batch.device}'; it must be on '{device}', as inputs[0] is")
+            raise ValueError(f"inputs[{place}] must be on '{device}', as inputs[0] is, got '{batch.device}'")
         magnitudes, known = _to_host(_magnitudes(batch))
         for number, row in enumerate(batch):
             # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
             yield _Row(row.clone(), magnitudes[number : number + 1], known)
             place += 1
     if place == 0:
-        raise ValueError("inputs is empty; it must hold at least one input")
+        raise ValueError("inputs must hold at least one input, got none")
 
 
 def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
@@ -351,7 +357,7 @@ def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | Non
     return pinned, event
 
 
-def _ahead(rows: Iterator[_Row], noise: Gaussian | None) -> Generator[torch.Tensor, None, None]:
+def _ahead(rows: Iterator[_Row], noise: Gaussian | None, patience: float) -> Generator[torch.Tensor, None, None]:
     """Yield the first of `rows`, to be looked at, and then all of them, which a thread reads meanwhile.
 
     The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe
@@ -384,7 +390,7 @@ def _ahead(rows: Iterator[_Row], noise: Gaussian | None) -> Generator[torch.Tens
         stop.set()
         wanted.put(None)  # it may be waiting for one
         if thread is not threading.current_thread():
-            thread.join(_PATIENCE)
+            thread.join(patience)
 
 
 def _read(

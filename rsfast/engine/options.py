@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 
+SHARDS = ("inputs", "samples")
+"""What processes can divide."""
+
 _MAX_SAMPLES = (1 << 33) - 1  # `ops.tally.MAX_SAMPLES`, which needs torch; tests/test_options.py holds them equal
 
 
@@ -196,7 +199,7 @@ class SamplingOptions(SampleOptions, total=False):
         str | None,
         Option(
             parse=str,
-            choices=("inputs", "samples"),
+            choices=SHARDS,
             help="what the processes of torchrun divide: inputs (default), or the samples of each",
         ),
     ]
@@ -222,6 +225,17 @@ class ProofOptions(TypedDict, total=False):
             parse=int,
             recorded=True,
             help="selection samples of an input (default: %(default)s)",
+        ),
+    ]
+    n: Annotated[
+        int,
+        Option(
+            default=100_000,
+            check=check_count,
+            flags=("-n", "--n"),
+            parse=int,
+            recorded=True,
+            help="estimation samples of an input (default: %(default)s)",
         ),
     ]
     alpha: Annotated[
@@ -278,20 +292,8 @@ class TuneOptions(SamplingOptions, ProofOptions, total=False):
     """What `tune_head` takes."""
 
 
-class CertifyOptions(SamplingOptions, ProofOptions, StoppingOptions, total=False):
+class CertifyOptions(TuneOptions, StoppingOptions, total=False):
     """What `certify` takes, but for the head."""
-
-    n: Annotated[
-        int,
-        Option(
-            default=100_000,
-            check=check_count,
-            flags=("-n", "--n"),
-            parse=int,
-            recorded=True,
-            help="estimation samples of an input (default: %(default)s)",
-        ),
-    ]
 
 
 def options_of(kind: type) -> dict[str, Option]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .._check import as_real
 from ..heads import Head, Votes
 from ..stats import rules
 from ..stats.certificate import Certificate
@@ -55,14 +56,11 @@ class StoppingRule:
 
     def __post_init__(self) -> None:
         if self.radius is not None and self.rtol is not None:
-            raise ValueError(f"radius is {self.radius!r} and rtol is {self.rtol!r}; one of them must be None")
-        for name, value, most in (("radius", self.radius, np.inf), ("rtol", self.rtol, 1)):
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-                raise TypeError(f"{name} is {value!r}; it must be a number")
-            if not 0 < value < most:
-                raise ValueError(f"{name} is {value!r}; it must be above 0 and {'finite' if most == np.inf else 'below 1'}")
+            raise ValueError(f"rtol must be None where radius is given, got {self.rtol!r} and {self.radius!r}")
+        if self.radius is not None:
+            as_real("radius", self.radius, above=0)
+        if self.rtol is not None:
+            as_real("rtol", self.rtol, above=0, below=1)
 
     def __bool__(self) -> bool:
         return self.radius is not None or self.rtol is not None

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import distributed
 
+from .._check import check_choice
+from .options import SHARDS
+
 T = TypeVar("T")
 
-SHARDS = ("inputs", "samples")
 _POLL = 1e-4  # seconds between two looks at a collective
 _APART = 1_000_000  # microseconds that ranks run before they ask each other what is to be done
 
@@ -35,16 +37,15 @@ class Ranks(NamedTuple):
         Raises
         ------
         ValueError
-            If shard is none of `SHARDS` or None, or there is no process group to share with.
+            If shard is not one of `SHARDS` or None, or there is no process group to share with.
         """
         if shard is None:
             return cls()
-        if shard not in SHARDS:
-            raise ValueError(f"shard is {shard!r}; it must be {' or '.join(map(repr, SHARDS))}, or None")
+        check_choice("shard", shard, (*SHARDS, None))
         if not distributed.is_available() or not distributed.is_initialized():
             raise ValueError(
-                f"shard is {shard!r}, but there is no process group; torch.distributed.init_process_group must have been "
-                "called, as under torchrun"
+                f"shard must be None without a process group, got {shard!r}; call torch.distributed.init_process_group "
+                "first, as under torchrun"
             )
         return cls(shard, distributed.get_rank(), distributed.get_world_size())
 
@@ -78,8 +79,8 @@ class Ranks(NamedTuple):
             for name in {**first, **theirs}:
                 if first.get(name) != theirs.get(name):
                     raise ValueError(
-                        f"{name} is {first.get(name)!r} on rank 0 and {theirs.get(name)!r} on rank {rank}; all processes "
-                        "must have the same"
+                        f"{name} must be the same on all processes, got {first.get(name)!r} on rank 0 and "
+                        f"{theirs.get(name)!r} on rank {rank}"
                     )
 
     @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import islice
-from typing import Any, TypedDict, cast
+from typing import Any, Unpack, cast
 from zlib import crc32
 
 import numpy as np
@@ -15,11 +16,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .. import ops
-from .._check import as_int
 from ..heads import Head, Votes
 from ..noise import Gaussian
 from ..noise.provenance import Provenance
-from ..ops.tally import MAX_SAMPLES, Tally
+from ..ops.tally import Tally
 from ..stats.execution import Execution
 from ..stats.rules import CertificationSpec
 from .allocator import keep_freed_memory
@@ -27,6 +27,7 @@ from .batch_size import automatic
 from .batches import Batches, RowGroup
 from .forward import Forward, Model, reduced_precision
 from .inputs import Inputs, Source
+from .options import SamplingOptions, checked
 from .plan import Certification, SamplingPlan, StoppingRule
 from .probe import ROWS, probe
 from .ranks import Ranks
@@ -34,64 +35,51 @@ from .sampler import Outcome, Pacing, Sampler, draw
 from .timing import StageTimer
 
 
-def check_count(name: str, value: object, most: int = MAX_SAMPLES) -> int:
-    count = as_int(name, value)
-    if not 1 <= count <= most:
-        raise ValueError(f"{name} is {count}; it must be from 1 to {most}")
-    return count
-
-
-class SmoothOptions(TypedDict, total=False):
-    """Keyword arguments that `sample`, `certify`, `predict` and `Smooth` share; `sample` documents them."""
-
-    scale: torch.Tensor | Sequence[float] | float | None
-    shift: torch.Tensor | Sequence[float] | float | None
-    clamp: tuple[float, float] | None
-    dtype: torch.dtype | str | None
-    channels_last: bool
-    autocast: torch.dtype | str | None
-    compile: bool
-    cuda_graph: bool
-    backend: str
-    progress: bool
-
-
-class SampleOptions(SmoothOptions, total=False):
-    """Those that `sample`, `certify` and `predict` share."""
-
-    batch_size: int | str
-    input_ids: torch.Tensor | Sequence[int] | None
-
-
-class SamplingOptions(SampleOptions, total=False):
-    """Those that `certify` and `predict` share."""
-
-    shard: str | None
-
-
-def check_options(options: Mapping[str, object], kind: type) -> None:
-    if unknown := set(options) - set(kind.__annotations__):
-        known = ", ".join(kind.__annotations__)
-        raise TypeError(f"{', '.join(sorted(unknown))} is no argument; further ones are {known}")
-
-
 def check_model(name: str, value: Any) -> Model:
     if isinstance(value, type):
-        raise TypeError(f"{name} is the class {value.__qualname__}; it must be an instance, callable on a batch")
+        raise TypeError(f"{name} must be an instance, callable on a batch, got the class {value.__qualname__}")
     if not callable(value):
-        raise TypeError(f"{name} is {value!r}; it must be callable on a batch")
+        raise TypeError(f"{name} must be callable on a batch, got {value!r}")
     return cast(Model, value)
 
 
 class Sampling:
     """Checked arguments of a call: what to sample, how, and from which place in the noise stream.
 
+    Parameters
+    ----------
+    model, inputs, noise, num_classes, **options
+        As in `certify`.
+
     Attributes
     ----------
+    model, noise, num_classes, seed, batch_size
+        As given; seed is drawn from the operating system where it is None.
+    options : dict
+        All `SamplingOptions`, checked.
+    inputs : Inputs
+        To be closed, or used in a ``with`` block.
+    ranks : Ranks
+        What processes divide among them.
+    device : torch.device
+        Where batches are made.
+    preparation : dict
+        What `ops.perturb` takes from scale to backend.
+    backend : str
+        That of the kernels, "auto" resolved.
+    forward : Forward
+        The base classifier.
+    execution : Execution
+        How it runs, as certificates record it.
     pacing : Pacing
         How its samplers keep time. This one, `probe` and `find_batch_size` are of the class, where a test may replace them.
     probe, find_batch_size : callable
         `probe.probe` and `batch_size.automatic`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong; on all ranks, if it is wrong on one or differs between them.
     """
 
     pacing = Pacing()
@@ -99,80 +87,82 @@ class Sampling:
     find_batch_size = staticmethod(automatic)
 
     def __init__(
-        self,
-        model: Model,
-        inputs: Source,
-        noise: Gaussian,
-        num_classes: int,
-        seed: int | None,
-        *,
-        batch_size: int | str = "auto",
-        input_ids: torch.Tensor | Sequence[int] | None = None,
-        progress: bool = False,
-        autocast: torch.dtype | str | None = None,
-        compile: bool = False,
-        cuda_graph: bool = False,
-        shard: str | None = None,
-        **preparation: Any,
+        self, model: Model, inputs: Source, noise: Gaussian, num_classes: int, **options: Unpack[SamplingOptions]
     ) -> None:
-        self.ranks = Ranks.find(shard)
+        self.ranks = Ranks.find(options.get("shard"))
         with self.ranks.barrier_or_raise():
-            check_options(preparation, SamplingOptions)
+            self.options = checked(SamplingOptions, options)
             self.model = check_model("model", model)
-            if isinstance(batch_size, str) and batch_size != "auto":
-                raise ValueError(f"batch_size is {batch_size!r}; it must be an int or 'auto'")
-            self.batch_size = batch_size if isinstance(batch_size, str) else check_count("batch_size", batch_size)
             if not isinstance(noise, Gaussian):
-                raise TypeError(f"noise is {noise!r}; it must be a Gaussian")
-            self.inputs = Inputs(inputs, input_ids, noise)
-            num_classes = Tally(1, num_classes).num_classes  # checked
-            self.noise, self.num_classes, self.progress = noise, num_classes, progress
-            self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
+                raise TypeError(f"noise must be a Gaussian, got {noise!r}")
+            self.inputs = Inputs(inputs, self.options["input_ids"], noise)
+            self.noise, self.num_classes = noise, Tally(1, num_classes).num_classes
+            self.batch_size = self.options["batch_size"]
+            self.seed = secrets.randbits(64) if (seed := self.options["seed"]) is None else seed
             self.device = self._find_device(isinstance(inputs, torch.Tensor))
-            # scale and shift go to the device once, rather than once a batch.
-            shape = self.inputs.shape
-            scale, shift = ops.affine(preparation.get("scale"), preparation.get("shift"), shape[0], self.device)
-            backend = ops.backend_for(preparation.get("backend", "auto"), self.device)
-            dtype = ops.as_dtype("dtype", torch.float32 if (given := preparation.get("dtype")) is None else given)
-            self.preparation = {**preparation, "scale": scale, "shift": shift, "backend": backend, "dtype": dtype}
-            # No samples: this only checks the noise and the preparation, before any work is done.
-            x = torch.zeros(1, *shape, device=self.device)
-            ops.perturb(x, noise, seed=self.seed, samples=range(0), rows=[], **self.preparation)
-            self.forward = Forward(
-                model, num_classes, self.device, autocast=autocast, compile=compile, cuda_graph=cuda_graph
-            )
-            self.forward.about = self.inputs.about
-            if self.forward.autocast is not None and dtype == torch.float64:
-                what = f"autocast is {self.forward.autocast} and dtype is {dtype}"
-                raise ValueError(f"{what}, which autocast leaves alone; leave one of them out")
-            self.execution = Execution(
-                dtype=_name(dtype),
-                autocast=None if self.forward.autocast is None else _name(self.forward.autocast),
-                channels_last=preparation.get("channels_last", False),
-                compile=compile,
-                cuda_graph=cuda_graph,
-                clamp=ops.check_clamp(preparation.get("clamp")),
-                scale=None if scale is None else tuple(scale.tolist()),
-                shift=None if shift is None else tuple(shift.tolist()),
-                reduced_precision=reduced_precision(self.forward.modules, self.device),
-                mode_fixed=self.forward.mode_fixed,
-            )
+            self.preparation = self._prepare()
+            self.backend: str = self.preparation["backend"]
+            self.forward = self._make_forward()
+            self.execution = self._record()
             if self.device.type == "cpu":
                 keep_freed_memory()
         self._probed = False
-        if shard is not None:
-            self._assert_equal(seed, input_ids)
+        if self.ranks.shard is not None:
+            self._assert_equal()
 
-    def _assert_equal(self, seed: int | None, input_ids: torch.Tensor | Sequence[int] | None) -> None:
+    def _prepare(self) -> dict[str, Any]:
+        """Return what `ops.perturb` takes, checked with no samples, before any work is done."""
+        options, shape = self.options, self.inputs.shape
+        # scale and shift go to the device once, rather than once a batch.
+        scale, shift = ops.affine(options["scale"], options["shift"], shape[0], self.device)
+        dtype = ops.as_dtype("dtype", torch.float32 if options["dtype"] is None else options["dtype"])
+        preparation: dict[str, Any] = {"scale": scale, "shift": shift, "clamp": options["clamp"], "dtype": dtype}
+        preparation["channels_last"] = options["channels_last"]
+        preparation["backend"] = ops.backend_for(options["backend"], self.device)
+        x = torch.zeros(1, *shape, device=self.device)
+        ops.perturb(x, self.noise, seed=self.seed, samples=range(0), rows=[], **preparation)
+        return preparation
+
+    def _make_forward(self) -> Forward:
+        options = self.options
+        forward = Forward(
+            self.model,
+            self.num_classes,
+            self.device,
+            autocast=options["autocast"],
+            compile=options["compile"],
+            cuda_graph=options["cuda_graph"],
+        )
+        forward.about = self.inputs.about
+        if forward.autocast is not None and self.preparation["dtype"] == torch.float64:
+            raise ValueError(
+                f"autocast must be None where dtype is torch.float64, which it leaves alone, got {forward.autocast}; leave "
+                "one of them out"
+            )
+        return forward
+
+    def _record(self) -> Execution:
+        """Return what certificates record of the options, and of the model."""
+        given, autocast = self.preparation, self.forward.autocast
+        names = {field.name for field in fields(Execution)}
+        recorded: dict[str, Any] = {name: value for name, value in self.options.items() if name in names}
+        recorded |= {name: None if given[name] is None else tuple(given[name].tolist()) for name in ("scale", "shift")}
+        recorded |= {"dtype": _name(given["dtype"]), "autocast": None if autocast is None else _name(autocast)}
+        recorded["clamp"] = ops.check_clamp(given["clamp"])
+        found = reduced_precision(self.forward.modules, self.device)
+        return Execution(**recorded, reduced_precision=found, mode_fixed=self.forward.mode_fixed)
+
+    def _assert_equal(self) -> None:
         """Raise ValueError where processes were given different things, as a DistributedSampler gives different inputs."""
-        ids = None if input_ids is None else torch.as_tensor(input_ids, dtype=torch.int64).cpu().numpy()
+        given = self.options["input_ids"]
+        ids = None if given is None else torch.as_tensor(given, dtype=torch.int64).cpu().numpy()
         settings = {
-            "seed": seed,
+            "seed": self.options["seed"],
             "shard": self.ranks.shard,
             "batch_size": self.batch_size,
             "num_classes": self.num_classes,
             "noise": self.noise,
-            "backend": self.preparation["backend"],
+            "backend": self.backend,
             "the number of inputs": self.inputs.count,
             "the shape of an input": list(self.inputs.shape),
             "the checksum of inputs[0]": crc32(self.inputs.first.cpu().numpy().tobytes()),
@@ -189,7 +179,7 @@ class Sampling:
         devices = {tensor.device for tensor in tensors}
         if fixed and devices and self.inputs.device not in devices:
             where = ", ".join(sorted(map(str, devices)))
-            raise ValueError(f"inputs is on '{self.inputs.device}', but the model is on '{where}'; they must share a device")
+            raise ValueError(f"inputs must be on the model's device, '{where}', got '{self.inputs.device}'")
         return self.inputs.device if fixed or len(devices) != 1 else devices.pop()
 
     def bar(self, samples: int, description: str, shares: int = 1) -> tqdm[Any]:
@@ -202,7 +192,7 @@ class Sampling:
             desc=description,
             unit="sample",
             unit_scale=True,
-            disable=None if self.progress and self.ranks.rank == 0 else True,
+            disable=None if self.options["progress"] and self.ranks.rank == 0 else True,
         )
 
     def batches(self, samples: int, pad: bool = False) -> Batches:
@@ -257,8 +247,15 @@ class Sampling:
         sizes = (ROWS,) if isinstance(self.batch_size, str) else (ROWS, self.batch_size)
         self.probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
 
-    def sampler(self, plan: SamplingPlan, bar: tqdm[Any], *, pad: bool = False, **hooks: Any) -> Sampler:
-        """Return what takes the inputs through a plan; with `hooks` as in `Sampler`, and `pad` as in `Batches`."""
+    def sampler(
+        self,
+        plan: SamplingPlan,
+        bar: tqdm[Any],
+        *,
+        pad: bool = False,
+        saved: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> Sampler:
+        """Return what takes the inputs through a plan; `pad` is as in `Batches`, `saved` as in `Sampler`."""
         inputs, count, world = self.inputs, self.inputs.count, self.ranks.world
         mine: Iterable[tuple[int, torch.Tensor]] = inputs
         if self.ranks.by_inputs:
@@ -279,7 +276,7 @@ class Sampling:
                 pacing=self.pacing,
                 ranks=self.ranks,
                 bar=bar,
-                **hooks,
+                saved=saved,
             )
 
     def outcomes(self, plan: SamplingPlan, description: str) -> Iterator[Outcome]:
@@ -300,8 +297,8 @@ class Sampling:
         self, specs: Sequence[CertificationSpec], stopping: StoppingRule, n0: int, n: int, **options: Any
     ) -> Certification:
         """Return the plan of a certification."""
-        backend, execution = self.preparation["backend"], self.execution
-        return Certification(specs, stopping, n0=n0, n=n, seed=self.seed, backend=backend, execution=execution, **options)
+        recorded: dict[str, Any] = {"seed": self.seed, "backend": self.backend, "execution": self.execution}
+        return Certification(specs, stopping, n0=n0, n=n, **recorded, **options)
 
     def results(self, plan: SamplingPlan, description: str) -> list[Any]:
         """Return what is found for every input, in their order; of all ranks' inputs if these are divided."""
