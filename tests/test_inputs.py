@@ -41,8 +41,8 @@ def readers():
 
 
 def eventually(condition):
-    """Wait until it holds; what is waited for takes microseconds, and a failure 10 seconds."""
-    deadline = time.monotonic() + 10
+    """Wait until it holds; what is waited for takes microseconds, and a failure a minute."""
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -500,7 +500,7 @@ def test_collected_by_its_own_thread():
 
     def source():
         yield X[0]
-        assert dropped.wait(10)
+        assert dropped.wait(60)
         gc.collect()
         yield from endless()
 
@@ -543,10 +543,10 @@ def test_a_source_that_does_not_come_back(monkeypatch):
     def source():
         yield X[0]
         waits.set()
-        go.wait(10)
+        go.wait(60)
 
     inputs = Inputs(source())
-    assert waits.wait(10)
+    assert waits.wait(60)
     inputs.close()
     assert len(readers()) == 1
     go.set()
@@ -565,5 +565,5 @@ def test_the_interpreter_ends():
             next(second)
         print("end")
         """
-    found = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
     assert (found.returncode, found.stdout, found.stderr) == (0, "end\n", "")

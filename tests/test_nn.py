@@ -1,7 +1,6 @@
 """rsfast.nn: the noise of ops.perturb, the gradient of x, and training that resumes."""
 
 import copy
-import doctest
 
 import pytest
 import torch
@@ -295,7 +294,3 @@ def test_seeds():
 def test_wrong_uses(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-def test_examples():
-    assert doctest.testmod(rsfast.nn).failed == 0
