@@ -57,6 +57,7 @@ MAKE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MAKE)
 def test_a_child_cannot_go_on_and_ends(make):
     """It is told, the second time, too; and ends where it closes, drops or leaves it. Its parent goes on."""

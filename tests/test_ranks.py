@@ -16,6 +16,8 @@ from conftest import integers
 import rsfast
 from rsfast.engine.ranks import Ranks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 NETS = """
 import os, time, torch
