@@ -14,6 +14,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import readers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import (
     BatchSampler,
@@ -34,10 +35,6 @@ from rsfast.ops import openmp
 
 X = torch.arange(60, dtype=torch.float32).reshape(10, 2, 3)
 LABELS = torch.arange(10)
-
-
-def readers():
-    return [thread for thread in threading.enumerate() if thread.name == "rsfast inputs"]
 
 
 def eventually(condition):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import integers
+from conftest import integers, rows, sidecar
 
 import rsfast
 from rsfast.engine.ranks import Ranks
@@ -149,10 +149,8 @@ def rsfast_certify(ranks, options, *launch):
 
 def contents(folder):
     """The table without its times, the counts, and the settings without what may differ."""
-    table = [line.rsplit("\t", 1)[0] for line in Path(folder, "results.tsv").read_text().splitlines()]
-    sidecar = json.loads(Path(folder, "results.json").read_text())
-    settings = {name: value for name, value in sidecar.items() if name not in ("command", "started")}
-    return table, integers(folder), settings, sorted(file.name for file in Path(folder).iterdir())
+    settings = {name: value for name, value in sidecar(folder).items() if name not in ("command", "started")}
+    return rows(folder), integers(folder), settings, sorted(file.name for file in Path(folder).iterdir())
 
 
 @pytest.mark.parametrize("shard", ["inputs", "samples"])
