@@ -153,6 +153,7 @@ def test_a_checkpoint_repeats_the_noise(reentrant, what, order):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["compiled network", "compiled network, reentrant", "compiled checkpoint"])
 def test_a_compiled_checkpoint_repeats_the_noise(what):
     nets = [network(), network()]
