@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rsfast"
 
 NO_TORCH = (
+    "bounds",
+    "sequences",
     "_check",
     "_files",
     "noise",
@@ -18,6 +20,7 @@ NO_TORCH = (
     "heads.bins",
     "stats",
     "stats.certificate",
+    "stats.proof",
     "engine.options",
     "engine.plan",
     "engine.allocator",
@@ -152,8 +155,6 @@ LONGER = {
     "rsfast/ops/triton_kernels.py::accumulate_wide_kernel": KERNEL,
     "rsfast/ops/triton_kernels.py::perturb_kernel": KERNEL,
     "rsfast/runs/run.py": "to be split",
-    "rsfast/stats/certificate.py": "to be split",
-    "rsfast/stats/sequences.py": "to be split",
 }
 
 
