@@ -258,6 +258,7 @@ def test_workers_draw_noise_of_their_own(options, monkeypatch):
     assert different(found, here, of_another, epochs(GaussianNoise(1.0, seed=7), 3, **options))
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned():
     """They share buffers of the main process."""
     layer = GaussianNoise(1.0, seed=7)

@@ -111,6 +111,7 @@ def test_the_plain_certificates_differ(head, stopping):
     assert (len({certificate.n for certificate in found}) > 2) == (stopping != "n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("batch_size", [7, 1000])
@@ -120,6 +121,7 @@ def test_batches_do_not_show(lag, head, stopping, batch_size, launched):
     assert certify(head=HEADS[head], batch_size=batch_size, **GOALS[stopping]) == plainly(head, stopping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("launched", [0, 3])
