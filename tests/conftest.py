@@ -2,6 +2,7 @@
 
 import json
 import resource
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,6 +72,21 @@ def unprobed(monkeypatch):
     monkeypatch.setattr(Sampling, "probe", staticmethod(lambda *_: None))
 
 
+def first_elements(batch):
+    """A model of four classes whose rows do not depend on the batch they stand in, to the bit."""
+    return batch.flatten(1)[:, :4]
+
+
+def readers():
+    """The threads that read inputs ahead."""
+    return [thread for thread in threading.enumerate() if thread.name == "rsfast inputs"]
+
+
+def notes(error):
+    """What a traceback would end with."""
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+
+
 class Flushing:
     """The caller's floating-point mode: subnormals are flushed to 0, as torch.set_flush_denormal(True) does."""
 
@@ -108,6 +124,29 @@ class Net(torch.nn.Module):
         return x.flatten(1) @ self.weight.T
 """
 """A module for --model: four classes of 12 numbers, the same in every process."""
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A function that fills a new directory: a module of networks, and data.npz with an image of 12 numbers a label."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def fill(module, source, labels):
+        Path(f"{module}.py").write_text(source)
+        images = np.random.default_rng(0).random((len(labels), 3, 2, 2), dtype=np.float32)
+        np.savez("data.npz", images=images, labels=labels)
+
+    return fill
+
+
+def rows(folder):
+    """The lines of a run folder's table, without their times."""
+    return [line.rsplit("\t", 1)[0] for line in Path(folder, "results.tsv").read_text().splitlines()]
+
+
+def sidecar(folder):
+    return json.loads(Path(folder, "results.json").read_text())
 
 
 def integers(folder):

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import first_elements
 
 from rsfast.engine.batches import Batches, RowGroup, slice_groups
 from rsfast.engine.forward import Forward
@@ -23,10 +24,6 @@ NO_MEMORY = {
     "python": lambda: MemoryError(),
     "allocator": lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 GB"),
 }
-
-
-def first_elements(batch):
-    return batch.flatten(1)[:, :4]
 
 
 def make(model=first_elements, size=16, pad=False, **preparation):

@@ -63,6 +63,7 @@ def test_a_wrong_certificate_is_not_recorded(monkeypatch):
             bench_certify.against_loop(1, "certify")
 
 
+@pytest.mark.slow
 def test_one_json_has_both_sides_and_their_ratio(tmp_path):
     file = tmp_path / "benchmarks.json"
     test = "benchmarks/bench_perturb.py::test_perturb_torch"

@@ -7,6 +7,7 @@ import numpy
 import pandas
 import pytest
 import torch
+from conftest import notes
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -188,10 +189,6 @@ def test_one_input_without_a_batch_axis():
 
 
 # Axes that a model fails on
-
-
-def notes(error):
-    return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
 FLAT = nn.Sequential(nn.Flatten(), nn.Linear(144, 5)).eval()

@@ -1,6 +1,5 @@
 """rsfast.lipschitz: every bound at or above the exact norm of the unrolled operator, and close to it; errors elsewhere."""
 
-import doctest
 import re
 
 import numpy as np
@@ -424,7 +423,3 @@ def test_wrong_arguments():
     for p in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="it must be above 0 and below 1"):
             published_bridging_radius(1.0, 1.0, p)
-
-
-def test_docstring_examples():
-    assert doctest.testmod(rsfast.lipschitz).failed == 0

@@ -45,6 +45,7 @@ def given(kind, constant, scale):
     return {"bound": constant, "float": float(constant), "inputs": constant * min(1.0, np.abs(scale).max())}[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bound", "float", "inputs"])
 @pytest.mark.parametrize(
     "scale", [14.0, -9.0, 0.25, (2.0, 11.0, 1.0), (0.5, 0.25, 0.125), None], ids=lambda scale: str(scale)
@@ -254,12 +255,8 @@ def low():
 
 
 @pytest.fixture
-def _folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "lipschitz_nets.py").write_text(NETS)
-    images = np.random.default_rng(0).random((6, 3, 2, 2), dtype=np.float32)
-    np.savez("data.npz", images=images, labels=np.arange(6) % 4)
+def _folder(workspace):
+    workspace("lipschitz_nets", NETS, np.arange(6) % 4)
 
 
 def command(out, options, factory="Net"):

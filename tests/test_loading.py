@@ -422,6 +422,7 @@ def environment():
 ENTRIES = {"module": ["-m", "rsfast"], "command": ["-P", "-c", "import sys; from rsfast.cli import main; sys.exit(main())"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 def test_no_module_in_the_working_directory_stands_in_for_another(tmp_path, entry):
     """Nor for one that NumPy, SciPy and PyTorch import, before --model or long after."""

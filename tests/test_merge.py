@@ -11,13 +11,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import integers, largest_file, strip_sums
+from conftest import integers, largest_file, rows, sidecar, strip_sums
 
 from rsfast.cli import main
 from rsfast.runs.folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE
 from rsfast.runs.merge import merge
 from rsfast.runs.results import read
 from rsfast.runs.writer import RunWriter
+
+# Runs as earlier versions wrote them, and those that `write` makes in a moment.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no check sums", "ignore:.* lacks alpha")
 
 NETS = """
 import torch
@@ -39,12 +42,8 @@ SHARDS = ("--start 4 --end 7", "--end 4", "--start 7")  # in no order
 
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "merge_nets.py").write_text(NETS)
-    images = np.random.default_rng(0).random((9, 3, 2, 2), dtype=np.float32)
-    np.savez("data.npz", images=images, labels=np.arange(9) % 2 + 1)  # some are predicted
+def _folder(workspace):
+    workspace("merge_nets", NETS, np.arange(9) % 2 + 1)  # some are predicted
 
 
 def run(options, command="certify", seed=3, model="Net"):
@@ -55,15 +54,6 @@ def shards(options="", command="certify"):
     for number, shard in enumerate(SHARDS):
         run(f"{options} {shard} --out part{number}", command)
     return [f"part{number}" for number in range(len(SHARDS))]
-
-
-def sidecar(folder):
-    return json.loads(Path(folder, SIDECAR).read_text())
-
-
-def rows(folder):
-    """The table without its times."""
-    return [line.rsplit("\t", 1)[0] for line in Path(folder, TABLE).read_text().splitlines()]
 
 
 def assert_same_run(found, expected, others=()):
@@ -377,7 +367,6 @@ def merge_killed(parts, out, line):
     os._exit(0)
 
 
-@pytest.mark.filterwarnings("ignore:.* lacks alpha")
 def test_a_merge_that_is_killed_leaves_nothing_to_tidy():
     """Killed anywhere, it is no run; the next call removes what was left, whatever it merges, and nothing else."""
     write("a", range(4))
@@ -409,7 +398,6 @@ def test_a_merge_that_is_killed_leaves_nothing_to_tidy():
     assert left >= {0, 1, 2, 3}
 
 
-@pytest.mark.filterwarnings("ignore:.* lacks alpha")
 def test_a_merge_that_raises_leaves_nothing(monkeypatch):
     """Wherever it is among its renames."""
     write("a", range(4))
@@ -484,7 +472,6 @@ def test_a_row_that_does_not_follow_from_its_counts_is_refused(command, change, 
     assert "idx 2 has predict" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:.* lacks alpha")
 def test_a_table_of_another_command_is_refused():
     for command, out in (("certify", "radii"), ("predict", "classes")):
         run(f"--out {out}", command)

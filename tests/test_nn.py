@@ -1,7 +1,6 @@
 """rsfast.nn: the noise of ops.perturb, the gradient of x, and training that resumes."""
 
 import copy
-import doctest
 
 import pytest
 import torch
@@ -154,6 +153,7 @@ def test_a_checkpoint_repeats_the_noise(reentrant, what, order):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["compiled network", "compiled network, reentrant", "compiled checkpoint"])
 def test_a_compiled_checkpoint_repeats_the_noise(what):
     nets = [network(), network()]
@@ -258,6 +258,7 @@ def test_workers_draw_noise_of_their_own(options, monkeypatch):
     assert different(found, here, of_another, epochs(GaussianNoise(1.0, seed=7), 3, **options))
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned():
     """They share buffers of the main process."""
     layer = GaussianNoise(1.0, seed=7)
@@ -295,7 +296,3 @@ def test_seeds():
 def test_wrong_uses(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-def test_examples():
-    assert doctest.testmod(rsfast.nn).failed == 0

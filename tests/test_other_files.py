@@ -30,11 +30,8 @@ OTHERS = (
 
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    Path("other_nets.py").write_text(NETS)
-    np.savez("data.npz", images=np.random.default_rng(0).random((6, 3, 2, 2), dtype=np.float32), labels=np.arange(6) % 3)
+def _folder(workspace):
+    workspace("other_nets", NETS, np.arange(6) % 3)
     for start in (0, 3):
         assert main(f"{CERTIFY} --start {start} --end {start + 3} --out part{start}".split()) == 0
     for name in OTHERS:
@@ -81,6 +78,7 @@ def test_what_has_the_name_of_a_file_of_ours_is_refused(name, capsys):
     assert {file: file.read_bytes() for file in Path("out").rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["inputs", "samples"])
 def test_torchrun(shard):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rsfast", "--"]

@@ -4,7 +4,6 @@ import gc
 import random
 import subprocess
 import sys
-import threading
 import weakref
 from dataclasses import replace
 from functools import cache
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import follow
+from conftest import first_elements, follow, readers
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,11 +44,6 @@ def spread(count, size=6):
 X = spread(COUNT)
 
 
-def first_elements(batch):
-    """A model whose rows do not depend on the batch they stand in, to the bit."""
-    return batch.flatten(1)[:, :4]
-
-
 class Counting(nn.Module):
     """It counts the rows and batches that it saw, and fails at one batch if told to."""
 
@@ -71,10 +65,6 @@ def certify(model=first_elements, inputs=X, **options):
 
 def certify_each(model=first_elements, inputs=X, **options):
     return rsfast.certify_each(model, inputs, NOISE, **{"num_classes": 4, "n0": N0, "n": N, "seed": 5} | options)
-
-
-def readers():
-    return [thread for thread in threading.enumerate() if thread.name == "rsfast inputs"]
 
 
 @pytest.fixture
@@ -121,6 +111,7 @@ def test_the_plain_certificates_differ(head, stopping):
     assert (len({certificate.n for certificate in found}) > 2) == (stopping != "n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("batch_size", [7, 1000])
@@ -130,6 +121,7 @@ def test_batches_do_not_show(lag, head, stopping, batch_size, launched):
     assert certify(head=HEADS[head], batch_size=batch_size, **GOALS[stopping]) == plainly(head, stopping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("launched", [0, 3])

@@ -237,7 +237,7 @@ before = perturb(x, Gaussian(1.0), seed=1, samples=range(20))
 child = os.fork()
 if child == 0:
     import signal
-    signal.alarm(10)
+    signal.alarm(120)
     after = perturb(x, Gaussian(1.0), seed=1, samples=range(20))
     os._exit(after.numpy().tobytes() != before.numpy().tobytes())
 assert os.waitpid(child, 0)[1] == 0
@@ -245,7 +245,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_after_a_fork():
-    """A child process, as multiprocessing and data loaders fork them, may go on: it ends within 10 s, with the same bits."""
+    """A child process, as multiprocessing and data loaders fork them, may go on: it ends, with the same bits."""
     subprocess.run([sys.executable, "-c", AFTER_A_FORK], check=True)
 
 

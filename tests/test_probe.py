@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from conftest import notes
 from torch import nn
 from torch.nn import functional
 
@@ -239,10 +240,6 @@ def test_memory_that_runs_out_there_is_left_to_the_run():
 
 
 # What a model raises at its first batch
-
-
-def notes(error):
-    return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
 @pytest.mark.parametrize("call", ["sample", "certify", "certify_each", "predict", "iterable"])

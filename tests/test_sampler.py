@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import first_elements
 from torch import nn
 
 import rsfast
@@ -18,11 +19,6 @@ from rsfast.ops.tally import Tally
 
 NOISE = Gaussian(0.5)
 HEADS = (Votes(), Softmax(0.5), Sparsemax(0.5), ClippedLogits(-1.0, 2.0))
-
-
-def first_elements(batch):
-    """A model whose rows do not depend on the batch they stand in, to the bit: the first four elements are the logits."""
-    return batch.flatten(1)[:, :4]
 
 
 def images(count=3, shape=(3, 5, 6), seed=0):
@@ -358,6 +354,7 @@ print(max(sizes[25:]) - max(sizes[:25]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_memory_does_not_grow_with_n():
     """10^6 samples take at most 6 MB more than 10^5, in a fresh process. Logits kept would add 14 MB, noise 58 MB."""

@@ -3,8 +3,6 @@
 How often the bounds are wrong is in test_coverage.py.
 """
 
-import subprocess
-import sys
 from itertools import pairwise
 
 import mpmath as mp
@@ -432,8 +430,3 @@ def test_schedules(schedule):
     for wrong, error in ((0, ValueError), (-5, ValueError), (2**33, ValueError), (10.0, TypeError), ("10", TypeError)):
         with pytest.raises(error, match=r"^n must be"):
             schedule(wrong)
-
-
-def test_import_needs_no_torch():
-    code = "import sys, rsfast.sequences; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == 0

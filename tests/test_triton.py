@@ -26,7 +26,10 @@ from triton_interpreter import interpret
 
 from rsfast.ops import triton_kernels
 
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # by NumPy, in the interpreter
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:overflow encountered"),  # by NumPy, in the interpreter
+]
 INTERPRETED = not torch.cuda.is_available()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 

@@ -105,6 +105,7 @@ def test_before_any_sampling():
             rsfast.certify(never, X * 255, Gaussian(0.5), **OPTIONS)
 
 
+@pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize(("command", "options"), [("certify", "--n0 20"), ("predict", "--mean 0.5 --std 0.25")])
 @pytest.mark.parametrize("factor", [1, 255])
 def test_one_line_of_the_command_line(command, options, factor, tmp_path, monkeypatch, capsys):
