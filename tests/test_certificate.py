@@ -387,8 +387,8 @@ def test_resolve():
             resolve(Softmax(1.0), bound, "auto")
 
 
-def test_a_cap_and_ranges_that_do_not_fit():
-    for cap, error, message in (
+def test_max_samples_and_ranges_that_do_not_fit():
+    for most, error, message in (
         (
             99,
             ValueError,
@@ -399,7 +399,7 @@ def test_a_cap_and_ranges_that_do_not_fit():
         (100.5, TypeError, "max_samples must be an int"),
     ):
         with pytest.raises(error, match=message):
-            certify([[9, 1, 0]], [[90, 10, 0]], max_samples=cap)
+            certify([[9, 1, 0]], [[90, 10, 0]], max_samples=most)
     selection, estimation = tally_of([[9, 1, 0]]), tally_of([[90, 10, 0]])
     for wrong, message in (
         ([], "estimation must hold at least one Tally, and none twice, got 0 Tallies"),
@@ -418,7 +418,7 @@ def test_a_cap_and_ranges_that_do_not_fit():
 
 
 def test_data_that_stopped_early_take_a_sequence():
-    """A cap above n says that n was chosen on the way: only a bound that holds at every n is left."""
+    """max_samples above n says that n was chosen on the way: only a bound that holds at every n is left."""
     selection, few = tally_of([[9, 1, 0]]), tally_of([[90, 10, 0]])
     (found,) = certificates(selection, few, NOISE, alpha=ALPHA, max_samples=1000, seed=0)
     assert (found.bound, found.max_samples, found.n) == ("beta_binomial_sequence", 1000, 100)
@@ -438,8 +438,8 @@ def test_data_that_stopped_early_take_a_sequence():
 
 
 @pytest.mark.parametrize("head", [Votes(), Softmax(1.0)])
-def test_with_a_cap_the_last_look_is_one_of_several(head):
-    """Whoever read a sequence on the way may not take a bound for one look at the end, though n is the cap."""
+def test_with_max_samples_the_last_analysis_is_one_of_several(head):
+    """Whoever read a sequence on the way may not take a bound for one analysis at the end, though n is max_samples."""
     first, last = (
         tally_of([[n, 0, 0]], [[([0.9 * n, 0.1 * n], [0.82 * n, 0.02 * n])]], (Votes(), Softmax(1.0))) for n in (10, 100)
     )

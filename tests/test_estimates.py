@@ -216,21 +216,21 @@ def test_leading_classes_of_every_head():
 
 def test_the_best_case_is_as_likely_as_it_says():
     """Exceeded by the mean of all samples with chance LIKELY, seen from a part; to 4 standard errors of 20,000 draws."""
-    rng, p, seen, cap, draws = np.random.default_rng(7), np.array([0.9, 0.07, 0.03]), 6000, 10_000, 20_000
+    rng, p, seen, most, draws = np.random.default_rng(7), np.array([0.9, 0.07, 0.03]), 6000, 10_000, 20_000
     part = rng.multinomial(seen, p, size=draws)
-    whole = part + rng.multinomial(cap - seen, p, size=draws)
+    whole = part + rng.multinomial(most - seen, p, size=draws)
     selected = Scores.of(votes(np.tile(SELECTION, (draws, 1))), Votes())
 
     def of(estimation):
-        options = {"histograms": False, "max_samples": cap, "seed": SEED, "input_ids": range(draws)}
+        options = {"histograms": False, "max_samples": most, "seed": SEED, "input_ids": range(draws)}
         return Estimates.of(selected, [votes(estimation)], Votes(), **options)
 
     for place, side in ((0, "upper"), (1, "lower")):
         best, _ = best_case(of(part), place, side)
-        beyond = whole[:, [place]] / cap > best if side == "upper" else whole[:, [place]] / cap < best
+        beyond = whole[:, [place]] / most > best if side == "upper" else whole[:, [place]] / most < best
         error = 4 * np.sqrt(LIKELY / draws)
         assert abs(beyond.mean() - LIKELY) < error + 0.3 * LIKELY  # counts are whole numbers
         best, _ = best_case(of(whole), place, side)
-        np.testing.assert_allclose(best, whole[:, [place]] / cap, rtol=1e-12)
+        np.testing.assert_allclose(best, whole[:, [place]] / most, rtol=1e-12)
     swapped, _ = best_case(of(part[:, [0, 2, 1]]), 1, "lower")  # the selection had put the smaller second
     np.testing.assert_array_equal(swapped, best_case(of(part), 1, "lower")[0])

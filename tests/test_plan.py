@@ -92,7 +92,7 @@ def test_stopping_on_the_results_errs_within_alpha(rule, bound):
     assert wrongly_certified(inputs, spec(rule=rule, bound=bound)) <= binom.isf(1e-9, inputs, 0.05)
 
 
-def test_a_bound_for_one_look_would_fail_so(monkeypatch):
+def test_a_bound_for_one_analysis_would_fail_so(monkeypatch):
     class Eager(ClopperPearson):
         name = "eager"
         sequence = True
@@ -144,7 +144,7 @@ def test_a_relative_precision():
     )
 
 
-def test_looks_are_at_the_schedule_and_nothing_is_drawn_in_vain():
+def test_analyses_are_at_the_schedule_and_nothing_is_drawn_in_vain():
     draw = Simulated(40, [0.6, 0.3, 0.1])
     found = run(draw, spec(), radius=0.3)
     ends = sequences.analysis_ends(10_000)
@@ -156,7 +156,7 @@ def test_looks_are_at_the_schedule_and_nothing_is_drawn_in_vain():
     assert active == [int((draw.drawn >= samples.stop).sum()) for samples in estimation]
 
 
-def test_one_range_where_one_look_is_all():
+def test_one_range_where_one_analysis_is_all():
     for how, ends in (
         (spec(early=False), [10_000]),
         (spec(early=False, bound="beta_binomial_sequence"), [10_000]),
@@ -294,7 +294,7 @@ def test_goals_that_are_none(options, error, message):
 
 
 @pytest.mark.parametrize("bound", [name for name, kind in BOUNDS.items() if not kind.sequence])
-def test_a_bound_for_one_look_is_refused(bound):
+def test_a_bound_for_one_analysis_is_refused(bound):
     message = f"bound must be one of auto, beta_binomial_sequence.*, got '{bound}'; it holds for one analysis"
     with pytest.raises(ValueError, match=message):
         spec(head=Votes(), bound=bound)

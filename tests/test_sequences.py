@@ -133,11 +133,11 @@ def one_score_at_a_time(q, ends, alpha, horizons, prior_scores=()):
             [max(zip(rates, growth, strict=True), key=lambda r: mp.expm1(r[1] - level / h) / r[0])[0] for h in horizons]
         )
 
-    def log_capital(m, look):
+    def log_capital(m, analysis):
         players = []
         for player in range(len(horizons)):
             product = mp.mpf(1)
-            for r in range(look + 1):
+            for r in range(analysis + 1):
                 t = bets[r][player]
                 for y in scores[([0, *ends])[r] : ends[r]]:
                     product *= 1 + t / (1 + t * m) * (y - m)
@@ -172,12 +172,12 @@ def test_betting_against_mpmath(alpha, centre):
     horizons = [200, 100, 50, 25]
     capital = one_score_at_a_time(q, ends, alpha, horizons)
     largest = 0
-    for look, value in enumerate(sequences.betting_sequence_lower(counts, alpha, 200, sums=sums)[0].tolist()):
+    for analysis, value in enumerate(sequences.betting_sequence_lower(counts, alpha, 200, sums=sums)[0].tolist()):
         if value > largest:
-            assert capital(mp.mpf(value), look) >= level
+            assert capital(mp.mpf(value), analysis) >= level
         largest = max(value, largest)
         assert value == largest
-        assert capital(mp.mpf(value) + mp.mpf("1e-9"), look) < level
+        assert capital(mp.mpf(value) + mp.mpf("1e-9"), analysis) < level
 
     # a prior of one mean and variance: two scores, 0.5 +- 0.1
     capital = one_score_at_a_time(q, ends, alpha, [n], [(mp.mpf("0.6"), 15), (mp.mpf("0.4"), 15)])
@@ -229,7 +229,7 @@ def test_upper_bounds_mirror():
 
 
 def test_no_bet_knows_what_it_is_about():
-    """Bets before a range depend on earlier ranges alone: bounds at earlier looks are the same bits whatever comes after.
+    """Bets before a range depend on earlier ranges alone: bounds at earlier analyses are the same bits whatever comes after.
 
     Nor does a bound depend on which other inputs are computed with it.
     """
@@ -386,12 +386,14 @@ def test_betting_errors(function, rest):
 
 
 @pytest.mark.parametrize("function", [sequences.betting_sequence_lower, sequences.betting_sequence_upper])
-@pytest.mark.parametrize(("cap", "error"), [(9, ValueError), (2**33, ValueError), (100.0, TypeError), (True, TypeError)])
-def test_cap_errors(function, cap, error):
+@pytest.mark.parametrize(
+    ("max_samples", "error"), [(9, ValueError), (2**33, ValueError), (100.0, TypeError), (True, TypeError)]
+)
+def test_max_samples_errors(function, most, error):
     counts = np.zeros((2, BINS), dtype=np.int64)
     counts[:, 10] = 5
     with pytest.raises(error, match=r"max_samples must be"):
-        function(counts, 0.05, cap)
+        function(counts, 0.05, most)
 
 
 @pytest.mark.parametrize(

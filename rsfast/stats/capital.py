@@ -31,6 +31,7 @@ _ROWS = 256  # of log growths added up at once: they fit the cache
 
 
 def check_histogram(counts: ArrayLike, sums: ArrayLike | None) -> tuple[Integers, Integers | None]:
+    """Return counts and sums [..., R, BINS] of scores as int64; raise TypeError or ValueError if no scores have them."""
     c = as_integers("counts", counts, 0)
     if c.ndim < 2 or c.shape[-1] != BINS or not 1 <= c.shape[-2] <= MAX_RANGES:
         raise ValueError(f"counts must be [..., ranges, {BINS}] with 1 to {MAX_RANGES} ranges, got shape {c.shape}")
@@ -131,6 +132,13 @@ def betting_limits(
 
 
 def check_horizons(max_samples: int, counts: Integers) -> Floats:
+    """Return the sample sizes [H] for which the bettors of a sequence bet, the largest max_samples, each half the last.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If max_samples is not an int, or not from the scores counted so far to 2**33 - 1.
+    """
     max_samples = as_int("max_samples", max_samples)
     most = int(counts.sum(axis=(-2, -1)).max(initial=1))
     if not most <= max_samples < MAX_TRIALS:
@@ -149,4 +157,5 @@ def reflected(
 
 
 def mirrored_with_slack(lower: Floats, slack: int) -> Floats:
+    """Return 1 minus a lower bound plus the slack of scores, in units of 2**-30, rounded up, at most 1."""
     return np.asarray(np.minimum(np.nextafter(mirrored(lower) + slack / UNIT, np.inf), 1.0))
