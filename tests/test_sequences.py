@@ -386,9 +386,7 @@ def test_betting_errors(function, rest):
 
 
 @pytest.mark.parametrize("function", [sequences.betting_sequence_lower, sequences.betting_sequence_upper])
-@pytest.mark.parametrize(
-    ("max_samples", "error"), [(9, ValueError), (2**33, ValueError), (100.0, TypeError), (True, TypeError)]
-)
+@pytest.mark.parametrize(("most", "error"), [(9, ValueError), (2**33, ValueError), (100.0, TypeError), (True, TypeError)])
 def test_max_samples_errors(function, most, error):
     counts = np.zeros((2, BINS), dtype=np.int64)
     counts[:, 10] = 5
