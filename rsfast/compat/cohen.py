@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class _Checked(Generic[T]):
-    """An attribute that is checked whenever it is set; with `make`, one that was not set is made when it is first read."""
+    """An attribute that is checked whenever it is set. With `make`, one that was not set is made at the first use."""
 
     def __init__(self, check: Callable[[Any], T], make: Callable[[], T] | None = None) -> None:
         self._check, self._make = check, make
@@ -90,7 +90,7 @@ class _Call:
     start: int = 0
 
     def check(self) -> None:
-        """Raise RuntimeError if what was sampled may not be what this says."""
+        """Raise RuntimeError if an attribute was set since the call began, so that other things may have been sampled."""
         for name in ("base_classifier", "num_classes", "sigma"):
             before, now = getattr(self, name), getattr(self.smooth, name)
             if now is not before and now != before:
