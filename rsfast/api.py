@@ -1,4 +1,4 @@
-"""The public functions: check the arguments, draw the samples, turn the Tallies into certificates."""
+"""The public functions: check the arguments, draw the samples, return what the plan makes of them."""
 
 from __future__ import annotations
 
@@ -90,15 +90,15 @@ def sample(
     scale, shift, clamp, dtype, channels_last, backend
         As in `ops.perturb`. dtype is what the model takes: "float64" for one whose weights are float64.
     autocast, compile, cuda_graph
-        As in `forward.Forward`. With scale, shift, clamp, dtype and channels_last part of the classifier that is certified,
-        and recorded.
+        And whatever else `forward.Forward` takes, as there. These and scale, shift, clamp, dtype and channels_last are part
+        of the classifier that is certified, and recorded.
     progress : bool
         Show a progress bar if stderr is a terminal.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what it was and what it must be; before any sampling, but for what the model returns.
+        If an argument is wrong, before any sampling; if what the model returns is wrong, at its first batch.
 
     Examples
     --------
@@ -165,9 +165,10 @@ def certify(
     inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
         A tensor, or anything that `inputs.Inputs` reads: ahead of the model, and never all in memory.
     n0, n : int
-        Selection samples, and estimation samples of each input; the most of them if `radius` or `rtol` is given.
+        Selection samples (default 100), and estimation samples (default 100,000) of each input: the most of them if `radius`
+        or `rtol` is given.
     alpha : float
-        Failure probability, in (0, 1), of an input.
+        Failure probability, in (0, 1), of an input (default 0.001).
     head : Head or sequence of Head
         The score that is averaged: part of the classifier, to be fixed before sampling. Of several each gets a certificate,
         at alpha over their number, so that all of an input hold together and the best may be quoted.
@@ -185,7 +186,7 @@ def certify(
         float32, as scores then jump: dtype, autocast, the model's parameters and buffers, its logits, TF32 and the like
         (on a GPU PyTorch's default for convolutions; `torch.backends.cudnn.allow_tf32` switches it off).
     radius : float, optional
-        Stop sampling an input as soon as its radius is proved to be as large, or the samples say that it will not be. The
+        Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that it will not be. The
         certificate holds either way; its radius may be larger or smaller, and n is the number of samples it took.
     rtol : float, optional
         Stop sampling an input as soon as its radius is proved to within this share, in (0, 1), of what it could become.
@@ -205,17 +206,18 @@ def certify(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what it was and what it must be; before any sampling, but for what the model returns.
+        If an argument is wrong, before any sampling; if what the model returns is wrong, at its first batch.
 
     Warns
     -----
     UserWarning
-        If n is so small that even unanimous votes certify nothing, or not the `radius` that is asked for. If inputs leave
-        [0, 1], as sigma is in their units; of inputs that are not a tensor, the first is looked at.
+        If n is so small that even unanimous votes certify nothing, or not the `radius` that is given. If inputs leave
+        [0, 1], as sigma is in their units; of inputs that are not a tensor, the first is checked.
 
     Notes
     -----
-    Samples are looked at after 16, 24, 32, 48, 64 ... (`sequences.analysis_ends`), whatever the batch size.
+    With `radius` or `rtol`, samples are analysed after 16, 24, 32, 48, 64 ... of them (`sequences.analysis_ends`), whatever
+    the batch size.
 
     References
     ----------
@@ -361,7 +363,7 @@ def tune_head(
     model, noise, num_classes, **options
         As in `certify`, and best as they will be in deployment; but n is 10,000 by default, and there is no radius or rtol.
     inputs : float32 tensor [I, *shape]
-        Calibration inputs; none of those that are certified later.
+        Calibration inputs; not those that are certified later.
     labels : int64 [I]
         Their true classes.
     heads : sequence of Head
@@ -382,7 +384,7 @@ def tune_head(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what it was and what it must be; before any sampling, but for what the model returns.
+        If an argument is wrong, before any sampling; if what the model returns is wrong, at its first batch.
 
     Examples
     --------
@@ -446,7 +448,7 @@ def predict(
     alpha: float,
     **options: Unpack[SamplingOptions],
 ) -> list[int]:
-    """Return the smoothed classifier's class at each input, or ABSTAIN where n votes do not tell it at level alpha.
+    """Return the smoothed classifier's class at each input, or ABSTAIN where n votes do not decide at level alpha.
 
     The two-sided exact binomial test of the two classes with most votes. A class that is returned is not the smoothed
     classifier's with probability at most alpha.

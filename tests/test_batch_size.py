@@ -111,7 +111,7 @@ def test_no_more_than_256_mib(shape, largest):
 def test_the_answer_is_remembered():
     """Per model, shape, device and execution, and for no longer than the model lives; then few samples do not matter."""
     machine, model = Machine(lambda size: max(size, 100)), nn.Flatten()
-    before = len(batch_size._found)
+    before = len(batch_size.remembered)
     arguments = [model, SHAPE, CPU, Execution()]
     assert automatic(*arguments, None, machine.run, machine.clock) == 128
     once = len(machine.runs)
@@ -122,9 +122,9 @@ def test_the_answer_is_remembered():
         changed = [*arguments[:place], other, *arguments[place + 1 :]]
         assert automatic(*changed, None, machine.run, machine.clock) == 128
         assert len(machine.runs) == (place + 2) * once
-    assert len(batch_size._found) == before + 2
+    assert len(batch_size.remembered) == before + 2
     del model, arguments, others, other, changed
-    assert len(batch_size._found) == before
+    assert len(batch_size.remembered) == before
 
 
 class Slotted:

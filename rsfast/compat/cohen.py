@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class _Checked(Generic[T]):
-    """An attribute that is checked whenever it is set; with `make`, one that was not set is made when it is first read."""
+    """An attribute that is checked whenever it is set. With `make`, one that was not set is made at the first use."""
 
     def __init__(self, check: Callable[[Any], T], make: Callable[[], T] | None = None) -> None:
         self._check, self._make = check, make
@@ -90,7 +90,7 @@ class _Call:
     start: int = 0
 
     def check(self) -> None:
-        """Raise RuntimeError if what was sampled may not be what this says."""
+        """Raise RuntimeError if an attribute was set since the call began, so that other things may have been sampled."""
         for name in ("base_classifier", "num_classes", "sigma"):
             before, now = getattr(self, name), getattr(self.smooth, name)
             if now is not before and now != before:
@@ -283,8 +283,10 @@ class Smooth:
 
 
 def _one_input(x: torch.Tensor) -> torch.Tensor:
-    """Return x as a batch of one, with the shapes that the original's ``x.repeat((n, 1, 1, 1))`` gives, but that a vector
-    stays one, and several inputs, which it mixed into one vote, are refused."""
+    """Return x as a batch of one, of the shape that the original's ``x.repeat((n, 1, 1, 1))`` gives.
+
+    But a vector stays a vector, and several inputs are refused: the original mixed them into one vote.
+    """
     if isinstance(x, torch.Tensor) and x.ndim not in (1, 2, 3) and (x.ndim != 4 or len(x) != 1):
         several = "; of several call it for each, or rsfast.certify for all" if x.ndim == 4 else ""
         raise ValueError(f"x must be one input, [C, H, W], [1, C, H, W], [H, W] or [D], got shape {list(x.shape)}{several}")

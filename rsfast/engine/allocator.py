@@ -80,7 +80,7 @@ class _MallInfo(ctypes.Structure):
 def _provides_malloc(glibc: ctypes.CDLL) -> bool:
     """Return whether this process's malloc is glibc's: whether glibc counts one more mapped block when malloc returns one.
 
-    Addresses do not tell: where Python is built for a fixed address, as by Debian, that of malloc is a stub's.
+    Addresses do not show it: where Python is built for a fixed address, as by Debian, that of malloc is a stub's.
     """
     process = ctypes.CDLL(None)
     process.malloc.argtypes, process.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p

@@ -1,4 +1,4 @@
-"""The fastest batch size, by a short measured search."""
+"""Find the fastest batch size by a short measured search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .forward import Model, is_out_of_memory
 
 _RUNS = 3  # of each size; the first may compile, or capture, or fill caches
 _TOLERANCE = 0.02  # of the time a row takes; smaller differences are noise
-_found: WeakKeyDictionary[Model, dict[tuple[torch.Size, torch.device, Execution], int]] = WeakKeyDictionary()
+remembered: WeakKeyDictionary[Model, dict[tuple[torch.Size, torch.device, Execution], int]] = WeakKeyDictionary()
 
 
 def automatic(
@@ -55,7 +55,7 @@ def automatic(
     1024
     """
     try:
-        found = _found.setdefault(model, {})
+        found = remembered.setdefault(model, {})
     except TypeError:
         found = {}
     key = (shape, device, execution)

@@ -44,7 +44,7 @@ def slice_groups(groups: Sequence[RowGroup], start: int, stop: int) -> list[RowG
 
 
 class Batches:
-    """What runs batches: model, noise and preparation, and the buffer that every batch is written to.
+    """Run batches of one model, noise and preparation, all written to one buffer.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ class Batches:
         return self._buffer[:rows]
 
     def _back_off(self, size: int) -> None:
-        if self.limit == self.size:  # say so once
+        if self.limit == self.size:  # warn once
             warnings.warn(
                 f"memory ran out on a batch of {size}; going on with smaller ones, and no sample is lost or counted twice",
                 UserWarning,

@@ -48,7 +48,7 @@ class Forward:
     device : torch.device
         Where the batches are.
     autocast : torch.dtype or str, optional
-        bfloat16 or float16, or its name: the model runs under `torch.autocast`. None takes what the autocast context says
+        bfloat16 or float16, or its name: the model runs under `torch.autocast`. None takes what the autocast context has
         that this is called in, if any. The attribute `autocast` is what was taken.
     compile : bool
         Run the model through `torch.compile`; what stops the compiler is raised. The first batch size gets its own graph,
@@ -189,7 +189,7 @@ def check_logits(output: object, batch: int, num_classes: int) -> torch.Tensor:
     Raises
     ------
     TypeError, ValueError
-        If there are none, or they have another shape or are no floating-point numbers.
+        If there are none, they have another shape, or they are not floating-point numbers.
 
     Examples
     --------
@@ -247,7 +247,7 @@ def reduced_precision(modules: Sequence[torch.nn.Module], device: torch.device) 
 
 
 def _held(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield a tensor, or those that one of a subclass is made of: a quantized one says that it is of float32."""
+    """Yield a tensor, or the tensors inside one of a subclass, as a quantized tensor claims to be float32."""
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from _held(getattr(tensor, name))
@@ -269,7 +269,7 @@ def _lowered_settings(device: str) -> Iterator[str]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory, of the host or of a GPU, ran out.
+    """Return whether an error means that memory, of the host or of a GPU, ran out.
 
     Examples
     --------

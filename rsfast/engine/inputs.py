@@ -28,7 +28,7 @@ from .._hints import axes, axes_of_each, conversion
 from ..noise import Gaussian
 from ..ops import openmp
 
-_AHEAD = 64  # inputs that are read before they are asked for, at most
+_AHEAD = 64  # inputs that are read before they are needed, at most
 _AHEAD_BYTES = 64 << 20  # what they take, at most, but that 2 are always read
 
 _IDS = range(1 << 32)
@@ -42,9 +42,9 @@ T = TypeVar("T")
 
 
 class Owned(Generator[T, None, None]):
-    """A generator for the process that made it: a forked child lacks its threads, so that it would wait for ever.
+    """A generator for the process that made it.
 
-    There `next` raises RuntimeError, and `close` leaves all to the parent.
+    A forked child lacks its threads, and would wait for ever. There `next` raises RuntimeError, and `close` does nothing.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Owned(Generator[T, None, None]):
 
 
 class Inputs:
-    """An iterator over (input id, input) that checks each input, and reads ahead of the model where there is reading to do.
+    """Iterate over (input id, input), check each input, and read ahead of the model where there is reading to do.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class Inputs:
     device : torch.device
         Of each input.
     count : int or None
-        How many there are, if `inputs` can tell before it is read.
+        How many there are, if `inputs` knows before it is read.
     first : tensor [*shape]
         The first of them, which is still to come.
     about : str
@@ -186,7 +186,7 @@ class Inputs:
         warn_of_units(self._known, sigma, stacklevel + 1)
 
     def close(self) -> None:
-        """End the iteration and the thread; a thread that waits for `inputs` ends when it hears from them."""
+        """End the iteration and the thread; a thread that waits for `inputs` ends when the next one arrives."""
         self._close()
 
     def __enter__(self) -> Inputs:
@@ -246,7 +246,7 @@ def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Gaussian | No
 
 
 def _check_row(row: _Row, place: int, noise: Gaussian | None) -> None:
-    """Check the values of a row: on a GPU what they are was mostly found out while earlier rows were taken."""
+    """Check the values of a row; a GPU has mostly computed its magnitude while earlier rows were taken."""
     if row.known is not None:
         row.known.synchronize()
     _check_magnitudes(row.magnitude, place, noise)
@@ -269,7 +269,7 @@ def _items(inputs: Any) -> Iterator[object]:
 
 
 def _length(inputs: Any) -> int | None:
-    """Return how many inputs there are, or None where `inputs` cannot tell."""
+    """Return how many inputs there are, or None where `inputs` does not know."""
     if isinstance(inputs, DataLoader):
         batches = inputs.batch_sampler
         if batches is None:
@@ -280,12 +280,12 @@ def _length(inputs: Any) -> int | None:
             return None
     try:
         return len(inputs)
-    except (TypeError, NotImplementedError):  # so an IterableDataset or a sampler says that it has none
+    except (TypeError, NotImplementedError):  # as an IterableDataset or a sampler without a length raises
         return None
 
 
 def _shuffler(loader: DataLoader[Any]) -> object | None:
-    """Return what shuffles a DataLoader, as far as one can know: torch's samplers, and what says that it shuffles."""
+    """Return what shuffles a DataLoader: one of torch's samplers, or an object whose attribute `shuffle` is True."""
     batches = loader.batch_sampler
     for sampler in (loader.sampler if batches is None else getattr(batches, "sampler", None), batches):
         if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
@@ -304,7 +304,7 @@ class _Row(NamedTuple):
 
 
 def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
-    """Yield the first row, to be looked at, and then every row."""
+    """Yield the first row, to be inspected, and then every row."""
     yield tensor[0]
     for place in range(len(tensor)):
         yield tensor[place]
@@ -313,7 +313,7 @@ def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
 def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
     """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list.
 
-    Its values are for who takes it to check: here that would be to wait for a GPU, each time.
+    Whoever takes an input checks its values: to check them here would be to wait for a GPU each time.
     """
     place, shape, device = 0, torch.Size(), torch.device("cpu")
     while True:
@@ -358,7 +358,7 @@ def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | Non
 
 
 def _ahead(rows: Iterator[_Row], noise: Gaussian | None, patience: float) -> Generator[torch.Tensor, None, None]:
-    """Yield the first of `rows`, to be looked at, and then all of them, which a thread reads meanwhile.
+    """Yield the first of `rows`, to be inspected, and then all of them, which a thread reads meanwhile.
 
     The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe
     where garbage collection may close this generator: in any thread, within any call.

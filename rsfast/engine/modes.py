@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import Module
 
-_MOST = 10_000  # objects that a search looks at
+_MOST = 10_000  # objects that a search visits
 _LEAVES = (type(None), int, float, complex, str, bytes, torch.Tensor, np.ndarray)  # hold no module
 _LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "numpy"})  # whose own code holds no module of a model
 _COMMON = vars(Module()).keys()  # attributes that every module has,
@@ -84,7 +84,7 @@ def modules_of(model: object) -> list[Module]:
     """Return the modules that a model holds, each before its parts.
 
     The search follows attributes, containers, closures, default arguments, partial objects, bound
-    methods, and the globals that the code of a function names. It looks at every part of a module,
+    methods, and the globals that the code of a function names. It visits every part of a module,
     and else at 10,000 objects, those that are reached in the fewest steps. It reads no property and
     calls nothing, so it does not find a module that a function makes or imports when called.
 

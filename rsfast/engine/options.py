@@ -18,7 +18,7 @@ How each is used:
 - A parser goes through ``options_of(CertifyOptions).items()``, and leaves out those whose `Option.flags` is empty.
 - A sidecar holds each option whose `Option.recorded` is true, and ``Execution.to_dict()``.
 
-The head is not among them: certify returns lists where it is a sequence, which only an overload can tell a type checker.
+The head is not among them: certify returns lists where it is a sequence, and only overloads can declare that.
 This module must not postpone its annotations (``from __future__ import annotations``): that would hide the metadata.
 """
 
@@ -55,7 +55,7 @@ class Option:
         From its name and value to the value to use; raises TypeError or ValueError. Without one, the option is checked where
         it meets what it must fit: the device, the shape of the inputs or another option.
     help : str
-        What the command line says of it; "%(default)s" stands for the default.
+        Its help on the command line; "%(default)s" stands for the default.
     flags : tuple of str, optional
         How the command line writes it: ``--batch-size`` for batch_size, if None. Empty where the command line has no such
         option, or one of another form.
@@ -129,8 +129,8 @@ def _int_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-class ExecutionOptions(TypedDict, total=False):
-    """How the classifier runs: what it is given, and what runs it."""
+class PreparationOptions(TypedDict, total=False):
+    """How `ops.perturb` makes what the classifier is given."""
 
     scale: Annotated["torch.Tensor | Sequence[float] | float | None", Option(flags=())]
     shift: Annotated["torch.Tensor | Sequence[float] | float | None", Option(flags=())]
@@ -150,12 +150,6 @@ class ExecutionOptions(TypedDict, total=False):
         ),
     ]
     channels_last: Annotated[bool, Option(default=False, check=_bool, help="feed the model batches in torch.channels_last")]
-    autocast: Annotated[
-        "torch.dtype | str | None",
-        Option(parse=str, choices=("float16", "bfloat16"), help="run the model under torch.autocast"),
-    ]
-    compile: Annotated[bool, Option(default=False, check=_bool, help="run the model through torch.compile")]
-    cuda_graph: Annotated[bool, Option(default=False, check=_bool, help="replay the model as a CUDA graph")]
     backend: Annotated[
         str,
         Option(
@@ -166,6 +160,21 @@ class ExecutionOptions(TypedDict, total=False):
             help="auto, cpu, cuda, triton or reference (default: %(default)s)",
         ),
     ]
+
+
+class ForwardOptions(TypedDict, total=False):
+    """What `forward.Forward` takes: how the classifier runs."""
+
+    autocast: Annotated[
+        "torch.dtype | str | None",
+        Option(parse=str, choices=("float16", "bfloat16"), help="run the model under torch.autocast"),
+    ]
+    compile: Annotated[bool, Option(default=False, check=_bool, help="run the model through torch.compile")]
+    cuda_graph: Annotated[bool, Option(default=False, check=_bool, help="replay the model as a CUDA graph")]
+
+
+class ExecutionOptions(PreparationOptions, ForwardOptions, total=False):
+    """What of a call is part of the classifier that is certified, and the backend of the kernels."""
 
 
 class SmoothOptions(ExecutionOptions, total=False):

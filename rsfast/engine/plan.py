@@ -1,4 +1,4 @@
-"""The plan of a certification: which samples are drawn, when an input has enough of them, and what is made of them."""
+"""Sampling plans: which samples are drawn, when an input has enough of them, and what follows from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StoppingRule:
     Parameters
     ----------
     radius : float, optional
-        Once the radius is proved to be as large, or the samples say that it will not be.
+        Once the radius is proved to be as large, or a forecast from the samples is that it will not be.
     rtol : float, optional
         Once the radius that is proved is within this share of the largest that more samples could still prove.
 
@@ -66,7 +66,7 @@ class StoppingRule:
         return self.radius is not None or self.rtol is not None
 
     def reached(self, proved: NDArray[np.float64], ceiling: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Tell which inputs are decided, from the radius of each and the most that it could become."""
+        """Return which inputs are decided, from the radius of each and the most that it could become."""
         if self.radius is not None:
             return np.asarray((proved >= self.radius) | (ceiling < self.radius))
         assert self.rtol is not None
@@ -128,7 +128,7 @@ def smallest_n(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, num_
 
 
 class SamplingPlan(Protocol):
-    """What is drawn for every input, and what is made of it: all that a sampler needs to know."""
+    """What a sampler needs to know: which samples to draw of every input, and what follows from them."""
 
     heads: tuple[Head, ...]
     """What the Tallies sum."""
@@ -139,15 +139,15 @@ class SamplingPlan(Protocol):
     tracks: bool
     """Whether the Tallies of the estimation need `leading_classes` of the selection's."""
     lipschitz: bool
-    """Whether what is found rests on a Lipschitz constant, so that logits below float32 will not do."""
+    """Whether results rest on a Lipschitz constant, so that logits below float32 are refused."""
 
     def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
-        """Return what is found for each input after these ranges; None where it needs the next one."""
+        """Return the result of each input after these sample ranges; None where it needs the next one."""
         ...
 
 
 class Certification:
-    """The plan of a certification: select, then estimate range by range, and stop where an input is decided.
+    """Plan a certification: select, then estimate range by range, and stop where an input is decided.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ class Certification:
 
 
 class Prediction:
-    """The plan of a prediction: n votes of each input.
+    """Plan a prediction: n votes of each input.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ _done: WeakKeyDictionary[Model, set[object]] = WeakKeyDictionary()
 def probe(forward: Forward, noisy: Callable[[torch.Tensor], torch.Tensor], sizes: Sequence[int], about: object) -> None:
     """Warn if a model's logits of a row depend on anything but that row.
 
-    The model runs as it is, neither compiled nor captured, on two batches of a few rows. One more batch tells the cause of a
+    The model runs as it is, neither compiled nor captured, on two batches of a few rows. One more batch shows the cause of a
     difference that is larger than rounding. Nothing is counted. This is done once for each model and `about`, as long as
     the model lives; a model that takes no weak reference is probed each time.
 

@@ -15,15 +15,15 @@ from .options import SHARDS
 
 T = TypeVar("T")
 
-_POLL = 1e-4  # seconds between two looks at a collective
-_APART = 1_000_000  # microseconds that ranks run before they ask each other what is to be done
+_POLL = 1e-4  # seconds between two polls of a collective
+_APART = 1_000_000  # microseconds between two decisions of all ranks
 
 
 class Ranks(NamedTuple):
-    """This process and how many there are, and what is divided among them: "inputs", "samples" or nothing.
+    """This process, how many processes there are, and what is divided among them: "inputs", "samples" or nothing.
 
-    All ranks must make the same calls in the same order. One that is left alone by the others waits until they have ended
-    (then it raises ConnectionAbortedError) or the process group's timeout; signals are heard meanwhile.
+    All ranks must make the same calls in the same order. One whose call the others do not make waits until they have ended,
+    then raises ConnectionAbortedError, or until the process group's timeout. Signals take effect meanwhile.
     """
 
     shard: str | None = None
@@ -85,7 +85,7 @@ class Ranks(NamedTuple):
 
     @contextmanager
     def barrier_or_raise(self) -> Iterator[None]:
-        """Let all ranks come to the end of the block, or none: what one raises there ends it for the others, too.
+        """Let all ranks come to the end of the block, or none: what one raises there ends the block of the others, too.
 
         The block itself calls nothing that waits for other ranks.
 
@@ -99,10 +99,10 @@ class Ranks(NamedTuple):
             yield
         except Exception as error:
             failure = error
-        said = self.gather(None if failure is None else f"{type(failure).__name__}: {failure}")
+        failures = self.gather(None if failure is None else f"{type(failure).__name__}: {failure}")
         if failure is not None:
             raise failure
-        for rank, text in enumerate(said):
+        for rank, text in enumerate(failures):
             if text is not None:
                 raise ConnectionAbortedError(f"rank {rank} gave up: {text}")
 
@@ -127,9 +127,9 @@ class Ranks(NamedTuple):
 
 
 class ControlSignal:
-    """What ranks that divide samples are to do after a batch: the largest wish of any, on all alike; 0 is to go on.
+    """Decide what ranks that divide samples do after a batch: the largest request of any, on all alike; 0 is to go on.
 
-    To ask after every batch would make each wait for the slowest every time. They ask about once a second.
+    To decide after every batch would make each rank wait for the slowest every time. They decide about once a second.
 
     Parameters
     ----------
@@ -143,22 +143,22 @@ class ControlSignal:
         self._left = self._batches = 1
         self._since = clock()
 
-    def __call__(self, wish: int) -> int:
-        """Return what to do: of one process, or where ranks do not divide samples, what it wishes."""
+    def __call__(self, request: int) -> int:
+        """Return what to do: the request itself, where ranks do not divide samples."""
         if not self._ranks.by_samples:
-            return wish
+            return request
         self._left -= 1
         if self._left:
             return 0
         took = (self._clock() - self._since) / self._batches
-        wish, microseconds = self._ranks.largest([wish, int(took * 1e6)])
+        request, microseconds = self._ranks.largest([request, int(took * 1e6)])
         self._left = self._batches = max(1, _APART // max(1, microseconds))
         self._since = self._clock()
-        return wish
+        return request
 
 
 def _finish(work: distributed.Work) -> None:
-    """Wait for a collective, and hear signals meanwhile: in torch's own wait Python does not."""
+    """Wait for a collective; signals take effect meanwhile, which in torch's own wait they do not."""
     while not work.is_completed():
         time.sleep(_POLL)
     try:

@@ -211,7 +211,7 @@ class Sampler:
                 del failure  # else it would keep itself, and all that the model had allocated, until garbage is collected
 
     def _step(self) -> bool:
-        """Launch a batch and receive Tallies that are due; tell whether there was anything to do."""
+        """Launch a batch and receive Tallies that are due; return whether there was anything to do."""
         segments = self._fill()
         if not segments and not self._pending:
             return False
@@ -244,7 +244,7 @@ class Sampler:
         return segments + self.scheduler.speculate(room)
 
     def _load(self, active: InFlight) -> bool:
-        """Put the next input into its slot; tell whether there was one."""
+        """Put the next input into its slot; return whether there was one."""
         try:
             item = next(self._inputs, None)
         except Exception as error:  # for later: what came before it is finished first
@@ -384,7 +384,7 @@ class Sampler:
             segment.active.received = segment.stage + 1
 
     def _evaluate_ready(self) -> bool:
-        """Evaluate each input whose next analysis has its samples; tell whether there was any."""
+        """Evaluate each input whose next analysis has its samples; return whether there was any."""
         self._rows_since, self._last_evaluation, any_ready = 0, self.pacing.clock(), False
         with self.batches.timer("bounds"):
             if self.plan.tracks and (fresh := [a for a in self.scheduler.active if a.received and not a.evaluated]):

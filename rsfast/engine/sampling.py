@@ -27,7 +27,7 @@ from .batch_size import automatic
 from .batches import Batches, RowGroup
 from .forward import Forward, Model, reduced_precision
 from .inputs import Inputs, Source
-from .options import SamplingOptions, checked
+from .options import ForwardOptions, PreparationOptions, SamplingOptions, checked, part
 from .plan import Certification, SamplingPlan, StoppingRule
 from .probe import ROWS, probe
 from .ranks import Ranks
@@ -116,23 +116,15 @@ class Sampling:
         # scale and shift go to the device once, rather than once a batch.
         scale, shift = ops.affine(options["scale"], options["shift"], shape[0], self.device)
         dtype = ops.as_dtype("dtype", torch.float32 if options["dtype"] is None else options["dtype"])
-        preparation: dict[str, Any] = {"scale": scale, "shift": shift, "clamp": options["clamp"], "dtype": dtype}
-        preparation["channels_last"] = options["channels_last"]
-        preparation["backend"] = ops.backend_for(options["backend"], self.device)
+        backend = ops.backend_for(options["backend"], self.device)
+        preparation: dict[str, Any] = {**part(PreparationOptions, options)}
+        preparation |= {"scale": scale, "shift": shift, "dtype": dtype, "backend": backend}
         x = torch.zeros(1, *shape, device=self.device)
         ops.perturb(x, self.noise, seed=self.seed, samples=range(0), rows=[], **preparation)
         return preparation
 
     def _make_forward(self) -> Forward:
-        options = self.options
-        forward = Forward(
-            self.model,
-            self.num_classes,
-            self.device,
-            autocast=options["autocast"],
-            compile=options["compile"],
-            cuda_graph=options["cuda_graph"],
-        )
+        forward = Forward(self.model, self.num_classes, self.device, **part(ForwardOptions, self.options))
         forward.about = self.inputs.about
         if forward.autocast is not None and self.preparation["dtype"] == torch.float64:
             raise ValueError(
@@ -185,7 +177,7 @@ class Sampling:
     def bar(self, samples: int, description: str, shares: int = 1) -> tqdm[Any]:
         """Return a progress bar over `samples` samples of each input that this process has, one in `shares`.
 
-        It is silent unless asked for and stderr is a terminal, and on all ranks but the first.
+        It is silent unless the option `progress` is set and stderr is a terminal, and on all ranks but the first.
         """
         return tqdm(
             total=None if self.inputs.count is None else samples * -(-self.inputs.count // shares),
@@ -196,7 +188,7 @@ class Sampling:
         )
 
     def batches(self, samples: int, pad: bool = False) -> Batches:
-        """Return what runs batches, of the size that was asked for or that is best for so many samples an input."""
+        """Return what runs batches, of the `size` for so many samples an input."""
         size, timer = self.size(samples), StageTimer(self.device)
         if self.forward.compile or self.forward.cuda_graph or self.forward.mode_fixed:
             # A smaller last batch would be compiled for, run without a graph, or be refused.
@@ -206,7 +198,7 @@ class Sampling:
         )
 
     def size(self, samples: int) -> int:
-        """Return the batch size that was asked for; or the best for so many samples an input, which all ranks then take.
+        """Return the batch size that was given, or the best for so many samples an input, the same on all ranks.
 
         The model runs here for the first time, so it is probed before. A call of fewer rows than the
         probe takes does without.
@@ -234,7 +226,7 @@ class Sampling:
         return self.ranks.broadcast(size)
 
     def _probe(self) -> None:
-        """Run the model on a few rows of the first input, and warn if it is no function of a row."""
+        """Run the model on a few rows of the first input, and warn if its logits of a row depend on more than the row."""
         first = self.inputs.first[None].to(self.device)
 
         def noisy(samples: torch.Tensor) -> torch.Tensor:
@@ -280,7 +272,7 @@ class Sampling:
             )
 
     def outcomes(self, plan: SamplingPlan, description: str) -> Iterator[Outcome]:
-        """Take the inputs through a plan, and yield what is found in their order."""
+        """Take the inputs through a plan, and yield the outcomes in the order of the inputs."""
         if self.ranks.shard is not None:
             self.ranks.assert_equal(vars(plan))
             self.batch_size = self.size(expected(plan))  # now, when all ranks come here, and not with the first outcome
@@ -301,7 +293,7 @@ class Sampling:
         return Certification(specs, stopping, n0=n0, n=n, **recorded, **options)
 
     def results(self, plan: SamplingPlan, description: str) -> list[Any]:
-        """Return what is found for every input, in their order; of all ranks' inputs if these are divided."""
+        """Return the result of every input, in their order; of all ranks' inputs if these are divided."""
         outcomes = self.outcomes(plan, description)
         if not self.ranks.by_inputs:
             return [each.result for each in outcomes]

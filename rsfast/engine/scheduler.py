@@ -1,7 +1,7 @@
-"""Which samples go into the next batch: rows of many inputs, so that batches stay full to the end.
+"""Choose the samples of the next batch: rows of many inputs, so that batches stay full to the end.
 
-Integers only. What the samples of an input are is fixed before (its stages); when they are drawn depends on nothing but the
-batch size, the order of the inputs and when each was decided.
+Integers only. The samples of an input are fixed before, by its stages. When they are drawn depends on nothing but the batch
+size, the order of the inputs and when each was decided.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class InFlight:
     received : int
         Its stages whose Tallies have arrived.
     evaluated : int
-        Its stages that were looked at: it goes on beyond them.
+        Its stages that were evaluated: it goes on beyond them.
     """
 
     number: int
@@ -85,7 +85,7 @@ class Scheduler:
         self._exhausted = False
 
     def fill(self, size: int, load: Callable[[InFlight], bool]) -> list[Segment]:
-        """Return segments of samples that are sure to be used, at most `size` samples.
+        """Return segments whose samples are guaranteed to be used, at most `size` samples.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class Scheduler:
         return segments
 
     def speculate(self, size: int) -> list[Segment]:
-        """Return segments of samples that may turn out not to be used: beyond a look that has not been taken."""
+        """Return segments whose samples may turn out not to be used: beyond an analysis that has not been made."""
         segments: list[Segment] = []
         for active in self.active:
             size -= self._take(active, self._possible(active), size, segments)
@@ -127,7 +127,7 @@ class Scheduler:
         self._free.append(active.slot)
 
     def _wanted(self, active: InFlight) -> int:
-        """Return how many of its samples are sure to be used."""
+        """Return how many of its samples are guaranteed to be used."""
         if not self._early:
             return self._possible(active)
         evaluated = active.evaluated if self._waits else max(active.evaluated, 1)  # the first stage decides nothing

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: its sums, and a trace of a few batches."""
+"""Measure where the time of a run goes: its sums, and a trace of a few batches."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Profile:
     file : Path
         What to write, in the format of Chrome's traces.
     say : callable
-        Called once, at the end of the block, with a line that tells which batches the trace holds, or why there is none.
+        Called once, at the end of the block, with a line that names the batches in the trace, or why there is none.
 
     Examples
     --------
