@@ -677,7 +677,7 @@ GOOD = {"num_classes": 3, "n": 100, "seed": 1}
         ({"batch_size": 0}, ValueError, r"batch_size must be from 1 to 8589934591, got 0"),
         ({"batch_size": "big"}, ValueError, r"batch_size must be an int or 'auto', got 'big'"),
         ({"input_ids": [0]}, ValueError, r"input_ids has shape \[1\]; it must be \[2\]"),
-        ({"input_ids": [0, -1]}, ValueError, r"input_ids runs from -1"),
+        ({"input_ids": [0, -1]}, ValueError, r"input_ids must lie in .*, got values from -1"),
         (
             {"backend": "gpu"},
             ValueError,
