@@ -111,7 +111,7 @@ def published_bridging_radius(
         return np.asarray((mono[0] - mono[1]) / 2)
     p, scale = np.asarray(p_lower, dtype=np.float64), _applied(sigma)
     if not np.all((p > 0) & (p < 1)):
-        raise ValueError(f"p is {p!r}; it must be above 0 and below 1")
+        raise ValueError(f"p must be above 0 and below 1, got {p!r}")
     z, c, half = ndtri(p), np.abs(Gaussian(sigma).potential(p, lipschitz)), 1 / (2 * lipschitz)
     density = lipschitz * (ndtr((half - c) / scale) - ndtr((-half - c) / scale))
     return np.asarray(z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi) / density)
@@ -141,13 +141,13 @@ def _spectral_norm(matrices: Tensor, squarings: int = _SQUARINGS) -> float:
 def _weight(layer: nn.Module, name: str = "weight") -> Tensor:
     weight: Tensor = getattr(layer, name).detach().to("cpu", torch.float64)
     if not bool(torch.isfinite(weight).all()):
-        raise ValueError(f"the layer's {name} has entries that are not finite; they must be")
+        raise ValueError(f"the layer's {name} must be finite, got entries that are not")
     return weight
 
 
 def _linear(layer: Any, shape: torch.Size) -> float:
     if len(shape) < 2:
-        raise ValueError(f"its input has {len(shape) - 1} dimensions without the batch; it must have at least 1")
+        raise ValueError(f"its input must have at least 1 dimension without the batch, got {len(shape) - 1}")
     return _spectral_norm(_weight(layer)[None])
 
 
@@ -163,9 +163,9 @@ def _convolution(layer: Any, shape: torch.Size) -> float:
     """
     weight, dims = _weight(layer), len(layer.kernel_size)
     if layer.padding_mode != "zeros":
-        raise TypeError(f"its padding_mode is {layer.padding_mode!r}; it must be 'zeros'")
+        raise TypeError(f"its padding_mode must be 'zeros', got {layer.padding_mode!r}")
     if len(shape) != dims + 2:
-        raise ValueError(f"its input has {len(shape) - 1} dimensions without the batch; it must have {dims + 1}")
+        raise ValueError(f"its input must have {dims + 1} dimensions without the batch, got {len(shape) - 1}")
     sizes, strides = [], []
     for i, (kernel, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
         padding = (
@@ -197,7 +197,7 @@ def _convolution(layer: Any, shape: torch.Size) -> float:
 
 def _batch_norm(layer: Any, shape: torch.Size) -> float:
     if layer.running_var is None:
-        raise ValueError("it keeps no running statistics; it must")
+        raise ValueError("it must keep running statistics, got none")
     scale = (_weight(layer, "running_var") + layer.eps).rsqrt()
     return float((scale if layer.weight is None else scale * _weight(layer).abs()).max())
 
@@ -210,7 +210,7 @@ def _entry(value: Any, i: int) -> Any:
 def _average_pool(layer: Any, shape: torch.Size) -> float:
     """Return a bound on the norm of average pooling: a Kronecker product of one averaging matrix for each dimension."""
     if getattr(layer, "divisor_override", None) is not None:
-        raise TypeError(f"its divisor_override is {layer.divisor_override!r}; it must be None")
+        raise TypeError(f"its divisor_override must be None, got {layer.divisor_override!r}")
     dims = int(type(layer).__name__[-2])
     norm = 1.0
     for i, size in enumerate(shape[-dims:]):
@@ -237,7 +237,7 @@ def _max_pool(layer: Any, shape: torch.Size) -> float:
 def _softmax(layer: Any, shape: torch.Size) -> float:
     """Return 1/2: by Gershgorin's discs the Jacobian diag(p) - p p' has norm at most max 2 p (1 - p)."""
     if layer.dim is None or layer.dim % len(shape) == 0:
-        raise TypeError(f"its dim is {layer.dim!r}; it must be given and not be the batch")
+        raise TypeError(f"its dim must be given and not be the batch, got {layer.dim!r}")
     return 0.5
 
 
@@ -329,7 +329,7 @@ class _Bounds(fx.Interpreter):
     def _bound(self, n: fx.Node, layer: nn.Module | None) -> float:
         if n.op == "placeholder":
             if self.bounds:
-                raise TypeError("it is a second input; there must be one")
+                raise TypeError("it must be the only input, got a second one")
             return 1.0
         sources = [self.bounds[source] for source in n.all_input_nodes]
         if not any(sources):  # a parameter, a number, or made of these
@@ -433,22 +433,22 @@ def lipschitz_bound(module: nn.Module, input_shape: Sequence[int]) -> float:
     """
     shape = tuple(input_shape)
     if not shape or not all(is_int(length) and length > 0 for length in shape):
-        raise ValueError(f"input_shape is {input_shape!r}; it must be one or more positive integers")
+        raise ValueError(f"input_shape must be one or more positive integers, got {input_shape!r}")
     for name, part in module.named_modules():
         if part.training:
             raise ValueError(
-                f"module{name and '.' + name} ({type(part).__name__}) is in training mode; it must be in eval mode"
+                f"module{name and '.' + name} ({type(part).__name__}) must be in eval mode, got training mode; call eval()"
             )
     root = nn.Sequential(module).eval()
     try:
         graph = fx.GraphModule(root, _Tracer().trace(root))
     except Exception as error:  # whatever the network's forward raises when given a proxy
-        raise TypeError(f"module is {type(module).__name__}, which cannot be traced: {error}") from error
+        raise TypeError(f"module must be one that torch.fx can trace, got {type(module).__name__}: {error}") from error
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     bounds = _Bounds(graph)
     with torch.no_grad():
         try:
             bounds.run(torch.zeros(bounds.batch, *map(int, shape), dtype=like.dtype, device=like.device))
         except (RuntimeError, IndexError) as error:
-            raise ValueError(f"input_shape is {input_shape!r}; it must fit the module: {error}") from error
+            raise ValueError(f"input_shape must fit the module, got {input_shape!r}: {error}") from error
     return bounds.bounds[next(iter(reversed(graph.graph.nodes)))]

@@ -116,7 +116,7 @@ class GaussianNoise(nn.Module):
         if not self.training:
             return x
         if x.dtype not in _TYPES:
-            raise TypeError(f"x has dtype {x.dtype}; it must be one of {', '.join(map(str, _TYPES))}")
+            raise TypeError(f"x must have dtype {', '.join(map(str, _TYPES))}, got {x.dtype}")
         count, seed, source = self.count, self.seed, _source(x.device)
         if (worker := _workers._worker_info) is not None:
             count = _worker_counts.setdefault(self, torch.zeros_like(count))

@@ -712,49 +712,89 @@ def call_operator(**changes):
 
 INDEX = torch.int64
 OPERATOR_ERRORS = {
-    "logits of integers": (TypeError, r"^logits has dtype torch.int32; ", {"logits": torch.zeros(2, 3, dtype=torch.int32)}),
-    "logits of rank 1": (ValueError, r"^logits has shape \[3\]; ", {"logits": torch.zeros(3)}),
-    "logits of 4 classes": (ValueError, r"^logits has shape \[2, 4\]; it must be \[B, 3\]", {"logits": torch.zeros(2, 4)}),
+    "logits of integers": (
+        TypeError,
+        r"^logits must have dtype .*, got torch.int32",
+        {"logits": torch.zeros(2, 3, dtype=torch.int32)},
+    ),
+    "logits of rank 1": (ValueError, r"^logits must have shape .*, got \[3\]", {"logits": torch.zeros(3)}),
+    "logits of 4 classes": (
+        ValueError,
+        r"^logits must have shape \[B, 3\], .*, got \[2, 4\]",
+        {"logits": torch.zeros(2, 4)},
+    ),
     "logits elsewhere": (
         ValueError,
-        r"^logits is on 'meta', the tally on 'cpu'",
+        r"^logits must be on 'cpu', .*, got some on 'meta'",
         {"logits": torch.zeros(2, 3, device="meta")},
     ),
-    "rows too few": (ValueError, r"^rows has shape \[1\]; ", {"rows": torch.zeros(1, dtype=INDEX)}),
-    "rows of floats": (TypeError, r"^rows has dtype torch.float32; ", {"rows": torch.zeros(2)}),
-    "rows strided": (ValueError, r"^rows has strides ", {"rows": torch.zeros(4, dtype=INDEX)[::2]}),
-    "rows too large": (ValueError, r"^rows runs from 0 to 4; it must lie in \[0, 4\)", {"rows": torch.tensor([0, 4])}),
-    "parameters short": (ValueError, r"^parameters has shape \[2, 3\]; ", {"parameters": torch.zeros(2, 3)}),
-    "parameters of another number": (ValueError, r"^sums has shape \[4, 2, 3\]; ", {"parameters": torch.zeros(3, 4)}),
+    "rows too few": (ValueError, r"^rows must have shape .*, got \[1\]", {"rows": torch.zeros(1, dtype=INDEX)}),
+    "rows of floats": (TypeError, r"^rows must have dtype .*, got torch.float32", {"rows": torch.zeros(2)}),
+    "rows strided": (
+        ValueError,
+        r"^rows must be contiguous in .*, got strides ",
+        {"rows": torch.zeros(4, dtype=INDEX)[::2]},
+    ),
+    "rows too large": (ValueError, r"^rows must lie in \[0, 4\), got values from 0 to 4", {"rows": torch.tensor([0, 4])}),
+    "parameters short": (ValueError, r"^parameters must have shape .*, got \[2, 3\]", {"parameters": torch.zeros(2, 3)}),
+    "parameters of another number": (
+        ValueError,
+        r"^sums must have shape .*, got \[4, 2, 3\]",
+        {"parameters": torch.zeros(3, 4)},
+    ),
     "parameters of doubles": (
         TypeError,
-        r"^parameters has dtype torch.float64; ",
+        r"^parameters must have dtype .*, got torch.float64",
         {"parameters": torch.zeros(2, 4, dtype=torch.float64)},
     ),
-    "n of int32": (TypeError, r"^n has dtype torch.int32; ", {"n": torch.zeros(4, dtype=torch.int32)}),
-    "n strided": (ValueError, r"^n has strides ", {"n": torch.zeros(8, dtype=INDEX)[::2]}),
-    "counts of fewer inputs": (ValueError, r"^counts has shape \[3, 4\]; ", {"counts": torch.zeros(3, 4, dtype=INDEX)}),
-    "counts strided": (ValueError, r"^counts has strides ", {"counts": torch.zeros(4, 4, dtype=INDEX).t()}),
-    "counts broadcast": (ValueError, r"^counts has strides ", {"counts": torch.zeros(1, 4, dtype=INDEX).expand(4, 4)}),
-    "sums of floats": (TypeError, r"^sums has dtype torch.float32; ", {"sums": torch.zeros(4, 2, 3)}),
-    "squares too small": (ValueError, r"^squares has shape \[4, 1, 3\]; ", {"squares": torch.zeros(4, 1, 3, dtype=INDEX)}),
+    "n of int32": (TypeError, r"^n must have dtype .*, got torch.int32", {"n": torch.zeros(4, dtype=torch.int32)}),
+    "n strided": (ValueError, r"^n must be contiguous in .*, got strides ", {"n": torch.zeros(8, dtype=INDEX)[::2]}),
+    "counts of fewer inputs": (
+        ValueError,
+        r"^counts must have shape .*, got \[3, 4\]",
+        {"counts": torch.zeros(3, 4, dtype=INDEX)},
+    ),
+    "counts strided": (
+        ValueError,
+        r"^counts must be contiguous in .*, got strides ",
+        {"counts": torch.zeros(4, 4, dtype=INDEX).t()},
+    ),
+    "counts broadcast": (
+        ValueError,
+        r"^counts must be contiguous in .*, got strides ",
+        {"counts": torch.zeros(1, 4, dtype=INDEX).expand(4, 4)},
+    ),
+    "sums of floats": (TypeError, r"^sums must have dtype .*, got torch.float32", {"sums": torch.zeros(4, 2, 3)}),
+    "squares too small": (
+        ValueError,
+        r"^squares must have shape .*, got \[4, 1, 3\]",
+        {"squares": torch.zeros(4, 1, 3, dtype=INDEX)},
+    ),
     "tracked of rank 2": (
         ValueError,
-        r"^tracked_classes has shape \[4, 2\]; ",
+        r"^tracked_classes must have shape .*, got \[4, 2\]",
         {"tracked_classes": torch.zeros(4, 2, dtype=INDEX)},
     ),
     "tracked out of range": (
         ValueError,
-        r"^tracked_classes runs from 3 to 3; ",
+        r"^tracked_classes must lie in .*, got values from 3 to 3",
         {"tracked_classes": torch.full((4, 2, 1), 3)},
     ),
     "tracked negative": (
         ValueError,
-        r"^tracked_classes runs from -1 to -1; ",
+        r"^tracked_classes must lie in .*, got values from -1 to -1",
         {"tracked_classes": torch.full((4, 2, 1), -1)},
     ),
-    "bins too few": (ValueError, r"^bin_counts has shape ", {"bin_counts": torch.zeros(4, 2, 1, 127, dtype=INDEX)}),
-    "bin_sums too few": (ValueError, r"^bin_sums has shape ", {"bin_sums": torch.zeros(4, 2, 0, 128, dtype=INDEX)}),
+    "bins too few": (
+        ValueError,
+        r"^bin_counts must have shape .*, got ",
+        {"bin_counts": torch.zeros(4, 2, 1, 127, dtype=INDEX)},
+    ),
+    "bin_sums too few": (
+        ValueError,
+        r"^bin_sums must have shape .*, got ",
+        {"bin_sums": torch.zeros(4, 2, 0, 128, dtype=INDEX)},
+    ),
     "backend": (ValueError, r"^backend must be one of 'auto', .*, got 'fast'", {"backend": "fast"}),
 }
 
@@ -775,22 +815,22 @@ def test_tensors_that_share_memory_are_refused(backend):
     """Two counters of a Tally, and a counter with what is read, whatever the types; beside one another they are taken."""
     memory = torch.zeros(100, dtype=INDEX)
     counts, sums = memory[:16].view(4, 4), memory[15:39].view(4, 2, 3)
-    with pytest.raises(ValueError, match=r"^counts shares memory with sums; "):
+    with pytest.raises(ValueError, match=r"^counts must have memory of its own, got some that sums has"):
         call_operator(counts=counts, sums=sums, backend=backend)
-    with pytest.raises(ValueError, match=r"^sums shares memory with logits; "):
+    with pytest.raises(ValueError, match=r"^sums must have memory of its own, got some that logits has"):
         call_operator(sums=sums, logits=memory.view(torch.float32)[70:76].view(2, 3), backend=backend)
-    with pytest.raises(ValueError, match=r"^sums shares memory with logits; "):
+    with pytest.raises(ValueError, match=r"^sums must have memory of its own, got some that logits has"):
         call_operator(sums=sums, logits=memory.view(torch.float32)[:140:2].view(7, 10).t()[2:5, 1:3].t(), backend=backend)
-    with pytest.raises(ValueError, match=r"^n shares memory with rows; "):
+    with pytest.raises(ValueError, match=r"^n must have memory of its own, got some that rows has"):
         call_operator(n=memory[:4], rows=memory[3:5], backend=backend)
-    with pytest.raises(ValueError, match=r"^squares shares memory with tracked_classes; "):
+    with pytest.raises(ValueError, match=r"^squares must have memory of its own, got some that tracked_classes has"):
         call_operator(squares=memory[:24].view(4, 2, 3), tracked_classes=memory[8:16].view(4, 2, 1), backend=backend)
     assert not memory.any()
     call_operator(counts=memory[:16].view(4, 4), sums=memory[16:40].view(4, 2, 3), n=memory[40:44], backend=backend)
     assert memory[40:44].tolist() == [1, 0, 0, 1]
     tally = Tally(1, 3)
     tally.counts = tally.n.expand(1, 4)
-    with pytest.raises(ValueError, match=r"^counts has strides "):
+    with pytest.raises(ValueError, match=r"^counts must be contiguous in .*, got strides "):
         accumulate(torch.zeros(1, 3), tally)
 
 
@@ -807,7 +847,7 @@ def test_the_cap():
     accumulate(torch.zeros(5, 3), tally, rows=[1] * 5)
     assert tally.n.tolist() == [4, MAX_SAMPLES]
     before = tally.to("cpu")
-    with pytest.raises(OverflowError, match=r"8589934591 samples and 1 more .*2\^33 - 1"):
+    with pytest.raises(OverflowError, match=r"^a Tally must hold at most 2\^33 - 1 samples .*, got 8589934591 and 1 more"):
         accumulate(torch.zeros(1, 3), tally, rows=[1])
     assert tally == before
 
@@ -830,24 +870,40 @@ def call(**changes):
 
 META = torch.device("meta")
 ERRORS = {
-    "logits no tensor": (TypeError, r"^logits is a list; .*\[B, 3\]", {"logits": [[0.0]]}),
-    "logits of rank 1": (ValueError, r"^logits has shape \[3\]; .*num_classes", {"logits": torch.zeros(3)}),
-    "logits of rank 3": (ValueError, r"^logits has shape \[2, 3, 1\]; ", {"logits": torch.zeros(2, 3, 1)}),
-    "too many classes": (ValueError, r"^logits has shape \[2, 4\]; .*\[B, 3\]", {"logits": torch.zeros(2, 4)}),
-    "integers": (TypeError, r"^logits has dtype torch.int64; ", {"logits": torch.zeros(2, 3, dtype=torch.int64)}),
-    "complex": (TypeError, r"^logits has dtype torch.complex64; ", {"logits": torch.zeros(2, 3, dtype=torch.complex64)}),
+    "logits no tensor": (TypeError, r"^logits must be .*\[B, 3\].*, got a list", {"logits": [[0.0]]}),
+    "logits of rank 1": (ValueError, r"^logits must have shape .*num_classes, got \[3\]", {"logits": torch.zeros(3)}),
+    "logits of rank 3": (ValueError, r"^logits must have shape .*, got \[2, 3, 1\]", {"logits": torch.zeros(2, 3, 1)}),
+    "too many classes": (ValueError, r"^logits must have shape \[B, 3\], .*, got \[2, 4\]", {"logits": torch.zeros(2, 4)}),
+    "integers": (
+        TypeError,
+        r"^logits must have dtype .*, got torch.int64",
+        {"logits": torch.zeros(2, 3, dtype=torch.int64)},
+    ),
+    "complex": (
+        TypeError,
+        r"^logits must have dtype .*, got torch.complex64",
+        {"logits": torch.zeros(2, 3, dtype=torch.complex64)},
+    ),
     "logits elsewhere": (
         ValueError,
-        r"^logits is on 'meta', the tally on 'cpu'",
+        r"^logits must be on 'cpu', .*, got some on 'meta'",
         {"logits": torch.zeros(2, 3, device=META)},
     ),
-    "tally elsewhere": (ValueError, r"^logits is on 'cpu', the tally on 'meta'", {"tally": Tally(4, 3, device=META)}),
-    "no rows": (ValueError, r"^rows is None, but the tally has 4 inputs; ", {"rows": None}),
-    "rows too large": (ValueError, r"^rows runs from 0 to 4; .*\[0, 4\)", {"rows": [0, 4]}),
-    "rows negative": (ValueError, r"^rows runs from -1 to 0; ", {"rows": [-1, 0]}),
-    "rows too few": (ValueError, r"^rows has shape \[1\]; .*\[2\]", {"rows": [0]}),
-    "rows of int32": (TypeError, r"^rows has dtype torch.int32; ", {"rows": torch.zeros(2, dtype=torch.int32)}),
-    "rows elsewhere": (ValueError, r"^rows is on 'meta'; ", {"rows": torch.zeros(2, dtype=torch.int64, device=META)}),
+    "tally elsewhere": (
+        ValueError,
+        r"^logits must be on 'meta', .*, got some on 'cpu'",
+        {"tally": Tally(4, 3, device=META)},
+    ),
+    "no rows": (ValueError, r"^rows must name the input of each row, of the tally's 4, got None", {"rows": None}),
+    "rows too large": (ValueError, r"^rows must lie in .*\[0, 4\), got values from 0 to 4", {"rows": [0, 4]}),
+    "rows negative": (ValueError, r"^rows must lie in .*, got values from -1 to 0", {"rows": [-1, 0]}),
+    "rows too few": (ValueError, r"^rows must have shape .*\[2\], got \[1\]", {"rows": [0]}),
+    "rows of int32": (TypeError, r"^rows must have dtype .*, got torch.int32", {"rows": torch.zeros(2, dtype=torch.int32)}),
+    "rows elsewhere": (
+        ValueError,
+        r"^rows must be on .*, got one on 'meta'",
+        {"rows": torch.zeros(2, dtype=torch.int64, device=META)},
+    ),
     "backend": (ValueError, r"^backend must be one of 'auto', .*'cpu'.*, got 'fast'", {"backend": "fast"}),
 }
 
@@ -864,7 +920,7 @@ def test_errors(case):
 
 
 NO_TALLY = {
-    "tally no Tally": (TypeError, r"^tally is None", {"tally": None}),
+    "tally no Tally": (TypeError, r"^tally must be a Tally, got None", {"tally": None}),
     "logits sparse": ((TypeError, ValueError), r"^logits ", {"logits": torch.zeros(2, 3).to_sparse()}),
 }
 

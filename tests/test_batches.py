@@ -215,7 +215,10 @@ def test_other_errors_come_through_at_once(error, message, model):
 
 def test_errors_of_the_noise_come_through():
     calls = []
-    with pytest.raises(ValueError, match=r"^input_ids runs from -1"), (batches := make(calls.append)).forward.running():
+    with (
+        pytest.raises(ValueError, match=r"^input_ids must lie in .*, got values from -1"),
+        (batches := make(calls.append)).forward.running(),
+    ):
         batches.run(X, IDS - 1, rows(tallies(), 0, 3, 0))
     assert calls == []
 

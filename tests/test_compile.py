@@ -65,7 +65,7 @@ def test_ranges_lists_and_options_compile():
 
 def test_an_index_out_of_range_is_told_when_the_graph_runs():
     function = torch.compile(lambda x, rows: ops.perturb(x, NOISE, seed=1, samples=range(2), rows=rows), backend="aot_eager")
-    with pytest.raises(ValueError, match=r"^rows runs from 0 to 2; it must lie in \[0, 2\)"):
+    with pytest.raises(ValueError, match=r"^rows must lie in \[0, 2\), got values from 0 to 2"):
         function(images(), torch.tensor([0, 2]))
 
 

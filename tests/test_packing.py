@@ -542,9 +542,9 @@ def test_a_compiled_model_gives_the_eager_certificates():
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (ValueError, "^autocast is 'bf16'; it must be None or .* a name: 'bfloat16', 'float16'", {"autocast": "bf16"}),
-        (TypeError, "^autocast is torch.float32; it must be None or one of torch.bfloat16", {"autocast": torch.float32}),
-        (TypeError, "^autocast is True; it must be None or one of torch.bfloat16", {"autocast": True}),
+        (ValueError, r"^autocast must be None or .* a name: 'bfloat16', 'float16', got 'bf16'", {"autocast": "bf16"}),
+        (TypeError, r"^autocast must be None or one of torch.bfloat16, .*, got torch.float32", {"autocast": torch.float32}),
+        (TypeError, r"^autocast must be None or one of torch.bfloat16, .*, got True", {"autocast": True}),
         (TypeError, "^compile must be a bool, got 'yes'", {"compile": "yes"}),
         (ValueError, "^cuda_graph must be False where inputs is on 'cpu', got True", {"cuda_graph": True}),
         (TypeError, "^channels_last must be a bool, got 1", {"channels_last": 1, "inputs": torch.zeros(1, 3, 2, 2)}),

@@ -452,7 +452,7 @@ def test_out_that_shares_memory_is_refused(argument, how, isa):
     for form in forms:
         for backend in ("cpu", "reference"):
             before = out.clone()
-            with pytest.raises(ValueError, match=rf"^out shares memory with {argument}; it must have memory of its own"):
+            with pytest.raises(ValueError, match=rf"^out must have memory of its own, got some that {argument} has"):
                 perturb(**keywords | {argument: form}, out=out, backend=backend)
             assert torch.equal(out, before)
 
@@ -462,13 +462,13 @@ def test_out_that_shares_memory_with_what_is_copied_is_refused():
     memory = room(96)
     x = memory.view(48, 2)[:, 0].view(2, 3, 8)
     assert not x.is_contiguous()
-    with pytest.raises(ValueError, match=r"^out shares memory with x; "):
+    with pytest.raises(ValueError, match=r"^out must have memory of its own, got some that x has"):
         perturb(x, SIGMA, seed=1, samples=[5, 6], out=memory[48:].view(2, 3, 8))
     rows = memory.view(torch.int64)[:4:2]
-    with pytest.raises(ValueError, match=r"^out shares memory with rows; "):
+    with pytest.raises(ValueError, match=r"^out must have memory of its own, got some that rows has"):
         perturb(inputs(2, (3, 8)), SIGMA, seed=1, samples=[5, 6], rows=rows, out=memory[:48].view(2, 3, 8))
     scale = torch.ones(48, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"^out shares memory with scale; "):
+    with pytest.raises(ValueError, match=r"^out must have memory of its own, got some that scale has"):
         perturb(inputs(2, (3, 8)), SIGMA, seed=1, samples=[5, 6], scale=scale[5:8], out=scale.view(2, 3, 8))
 
 
@@ -519,21 +519,49 @@ def test_no_gradient_reaches_x():
 
 INDEX = torch.int64
 OPERATOR_ERRORS = {
-    "x of doubles": (TypeError, r"^x has dtype torch.float64; ", {"x": torch.zeros(2, 3, 4, dtype=torch.float64)}),
+    "x of doubles": (
+        TypeError,
+        r"^x must have dtype .*, got torch.float64",
+        {"x": torch.zeros(2, 3, 4, dtype=torch.float64)},
+    ),
     "x of rank 1": (ValueError, r"^x has shape \[3\]; ", {"x": torch.zeros(3)}),
     "x empty": (ValueError, r"^x has shape \[2, 0, 4\]; ", {"x": torch.zeros(2, 0, 4)}),
-    "x strided": (ValueError, r"^x has strides ", {"x": torch.zeros(2, 4, 3).transpose(1, 2)}),
-    "rows of int32": (TypeError, r"^rows has dtype torch.int32; ", {"rows": torch.zeros(2, dtype=torch.int32)}),
-    "rows too few": (ValueError, r"^rows has shape \[1\]; it must be \[2\]", {"rows": torch.zeros(1, dtype=INDEX)}),
-    "rows of rank 2": (ValueError, r"^rows has shape \[2, 1\]; ", {"rows": torch.zeros(2, 1, dtype=INDEX)}),
-    "rows strided": (ValueError, r"^rows has strides ", {"rows": torch.zeros(4, dtype=INDEX)[::2]}),
-    "rows too large": (ValueError, r"^rows runs from 0 to 2; ", {"rows": torch.tensor([0, 2])}),
-    "rows elsewhere": (ValueError, r"^rows is on 'meta'; ", {"rows": torch.zeros(2, dtype=INDEX, device="meta")}),
-    "samples of rank 0": (ValueError, r"^samples has shape \[\]; ", {"samples": torch.tensor(1)}),
-    "samples strided": (ValueError, r"^samples has strides ", {"samples": torch.zeros(4, dtype=INDEX)[::2]}),
-    "samples negative": (ValueError, r"^samples runs from -1 to 0; ", {"samples": torch.tensor([0, -1])}),
-    "input_ids too few": (ValueError, r"^input_ids has shape \[1\]; ", {"input_ids": torch.zeros(1, dtype=INDEX)}),
-    "input_ids too large": (ValueError, r"^input_ids runs from 0 to 4294967296; ", {"input_ids": torch.tensor([0, 2**32])}),
+    "x strided": (ValueError, r"^x must be contiguous in .*, got strides ", {"x": torch.zeros(2, 4, 3).transpose(1, 2)}),
+    "rows of int32": (TypeError, r"^rows must have dtype .*, got torch.int32", {"rows": torch.zeros(2, dtype=torch.int32)}),
+    "rows too few": (ValueError, r"^rows must have shape \[2\], got \[1\]", {"rows": torch.zeros(1, dtype=INDEX)}),
+    "rows of rank 2": (ValueError, r"^rows must have shape .*, got \[2, 1\]", {"rows": torch.zeros(2, 1, dtype=INDEX)}),
+    "rows strided": (
+        ValueError,
+        r"^rows must be contiguous in .*, got strides ",
+        {"rows": torch.zeros(4, dtype=INDEX)[::2]},
+    ),
+    "rows too large": (ValueError, r"^rows must lie in .*, got values from 0 to 2", {"rows": torch.tensor([0, 2])}),
+    "rows elsewhere": (
+        ValueError,
+        r"^rows must be on .*, got one on 'meta'",
+        {"rows": torch.zeros(2, dtype=INDEX, device="meta")},
+    ),
+    "samples of rank 0": (ValueError, r"^samples must have shape .*, got \[\]", {"samples": torch.tensor(1)}),
+    "samples strided": (
+        ValueError,
+        r"^samples must be contiguous in .*, got strides ",
+        {"samples": torch.zeros(4, dtype=INDEX)[::2]},
+    ),
+    "samples negative": (
+        ValueError,
+        r"^samples must lie in .*, got values from -1 to 0",
+        {"samples": torch.tensor([0, -1])},
+    ),
+    "input_ids too few": (
+        ValueError,
+        r"^input_ids must have shape .*, got \[1\]",
+        {"input_ids": torch.zeros(1, dtype=INDEX)},
+    ),
+    "input_ids too large": (
+        ValueError,
+        r"^input_ids must lie in .*, got values from 0 to 4294967296",
+        {"input_ids": torch.tensor([0, 2**32])},
+    ),
     "sigma zero": (ValueError, r"^sigma is 0.0; ", {"sigma": 0.0}),
     "sigma NaN": (ValueError, r"^sigma is nan; ", {"sigma": math.nan}),
     "sigma beyond float32": (ValueError, r"^sigma is 1e\+39; ", {"sigma": 1e39}),
@@ -541,25 +569,41 @@ OPERATOR_ERRORS = {
     "stream negative": (ValueError, r"^stream is -1; ", {"stream": -1}),
     "scale too short": (
         ValueError,
-        r"^scale has shape \[2\]; it must be \[3\]",
+        r"^scale must have shape \[3\], got \[2\]",
         {"scale": torch.ones(2), "shift": torch.ones(3)},
     ),
-    "shift too long": (ValueError, r"^shift has shape \[4\]; ", {"scale": torch.ones(3), "shift": torch.ones(4)}),
+    "shift too long": (
+        ValueError,
+        r"^shift must have shape .*, got \[4\]",
+        {"scale": torch.ones(3), "shift": torch.ones(4)},
+    ),
     "scale of doubles": (
         TypeError,
-        r"^scale has dtype torch.float64; ",
+        r"^scale must have dtype .*, got torch.float64",
         {"scale": torch.ones(3, dtype=torch.float64), "shift": torch.ones(3)},
     ),
-    "shift strided": (ValueError, r"^shift has strides ", {"scale": torch.ones(3), "shift": torch.ones(6)[::2]}),
+    "shift strided": (
+        ValueError,
+        r"^shift must be contiguous in .*, got strides ",
+        {"scale": torch.ones(3), "shift": torch.ones(6)[::2]},
+    ),
     "scale without shift": (TypeError, r"^scale is .* and shift is None; ", {"scale": torch.ones(3)}),
     "clamp of three": (ValueError, r"^clamp is \(0.0, 1.0, 2.0\); ", {"clamp": [0.0, 1.0, 2.0]}),
     "clamp reversed": (ValueError, r"^clamp is \(1.0, 0.0\); ", {"clamp": [1.0, 0.0]}),
     "clamp NaN": (ValueError, r"^clamp is \(0.0, nan\); ", {"clamp": [0.0, math.nan]}),
-    "channels_last": (ValueError, r"^channels_last is True, but an input has 2 axes", {"channels_last": True}),
-    "out too small": (ValueError, r"^out has shape \[1, 3, 4\]; it must be \[2, 3, 4\]", {"out": torch.zeros(1, 3, 4)}),
-    "out of integers": (TypeError, r"^out has dtype torch.int32; ", {"out": torch.zeros(2, 3, 4, dtype=torch.int32)}),
-    "out strided": (ValueError, r"^out has strides ", {"out": torch.zeros(2, 4, 3).transpose(1, 2)}),
-    "out elsewhere": (ValueError, r"^out is on 'meta'; ", {"out": torch.zeros(2, 3, 4, device="meta")}),
+    "channels_last": (ValueError, r"^channels_last must be False unless .*, got True and 2 axes", {"channels_last": True}),
+    "out too small": (ValueError, r"^out must have shape \[2, 3, 4\], got \[1, 3, 4\]", {"out": torch.zeros(1, 3, 4)}),
+    "out of integers": (
+        TypeError,
+        r"^out must have dtype .*, got torch.int32",
+        {"out": torch.zeros(2, 3, 4, dtype=torch.int32)},
+    ),
+    "out strided": (
+        ValueError,
+        r"^out must be contiguous in .*, got strides ",
+        {"out": torch.zeros(2, 4, 3).transpose(1, 2)},
+    ),
+    "out elsewhere": (ValueError, r"^out must be on .*, got one on 'meta'", {"out": torch.zeros(2, 3, 4, device="meta")}),
     "out requires grad": (ValueError, r"^out requires grad; ", {"out": torch.zeros(2, 3, 4, requires_grad=True)}),
     "backend": (ValueError, r"^backend must be one of 'auto', .*, got 'fast'", {"backend": "fast"}),
 }
@@ -593,7 +637,7 @@ def test_the_operator_checks_a_call_itself(case):
 def test_the_operator_refuses_what_shares_memory():
     memory = room(48)
     for argument, view in (("x", memory[10:34].view(2, 3, 4)), ("rows", memory[20:24].view(torch.int64))):
-        with pytest.raises(ValueError, match=rf"^out shares memory with {argument}; "):
+        with pytest.raises(ValueError, match=rf"^out must have memory of its own, got some that {argument} has"):
             call_operator(out=memory[:24].view(2, 3, 4), **{argument: view})
 
 
@@ -690,22 +734,30 @@ ERRORS = {
     "seed None": (TypeError, r"^seed must be an int, got None", {"seed": None}),
     "seed bool": (TypeError, r"^seed must be an int, got True", {"seed": True}),
     "seed float": (TypeError, r"^seed must be an int, got 1.0", {"seed": 1.0}),
-    "samples negative": (ValueError, r"^samples runs from -1 to 0; ", {"samples": [0, -1]}),
-    "samples 2^56": (ValueError, r"^samples runs from 0 to 72057594037927936; ", {"samples": [0, 2**56]}),
+    "samples negative": (ValueError, r"^samples must lie in .*, got values from -1 to 0", {"samples": [0, -1]}),
+    "samples 2^56": (
+        ValueError,
+        r"^samples must lie in .*, got values from 0 to 72057594037927936",
+        {"samples": [0, 2**56]},
+    ),
     "samples range to 2^56": (ValueError, r"^samples is range", {"samples": range(2**56 - 1, 2**56 + 1)}),
-    "samples beyond int64": (TypeError, r"^samples is ", {"samples": [0, 2**70]}),
-    "samples a number": (ValueError, r"^samples has shape \[\]; ", {"samples": 3}),
-    "samples None": (TypeError, r"^samples is None; ", {"samples": None}),
-    "samples of int32": (TypeError, r"^samples has dtype torch.int32; ", {"samples": torch.zeros(2, dtype=torch.int32)}),
-    "samples of rank 2": (ValueError, r"^samples has shape \[2, 1\]; ", {"samples": [[0], [1]]}),
+    "samples beyond int64": (TypeError, r"^samples must be int64 ", {"samples": [0, 2**70]}),
+    "samples a number": (ValueError, r"^samples must have shape .*, got \[\]", {"samples": 3}),
+    "samples None": (TypeError, r"^samples must be .*, got None", {"samples": None}),
+    "samples of int32": (
+        TypeError,
+        r"^samples must have dtype .*, got torch.int32",
+        {"samples": torch.zeros(2, dtype=torch.int32)},
+    ),
+    "samples of rank 2": (ValueError, r"^samples must have shape .*, got \[2, 1\]", {"samples": [[0], [1]]}),
     "rows None": (ValueError, r"^rows is None, with 2 inputs and 3 samples; ", {"samples": range(3)}),
-    "rows too large": (ValueError, r"^rows runs from 0 to 2; ", {"rows": [0, 2]}),
-    "rows negative": (ValueError, r"^rows runs from -1 to 1; ", {"rows": [-1, 1]}),
-    "rows too few": (ValueError, r"^rows has shape \[1\]; .*\[2\]", {"rows": [0]}),
-    "rows of floats": (TypeError, r"^rows has dtype torch.float32; ", {"rows": torch.zeros(2)}),
-    "input_ids 2^32": (ValueError, r"^input_ids runs from 0 to 4294967296; ", {"input_ids": [0, 2**32]}),
-    "input_ids negative": (ValueError, r"^input_ids runs from -3 to 0; ", {"input_ids": [0, -3]}),
-    "input_ids too many": (ValueError, r"^input_ids has shape \[3\]; .*\[2\]", {"input_ids": [0, 1, 2]}),
+    "rows too large": (ValueError, r"^rows must lie in .*, got values from 0 to 2", {"rows": [0, 2]}),
+    "rows negative": (ValueError, r"^rows must lie in .*, got values from -1 to 1", {"rows": [-1, 1]}),
+    "rows too few": (ValueError, r"^rows must have shape .*\[2\], got \[1\]", {"rows": [0]}),
+    "rows of floats": (TypeError, r"^rows must have dtype .*, got torch.float32", {"rows": torch.zeros(2)}),
+    "input_ids 2^32": (ValueError, r"^input_ids must lie in .*, got values from 0 to 4294967296", {"input_ids": [0, 2**32]}),
+    "input_ids negative": (ValueError, r"^input_ids must lie in .*, got values from -3 to 0", {"input_ids": [0, -3]}),
+    "input_ids too many": (ValueError, r"^input_ids must have shape .*\[2\], got \[3\]", {"input_ids": [0, 1, 2]}),
     "stream": (ValueError, r"^stream is 'test'; .*'estimation'", {"stream": "test"}),
     "stream a number": (ValueError, r"^stream is 1; ", {"stream": 1}),
     "scale too long": (ValueError, r"^scale has shape \[4\]; .*\[3\]", {"scale": [1.0] * 4}),
@@ -719,40 +771,52 @@ ERRORS = {
     "clamp above NaN": (ValueError, r"^clamp is \(0.0, nan\); ", {"clamp": (0.0, math.nan)}),
     "clamp a number": (TypeError, r"^clamp is 1.0; ", {"clamp": 1.0}),
     "clamp of three": (TypeError, r"^clamp is \(0, 1, 2\); ", {"clamp": (0, 1, 2)}),
-    "dtype": (TypeError, r"^dtype is torch.int32; .*torch.float64, or a name: 'float32', ", {"dtype": torch.int32}),
-    "dtype complex": (TypeError, r"^dtype is torch.complex64; ", {"dtype": torch.complex64}),
-    "dtype a word": (ValueError, r"^dtype is 'double'; .* 'bfloat16', 'float64'$", {"dtype": "double"}),
-    "dtype of NumPy": (TypeError, r"^dtype is <class 'numpy.float32'>; ", {"dtype": np.float32}),
+    "dtype": (
+        TypeError,
+        r"^dtype must be .*torch.float64, or a name: 'float32', .*, got torch.int32",
+        {"dtype": torch.int32},
+    ),
+    "dtype complex": (TypeError, r"^dtype must be .*, got torch.complex64", {"dtype": torch.complex64}),
+    "dtype a word": (ValueError, r"^dtype must be .* 'bfloat16', 'float64', got 'double'$", {"dtype": "double"}),
+    "dtype of NumPy": (TypeError, r"^dtype must be .*, got <class 'numpy.float32'>", {"dtype": np.float32}),
     "channels_last of rank 2": (
         ValueError,
-        r"^channels_last is True, but an input has 2 axes; ",
+        r"^channels_last must be False unless .*, got True and 2 axes",
         {"x": torch.zeros(2, 3, 4), "channels_last": True},
     ),
     "channels_last of rank 5": (
         ValueError,
-        r"^channels_last is True, but an input has 5 axes; ",
+        r"^channels_last must be False unless .*, got True and 5 axes",
         {"x": torch.zeros(2, 1, 1, 1, 1, 1), "channels_last": True},
     ),
-    "out of a wrong shape": (ValueError, r"^out has shape .*; it must be .*\[2, 3, 4, 5\]", {"out": torch.zeros(2, 3, 20)}),
+    "out of a wrong shape": (ValueError, r"^out must have shape .*\[2, 3, 4, 5\], got .*", {"out": torch.zeros(2, 3, 20)}),
     "out of a wrong dtype": (
         ValueError,
         r"^out has dtype torch.float16; it must be torch.float32",
         {"out": torch.zeros(2, 3, 4, 5, dtype=torch.float16), "dtype": torch.float32},
     ),
-    "out of integers": (TypeError, r"^dtype is torch.int64; ", {"out": torch.zeros(2, 3, 4, 5, dtype=torch.int64)}),
-    "out strided": (ValueError, r"^out has strides ", {"out": torch.zeros(2, 3, 4, 10)[..., ::2]}),
-    "out broadcast": (ValueError, r"^out has strides ", {"out": torch.zeros(1, 3, 4, 5).expand(2, 3, 4, 5)}),
+    "out of integers": (
+        TypeError,
+        r"^dtype must be .*, got torch.int64",
+        {"out": torch.zeros(2, 3, 4, 5, dtype=torch.int64)},
+    ),
+    "out strided": (ValueError, r"^out must be contiguous in .*, got strides ", {"out": torch.zeros(2, 3, 4, 10)[..., ::2]}),
+    "out broadcast": (
+        ValueError,
+        r"^out must be contiguous in .*, got strides ",
+        {"out": torch.zeros(1, 3, 4, 5).expand(2, 3, 4, 5)},
+    ),
     "out channels_last": (
         ValueError,
-        r"^out has strides ",
+        r"^out must be contiguous in .*, got strides ",
         {"out": torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)},
     ),
     "out not channels_last": (
         ValueError,
-        r"^out has strides .*channels_last",
+        r"^out must be contiguous in .*channels_last, got strides ",
         {"out": torch.zeros(2, 3, 4, 5), "channels_last": True},
     ),
-    "out elsewhere": (ValueError, r"^out is on 'meta'; ", {"out": torch.zeros(2, 3, 4, 5, device=META)}),
+    "out elsewhere": (ValueError, r"^out must be on .*, got one on 'meta'", {"out": torch.zeros(2, 3, 4, 5, device=META)}),
     "backend unknown": (ValueError, r"^backend must be one of 'auto', .*'cpu'.*, got 'fast'", {"backend": "fast"}),
     "backend None": (ValueError, r"^backend must be one of 'auto', .*, got None", {"backend": None}),
     "no kernel for the device": (
@@ -767,13 +831,17 @@ ERRORS = {
     ),
     "samples elsewhere": (
         ValueError,
-        r"^samples is on 'meta'; it must be on 'cpu'",
+        r"^samples must be on .*, got one on 'meta'",
         {"samples": torch.zeros(2, dtype=torch.int64, device=META)},
     ),
-    "rows elsewhere": (ValueError, r"^rows is on 'meta'; ", {"rows": torch.zeros(2, dtype=torch.int64, device=META)}),
+    "rows elsewhere": (
+        ValueError,
+        r"^rows must be on .*, got one on 'meta'",
+        {"rows": torch.zeros(2, dtype=torch.int64, device=META)},
+    ),
     "input_ids elsewhere": (
         ValueError,
-        r"^input_ids is on 'meta'; ",
+        r"^input_ids must be on .*, got one on 'meta'",
         {"input_ids": torch.zeros(2, dtype=torch.int64, device=META)},
     ),
     "scale elsewhere": (TypeError, r"^scale is ", {"scale": torch.ones(3, device=META)}),

@@ -111,7 +111,7 @@ def test_a_tally_that_states_nothing_is_not_added_to_one_that_does():
     known, unknown = drawn(10), drawn(10, 10)
     unknown.provenance = None
     for a, b in ((known, unknown), (unknown, known)):
-        with pytest.raises(ValueError, match="states its provenance cannot be added to one that does not"):
+        with pytest.raises(ValueError, match="must both state their provenance, got one that does not"):
             a + b
     parts = [drawn(10), drawn(20, 10), drawn(5, 30)]
     total = sum(parts, start=Tally(3, 2))
@@ -123,12 +123,12 @@ def test_a_tally_that_states_nothing_is_not_added_to_one_that_does():
 def test_samples_added_by_hand_must_be_those_that_are_stated():
     tally = drawn(10)
     accumulate(torch.tensor([[1.0, 0.0]]), tally, rows=[1])
-    message = r"tally\.n\[1\] is 11, but its provenance states 10 samples; it must hold each of them once"
+    message = r"tally\.n\[1\] must be 10, as its provenance states, got 11; add each of these samples once"
     for use in (lambda: tally + drawn(5, 10), lambda: drawn(5, 10) + tally, lambda: rsfast.predictions(tally, 0.01)):
         with pytest.raises(ValueError, match=message):
             use()
     for name, pair in (("estimation", (drawn(10, stream="selection"), tally)), ("selection", (tally, drawn(50, 10)))):
-        with pytest.raises(ValueError, match=rf"^{name}\.n\[1\] is 11, but its provenance states 10"):
+        with pytest.raises(ValueError, match=rf"^{name}\.n\[1\] must be 10, as its provenance states, got 11"):
             certificates(*pair, NOISE, alpha=0.01)
 
 
@@ -145,12 +145,12 @@ def test_it_goes_where_the_tally_goes(tmp_path):
 def test_it_is_checked_when_it_is_set():
     tally = drawn(10)
     kept = tally.provenance
-    with pytest.raises(ValueError, match=r"^provenance is of 2 inputs; it must be of 3"):
+    with pytest.raises(ValueError, match=r"^provenance must be of 3 inputs, got one of 2"):
         tally.provenance = stated(range(10))
-    with pytest.raises(TypeError, match=r"^provenance is 'sample'; it must be a Provenance or None"):
+    with pytest.raises(TypeError, match=r"^provenance must be a Provenance or None, got 'sample'"):
         tally.provenance = "sample"
     assert tally.provenance is kept
-    with pytest.raises(ValueError, match=r"^provenance is of 2 inputs"):
+    with pytest.raises(ValueError, match=r"^provenance must be of 3 inputs, got one of 2"):
         Tally(3, 2, provenance=stated(range(10)))
 
 

@@ -51,7 +51,7 @@ def bin_of(scores: ArrayLike) -> NDArray[np.int64]:
     """
     q = as_integers("scores", scores, 0)
     if np.any(q > UNIT):
-        raise ValueError(f"scores is {scores!r}; it must be at most 2**30")
+        raise ValueError(f"scores must be at most 2**30, got {scores!r}")
     upper = q >= UNIT // 2
     d = np.minimum(np.where(upper, UNIT - q, q), UNIT // 2 - 1)
     s = np.full(d.shape, _FINEST)

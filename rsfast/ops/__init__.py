@@ -318,15 +318,13 @@ def accumulate(
     [[1, 1, 0, 0]]
     """
     if not isinstance(tally, Tally):
-        raise TypeError(f"tally is {tally!r}; it must be a Tally")
+        raise TypeError(f"tally must be a Tally, got {tally!r}")
     if not isinstance(logits, torch.Tensor) or logits.layout != torch.strided:
         what = f"a {type(logits).__name__}" if not isinstance(logits, torch.Tensor) else logits.layout
-        raise TypeError(f"logits is {what}; it must be a dense tensor [B, {tally.num_classes}]")
+        raise TypeError(f"logits must be a dense tensor [B, {tally.num_classes}], got {what}")
     if rows is None:
         if tally.num_inputs != 1:
-            raise ValueError(
-                f"rows is None, but the tally has {tally.num_inputs} inputs; it must name the input of each row"
-            )
+            raise ValueError(f"rows must name the input of each row, of the tally's {tally.num_inputs}, got None")
         rows = torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device)
     if not tally.compiled and check_backend(backend) != "reference":
         raise ValueError(

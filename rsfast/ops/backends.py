@@ -87,17 +87,17 @@ class Accumulation(NamedTuple):
         """Raise TypeError or ValueError, naming the argument, unless a kernel can take the call, whatever the values."""
         logits, device = self.logits, self.n.device
         if logits.device != device:
-            raise ValueError(f"logits is on '{logits.device}', the tally on '{device}'; they must share a device")
+            raise ValueError(f"logits must be on '{device}', as the tally is, got some on '{logits.device}'")
         inputs = self.n.numel()
         require("n", self.n, _INDEX, (inputs,), device)
         require("counts", self.counts, _INDEX, (inputs, *self.counts.shape[-1:]), device)
         classes = self.counts.shape[1] - 1
         if logits.layout != torch.strided:
-            raise TypeError(f"logits is {logits.layout}; it must be a dense tensor")
+            raise TypeError(f"logits must be a dense tensor, got {logits.layout}")
         if logits.ndim != 2 or logits.shape[1] != classes:
-            raise ValueError(f"logits has shape {list(logits.shape)}; it must be [B, {classes}], the tally's num_classes")
+            raise ValueError(f"logits must have shape [B, {classes}], of the tally's num_classes, got {list(logits.shape)}")
         if not 2 <= classes <= 1 << 20:
-            raise ValueError(f"logits has shape {list(logits.shape)}; it must have from 2 to 2^20 classes")
+            raise ValueError(f"logits must have from 2 to 2^20 classes, got shape {list(logits.shape)}")
         require("logits", logits, TYPES, logits.shape, device, layout=None)
         require("rows", self.rows, _INDEX, (logits.shape[0],), device)
         require("parameters", self.parameters, _FLOAT, (*self.parameters.shape[:1], 4), device)
@@ -163,7 +163,7 @@ def _accumulate(*arguments: Any) -> None:
         check_range("tracked_classes", job.tracked_classes, logits.shape[1])
     with _turns[job.n.data_ptr() // 64 % len(_turns)]:
         if backend.on_host and (most := int(job.n.max())) + len(rows) > MAX_SAMPLES:
-            raise OverflowError(f"an input has {most} samples and {len(rows)} more are added; a Tally holds 2^33 - 1")
+            raise OverflowError(f"a Tally must hold at most 2^33 - 1 samples of an input, got {most} and {len(rows)} more")
         increment_version([tensor for _, tensor in written])
         backend.kernels.accumulate(job)
 

@@ -32,7 +32,7 @@ def as_dtype(name: str, value: object, known: Sequence[torch.dtype] = TYPES, oth
         return known[names.index(value.removeprefix("torch."))]
     kind = ValueError if isinstance(value, str) else TypeError
     allowed = f"{', '.join(map(str, known))}, or a name: {', '.join(map(repr, names))}"
-    raise kind(f"{name} is {value!r}; it must be {otherwise}one of {allowed}")
+    raise kind(f"{name} must be {otherwise}one of {allowed}, got {value!r}")
 
 
 def memory_format(channels_last: bool, rank: int) -> torch.memory_format:
@@ -40,7 +40,9 @@ def memory_format(channels_last: bool, rank: int) -> torch.memory_format:
     if not channels_last:
         return torch.contiguous_format
     if rank not in (3, 4):
-        raise ValueError(f"channels_last is True, but an input has {rank} axes; it must have 3 (C, H, W) or 4 (C, D, H, W)")
+        raise ValueError(
+            f"channels_last must be False unless inputs have 3 (C, H, W) or 4 (C, D, H, W) axes, got True and {rank} axes"
+        )
     return torch.channels_last if rank == 3 else torch.channels_last_3d
 
 
@@ -55,13 +57,13 @@ def require(
     """Raise TypeError or ValueError unless a tensor has one of `types`, this shape, device and layout (any if None)."""
     if tensor.dtype not in types:
         known = ", ".join(str(each).removeprefix("torch.") for each in types)
-        raise TypeError(f"{name} has dtype {tensor.dtype}; it must be {known}")
+        raise TypeError(f"{name} must have dtype {known}, got {tensor.dtype}")
     if tensor.shape != shape:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
     if tensor.device != device:
-        raise ValueError(f"{name} is on '{tensor.device}'; it must be on '{device}', with the other tensors")
+        raise ValueError(f"{name} must be on '{device}', with the other tensors, got one on '{tensor.device}'")
     if layout is not None and not tensor.is_contiguous(memory_format=layout):
-        raise ValueError(f"{name} has strides {tensor.stride()}; it must be contiguous in {layout}")
+        raise ValueError(f"{name} must be contiguous in {layout}, got strides {tensor.stride()}")
 
 
 def check_apart(written: Iterable[Named], read: Iterable[Named]) -> None:
@@ -76,7 +78,7 @@ def check_apart(written: Iterable[Named], read: Iterable[Named]) -> None:
     for first, end, name, is_written in spans:
         if first < until_written or (is_written and first < until):
             pair = (last_written, name) if first < until_written else (name, last)
-            raise ValueError("{} shares memory with {}; it must have memory of its own".format(*pair))
+            raise ValueError("{} must have memory of its own, got some that {} has, too".format(*pair))
         if end > until:
             until, last = end, name
         if is_written and end > until_written:

@@ -43,7 +43,7 @@ def check_range(name: str, values: torch.Tensor, limit: int) -> None:
         return
     low, high = map(int, values.aminmax())
     if low < 0 or high >= limit:
-        raise ValueError(f"{name} runs from {low} to {high}; it must lie in [0, {limit})")
+        raise ValueError(f"{name} must lie in [0, {limit}), got values from {low} to {high}")
 
 
 def integers(name: str, values: Any, shape: str) -> torch.Tensor:
@@ -51,10 +51,11 @@ def integers(name: str, values: Any, shape: str) -> torch.Tensor:
     try:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"{name} is {values!r}; it must be int64 {shape}") from error
+        raise TypeError(f"{name} must be int64 {shape}, got {values!r}") from error
     if tensor.numel() and (tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()):
-        what = f"has dtype {tensor.dtype}" if isinstance(values, torch.Tensor) else f"is {values!r}"
-        raise TypeError(f"{name} {what}; it must be int64 {shape}")
+        raise TypeError(
+            f"{name} must be int64 {shape}, got {tensor.dtype if isinstance(values, torch.Tensor) else repr(values)}"
+        )
     return tensor.to(torch.int64)
 
 
@@ -68,7 +69,7 @@ def _dense(bins: Sequence[Sequence[int]]) -> list[list[int]]:
     counts, sums, last = [0] * BINS, [0] * BINS, -1
     for place, count, total in bins:
         if not last < place < BINS:
-            raise ValueError(f"bins holds {bins!r}; bins must ascend from 0 to {BINS - 1}")
+            raise ValueError(f"bins must ascend from 0 to {BINS - 1}, got {bins!r}")
         counts[place], sums[place], last = count, total, place
     return [counts, sums]
 
@@ -77,7 +78,7 @@ def _tensor(name: str, values: list[Any]) -> torch.Tensor:
     try:
         return torch.tensor(values)
     except RuntimeError as error:  # of null, say, or of what int64 does not hold
-        raise TypeError(f"{name} is {values!r:.100}; it must hold 64-bit integers ({error})") from None
+        raise TypeError(f"{name} must hold 64-bit integers, got {values!r:.100} ({error})") from None
 
 
 class Tally:
@@ -140,7 +141,7 @@ class Tally:
         num_inputs, num_classes = as_int("num_inputs", num_inputs), as_int("num_classes", num_classes)
         for name, value, low, high in (("num_inputs", num_inputs, 1, 1 << 32), ("num_classes", num_classes, 2, 1 << 20)):
             if not low <= value <= high:
-                raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
+                raise ValueError(f"{name} must be from {low} to {high}, got {value}")
         if isinstance(heads, Head):
             raise TypeError(f"heads must be a sequence of heads, got {heads!r}; pass [{heads!r}]")
         heads = tuple(heads)
@@ -159,7 +160,7 @@ class Tally:
         shape = f"[{places[0]}, {places[1]}, C], C from 0 to {MAX_TRACKED}"
         tracked_classes = integers("tracked_classes", tracked_classes, shape)
         if tracked_classes.ndim != 3 or tracked_classes.shape[:2] != places or tracked_classes.shape[2] > MAX_TRACKED:
-            raise ValueError(f"tracked_classes has shape {list(tracked_classes.shape)}; it must be {shape}")
+            raise ValueError(f"tracked_classes must have shape {shape}, got {list(tracked_classes.shape)}")
         check_range("tracked_classes", tracked_classes, num_classes)
         moments, bins = (*places, num_classes), (*tracked_classes.shape, BINS)
         self.n = torch.zeros(num_inputs, dtype=torch.int64, device=device)
@@ -179,9 +180,9 @@ class Tally:
     @provenance.setter
     def provenance(self, provenance: Provenance | None) -> None:
         if provenance is not None and not isinstance(provenance, Provenance):
-            raise TypeError(f"provenance is {provenance!r}; it must be a Provenance or None")
+            raise TypeError(f"provenance must be a Provenance or None, got {provenance!r}")
         if provenance is not None and len(provenance.input_ids) != self.num_inputs:
-            raise ValueError(f"provenance is of {len(provenance.input_ids)} inputs; it must be of {self.num_inputs}")
+            raise ValueError(f"provenance must be of {self.num_inputs} inputs, got one of {len(provenance.input_ids)}")
         self._provenance = provenance
 
     def check_provenance(self, name: str = "tally") -> None:
@@ -191,7 +192,7 @@ class Tally:
         for place, (n, stated) in enumerate(zip(self.n.tolist(), self.provenance.counts(), strict=True)):
             if n != stated:
                 raise ValueError(
-                    f"{name}.n[{place}] is {n}, but its provenance states {stated} samples; it must hold each of them once"
+                    f"{name}.n[{place}] must be {stated}, as its provenance states, got {n}; add each of these samples once"
                 )
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -208,7 +209,7 @@ class Tally:
             found = tensors.get(name)
             if found is None or found.shape != tensor.shape or found.dtype != torch.int64 or bool((found < 0).any()):
                 held = found if found is None else list(found.shape)
-                raise ValueError(f"it holds {name} as {held}; it must be int64 {list(tensor.shape)}, none negative")
+                raise ValueError(f"{name} must be int64 {list(tensor.shape)}, none negative, got {held}")
         if not torch.equal(tensors["n"], tensors["counts"].sum(1)) or int(tensors["n"].max()) > MAX_SAMPLES:
             raise ValueError("n must be the sum of counts, and at most 2^33 - 1")
         if self.tracked_classes.numel():
@@ -240,14 +241,14 @@ class Tally:
             return NotImplemented
         if (self.heads, self.counts.shape) != (other.heads, other.counts.shape):
             raise ValueError(
-                f"a tally of {other.num_inputs} inputs, {other.num_classes} classes and heads {other.heads} cannot be added "
-                f"to one of {self.num_inputs}, {self.num_classes} and {self.heads}; they must agree"
+                f"tallies that are added must agree in inputs, classes and heads, got {self.num_inputs}, {self.num_classes} "
+                f"and {self.heads}, with {other.num_inputs}, {other.num_classes} and {other.heads}"
             )
         if not torch.equal(self.tracked_classes, other.tracked_classes.to(self.tracked_classes.device)):
-            raise ValueError("a tally cannot be added to one that tracks other classes; their tracked_classes must be equal")
+            raise ValueError("tallies that are added must have equal tracked_classes, got one that tracks other classes")
         most = int((self.n + other.n.to(self.n.device)).max())
         if most > MAX_SAMPLES:
-            raise OverflowError(f"the sum would hold {most} samples of an input; a Tally holds 2^33 - 1")
+            raise OverflowError(f"a Tally must hold at most 2^33 - 1 samples of an input, got {most} in the sum")
         mine, theirs = self.tensors(), other.tensors()
         total = self._like(self.tracked_classes, self._united(other), self.n.device)
         return total._fill({name: mine[name] + theirs[name].to(self.n.device) for name in mine})
@@ -262,8 +263,8 @@ class Tally:
         if len(known) == 1:
             if bool((other if known[0] is self else self).n.any()):
                 raise ValueError(
-                    "a tally that states its provenance cannot be added to one that does not; state it for both, or set "
-                    "provenance = None on both"
+                    "tallies that are added must both state their provenance, got one that does not; state it for both, or "
+                    "set provenance = None on both"
                 )
             return known[0].provenance
         assert self.provenance is not None
@@ -313,7 +314,7 @@ class Tally:
         """
         places = integers("indices", indices, "[B]")
         if places.ndim != 1 or not len(places):
-            raise ValueError(f"indices has shape {list(places.shape)}; it must be [B], B at least 1")
+            raise ValueError(f"indices must have shape [B], B at least 1, got {list(places.shape)}")
         check_range("indices", places, self.num_inputs)
         provenance = self.provenance and self.provenance.select(places.tolist())
         places = places.to(self.n.device)
@@ -381,13 +382,15 @@ class Tally:
             If they do not fit together, or the heads.
         """
         if not inputs or any(name not in each for name in _NAMES for each in inputs):
-            raise ValueError(f"inputs is {inputs!r}; it must hold at least one dict, each with {', '.join(_NAMES)}")
+            raise ValueError(f"inputs must hold at least one dict, each with {', '.join(_NAMES)}, got {inputs!r}")
         tensors = {name: _tensor(name, [each[name] for each in inputs]) for name in _NAMES}  # of int64, if all are integers
         if tensors["counts"].ndim != 2:
-            raise ValueError(f"counts are {inputs[0]['counts']!r}; they must be a list, one a class and one more")
+            raise ValueError(f"counts must be a list, one a class and one more, got {inputs[0]['counts']!r}")
         binned = {name in each for each in inputs for name in ("tracked", "bins")}
         if len(binned) > 1:
-            raise ValueError("some inputs lack tracked or bins, which others have; each must hold both, or none either")
+            raise ValueError(
+                "each of inputs must hold tracked and bins, or none either, got some that lack what others have"
+            )
         tracked = [each["tracked"] for each in inputs] if True in binned else None
         tally = cls(len(inputs), tensors["counts"].shape[1] - 1, heads, tracked_classes=tracked)
         if tracked is not None:
@@ -420,14 +423,14 @@ class Tally:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file ({error}); it must be one that Tally.save wrote") from error
+            raise ValueError(f"{path} must be a safetensors file that Tally.save wrote, got another ({error})") from error
         if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{path} has format {metadata.get('format')!r}; it must be {_FORMAT!r}")
+            raise ValueError(f"{path} must have format {_FORMAT!r}, got {metadata.get('format')!r}")
         try:
             heads = [head_from_dict(head) for head in json.loads(metadata["heads"])]
             counts, tracked = tensors["counts"], tensors.get("tracked")
             if tracked is None and "bin_counts" in tensors:
-                raise ValueError("it holds bin_counts and no tracked")
+                raise ValueError("it must hold tracked where it holds bin_counts, got none")
             stated = metadata.get("provenance")
             provenance = None if stated is None else Provenance.from_dict(json.loads(stated))
             tally = cls(
@@ -436,5 +439,5 @@ class Tally:
             return tally._fill_checked(tensors)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is damaged ({type(error).__name__}: {error}); it must be as Tally.save wrote it"
+                f"{path} must be as Tally.save wrote it, got a damaged file ({type(error).__name__}: {error})"
             ) from error

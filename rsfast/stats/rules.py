@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..heads import Head, Votes
+from ..heads import Head, Votes, check_head
 from ..noise import POTENTIAL_ERROR, Gaussian, check_lipschitz
 from .bounds.betting import typical_betting_lower
 from .bounds.clopper_pearson import forecast_proportion
@@ -95,8 +95,7 @@ def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *
     >>> resolve(Votes(), "auto", "auto")
     ('clopper_pearson', 'auto')
     """
-    if not isinstance(head, Head):
-        raise TypeError(f"head must be one of Votes, Softmax, Sparsemax, ClippedLogits, got {head!r}")
+    check_head("head", head)
     found = resolve_bound(bound, head, early)
     if rule == "auto" and not head.sums_to_one:
         rule = "top_two"
