@@ -84,6 +84,7 @@ def wrongly_certified(inputs, how, p=P, scores=None):
     return sum(certificate.radius > truth for certificate in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["one_vs_rest", "top_two", "bonferroni", "auto"])
 @pytest.mark.parametrize("bound", ["beta_binomial_sequence", "betting_sequence"])
 def test_stopping_on_the_results_errs_within_alpha(rule, bound):

@@ -222,6 +222,7 @@ def test_cut_off_anywhere():
 # Told to stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "number"),
     [
@@ -335,6 +336,7 @@ def progress():
     return {idx: each.get("asked", math.inf) for idx, each in saved.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unprobed")
 def test_stopped_twice(net):
     """The second time all that was saved the first time is there, also of images decided before one that comes before."""
