@@ -227,6 +227,7 @@ def test_how_often(monkeypatch):
     """An event at once and then every ten seconds, of batches of four; new figures where the bar has shown the old ones."""
     clock, bar, batches = SimpleNamespace(now=100.0), Bar(), watched()
     monkeypatch.setattr(events.time, "perf_counter", lambda: clock.now)
+    batches.timer = StageTimer(clock=lambda: clock.now)
     log = Log("log.jsonl", Ranks())
     with log.running(), log.watching(bar, batches):
         for batch in range(8):
