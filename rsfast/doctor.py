@@ -16,7 +16,7 @@ from . import __version__, ops
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian, philox
-from .ops import reference
+from .ops import arithmetic
 from .ops.tally import Tally
 
 # (counter, key, words): the three Philox4x32-10 vectors of Random123's kat_vectors, and a counter as rsfast forms it.
@@ -152,11 +152,11 @@ def _normals(backend: str) -> NDArray[np.float32]:
     words = np.array([pair for *pair, _, _ in NORMALS])
     if backend == "reference":
         radius, angle = torch.from_numpy(words).unbind(1)
-        return torch.stack(reference.box_muller(radius, angle), dim=1).numpy()
+        return torch.stack(arithmetic.box_muller(radius, angle), dim=1).numpy()
     from .ops import _cpu
 
     pairs, out = words.astype(np.uint32), np.zeros(words.shape, dtype=np.float32)
-    _cpu.gaussian(words=pairs.ctypes.data, pairs=len(pairs), out=out.ctypes.data)
+    _cpu.noise_of_words(draw=_cpu.draws().index("gaussian"), words=pairs.ctypes.data, count=pairs.size, out=out.ctypes.data)
     return out
 
 

@@ -665,7 +665,7 @@ def test_the_commands_are_listed(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--sigma 0", "sigma is 0.0; it must be positive"),
+        ("--sigma 0", "sigma must be positive, finite and a normal float32, got 0.0"),
         ("--sigma x", "argument --sigma: invalid float value: 'x'"),
         ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
         ("--num-classes 1", "--num-classes 1"),

@@ -54,7 +54,7 @@ def test_sums_unite_and_selections_divide():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"noise": 0.5}, TypeError, r"^noise is 0\.5; it must be a Gaussian"),
+        ({"noise": 0.5}, TypeError, r"^noise must be one of Gaussian.*, got 0\.5"),
         ({"seed": -1}, ValueError, "^seed is -1; it must be in"),
         ({"stream": "train"}, ValueError, "^stream is 'train'; it must be one of 'selection'"),
         ({"samples": 10}, TypeError, "^samples is 10; it must be a range, or a sequence"),

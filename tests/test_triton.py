@@ -24,7 +24,7 @@ if importlib.util.find_spec("triton") is None:
 
 from triton_interpreter import interpret
 
-from rsfast.ops import triton_kernels
+from rsfast.ops import triton_kernels, triton_perturb
 
 pytestmark = [
     pytest.mark.slow,
@@ -114,7 +114,7 @@ def test_rounding_at_every_boundary(dtype):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_more_programs_than_a_grid_holds(channels_last, monkeypatch):
     """Channels and tiles beyond 65535 are left to further launches; here those beyond 2."""
-    monkeypatch.setattr(triton_kernels, "_MOST", 2)
+    monkeypatch.setattr(triton_perturb, "MOST", 2)
     for shape in ((5, 3, 700), (3, 50, 45)):
         x = perturbing.inputs(1, shape)
         check_perturb(x, seed=5, samples=[8], scale=[1.0 + c for c in range(shape[0])], channels_last=channels_last)
@@ -279,7 +279,8 @@ from types import SimpleNamespace
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from rsfast.ops import triton_kernels
+from rsfast.noise import NoiseParameters
+from rsfast.ops import triton_kernels, triton_perturb
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
 POINTERS[torch.int64] = "*i64"
@@ -311,7 +312,8 @@ class Compiler:
         Compiler.result = triton.compile(source, target=Compiler.target, options=options)
 
 
-for name in ("perturb_kernel", "accumulate_kernel", "accumulate_wide_kernel"):
+triton_perturb.perturb_kernel = Compiler(triton_perturb.perturb_kernel)
+for name in ("accumulate_kernel", "accumulate_wide_kernel"):
     setattr(triton_kernels, name, Compiler(getattr(triton_kernels, name)))
 index = torch.zeros(4, dtype=torch.int64)
 for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[1]):
@@ -320,7 +322,8 @@ for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[
     if operation == "perturb":
         channels = torch.ones(shape[0]) if full else None
         triton_kernels.perturb(SimpleNamespace(
-            x=x, rows=index, input_ids=index, samples=index, sigma=0.5, seed=0, stream=1, scale=channels, shift=channels,
+            x=x, rows=index, input_ids=index, samples=index, noise=NoiseParameters("gaussian", (0.5,)), seed=0, stream=1,
+            scale=channels, shift=channels,
             clamp=(0.0, 1.0) if full else None, channels_last=channels_last, out=x.to(dtype),
         ))
     else:
@@ -376,7 +379,7 @@ def test_ptx(compiled):
         assert facts[".local"] == facts[".ftz"] == 0
         lanes = 32 * facts["warps"]
         if operation == "perturb":
-            blocks = triton_kernels._BLOCKS // lanes
+            blocks = triton_perturb._BLOCKS // lanes
             # A block has two pairs, each of 9 fma for the logarithm, 4 for the sine and 4 for the cosine; and four elements.
             assert facts["fma.rn.f32"] == blocks * (2 * 17 + 4 * (2 if full else 1))
             assert facts["sqrt.rn.f32"] == 2 * blocks

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._check import is_int
-from . import STREAM_VERSION, STREAMS, Gaussian, check_seed
+from . import STREAM_VERSION, STREAMS, Noise, check_noise, check_seed
 from . import from_dict as noise_from_dict
 
 _END = 1 << 56  # sample indices lie below
@@ -21,7 +21,7 @@ class Provenance:
 
     Parameters
     ----------
-    noise : Gaussian
+    noise : Noise
         What was added to the inputs.
     seed : int
         In [0, 2^64).
@@ -42,13 +42,14 @@ class Provenance:
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> first = Provenance(Gaussian(0.5), seed=1, stream="estimation", samples=range(60), input_ids=[7])
     >>> rest = Provenance(Gaussian(0.5), seed=1, stream="estimation", samples=range(60, 100), input_ids=[7])
     >>> (first + rest).samples
     ((range(0, 100),),)
     """
 
-    noise: Gaussian
+    noise: Noise
     seed: int
     stream: str
     samples: Any
@@ -56,8 +57,7 @@ class Provenance:
     stream_version: int = STREAM_VERSION
 
     def __post_init__(self) -> None:
-        if not isinstance(self.noise, Gaussian):
-            raise TypeError(f"noise is {self.noise!r}; it must be a Gaussian")
+        check_noise("noise", self.noise)
         if not isinstance(self.stream, str) or self.stream not in STREAMS:
             raise ValueError(f"stream is {self.stream!r}; it must be one of {', '.join(map(repr, STREAMS))}")
         ids = check_input_ids(self.input_ids)
