@@ -8,7 +8,7 @@
 namespace rsfast {
 
 // Every draw, by the name that rsfast/noise gives it. Each has one function, standard_noise(DrawIs<Draw::name>, words, z).
-#define RSFAST_DRAWS(each) each(gaussian)
+#define RSFAST_DRAWS(each) each(gaussian) each(laplace)
 
 #define RSFAST_DRAW_ENUMERATOR(name) name,
 #define RSFAST_DRAW_NAME(name) #name,
@@ -95,6 +95,18 @@ template <class F, class B, class I>
 RSFAST_FN void standard_noise(DrawIs<Draw::gaussian>, const B* w, F* z) {
   box_muller<F, B, I>(w[0], w[1], z[0], z[1]);
   box_muller<F, B, I>(w[2], w[3], z[2], z[3]);
+}
+
+// Laplace noise of scale 1, one element a word: |z| = -ln((2 k + 1) / 2^32), k the low 31 bits, negative if the top bit is
+// set. So P(|z| > t) is within 2^-32 of exp(-t) for every t. |z| is at most 32 ln 2 = 22.18, and the chance of more would be
+// 2^-32; at that end values lie ln 3 and less apart, near 0 they lie 2^-31 apart. Exactly symmetric.
+template <class F, class B, class I>
+RSFAST_FN void standard_noise(DrawIs<Draw::laplace>, const B* w, F* z) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const F magnitude = minus_two_log(centred_uniform_31<F>(w[i])) * 0.5f;
+    z[i] = as_float(as_bits(magnitude) | (w[i] & 0x80000000u));
+  }
 }
 
 }  // namespace rsfast

@@ -14,7 +14,7 @@ import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
-from rsfast.noise import Gaussian
+from rsfast.noise import Gaussian, Laplace
 from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -42,15 +42,16 @@ SHAPES = (
     (2, 3, 2, 3, 5),
 )
 LAYOUTS = [(shape, last) for shape in SHAPES for last in (False, True) if not last or len(shape) in (3, 4)]
-TRANSFORMS = {
-    "none": (False, False, None),
-    "scale": (True, False, None),
-    "shift": (False, True, None),
-    "scale and shift": (True, True, None),
-    "clamp": (False, False, (-0.25, 0.75)),
-    "all": (True, True, (0.0, 1.0)),
-}
 SIGMA = Gaussian(0.3)
+TRANSFORMS = {
+    "none": (SIGMA, False, False, None),
+    "scale": (SIGMA, True, False, None),
+    "shift": (SIGMA, False, True, None),
+    "scale and shift": (SIGMA, True, True, None),
+    "clamp": (SIGMA, False, False, (-0.25, 0.75)),
+    "all": (SIGMA, True, True, (0.0, 1.0)),
+    "Laplace": (Laplace(0.3), True, True, (0.0, 1.0)),
+}
 
 
 def memory_format(shape, channels_last):
@@ -63,11 +64,11 @@ def inputs(count, shape, seed=0):
 
 def arguments(shape, transform, dtype, channels_last=False):
     """Three inputs and eight rows of them, in no order, samples beyond 2^32 among them."""
-    with_scale, with_shift, clamp = TRANSFORMS[transform]
+    noise, with_scale, with_shift, clamp = TRANSFORMS[transform]
     channel = torch.arange(shape[0], dtype=torch.float32)
     return {
         "x": inputs(3, shape),
-        "noise": SIGMA,
+        "noise": noise,
         "seed": 0x9E3779B97F4A7C15,
         "samples": [0, 1, 5, 2**32 + 3, 2**32 - 1, 7, 1, 2**56 - 1],
         "rows": [2, 0, 0, 1, 2, 1, 1, 0],
@@ -153,10 +154,10 @@ def test_reference_writes_out_in_full(dtype):
 
 def test_what_the_transforms_are():
     """clamp(x + sigma z) * scale + shift in float64, from z drawn at sigma 1 and x 0: within a few roundings."""
-    for transform, (with_scale, with_shift, clamp) in TRANSFORMS.items():
+    for transform, (noise, with_scale, with_shift, clamp) in TRANSFORMS.items():
         keywords = arguments((3, 5, 7), transform, torch.float32)
         plain = {key: keywords[key] for key in ("seed", "samples", "rows", "input_ids")}
-        z = perturb(torch.zeros(3, 3, 5, 7), Gaussian(1.0), **plain).double()
+        z = perturb(torch.zeros(3, 3, 5, 7), type(noise)(1.0), **plain).double()
         y = keywords["x"][keywords["rows"]].double() + 0.3 * z
         y = y.clamp(*clamp) if clamp else y
         y = y * (keywords["scale"].double()[:, None, None] if with_scale else 1)

@@ -2,6 +2,7 @@
 
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
 from .gaussian import Gaussian, check_lipschitz
+from .laplace import Laplace
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "STREAMS",
     "STREAM_VERSION",
     "Gaussian",
+    "Laplace",
     "Noise",
     "NoiseParameters",
     "check_lipschitz",

@@ -221,7 +221,7 @@ def check_noise(name: str, noise: object) -> Noise:
     >>> check_noise("noise", 0.5)
     Traceback (most recent call last):
         ...
-    TypeError: noise must be one of Gaussian, got 0.5
+    TypeError: noise must be one of Gaussian, Laplace, got 0.5
     """
     if not isinstance(noise, Noise):
         raise TypeError(f"{name} must be one of {', '.join(NOISES)}, got {noise!r}")

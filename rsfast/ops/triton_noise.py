@@ -82,6 +82,14 @@ def box_muller(radius, angle):
 
 
 @triton.jit
+def laplace(word):
+    """Laplace noise of scale 1: -ln(u), negative if the top bit of the word is set."""
+    value, near_one = centred_uniform_31(word)
+    magnitude = (minus_two_log(value, near_one) * 0.5).to(tl.uint32, bitcast=True)
+    return (magnitude | (word & 0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
     """A draw's noise of these blocks of four elements, in the order of the elements."""
     high = (stream << 24) | (sample >> 32)
@@ -89,6 +97,8 @@ def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
     if DRAW == "gaussian":
         z0, z1 = box_muller(a, b)
         z2, z3 = box_muller(c, d)
+    elif DRAW == "laplace":
+        z0, z1, z2, z3 = laplace(a), laplace(b), laplace(c), laplace(d)
     else:
         tl.static_assert(False, "ops/triton_noise.py lacks this draw")
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
