@@ -9,6 +9,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._check import check_choice, is_real
+
 POTENTIAL_ERROR = 2.0**-48
 """A potential's relative error is at most this; 1.3e-15 was the most found. `Noise.radius` charges it."""
 
@@ -28,9 +30,9 @@ class Constraint(NamedTuple):
 
     def check(self, name: str, value: object) -> float:
         """Return `value` as a float; raise TypeError or ValueError, which name it, if the constraint does not hold."""
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        if not is_real(value):
             raise TypeError(f"{name} must be a number, got {value!r}")
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]
         if not self.low <= number <= self.high:
             raise ValueError(f"{name} must be {self.words}, got {value!r}")
         return number
@@ -73,9 +75,7 @@ class NoiseParameters(NamedTuple):
 
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the argument, unless a kernel can take the block."""
-        if self.draw not in DRAWS:
-            raise ValueError(f"draw must be one of {_listed(DRAWS)}, got {self.draw!r}")
-        constraints = DRAWS[self.draw].scalars
+        constraints = DRAWS[check_choice("draw", self.draw, DRAWS)].scalars
         if len(self.scalars) != len(constraints) or self.tensors:
             raise ValueError(
                 f"the parameters of the draw {self.draw!r} must be the scalars ({', '.join(constraints)}) and no tensors, "
@@ -237,11 +237,4 @@ def from_dict(data: Mapping[str, Any]) -> Noise:
         If the name is not registered, or the parameters are not those of the noise.
     """
     parameters = dict(data)
-    name = parameters.pop("name", None)
-    if not isinstance(name, str) or name not in NOISES:
-        raise ValueError(f"noise must be one of {_listed(NOISES)}, got {name!r}")
-    return NOISES[name](**parameters)
-
-
-def _listed(names: Mapping[str, object]) -> str:
-    return ", ".join(map(repr, names))
+    return NOISES[check_choice("noise", parameters.pop("name", None), NOISES)](**parameters)
