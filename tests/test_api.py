@@ -442,7 +442,7 @@ def test_what_is_set_on_a_smooth_is_used_from_the_next_call(change):
         ("num_classes", 3.0, TypeError, "num_classes must be an int, got 3.0"),
         ("sigma", 0.0, ValueError, "sigma must be positive.*, got 0.0"),
         ("sigma", "0.5", TypeError, "sigma must be a number, got '0.5'"),
-        ("seed", -1, ValueError, r"seed is -1; it must be in \[0, 2\^64\)"),
+        ("seed", -1, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
         ("options", {"sedd": 1}, TypeError, "keyword arguments must be among scale, .*, got sedd"),
         ("options", None, TypeError, "options must be a dict of keyword arguments, got None"),
     ],
@@ -672,7 +672,7 @@ GOOD = {"num_classes": 3, "n": 100, "seed": 1}
         ({"n0": 0}, ValueError, r"n0 must be from 1 to 8589934591, got 0"),
         ({"num_classes": 1}, ValueError, r"num_classes must be from 2 to 1048576, got 1"),
         ({"num_classes": 4}, ValueError, r"num_classes must be 3, the logits that model returns a row, got 4"),
-        ({"seed": -1}, ValueError, r"seed is -1; it must be in \[0, 2\^64\)"),
+        ({"seed": -1}, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
         ({"seed": "1"}, TypeError, r"seed must be an int.*, got '1'"),
         ({"batch_size": 0}, ValueError, r"batch_size must be from 1 to 8589934591, got 0"),
         ({"batch_size": "big"}, ValueError, r"batch_size must be an int or 'auto', got 'big'"),
@@ -868,7 +868,7 @@ def test_sample_needs_a_seed_and_a_range():
         sample(first_three, X, Gaussian(0.25), **{**GOOD, "seed": None})
     with pytest.raises(ValueError, match=r"start must be an int from 0 to .*, got -1"):
         sample(first_three, X, Gaussian(0.25), start=-1, **GOOD)
-    with pytest.raises(ValueError, match=r"stream is 'test'; it must be one of 'selection'"):
+    with pytest.raises(ValueError, match=r"stream must be one of 'selection', .*, got 'test'"):
         sample(first_three, X, Gaussian(0.25), stream="test", **GOOD)
 
 

@@ -240,8 +240,8 @@ def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Noise | None)
     if noise is None or not math.isfinite(largest):
         raise ValueError(f"inputs[{first + place}] must be finite, got NaN or infinity")
     raise ValueError(
-        f"inputs[{first + place}] must hold values of at most {noise.largest_input:g}, got {largest:g}; there float32 has too "
-        f"few numbers for noise of {noise.settings}"
+        f"inputs[{first + place}] must hold values of at most {noise.largest_input:g}, got {largest:g}; there float32 has "
+        f"too few numbers for noise of {noise.settings}"
     )
 
 

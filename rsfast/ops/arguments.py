@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from .._check import check_choice
 from .._hints import conversion
 from ..noise import STREAMS
 from .checks import check_apart, require
@@ -15,9 +16,7 @@ from .tally import check_range, integers
 
 def check_stream(stream: object) -> str:
     """Return `stream` if it names a stream; raise ValueError if not."""
-    if not isinstance(stream, str) or stream not in STREAMS:
-        raise ValueError(f"stream is {stream!r}; it must be one of {', '.join(map(repr, STREAMS))}")
-    return stream
+    return str(check_choice("stream", stream, STREAMS))
 
 
 def indices(name: str, values: object, length: int | None, limit: int, device: torch.device) -> torch.Tensor:

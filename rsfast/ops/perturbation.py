@@ -161,12 +161,7 @@ def perturb(
     dtype = as_dtype("dtype", dtype if dtype is not None else getattr(out, "dtype", torch.float32))
     if out is None:
         out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
-    elif not isinstance(out, torch.Tensor):
-        raise TypeError(f"out is {out!r}; it must be a tensor")
-    elif out.dtype != dtype:
-        raise ValueError(f"out has dtype {out.dtype}; it must be {dtype}, as dtype is")
-    elif out.is_neg():
-        raise ValueError("out is a lazy negation; it must be a tensor of its own: call out.resolve_neg()")
+    _check_out(out, dtype)
     rows = as_indices("rows", rows, count, device)
     input_ids = as_indices("input_ids", range(count) if input_ids is None else input_ids, 1 << 32, device)
     if given and not torch.compiler.is_compiling():
@@ -188,6 +183,15 @@ def perturb(
         out,
     )
     return out
+
+
+def _check_out(out: object, dtype: torch.dtype) -> None:
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out is {out!r}; it must be a tensor")
+    if out.dtype != dtype:
+        raise ValueError(f"out has dtype {out.dtype}; it must be {dtype}, as dtype is")
+    if out.is_neg():
+        raise ValueError("out is a lazy negation; it must be a tensor of its own: call out.resolve_neg()")
 
 
 def _job(

@@ -28,6 +28,18 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
     return source, input_id, sample, valid
 
 
+@triton.jit
+def noisy(z, noise_scale, x, low, high):
+    """x with standard noise z added, before scale and shift."""
+    y = tl.fma(z, noise_scale, x)
+    if low is not None:
+        y = tl.where(y < low, low, y)
+        y = tl.where(y > high, high, y)
+    return y
+
+
+# Program (row, channel, tile) makes one tile of BLOCKS Philox blocks of a channel of a row: spans are channels. Where no
+# channel need be known, or channels are NARROW and a tile holds several, the row as a whole is its only span.
 @triton.jit(do_not_specialize=["inputs", "seed", "stream", "first_channel", "first_tile"])
 def perturb_kernel(
     out_ptr,
@@ -55,8 +67,6 @@ def perturb_kernel(
     ALIGNED: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    # Program (row, channel, tile) makes one tile of BLOCKS Philox blocks of a channel of a row: spans are channels. Where no
-    # channel need be known, or channels are NARROW and a tile holds several, the row as a whole is its only span.
     row = tl.program_id(0).to(tl.int64)
     source, input_id, sample, valid = row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs)
     noise_scale = tl.where(valid, noise_scale, float("nan"))  # should the assertion be off, the row is NaN
@@ -74,10 +84,7 @@ def perturb_kernel(
         place -= first & 3
         inside = (place >= 0) & (place < span)
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
-    y = tl.fma(z, noise_scale, x)
-    if low is not None:
-        y = tl.where(y < low, low, y)
-        y = tl.where(y > high, high, y)
+    y = noisy(z, noise_scale, x, low, high)
     in_plane = place
     if NARROW:
         start = tile * (4 * BLOCKS)
