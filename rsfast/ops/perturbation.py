@@ -152,16 +152,14 @@ def perturb(
     given = given if out is not None else {}
     samples = indices("samples", samples, None, 1 << 56, device)
     batch = samples.shape[0]
-    if rows is None:
-        if count not in (1, batch):
-            raise ValueError(f"rows is None, with {count} inputs and {batch} samples; it must name the input of each sample")
-        rows = torch.arange(batch, device=device) if count == batch else torch.zeros(batch, dtype=torch.int64, device=device)
+    rows = _default_rows(count, batch, device) if rows is None else rows
     scale, shift = affine(scale, shift, shape[0], device)
     layout = memory_format(channels_last, len(shape))
     dtype = as_dtype("dtype", dtype if dtype is not None else getattr(out, "dtype", torch.float32))
     if out is None:
         out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
-    _check_out(out, dtype)
+    else:
+        _check_out(out, dtype)
     rows = as_indices("rows", rows, count, device)
     input_ids = as_indices("input_ids", range(count) if input_ids is None else input_ids, 1 << 32, device)
     if given and not torch.compiler.is_compiling():
@@ -183,6 +181,12 @@ def perturb(
         out,
     )
     return out
+
+
+def _default_rows(count: int, batch: int, device: torch.device) -> torch.Tensor:
+    if count not in (1, batch):
+        raise ValueError(f"rows is None, with {count} inputs and {batch} samples; it must name the input of each sample")
+    return torch.arange(batch, device=device) if count == batch else torch.zeros(batch, dtype=torch.int64, device=device)
 
 
 def _check_out(out: object, dtype: torch.dtype) -> None:
