@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(kMostThreads) probe(const __grid_constant__ Pe
   plain.job.scale = nullptr;
   plain.job.clamp = false;
   if constexpr (ChannelsLast)
-    perturb_channels_last<T, true>(this_block(), plain);
+    perturb_channels_last<Draw::gaussian, T, true>(this_block(), plain);
   else
-    perturb_contiguous<T, true>(this_block(), plain);
+    perturb_contiguous<Draw::gaussian, T, true>(this_block(), plain);
 }
 """
 PROBE += "".join(
@@ -112,12 +112,13 @@ def parse(text: str) -> list[Function]:
     return functions
 
 
-def kernel_name(mangled: str) -> tuple[str, str, str, bool]:
-    """Return (kernel, type, layout, aligned) of a mangled name; "" for the kernel if it is none of perturb's."""
-    found = re.search(r"(perturb_kernel|probe)ILNS_4TypeE(\d)ELb(\d)E(?:Lb(\d)E)?", mangled)
+def kernel_name(mangled: str) -> tuple[str, str, str, bool, int]:
+    """Return (kernel, type, layout, aligned, draw) of a mangled name; "" for the kernel if it is none of perturb's."""
+    found = re.search(r"(perturb_kernel|probe)I(?:LNS_4DrawE(\d+)E)?LNS_4TypeE(\d)ELb(\d)E(?:Lb(\d)E)?", mangled)
     if found is None:
-        return "", "", "", False
-    return found[1], NAMES[int(found[2])], "channels_last" if found[3] == "1" else "contiguous", found[4] != "0"
+        return "", "", "", False, 0
+    layout = "channels_last" if found[4] == "1" else "contiguous"
+    return found[1], NAMES[int(found[3])], layout, found[5] != "0", int(found[2] or 0)
 
 
 def way_through(function: Function) -> list[Instruction]:
@@ -163,7 +164,7 @@ def count(instructions: Iterable[Instruction]) -> Counter[str]:
 
 def per_element(function: Function) -> dict[str, float]:
     """Return the instructions an element of a probe, by pipe."""
-    _, kind, layout, _ = kernel_name(function.name)
+    _, kind, layout, *_ = kernel_name(function.name)
     way = way_through(function)
     if layout == "contiguous":  # 16 elements a thread, in a loop or not
         stores = sum(i.name == "STG.E.128" for i in way) * 16 // BYTES[kind]

@@ -7,13 +7,22 @@ namespace rsfast {
 
 enum class Type : int { float32, float16, bfloat16, float64 };
 
+enum class Draw : int;  // noise.h
+
+// What a noise adds, or does, to x. What a draw takes of it, rsfast/noise and noise.h say.
+struct NoiseParameters {
+  Draw draw;
+  float scalars[4];        // the first is the scale, by which standard noise is multiplied
+  const void* tensors[2];  // one value an element or a channel, or tables; null where a draw has none
+};
+
 struct PerturbJob {
   const float* x;            // [inputs, elements]
   const int64_t* rows;       // [batch]: the input of each output row
   const int64_t* input_ids;  // [inputs]
   const int64_t* samples;    // [batch]
   int64_t inputs, batch, elements, channels;
-  float sigma;
+  NoiseParameters noise;
   uint64_t seed;
   int stream;
   const float* scale;  // null, and then shift is too, or [elements] on the CPU and [channels] on a GPU

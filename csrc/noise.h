@@ -1,41 +1,61 @@
-// The maps from random words to noise values. A change of any bit here is a new stream version (rsfast/noise.py).
+// The draws: maps from the four random words of a Philox block to the standard noise of the block's four elements. How noise
+// is added is in perturb.h. A change of any bit here is a new stream version (rsfast/noise/streams.py).
 #pragma once
 
-#include "lanes.h"
+#include "jobs.h"
+#include "uniform.h"
 
 namespace rsfast {
 
-// ln((word + 1/2) / 2^32) = ln(1 + f) + e ln 2, with f in [-1/4, 1/2] and e an integer. Near 1, where the logarithm is
-// small, the distance to 1 is formed from the complement of the word, and is exact.
-template <class F, class B>
-RSFAST_FN void reduce(B word, F& f, F& e) {
-  const auto near_one = word > 0xBFFFFFFFu;
-  const F value = (to_float(near_one ? ~word : word) + 0.5f) * 0x1p-32f;
-  const B bits = as_bits(value) - 0x3F400000u;
+// Every draw, by the name that rsfast/noise gives it. Each has one function, standard_noise(DrawIs<Draw::name>, words, z).
+#define RSFAST_DRAWS(each) each(gaussian) each(laplace)
+
+#define RSFAST_DRAW_ENUMERATOR(name) name,
+#define RSFAST_DRAW_NAME(name) #name,
+#define RSFAST_DRAW_VALUE(name) Draw::name,
+#define RSFAST_DRAW_CASE(name) \
+  case Draw::name: return f(DrawIs<Draw::name>{});
+
+enum class Draw : int { RSFAST_DRAWS(RSFAST_DRAW_ENUMERATOR) };
+
+template <Draw D>
+struct DrawIs {
+  static constexpr Draw draw = D;
+};
+
+// f(DrawIs<D>) for the draw that is known when the program runs: kernels are compiled once for each.
+template <class F>
+static inline auto with_draw(Draw draw, const F& f) {
+  switch (draw) {
+    RSFAST_DRAWS(RSFAST_DRAW_CASE)
+  }
+  return f(DrawIs<Draw::gaussian>{});  // no other is let through by rsfast/ops
+}
+
+// ln(u) = ln(1 + f) + e ln 2, with f in [-1/4, 1/2] and e an integer.
+template <class F, class M>
+RSFAST_FN void reduce(Uniform<F, M> u, F& f, F& e) {
+  const auto bits = as_bits(u.value) - 0x3F400000u;
   const F mantissa = as_float((bits & 0x007FFFFFu) + 0x3F400000u);  // in [3/4, 3/2)
   // The exponent, from -33 to -1, made a float without sign trouble: 2^23 + 224 + exponent.
   const F exponent = as_float(((bits + 0x70000000u) >> 23) | 0x4B000000u) - (8388608.0f + 224.0f);
-  f = near_one ? -value : mantissa - 1.0f;
-  e = near_one ? F{} : exponent;
+  f = u.near_one ? -u.value : mantissa - 1.0f;
+  e = u.near_one ? F{} : exponent;
 }
 
 #if defined(__AVX512F__)
-RSFAST_FN void reduce(Bits word, Floats& f, Floats& e) {
-  const __m512i w = reinterpret_cast<__m512i>(word);
-  const __mmask16 near_one = _mm512_cmpgt_epu32_mask(w, _mm512_set1_epi32(0xBFFFFFFF));
-  const __m512i flipped = _mm512_mask_xor_epi32(w, near_one, w, _mm512_set1_epi32(-1));
-  const Floats value = (to_float(reinterpret_cast<Bits>(flipped)) + 0.5f) * 0x1p-32f;
-  const Floats mantissa = _mm512_getmant_ps(value, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
-  f = _mm512_mask_sub_ps(mantissa - 1.0f, near_one, Floats{}, value);
-  e = _mm512_maskz_sub_ps(~near_one, _mm512_getexp_ps(value), _mm512_getexp_ps(mantissa));
+RSFAST_FN void reduce(Uniform<Floats, __mmask16> u, Floats& f, Floats& e) {
+  const Floats mantissa = _mm512_getmant_ps(u.value, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
+  f = _mm512_mask_sub_ps(mantissa - 1.0f, u.near_one, Floats{}, u.value);
+  e = _mm512_maskz_sub_ps(~u.near_one, _mm512_getexp_ps(u.value), _mm512_getexp_ps(mantissa));
 }
 #endif
 
-// -2 ln((word + 1/2) / 2^32), positive, to about 1 ulp.
-template <class F, class B>
-RSFAST_FN F minus_two_log(B word) {
+// -2 ln(u), positive, to about 1 ulp.
+template <class F, class M>
+RSFAST_FN F minus_two_log(Uniform<F, M> u) {
   F f, e;
-  reduce(word, f, e);
+  reduce(u, f, e);
   F q = fused(f, F{} + -0x1.ca09bep-4f, 0x1.f64a52p-3f);
   q = fused(q, f, -0x1.334838p-2f);
   q = fused(q, f, 0x1.57d2cap-2f);
@@ -52,7 +72,7 @@ RSFAST_FN F minus_two_log(B word) {
 // is left is x quarter pi, with x in [-1, 1).
 template <class F, class B, class I>
 RSFAST_FN void box_muller(B radius, B angle, F& z0, F& z1) {
-  const F r = root(minus_two_log<F>(radius));
+  const F r = root(minus_two_log(centred_uniform<F>(radius)));
   const F x = to_float((I)(angle << 2)) * 0x1p-31f;
   const B turned = angle + 0x20000000u;
   const F square = x * x;
@@ -68,6 +88,25 @@ RSFAST_FN void box_muller(B radius, B angle, F& z0, F& z1) {
   const F cosine = odd_quadrant ? s : c, sine = odd_quadrant ? c : s;
   z0 = as_float(as_bits(r * cosine) ^ ((turned + 0x40000000u) & 0x80000000u));
   z1 = as_float(as_bits(r * sine) ^ (turned & 0x80000000u));
+}
+
+// Two normals of each two words. |z| is at most 6.77; the chance of more is 1.4e-11.
+template <class F, class B, class I>
+RSFAST_FN void standard_noise(DrawIs<Draw::gaussian>, const B* w, F* z) {
+  box_muller<F, B, I>(w[0], w[1], z[0], z[1]);
+  box_muller<F, B, I>(w[2], w[3], z[2], z[3]);
+}
+
+// Laplace noise of scale 1, one element a word: |z| = -ln((2 k + 1) / 2^32), k the low 31 bits, negative if the top bit is
+// set. So P(|z| > t) is within 2^-32 of exp(-t) for every t. |z| is at most 32 ln 2 = 22.18, and the chance of more would be
+// 2^-32; at that end values lie ln 3 and less apart, near 0 they lie 2^-31 apart. Exactly symmetric.
+template <class F, class B, class I>
+RSFAST_FN void standard_noise(DrawIs<Draw::laplace>, const B* w, F* z) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const F magnitude = minus_two_log(centred_uniform_31<F>(w[i])) * 0.5f;
+    z[i] = as_float(as_bits(magnitude) | (w[i] & 0x80000000u));
+  }
 }
 
 }  // namespace rsfast

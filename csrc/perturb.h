@@ -22,10 +22,10 @@ RSFAST_FN F clamped(F value, float low, float high) {  // NaN stays NaN
   return value > high ? F{} + high : value;
 }
 
-// x with noise, before scale and shift.
+// x with standard noise z added, before scale and shift.
 template <class F>
 RSFAST_FN F noisy(const PerturbJob& job, F z, F x) {
-  const F y = fused(z, job.sigma, x);
+  const F y = fused(z, job.noise.scalars[0], x);
   return job.clamp ? clamped(y, job.clamp_low, job.clamp_high) : y;
 }
 

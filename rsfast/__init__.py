@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import bounds, heads, noise, sequences
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian
+from .noise import STREAM_VERSION, Gaussian, Laplace
 from .noise.provenance import Provenance
 from .stats.certificate import ABSTAIN, Certificate
 from .stats.execution import Execution
@@ -38,6 +38,7 @@ __all__ = [
     "ClippedLogits",
     "Execution",
     "Gaussian",
+    "Laplace",
     "Provenance",
     "Smooth",
     "Softmax",

@@ -29,7 +29,7 @@ from .engine.options import (
 from .engine.plan import Certification, Prediction, StoppingRule, largest_radius, smallest_n
 from .engine.sampling import Sampling, draw_tally, warn_if_hopeless
 from .heads import HEADS, Head, Votes
-from .noise import Gaussian
+from .noise import Noise
 from .ops.tally import Tally
 from .stats.certificate import Certificate
 from .stats.common import check_alpha
@@ -42,7 +42,7 @@ _VOTES = Votes()
 def sample(
     model: Model,
     inputs: torch.Tensor,
-    noise: Gaussian,
+    noise: Noise,
     *,
     num_classes: int,
     n: int,
@@ -65,8 +65,8 @@ def sample(
         From a batch [B, *shape] to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
     inputs : float32 tensor [I, *shape]
         Finite, no value beyond ``noise.largest_input``; first axis of shape is the channel.
-    noise : Gaussian
-        Its sigma is in the units of inputs.
+    noise : Noise
+        Its parameters are in the units of inputs.
     num_classes : int
         K, the number of logits.
     n : int
@@ -102,6 +102,7 @@ def sample(
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
     >>> tally = sample(model, torch.full((1, 1), 0.5), Gaussian(0.25), num_classes=2, n=1000, seed=1)
     >>> tally.counts.sum().item()
@@ -114,7 +115,7 @@ def sample(
     if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
         raise ValueError(f"start must be an int from 0 to 2^56 - n, got {start!r}")
     sampling = Sampling(model, inputs, noise, num_classes, seed=seed, **options)
-    sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
+    sampling.inputs.warn_of_units(noise, stacklevel=2)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
     return draw_tally(sampling, x, ids, range(int(start), int(start) + n), stream, heads, tracked_classes)
@@ -124,7 +125,7 @@ def sample(
 def certify(
     model: Model,
     inputs: Source,
-    noise: Gaussian,
+    noise: Noise,
     *,
     num_classes: int,
     head: Head = ...,
@@ -136,7 +137,7 @@ def certify(
 def certify(
     model: Model,
     inputs: Source,
-    noise: Gaussian,
+    noise: Noise,
     *,
     num_classes: int,
     head: Sequence[Head],
@@ -147,7 +148,7 @@ def certify(
 def certify(
     model: Model,
     inputs: Source,
-    noise: Gaussian,
+    noise: Noise,
     *,
     num_classes: int,
     head: Head | Sequence[Head] = _VOTES,
@@ -212,7 +213,7 @@ def certify(
     -----
     UserWarning
         If n is so small that even unanimous votes certify nothing, or not the `radius` that is given. If inputs leave
-        [0, 1], as sigma is in their units; of inputs that are not a tensor, the first is checked.
+        [0, 1], as the noise is in their units; of inputs that are not a tensor, the first is checked.
 
     Notes
     -----
@@ -225,6 +226,7 @@ def certify(
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
     >>> [(prediction, radius)] = certify(model, torch.full((1, 1), 0.5), Gaussian(0.25), num_classes=2, n=10_000, seed=1)
     >>> prediction, 0.45 < radius <= 0.5
@@ -241,7 +243,7 @@ def certify(
 def _certification(
     model: Model,
     inputs: Source,
-    noise: Gaussian,
+    noise: Noise,
     num_classes: int,
     head: Head | Sequence[Head],
     options: CertifyOptions,
@@ -253,14 +255,14 @@ def _certification(
     specs = _specs(noise, heads, proof, alpha=proof["alpha"] / len(heads), early=bool(stopping))
     sampling = Sampling(model, inputs, noise, num_classes, **part(SamplingOptions, options))
     plan = sampling.certification(specs, stopping, proof["n0"], proof["n"])
-    sampling.inputs.warn_of_units(noise.sigma, stacklevel=3)
+    sampling.inputs.warn_of_units(noise, stacklevel=3)
     for spec in plan.specs:
         _warn_of_radius(spec, stopping, proof["n0"], proof["n"], sampling.num_classes)
     return sampling, plan
 
 
 def _specs(
-    noise: Gaussian, heads: Sequence[Head], proof: ProofOptions, *, alpha: float, early: bool = False
+    noise: Noise, heads: Sequence[Head], proof: ProofOptions, *, alpha: float, early: bool = False
 ) -> list[CertificationSpec]:
     bound, rule, lipschitz = proof["bound"], proof["rule"], proof["lipschitz"]
     return [CertificationSpec(noise, alpha, head, bound, rule, lipschitz, early=early) for head in heads]
@@ -270,7 +272,7 @@ def _specs(
 def certify_each(
     model: Model,
     inputs: Source,
-    noise: Gaussian,
+    noise: Noise,
     *,
     num_classes: int,
     head: Head = ...,
@@ -282,7 +284,7 @@ def certify_each(
 def certify_each(
     model: Model,
     inputs: Source,
-    noise: Gaussian,
+    noise: Noise,
     *,
     num_classes: int,
     head: Sequence[Head],
@@ -293,7 +295,7 @@ def certify_each(
 def certify_each(
     model: Model,
     inputs: Source,
-    noise: Gaussian,
+    noise: Noise,
     *,
     num_classes: int,
     head: Head | Sequence[Head] = _VOTES,
@@ -307,6 +309,7 @@ def certify_each(
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
     >>> inputs = (torch.tensor([value]) for value in (0.5, -0.4, 0.3))
     >>> for found in certify_each(model, inputs, Gaussian(0.25), num_classes=2, n=1000, seed=1):
@@ -345,7 +348,7 @@ def tune_head(
     model: Model,
     inputs: Source,
     labels: torch.Tensor | Sequence[int],
-    noise: Gaussian,
+    noise: Noise,
     heads: Sequence[Head],
     *,
     num_classes: int,
@@ -388,6 +391,7 @@ def tune_head(
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> from rsfast.heads import Softmax
     >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
     >>> inputs, labels = torch.tensor([[0.5], [-0.4]]), [0, 1]
@@ -405,7 +409,7 @@ def tune_head(
         raise TypeError(f"inputs must be a tensor or have a length, that of labels, got a {kind}; pass list(inputs)")
     truth = ops.indices("labels", labels, sampling.inputs.count, sampling.num_classes, sampling.inputs.device)
     ops.check_range("labels", truth, sampling.num_classes)
-    sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
+    sampling.inputs.warn_of_units(noise, stacklevel=2)
     plan = sampling.certification(specs, StoppingRule(), proof["n0"], proof["n"], streams=("training", "training"))
     found = sampling.results(plan, "tuning")
     radii = np.array([[each.radius for each in of_input] for of_input in found])
@@ -431,8 +435,8 @@ def _warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n:
         warn_if_hopeless("certify", n, spec.alpha, smallest, stacklevel=5)
     elif stopping.radius is not None and largest < stopping.radius:
         warnings.warn(
-            f"radius is {stopping.radius}: no input can reach it, as at sigma = {spec.noise.sigma} and alpha = {spec.alpha} "
-            f"n = {n} unanimous votes prove a radius of {largest:.4g}; take a smaller radius, or a larger sigma or n",
+            f"radius is {stopping.radius}: no input can reach it, as at {spec.noise.settings} and alpha = {spec.alpha} "
+            f"n = {n} unanimous votes prove a radius of {largest:.4g}; take a smaller radius, or more noise or a larger n",
             UserWarning,
             stacklevel=4,
         )
@@ -441,7 +445,7 @@ def _warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n:
 def predict(
     model: Model,
     inputs: Source,
-    noise: Gaussian,
+    noise: Noise,
     *,
     num_classes: int,
     n: int,
@@ -461,12 +465,13 @@ def predict(
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> model = lambda x: torch.stack([x[:, 0], -x[:, 0]], dim=1)
     >>> predict(model, torch.tensor([[0.5], [0.0]]), Gaussian(0.25), num_classes=2, n=100, alpha=0.001, seed=1)
     [0, -1]
     """
     n, alpha = check_count("n", n), check_alpha(alpha)
     sampling = Sampling(model, inputs, noise, num_classes, **options)
-    sampling.inputs.warn_of_units(noise.sigma, stacklevel=2)
+    sampling.inputs.warn_of_units(noise, stacklevel=2)
     warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
     return sampling.results(Prediction(n, alpha), "predicting")

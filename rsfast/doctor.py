@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from . import __version__, ops
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian, philox
-from .ops import reference
+from .noise import STREAM_VERSION, Gaussian, Laplace, Noise, philox
+from .ops import arithmetic
 from .ops.tally import Tally
 
 # (counter, key, words): the three Philox4x32-10 vectors of Random123's kat_vectors, and a counter as rsfast forms it.
@@ -45,10 +45,13 @@ NORMALS = (
     (556728102, 3219461760, -0.0052156611570296881, -2.0214394099095873),
 )
 
+_NOISE = Gaussian(0.5)
+
 # Of the fixed calls below. They change with STREAM_VERSION or the definition of a head, and with nothing else.
 CHECKSUMS = {
     "perturb float32": "1e619a29ecb8a63d",
     "perturb bfloat16": "9a9d30ee4f09ff98",
+    "perturb Laplace": "d4647c5b61edeaf8",
     "accumulate": "d2a201a8a4afde0f",
 }
 
@@ -123,6 +126,7 @@ def _failures(backend: str) -> list[str]:
     tests = {
         "perturb float32": _perturb(backend, torch.float32) == CHECKSUMS["perturb float32"],
         "perturb bfloat16": _perturb(backend, torch.bfloat16) == CHECKSUMS["perturb bfloat16"],
+        "perturb Laplace": _perturb(backend, torch.float32, Laplace(0.5)) == CHECKSUMS["perturb Laplace"],
         "accumulate": _accumulate(backend) == CHECKSUMS["accumulate"],
     }
     if backend in ("reference", "cpu"):  # on a GPU the words and the normals do not leave the kernel
@@ -152,19 +156,19 @@ def _normals(backend: str) -> NDArray[np.float32]:
     words = np.array([pair for *pair, _, _ in NORMALS])
     if backend == "reference":
         radius, angle = torch.from_numpy(words).unbind(1)
-        return torch.stack(reference.box_muller(radius, angle), dim=1).numpy()
+        return torch.stack(arithmetic.box_muller(radius, angle), dim=1).numpy()
     from .ops import _cpu
 
     pairs, out = words.astype(np.uint32), np.zeros(words.shape, dtype=np.float32)
-    _cpu.gaussian(words=pairs.ctypes.data, pairs=len(pairs), out=out.ctypes.data)
+    _cpu.noise_of_words(draw=_cpu.draws().index("gaussian"), words=pairs.ctypes.data, count=pairs.size, out=out.ctypes.data)
     return out
 
 
-def _perturb(backend: str, dtype: torch.dtype) -> str:
+def _perturb(backend: str, dtype: torch.dtype, noise: Noise = _NOISE) -> str:
     """Return the checksum of a batch with an odd number of elements, extreme indices and every optional step."""
     out = ops.perturb(
         torch.arange(210.0, device=_device(backend)).view(2, 3, 5, 7) / 64 - 1,
-        Gaussian(0.5),
+        noise,
         seed=0x9E3779B97F4A7C15,
         samples=[0, 1, 99_999, (1 << 32) + 5, (1 << 56) - 1],
         rows=[0, 1, 1, 0, 1],

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data._utils import worker as _workers
 
 from . import ops
-from .noise import Gaussian, philox
+from .noise import Gaussian, Noise, philox
 
 _WORKERS = 5
 """The stream, in the Philox counter, of the seeds that layers take in a DataLoader's workers. No noise is drawn from it."""
@@ -25,11 +25,11 @@ class _Perturb(torch.autograd.Function):
     """`ops.perturb` of a batch, with the gradient of ``x + noise``: that of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, samples: torch.Tensor, source: torch.Tensor, sigma: float, seed: int) -> Any:
+    def forward(ctx: Any, x: torch.Tensor, samples: torch.Tensor, source: torch.Tensor, noise: Noise, seed: int) -> Any:
         channels_last = x.ndim in (4, 5) and not x.is_contiguous() and x.is_contiguous(memory_format=_LAST[x.ndim])
         return ops.perturb(
             x.float(),
-            Gaussian(sigma),
+            noise,
             seed=seed,
             samples=samples,
             input_ids=source,
@@ -124,7 +124,7 @@ class GaussianNoise(nn.Module):
         before, after = torch.ops.rsfast.place(count, x.shape[0], seed - (1 << 63))
         samples = before + torch.arange(x.shape[0], device=x.device)
         ids = torch.full_like(samples, source)
-        noisy: torch.Tensor = _Perturb.apply(x, samples, ids, self.sigma, seed)  # type: ignore[no-untyped-call]
+        noisy: torch.Tensor = _Perturb.apply(x, samples, ids, Gaussian(self.sigma), seed)  # type: ignore[no-untyped-call]
         count.copy_(after)
         return noisy
 

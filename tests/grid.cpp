@@ -30,12 +30,22 @@ const char* run(int64_t x, int64_t y, int threads, size_t shared, bool backwards
   return nullptr;
 }
 
-template <Type T>
+template <Draw D, Type T>
 void perturb_block(const Block& block, const PerturbGrid& g) {
   if (g.job.channels_last)
-    g.aligned ? perturb_channels_last<T, true>(block, g) : perturb_channels_last<T, false>(block, g);
+    g.aligned ? perturb_channels_last<D, T, true>(block, g) : perturb_channels_last<D, T, false>(block, g);
   else
-    g.aligned ? perturb_contiguous<T, true>(block, g) : perturb_contiguous<T, false>(block, g);
+    g.aligned ? perturb_contiguous<D, T, true>(block, g) : perturb_contiguous<D, T, false>(block, g);
+}
+
+template <Draw D>
+void perturb_block(const Block& block, const PerturbGrid& g) {
+  switch (g.job.type) {
+    case Type::float16: return perturb_block<D, Type::float16>(block, g);
+    case Type::bfloat16: return perturb_block<D, Type::bfloat16>(block, g);
+    case Type::float64: return perturb_block<D, Type::float64>(block, g);
+    default: return perturb_block<D, Type::float32>(block, g);
+  }
 }
 
 }  // namespace
@@ -45,12 +55,7 @@ extern "C" const char* run_perturb(const PerturbJob* job, int backwards, int64_t
   const PerturbGrid g = make_grid(*job);
   return run(g.pieces - first, job->batch, g.threads, g.shared, backwards, [&](Block block) {
     block.x += first;
-    switch (job->type) {
-      case Type::float16: return perturb_block<Type::float16>(block, g);
-      case Type::bfloat16: return perturb_block<Type::bfloat16>(block, g);
-      case Type::float64: return perturb_block<Type::float64>(block, g);
-      default: return perturb_block<Type::float32>(block, g);
-    }
+    with_draw(job->noise.draw, [&](auto is) { perturb_block<decltype(is)::draw>(block, g); });
   });
 }
 

@@ -463,7 +463,7 @@ def test_with_max_samples_the_last_analysis_is_one_of_several(head):
         ({"input_ids": ["a"]}, ValueError, "input_ids .*must .*int"),
         ({"input_ids": [1.5]}, ValueError, "input_ids .*must .*int"),
         ({"input_ids": [1 << 32]}, ValueError, "input_ids .*must .*int"),
-        ({"noise": 0.25}, TypeError, r"noise must be a .*, got 0\.25"),
+        ({"noise": 0.25}, TypeError, r"noise must be one of Gaussian.*, got 0\.25"),
         ({"bound": ["betting"]}, ValueError, r"bound must be one of auto, .*, got \['betting'\]"),
         ({"execution": {}}, TypeError, r"execution must be an Execution, got \{\}"),
     ],

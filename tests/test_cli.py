@@ -665,7 +665,7 @@ def test_the_commands_are_listed(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--sigma 0", "sigma is 0.0; it must be positive"),
+        ("--sigma 0", "sigma must be positive, finite and a normal float32, got 0.0"),
         ("--sigma x", "argument --sigma: invalid float value: 'x'"),
         ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
         ("--num-classes 1", "--num-classes 1"),
@@ -675,7 +675,7 @@ def test_the_commands_are_listed(capsys):
         ("--n0 1e3", "argument --n0: '1e3' is not an integer from 1 to 2^33 - 1"),
         ("--n 8589934592", "argument -n/--n: '8589934592' is not an integer from 1 to 2^33 - 1"),
         ("--batch-size 0", "argument --batch-size: '0' is not an integer from 1"),
-        ("--seed -1", "seed is -1; it must be in [0, 2^64)"),
+        ("--seed -1", "seed must be in [0, 2^64), got -1"),
         ("--head soft", "'soft' is not votes, softmax:T, sparsemax:T or clipped:LOW:HIGH"),
         ("--head votes:1", "'votes:1' is not votes, softmax:T, sparsemax:T or clipped:LOW:HIGH"),
         ("--head softmax:0", "temperature must be a finite number above 0, got 0.0"),

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import disassembly
 from benchmarks.disassembly import best_time, count, kernel_name, loops, output_of, parse, way_through
+from rsfast.noise import DRAWS
 
 NVCC, CUOBJDUMP, BUILT = shutil.which("nvcc"), disassembly.find_tool("cuobjdump"), disassembly.extension()
 compiled = pytest.mark.skipif(not (NVCC and CUOBJDUMP and BUILT), reason="needs nvcc, cuobjdump and rsfast.ops._cuda")
@@ -28,7 +29,7 @@ def test_no_kernel_spills():
         r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", output_of(CUOBJDUMP, "-res-usage", str(BUILT))
     )
     kernels = Counter(re.search(r"(perturb|accumulate|philox)_kernel", name)[1] for name, *_ in found)
-    assert kernels == {"perturb": 16 * len(TARGETS), "accumulate": 4 * len(TARGETS), "philox": len(TARGETS)}
+    assert kernels == {"perturb": 16 * len(DRAWS) * len(TARGETS), "accumulate": 4 * len(TARGETS), "philox": len(TARGETS)}
     assert {local for *_, local in found} == {"0"}
     assert {stack for name, _, stack, _ in found if "perturb" in name} == {"0"}
     assert max(int(registers) for name, registers, *_ in found if "perturb" in name) <= 64  # four blocks a multiprocessor
@@ -40,8 +41,8 @@ def test_no_kernel_spills():
 def test_perturb_stores_128_bits(architecture):
     functions = parse(output_of(CUOBJDUMP, "-sass", "-arch", architecture, str(BUILT)))
     kernels = {kernel_name(f.name)[1:]: f.names() for f in functions if kernel_name(f.name)[0]}
-    assert len(kernels) == 16
-    for (_, _, aligned), names in kernels.items():
+    assert len(kernels) == 16 * len(DRAWS)
+    for (_, _, aligned, _), names in kernels.items():
         assert not any(re.match("LDL|STL", name) for name in names)
         assert ("STG.E.128" in names) == aligned
 
@@ -83,7 +84,7 @@ def test_the_predictions_are_of_these_kernels(probes):
 
 LISTING = """
 \tcode for sm_90
-\t\tFunction : _ZN6rsfast3_GL14perturb_kernelILNS_4TypeE2ELb1ELb0EEEvNS_11PerturbGridE
+\t\tFunction : _ZN6rsfast3_GL14perturb_kernelILNS_4DrawE3ELNS_4TypeE2ELb1ELb0EEEvNS_11PerturbGridE
         /*0000*/                   LDC R1, c[0x0][0x28] ;      /* 0x00 */
         /*0010*/                   ISETP.GE.U32.AND P0, PT, R18, UR4, PT ;
         /*0020*/              @!P0 BRA 0x50 ;
@@ -102,8 +103,8 @@ LISTING = """
 def test_the_reader_follows_the_way_without_calls():
     (function,) = parse(LISTING)
     assert function.architecture == "sm_90"
-    assert kernel_name(function.name) == ("perturb_kernel", "bfloat16", "channels_last", False)
-    assert kernel_name("_Z13philox_kernel") == ("", "", "", False)
+    assert kernel_name(function.name) == ("perturb_kernel", "bfloat16", "channels_last", False, 3)
+    assert kernel_name("_Z13philox_kernel") == ("", "", "", False, 0)
     way = [i.name for i in way_through(function)]
     assert way == ["LDC", "ISETP.GE.U32.AND", "BRA", "FFMA", "MUFU.RSQ", "BRA", "STG.E.128", "EXIT"]
     (body,) = loops(way_through(function))

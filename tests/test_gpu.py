@@ -253,7 +253,10 @@ def test_one_graph(backend):
 def test_opcheck(backend):
     x, samples, out = inputs(2, (3, 8, 8)).to(GPU), torch.arange(4, device=GPU), torch.empty(4, 3, 8, 8, device=GPU)
     indices = samples % 2, torch.arange(2, device=GPU), samples
-    torch.library.opcheck(torch.ops.rsfast.perturb.default, (x, *indices, 0.5, 1, 1, None, None, None, False, backend, out))
+    noise = "gaussian", [0.5], []
+    torch.library.opcheck(
+        torch.ops.rsfast.perturb.default, (x, *indices, *noise, 1, 1, None, None, None, False, backend, out)
+    )
     tally = Tally(2, 10, (Votes(), Softmax(1.0)), tracked_classes=[[[3, 4]], [[5, 5]]], device=GPU)
     results = tally.n, tally.counts, tally.sums, tally.squares, tally.tracked_classes, tally.bin_counts, tally.bin_sums
     torch.library.opcheck(

@@ -30,10 +30,13 @@ from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
 
 from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, noise, ops, sequences
-from rsfast.ops import backends, jobs, reference
+from rsfast.ops import _cpu, arithmetic, jobs
+from rsfast.ops.perturbation import Perturbation
 from rsfast.ops.registry import Backend
 
 ROOT = Path(__file__).resolve().parent.parent
+DRAWS = jobs.number_draws(_cpu)
+ONE_SIGMA = Gaussian(1.0).parameters()
 H200 = {"multiprocessors": 132, "most_shared": 227 << 10}
 
 
@@ -60,7 +63,7 @@ def grid(library, monkeypatch, request):
             raise IndexError(message.decode())
 
     def perturb(job):
-        struct = jobs.perturb_job(job, job.scale, job.shift)
+        struct = jobs.perturb_job(job, job.scale, job.shift, DRAWS)
         told(library.run_perturb(ctypes.byref(struct), backwards, ctypes.c_int64(0)))
 
     def accumulate(job):
@@ -119,9 +122,9 @@ def layout(library, shape, channels_last, dtype):
     memory = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.zeros(1, *shape, dtype=dtype).contiguous(memory_format=memory)
     zero = torch.zeros(1, dtype=torch.int64)
-    job = backends.Perturbation(x, zero, zero, zero, 1.0, 0, 0, None, None, None, channels_last, out)
+    job = Perturbation(x, zero, zero, zero, ONE_SIGMA, 0, 0, None, None, None, channels_last, out)
     values = (ctypes.c_int64 * 8)()
-    library.perturb_grid(ctypes.byref(jobs.perturb_job(job, None, None)), values)
+    library.perturb_grid(ctypes.byref(jobs.perturb_job(job, None, None, DRAWS)), values)
     return SimpleNamespace(**dict(zip(names.split(), values, strict=True)))
 
 
@@ -144,8 +147,8 @@ def test_the_end_of_the_largest_row(library, elements, dtype):
     room = 4 * 4096  # twice as much as is used
     x, out = torch.zeros(room), poisoned((room,), dtype)
     index, samples = torch.tensor([0]), torch.tensor([9])
-    job = backends.Perturbation(x[None, :1], index, index, samples, 1.0, 5, 1, None, None, None, False, out[None, :1])
-    struct = jobs.perturb_job(job, None, None)
+    job = Perturbation(x[None, :1], index, index, samples, ONE_SIGMA, 5, 1, None, None, None, False, out[None, :1])
+    struct = jobs.perturb_job(job, None, None, DRAWS)
     before = (elements - room // 2) // 16 * 16  # elements of the row that are not there
     struct.x, struct.out = x.data_ptr() - 4 * before, out.data_ptr() - dtype.itemsize * before
     struct.elements = elements
@@ -157,7 +160,7 @@ def test_the_end_of_the_largest_row(library, elements, dtype):
     assert before < first < elements
     block = torch.arange(first // 4, (elements + 3) // 4)
     words = noise.philox((block, *(torch.full_like(block, word) for word in (9, 0, 1 << 24))), 5)
-    pairs = *reference.box_muller(words[0], words[1]), *reference.box_muller(words[2], words[3])
+    pairs = *arithmetic.box_muller(words[0], words[1]), *arithmetic.box_muller(words[2], words[3])
     expected = torch.stack(pairs, dim=1).flatten()[: elements - first].to(dtype)
     assert_same_bits(out[first - before : elements - before], expected)
     assert out[: first - before].isnan().all()

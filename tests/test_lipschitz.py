@@ -414,11 +414,11 @@ def test_published_radius():
 def test_wrong_arguments():
     for function in (smoothed_lipschitz, lambda s, value: published_bridging_radius(s, value, 0.9)):
         for value in (0.0, -1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match=re.escape(f"lipschitz is {value!r}; it must be positive and finite")):
+            with pytest.raises(ValueError, match=re.escape(f"lipschitz must be positive and finite, got {value!r}")):
                 function(1.0, value)
-        with pytest.raises(TypeError, match="lipschitz is '1'; it must be a number"):
+        with pytest.raises(TypeError, match="lipschitz must be a number, got '1'"):
             function(1.0, "1")
-        with pytest.raises(ValueError, match="sigma is 0"):
+        with pytest.raises(ValueError, match=r"sigma must be .*, got 0"):
             function(0, 1.0)
     for p in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="p must be above 0 and below 1, got"):

@@ -286,8 +286,8 @@ def test_seeds():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: GaussianNoise(-1.0), ValueError, "sigma is -1.0"),
-        (lambda: GaussianNoise(0.5, seed=-1), ValueError, "seed is -1; it must be in"),
+        (lambda: GaussianNoise(-1.0), ValueError, "sigma must be .*, got -1.0"),
+        (lambda: GaussianNoise(0.5, seed=-1), ValueError, r"seed must be in .*, got -1"),
         (
             lambda: GaussianNoise(0.5)(torch.zeros(2, 3, dtype=torch.int64)),
             TypeError,

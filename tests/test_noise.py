@@ -222,11 +222,11 @@ def test_a_ramp_attains_it(lipschitz):
 
 @pytest.mark.parametrize("value", [0, 0.0, -1.0, float("nan"), float("inf"), -float("inf")])
 def test_lipschitz_out_of_range(value):
-    with pytest.raises(ValueError, match=re.escape(f"lipschitz is {value!r}; it must be positive and finite")):
+    with pytest.raises(ValueError, match=re.escape(f"lipschitz must be positive and finite, got {value!r}")):
         Gaussian(1.0).potential(0.9, lipschitz=value)
 
 
 @pytest.mark.parametrize("value", [True, "1", [1.0], 1j])
 def test_lipschitz_is_a_number(value):
-    with pytest.raises(TypeError, match=re.escape(f"lipschitz is {value!r}; it must be a number")):
+    with pytest.raises(TypeError, match=re.escape(f"lipschitz must be a number, got {value!r}")):
         Gaussian(1.0).potential(0.9, lipschitz=value)

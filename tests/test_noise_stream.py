@@ -17,7 +17,7 @@ from scipy import stats
 
 from rsfast.noise import STREAMS, Gaussian
 from rsfast.noise import philox as philox_of_counters
-from rsfast.ops import _cpu, perturb, reference
+from rsfast.ops import _cpu, arithmetic, perturb
 
 VECTORS = Path(__file__).parent / "vectors"
 # Salmon et al. 2011 (Random123's known-answer file), and for the counter of a sample an independent implementation.
@@ -25,6 +25,7 @@ PHILOX = json.loads((VECTORS / "philox.json").read_text())
 NORMAL = json.loads((VECTORS / "normal.json").read_text())  # exact Box-Muller by mpmath, 20 digits
 
 ONE_SIGMA = Gaussian(1.0)
+GAUSSIAN = _cpu.draws().index("gaussian")
 EDGE_WORDS = sorted(
     {
         (center + offset) % 2**32
@@ -70,13 +71,13 @@ def kernel_normals(words):
     """The CPU kernel's Box-Muller on uint32 words [pairs, 2]: float32 [pairs, 2]."""
     words = np.ascontiguousarray(words, dtype=np.uint32)
     out = np.full(words.shape, np.nan, dtype=np.float32)
-    _cpu.gaussian(words=words.ctypes.data, pairs=len(words), out=out.ctypes.data)
+    _cpu.noise_of_words(draw=GAUSSIAN, words=words.ctypes.data, count=words.size, out=out.ctypes.data)
     return out
 
 
 def reference_normals(words):
     words = torch.from_numpy(np.asarray(words).astype(np.int64))
-    return torch.stack(reference.box_muller(words[:, 0], words[:, 1]), dim=-1).numpy()
+    return torch.stack(arithmetic.box_muller(words[:, 0], words[:, 1]), dim=-1).numpy()
 
 
 @pytest.fixture(params=[*_cpu.isas(), "reference"])
@@ -384,7 +385,7 @@ def _exhaust(pool, pairs_of, check):
 
     def run(isa, i):
         out[isa][i] = np.nan
-        _cpu.gaussian(words=pairs[i].ctypes.data, pairs=PART, out=out[isa][i].ctypes.data)
+        _cpu.noise_of_words(draw=GAUSSIAN, words=pairs[i].ctypes.data, count=2 * PART, out=out[isa][i].ctypes.data)
 
     def fill(start, i):
         pairs[i] = pairs_of(start + i)

@@ -14,7 +14,7 @@ import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
-from rsfast.noise import Gaussian
+from rsfast.noise import Gaussian, Laplace
 from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -42,15 +42,16 @@ SHAPES = (
     (2, 3, 2, 3, 5),
 )
 LAYOUTS = [(shape, last) for shape in SHAPES for last in (False, True) if not last or len(shape) in (3, 4)]
-TRANSFORMS = {
-    "none": (False, False, None),
-    "scale": (True, False, None),
-    "shift": (False, True, None),
-    "scale and shift": (True, True, None),
-    "clamp": (False, False, (-0.25, 0.75)),
-    "all": (True, True, (0.0, 1.0)),
-}
 SIGMA = Gaussian(0.3)
+TRANSFORMS = {
+    "none": (SIGMA, False, False, None),
+    "scale": (SIGMA, True, False, None),
+    "shift": (SIGMA, False, True, None),
+    "scale and shift": (SIGMA, True, True, None),
+    "clamp": (SIGMA, False, False, (-0.25, 0.75)),
+    "all": (SIGMA, True, True, (0.0, 1.0)),
+    "Laplace": (Laplace(0.3), True, True, (0.0, 1.0)),
+}
 
 
 def memory_format(shape, channels_last):
@@ -63,11 +64,11 @@ def inputs(count, shape, seed=0):
 
 def arguments(shape, transform, dtype, channels_last=False):
     """Three inputs and eight rows of them, in no order, samples beyond 2^32 among them."""
-    with_scale, with_shift, clamp = TRANSFORMS[transform]
+    noise, with_scale, with_shift, clamp = TRANSFORMS[transform]
     channel = torch.arange(shape[0], dtype=torch.float32)
     return {
         "x": inputs(3, shape),
-        "noise": SIGMA,
+        "noise": noise,
         "seed": 0x9E3779B97F4A7C15,
         "samples": [0, 1, 5, 2**32 + 3, 2**32 - 1, 7, 1, 2**56 - 1],
         "rows": [2, 0, 0, 1, 2, 1, 1, 0],
@@ -153,10 +154,10 @@ def test_reference_writes_out_in_full(dtype):
 
 def test_what_the_transforms_are():
     """clamp(x + sigma z) * scale + shift in float64, from z drawn at sigma 1 and x 0: within a few roundings."""
-    for transform, (with_scale, with_shift, clamp) in TRANSFORMS.items():
+    for transform, (noise, with_scale, with_shift, clamp) in TRANSFORMS.items():
         keywords = arguments((3, 5, 7), transform, torch.float32)
         plain = {key: keywords[key] for key in ("seed", "samples", "rows", "input_ids")}
-        z = perturb(torch.zeros(3, 3, 5, 7), Gaussian(1.0), **plain).double()
+        z = perturb(torch.zeros(3, 3, 5, 7), type(noise)(1.0), **plain).double()
         y = keywords["x"][keywords["rows"]].double() + 0.3 * z
         y = y.clamp(*clamp) if clamp else y
         y = y * (keywords["scale"].double()[:, None, None] if with_scale else 1)
@@ -562,9 +563,12 @@ OPERATOR_ERRORS = {
         r"^input_ids must lie in .*, got values from 0 to 4294967296",
         {"input_ids": torch.tensor([0, 2**32])},
     ),
-    "sigma zero": (ValueError, r"^sigma is 0.0; ", {"sigma": 0.0}),
-    "sigma NaN": (ValueError, r"^sigma is nan; ", {"sigma": math.nan}),
-    "sigma beyond float32": (ValueError, r"^sigma is 1e\+39; ", {"sigma": 1e39}),
+    "draw": (ValueError, r"^draw must be one of 'gaussian'.*, got 'normal'", {"draw": "normal"}),
+    "sigma zero": (ValueError, r"^sigma must be .*, got 0.0", {"noise_scalars": [0.0]}),
+    "sigma NaN": (ValueError, r"^sigma must be .*, got nan", {"noise_scalars": [math.nan]}),
+    "sigma beyond float32": (ValueError, r"^sigma must be .*, got 1e\+39", {"noise_scalars": [1e39]}),
+    "two scalars": (ValueError, r"^the parameters of the draw 'gaussian' must be .*sigma", {"noise_scalars": [1.0, 2.0]}),
+    "a tensor": (ValueError, r"^the parameters .* no tensors, got 1 .* 1 tensors", {"noise_tensors": [torch.ones(3)]}),
     "stream": (ValueError, r"^stream is 4; it must be one of 0, 1, 2, 3", {"stream": 4}),
     "stream negative": (ValueError, r"^stream is -1; ", {"stream": -1}),
     "scale too short": (
@@ -616,7 +620,9 @@ def call_operator(**changes):
         "rows": index,
         "input_ids": index + 3,
         "samples": index + 7,
-        "sigma": 0.3,
+        "draw": "gaussian",
+        "noise_scalars": [0.3],
+        "noise_tensors": [],
         "seed": -1,
     }
     arguments |= {"stream": 1, "scale": None, "shift": None, "clamp": None, "channels_last": False, "backend": "cpu"}
@@ -728,9 +734,9 @@ ERRORS = {
     "no input": (ValueError, r"^x has shape \[0, 3\]; ", {"x": torch.zeros(0, 3)}),
     "no element": (ValueError, r"^x has shape \[2, 0\]; ", {"x": torch.zeros(2, 0)}),
     "x too large": (ValueError, r"^x has 17179869185 elements .*2\^34", {"x": torch.zeros(1).expand(1, 2**34 + 1)}),
-    "noise": (TypeError, r"^noise is 0.5; .*Gaussian", {"noise": 0.5}),
-    "seed negative": (ValueError, r"^seed is -1; .*2\^64", {"seed": -1}),
-    "seed 2^64": (ValueError, r"^seed is 18446744073709551616; ", {"seed": 2**64}),
+    "noise": (TypeError, r"^noise must be one of Gaussian.*, got 0.5", {"noise": 0.5}),
+    "seed negative": (ValueError, r"^seed must be in .*2\^64\), got -1", {"seed": -1}),
+    "seed 2^64": (ValueError, r"^seed must be .*, got 18446744073709551616", {"seed": 2**64}),
     "seed None": (TypeError, r"^seed must be an int, got None", {"seed": None}),
     "seed bool": (TypeError, r"^seed must be an int, got True", {"seed": True}),
     "seed float": (TypeError, r"^seed must be an int, got 1.0", {"seed": 1.0}),
@@ -758,8 +764,8 @@ ERRORS = {
     "input_ids 2^32": (ValueError, r"^input_ids must lie in .*, got values from 0 to 4294967296", {"input_ids": [0, 2**32]}),
     "input_ids negative": (ValueError, r"^input_ids must lie in .*, got values from -3 to 0", {"input_ids": [0, -3]}),
     "input_ids too many": (ValueError, r"^input_ids must have shape .*\[2\], got \[3\]", {"input_ids": [0, 1, 2]}),
-    "stream": (ValueError, r"^stream is 'test'; .*'estimation'", {"stream": "test"}),
-    "stream a number": (ValueError, r"^stream is 1; ", {"stream": 1}),
+    "stream": (ValueError, r"^stream must be .*'estimation', .*, got 'test'", {"stream": "test"}),
+    "stream a number": (ValueError, r"^stream must be .*, got 1", {"stream": 1}),
     "scale too long": (ValueError, r"^scale has shape \[4\]; .*\[3\]", {"scale": [1.0] * 4}),
     "scale of one": (ValueError, r"^scale has shape \[1\]; .*\[3\]", {"scale": [1.0]}),
     "scale a word": (TypeError, r"^scale is 'a'; ", {"scale": "a"}),

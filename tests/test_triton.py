@@ -24,7 +24,7 @@ if importlib.util.find_spec("triton") is None:
 
 from triton_interpreter import interpret
 
-from rsfast.ops import triton_kernels
+from rsfast.ops import triton_kernels, triton_perturb
 
 pytestmark = [
     pytest.mark.slow,
@@ -114,7 +114,7 @@ def test_rounding_at_every_boundary(dtype):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_more_programs_than_a_grid_holds(channels_last, monkeypatch):
     """Channels and tiles beyond 65535 are left to further launches; here those beyond 2."""
-    monkeypatch.setattr(triton_kernels, "_MOST", 2)
+    monkeypatch.setattr(triton_perturb, "MOST", 2)
     for shape in ((5, 3, 700), (3, 50, 45)):
         x = perturbing.inputs(1, shape)
         check_perturb(x, seed=5, samples=[8], scale=[1.0 + c for c in range(shape[0])], channels_last=channels_last)
@@ -279,7 +279,8 @@ from types import SimpleNamespace
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from rsfast.ops import triton_kernels
+from rsfast.noise import NoiseParameters
+from rsfast.ops import triton_kernels, triton_perturb
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
 POINTERS[torch.int64] = "*i64"
@@ -311,16 +312,18 @@ class Compiler:
         Compiler.result = triton.compile(source, target=Compiler.target, options=options)
 
 
-for name in ("perturb_kernel", "accumulate_kernel", "accumulate_wide_kernel"):
+triton_perturb.perturb_kernel = Compiler(triton_perturb.perturb_kernel)
+for name in ("accumulate_kernel", "accumulate_wide_kernel"):
     setattr(triton_kernels, name, Compiler(getattr(triton_kernels, name)))
 index = torch.zeros(4, dtype=torch.int64)
 for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[1]):
     Compiler.target = GPUTarget(*target)
     dtype, x = getattr(torch, dtype), torch.zeros(4, *shape)
-    if operation == "perturb":
+    if operation.startswith("perturb"):
         channels = torch.ones(shape[0]) if full else None
         triton_kernels.perturb(SimpleNamespace(
-            x=x, rows=index, input_ids=index, samples=index, sigma=0.5, seed=0, stream=1, scale=channels, shift=channels,
+            x=x, rows=index, input_ids=index, samples=index, seed=0, stream=1, scale=channels, shift=channels,
+            noise=NoiseParameters(operation.partition(" ")[2] or "gaussian", (0.5,)),
             clamp=(0.0, 1.0) if full else None, channels_last=channels_last, out=x.to(dtype),
         ))
     else:
@@ -343,6 +346,7 @@ VARIANTS = [
     (SM90, "perturb", "bfloat16", IMAGE, True, True),
     (SM90, "perturb", "float32", (2, 17, 31), True, True),
     *((SM90, "perturb", dtype, (3, 5, 7), True, False) for dtype in ("float16", "float64")),
+    *((target, "perturb laplace", "bfloat16", IMAGE, True, False) for target in (SM90, GFX942)),
     *((SM90, "accumulate", dtype, (10,), None, None) for dtype in ("float32", "float64")),
     *((SM90, "accumulate", dtype, (classes,), None, None) for dtype, classes in (("bfloat16", 1000), ("float16", 5000))),
     *((SM90, "accumulate", "float32", (classes,), tracked, None) for classes in (10, 5000) for tracked in (1, 2)),
@@ -375,11 +379,13 @@ def test_ptx(compiled):
             continue
         assert facts[".local"] == facts[".ftz"] == 0
         lanes = 32 * facts["warps"]
-        if operation == "perturb":
-            blocks = triton_kernels._BLOCKS // lanes
+        if operation.startswith("perturb"):
+            laplace = operation.endswith("laplace")
+            blocks = triton_perturb._BLOCKS // lanes
             # A block has two pairs, each of 9 fma for the logarithm, 4 for the sine and 4 for the cosine; and four elements.
-            assert facts["fma.rn.f32"] == blocks * (2 * 17 + 4 * (2 if full else 1))
-            assert facts["sqrt.rn.f32"] == 2 * blocks
+            # Of Laplace noise each element has its own logarithm, and no root.
+            assert facts["fma.rn.f32"] == blocks * ((4 * 9 if laplace else 2 * 17) + 4 * (2 if full else 1))
+            assert facts["sqrt.rn.f32"] == (0 if laplace else 2 * blocks)
             if shape == IMAGE and not channels_last:  # 16 bytes a store, halves converted two by two
                 assert facts["st.global.v4.b32"] == blocks * (1 if dtype == "float32" else 0.5)
                 pairs = facts["cvt.rn.f16x2.f32"] + facts["cvt.rn.bf16x2.f32"]

@@ -16,9 +16,9 @@ struct Kernels {
   // scratch: accumulate_scratch(job) bytes.
   void (*accumulate)(const AccumulateJob& job, const int64_t* order, int64_t first, int64_t step, char* scratch);
   size_t (*accumulate_scratch)(const AccumulateJob& job);
-  // Random words of one input in stream order, and Box-Muller on given pairs of words; for tests and benchmarks.
+  // Random words of one input in stream order, and a draw's standard noise of given words; for tests and benchmarks.
   void (*philox_words)(const int64_t counter[3], uint64_t seed, int64_t first_block, int64_t blocks, uint32_t* out);
-  void (*gaussian)(const uint32_t* words, int64_t pairs, float* out);
+  void (*noise_of_words)(int draw, const uint32_t* words, int64_t count, float* out);
 };
 
 // What one unit of perturb writes: 4096 elements of a row, so that its input stays in L1, or 256 positions of all channels.

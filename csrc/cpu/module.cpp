@@ -17,6 +17,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "../noise.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -141,10 +142,10 @@ void philox_words(uint64_t seed, int64_t c1, int64_t c2, int64_t c3, int64_t fir
   });
 }
 
-void gaussian(uintptr_t words, int64_t pairs, uintptr_t out) {
+void noise_of_words(int draw, uintptr_t words, int64_t count, uintptr_t out) {
   const py::gil_scoped_release release;
   const IeeeMode mode;
-  current.kernels->gaussian(at<const uint32_t>(words), pairs, at<float>(out));
+  current.kernels->noise_of_words(draw, at<const uint32_t>(words), count, at<float>(out));
 }
 
 }  // namespace
@@ -171,11 +172,20 @@ PYBIND11_MODULE(_cpu, m) {
       "use_team", [](uintptr_t gomp_parallel) { team_parallel = reinterpret_cast<TeamParallel>(gomp_parallel); },
       py::arg("gomp_parallel"), "Run on the OpenMP team whose GOMP_parallel is at this address; 0: on threads of our own.");
   m.def(
+      "draws",
+      [] {
+        py::list names;
+        for (const char* name : {RSFAST_DRAWS(RSFAST_DRAW_NAME)}) names.append(name);
+        return names;
+      },
+      "The draws that these kernels have, in the order of their numbers.");
+  m.def(
       "sizes", [] { return std::make_pair(sizeof(PerturbJob), sizeof(AccumulateJob)); },
       "Of the two structs, to be compared with Python's.");
   m.def("perturb", &perturb, py::arg("job"), py::arg("threads"), "job: the address of a PerturbJob.");
   m.def("accumulate", &accumulate, py::arg("job"), py::arg("threads"), "job: the address of an AccumulateJob.");
   m.def("philox_words", &philox_words, py::kw_only(), py::arg("seed"), py::arg("c1"), py::arg("c2"), py::arg("c3"),
         py::arg("first_block"), py::arg("blocks"), py::arg("out"), py::arg("threads"));
-  m.def("gaussian", &gaussian, py::kw_only(), py::arg("words"), py::arg("pairs"), py::arg("out"));
+  m.def("noise_of_words", &noise_of_words, py::kw_only(), py::arg("draw"), py::arg("words"), py::arg("count"),
+        py::arg("out"), "What a draw makes of words: blocks of four, of which the last may be cut short.");
 }

@@ -107,7 +107,7 @@ struct Output<Type::float64> {
 
 // Elements [tile, tile + N * kTile) of a row; x, scale and shift point at element `tile`. Stages run over all N tiles, so
 // that their chains of dependent operations overlap.
-template <Type T, int N>
+template <Draw D, Type T, int N>
 RSFAST_FN void perturb_tiles(const PerturbJob& job, const Key& key, const RowCounter& row, int64_t tile, const float* x,
                              const float* scale, const float* shift, typename Output<T>::type* out) {
   TileWords words[N];
@@ -115,10 +115,7 @@ RSFAST_FN void perturb_tiles(const PerturbJob& job, const Key& key, const RowCou
 #pragma GCC unroll 2
   for (int n = 0; n < N; ++n) words[n] = tile_words(static_cast<uint64_t>(tile) / 4 + n * kLanes, row, key);
 #pragma GCC unroll 2
-  for (int n = 0; n < N; ++n) {
-    box_muller<Floats, Bits, Ints>(words[n].w[0], words[n].w[1], z[4 * n], z[4 * n + 1]);
-    box_muller<Floats, Bits, Ints>(words[n].w[2], words[n].w[3], z[4 * n + 2], z[4 * n + 3]);
-  }
+  for (int n = 0; n < N; ++n) standard_noise<Floats, Bits, Ints>(DrawIs<D>{}, words[n].w, z + 4 * n);
 #pragma GCC unroll 2
   for (int n = 0; n < N; ++n) transpose(z + 4 * n);
 #pragma GCC unroll 8
@@ -134,7 +131,7 @@ constexpr int kTogether = kLanes == 16 ? 2 : 1;  // as many tiles as the registe
 
 // Elements [begin, end) of a row, in logical order. Tiles begin at multiples of kTile whatever `begin` is, so that a
 // value never depends on where a span was cut.
-template <Type T>
+template <Draw D, Type T>
 __attribute__((noinline)) void perturb_span(const PerturbJob& job, const Key& key, const Row& row, int64_t begin,
                                             int64_t end, typename Output<T>::type* out) {
   int64_t step = kTile;
@@ -144,9 +141,9 @@ __attribute__((noinline)) void perturb_span(const PerturbJob& job, const Key& ke
     const int64_t from = tile < begin ? begin - tile : 0, to = end - tile < kTile ? end - tile : kTile;
     step = from == 0 && end - tile >= kTogether * kTile ? kTogether * kTile : kTile;
     if (step > kTile) {
-      perturb_tiles<T, kTogether>(job, key, row.counter, tile, x, scale, shift, out + (tile - begin));
+      perturb_tiles<D, T, kTogether>(job, key, row.counter, tile, x, scale, shift, out + (tile - begin));
     } else if (from == 0 && to == kTile) {
-      perturb_tiles<T, 1>(job, key, row.counter, tile, x, scale, shift, out + (tile - begin));
+      perturb_tiles<D, T, 1>(job, key, row.counter, tile, x, scale, shift, out + (tile - begin));
     } else {
       float xs[kTile] = {}, scales[kTile] = {}, shifts[kTile] = {};
       typename Output<T>::type values[kTile];
@@ -156,25 +153,25 @@ __attribute__((noinline)) void perturb_span(const PerturbJob& job, const Key& ke
         __builtin_memcpy(scales + from, scale + from, bytes);
         __builtin_memcpy(shifts + from, shift + from, bytes);
       }
-      perturb_tiles<T, 1>(job, key, row.counter, tile, xs, scale ? scales : nullptr, scale ? shifts : nullptr, values);
+      perturb_tiles<D, T, 1>(job, key, row.counter, tile, xs, scale ? scales : nullptr, scale ? shifts : nullptr, values);
       __builtin_memcpy(out + (tile + from - begin), values + from, (to - from) * sizeof values[0]);
     }
   }
 }
 
 // A unit of positions of all channels, made channel by channel.
-template <Type T>
+template <Draw D, Type T>
 RSFAST_FN void perturb_channels_last(const PerturbJob& job, const Key& key, const Row& row, int64_t begin, int64_t end,
                                      typename Output<T>::type* out) {
   const int64_t positions = job.elements / job.channels;
   typename Output<T>::type values[256];
   for (int64_t c = 0; c < job.channels; ++c) {
-    perturb_span<T>(job, key, row, c * positions + begin, c * positions + end, values);
+    perturb_span<D, T>(job, key, row, c * positions + begin, c * positions + end, values);
     for (int64_t p = begin; p < end; ++p) out[p * job.channels + c] = values[p - begin];
   }
 }
 
-template <Type T>
+template <Draw D, Type T>
 void perturb_typed(const PerturbJob& job, int64_t begin, int64_t end) {
   const Key key = make_key(job.seed);
   const int64_t length = job.channels_last ? job.elements / job.channels : job.elements;
@@ -184,19 +181,24 @@ void perturb_typed(const PerturbJob& job, int64_t begin, int64_t end) {
     const int64_t to = from + span < length ? from + span : length;
     auto* out = static_cast<typename Output<T>::type*>(job.out) + r * job.elements;
     if (job.channels_last)
-      perturb_channels_last<T>(job, key, row_of(job, r), from, to, out);
+      perturb_channels_last<D, T>(job, key, row_of(job, r), from, to, out);
     else
-      perturb_span<T>(job, key, row_of(job, r), from, to, out + from);
+      perturb_span<D, T>(job, key, row_of(job, r), from, to, out + from);
+  }
+}
+
+template <Draw D>
+void perturb_drawn(const PerturbJob& job, int64_t begin, int64_t end) {
+  switch (job.type) {
+    case Type::float16: return perturb_typed<D, Type::float16>(job, begin, end);
+    case Type::bfloat16: return perturb_typed<D, Type::bfloat16>(job, begin, end);
+    case Type::float64: return perturb_typed<D, Type::float64>(job, begin, end);
+    default: return perturb_typed<D, Type::float32>(job, begin, end);
   }
 }
 
 void perturb(const PerturbJob& job, int64_t begin, int64_t end) {
-  switch (job.type) {
-    case Type::float16: return perturb_typed<Type::float16>(job, begin, end);
-    case Type::bfloat16: return perturb_typed<Type::bfloat16>(job, begin, end);
-    case Type::float64: return perturb_typed<Type::float64>(job, begin, end);
-    default: return perturb_typed<Type::float32>(job, begin, end);
-  }
+  with_draw(job.noise.draw, [&](auto is) { perturb_drawn<decltype(is)::draw>(job, begin, end); });
 }
 
 void philox_words(const int64_t counter[3], uint64_t seed, int64_t first_block, int64_t blocks, uint32_t* out) {
@@ -213,15 +215,22 @@ void philox_words(const int64_t counter[3], uint64_t seed, int64_t first_block, 
   }
 }
 
-void gaussian(const uint32_t* words, int64_t pairs, float* out) {
-  for (int64_t i = 0; i < pairs; i += kLanes) {
-    const int64_t count = pairs - i < kLanes ? pairs - i : kLanes;
-    Bits radius{}, angle{};
-    Floats z0, z1;
-    for (int64_t j = 0; j < count; ++j) radius[j] = words[2 * (i + j)], angle[j] = words[2 * (i + j) + 1];
-    box_muller<Floats, Bits, Ints>(radius, angle, z0, z1);
-    for (int64_t j = 0; j < count; ++j) out[2 * (i + j)] = z0[j], out[2 * (i + j) + 1] = z1[j];
-  }
+// As many blocks of four words as there are lanes at a time; what the last one lacks is 0.
+void noise_of_words(int draw, const uint32_t* words, int64_t count, float* out) {
+  with_draw(static_cast<Draw>(draw), [&](auto is) {
+    for (int64_t i = 0; i < count; i += kTile) {
+      const int64_t some = count - i < kTile ? count - i : kTile;
+      uint32_t from[kTile] = {};
+      float to[kTile];
+      __builtin_memcpy(from, words + i, some * sizeof *words);
+      Bits w[4];
+      Floats z[4];
+      for (int j = 0; j < kTile; ++j) w[j % 4][j / 4] = from[j];
+      standard_noise<Floats, Bits, Ints>(is, w, z);
+      for (int j = 0; j < kTile; ++j) to[j] = z[j % 4][j / 4];
+      __builtin_memcpy(out + i, to, some * sizeof *out);
+    }
+  });
 }
 
 }  // namespace
@@ -230,6 +239,6 @@ void RSFAST_NAME(accumulate_)(const AccumulateJob&, const int64_t*, int64_t, int
 size_t RSFAST_NAME(accumulate_scratch_)(const AccumulateJob&);
 
 const Kernels RSFAST_NAME(kernels_) = {perturb, RSFAST_NAME(accumulate_), RSFAST_NAME(accumulate_scratch_), philox_words,
-                                       gaussian};
+                                       noise_of_words};
 
 }  // namespace rsfast

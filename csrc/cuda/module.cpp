@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "../noise.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -112,6 +113,14 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels. Tensors are addresses; rsfast.ops checks them. Work is queued on the stream that is named.";
   m.def("devices", &devices, "The number of devices; 0 where there is no driver.");
   m.def("unavailable_reason", &unavailable_reason, py::arg("device"), "Load the kernels on a device. Why that cannot be, or ''.");
+  m.def(
+      "draws",
+      [] {
+        py::list names;
+        for (const char* name : {RSFAST_DRAWS(RSFAST_DRAW_NAME)}) names.append(name);
+        return names;
+      },
+      "The draws that these kernels have, in the order of their numbers.");
   m.def(
       "sizes", [] { return std::make_pair(sizeof(PerturbJob), sizeof(AccumulateJob)); },
       "Of the two structs, to be compared with Python's.");

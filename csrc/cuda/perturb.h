@@ -109,15 +109,15 @@ struct Four {
 };
 
 // The finished values of elements 4 four to 4 four + 3 of a row; those past its end are made of x = 0.
-template <bool Aligned>
+template <Draw D, bool Aligned>
 RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_t four) {
   const PerturbJob& job = g.job;
   const RowCounter& c = row.counter;
   const auto w = philox<uint64_t>(four, c.sample_low, c.input_id, c.stream_and_sample_high, g.key);
-  const auto word = [](uint64_t value) { return static_cast<uint32_t>(value); };
+  const uint32_t words[4] = {static_cast<uint32_t>(w.a), static_cast<uint32_t>(w.b), static_cast<uint32_t>(w.c),
+                             static_cast<uint32_t>(w.d)};
   Four z, y = {};
-  box_muller<float, uint32_t, int32_t>(word(w.a), word(w.b), z.of[0], z.of[1]);
-  box_muller<float, uint32_t, int32_t>(word(w.c), word(w.d), z.of[2], z.of[3]);
+  standard_noise<float, uint32_t, int32_t>(DrawIs<D>{}, words, z.of);
   const uint64_t first = uint64_t{four} * 4;
   if constexpr (Aligned) {
     const Sixteen bits = *reinterpret_cast<const Sixteen*>(row.x + first);
@@ -181,7 +181,7 @@ struct alignas(16) TwoDoubles {
 
 // Contiguous rows: block (x, y) makes piece x of row y, kThreadElements a thread, of which each 16 bytes lie beside those of
 // the neighbouring thread.
-template <Type T, bool Aligned>
+template <Draw D, Type T, bool Aligned>
 RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& g) {
   using Out = typename Output<T>::type;
   constexpr int kFours = sizeof(Out) == 2 ? 2 : 1, kStores = kThreadElements / (4 * kFours);
@@ -194,14 +194,14 @@ RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& 
       const uint32_t first = store * kFours;
       if (uint64_t{first} * 4 >= elements) return;
       if constexpr (Aligned && T == Type::float64) {
-        const Four y = perturb_four<true>(g, row, first);
+        const Four y = perturb_four<D, true>(g, row, first);
         TwoDoubles* to = reinterpret_cast<TwoDoubles*>(out) + uint64_t{store} * 2;
         to[0] = {y.of[0], y.of[1]};
         to[1] = {y.of[2], y.of[3]};
       } else if constexpr (Aligned) {
         Sixteen bits;
         for (int i = 0; i < kFours; ++i) {
-          const Four y = perturb_four<true>(g, row, first + i);
+          const Four y = perturb_four<D, true>(g, row, first + i);
           if constexpr (T == Type::float32) {
             for (int j = 0; j < 4; ++j) bits.words[j] = as_bits(y.of[j]);
           } else {
@@ -214,7 +214,7 @@ RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& 
         for (int i = 0; i < kFours; ++i) {
           const uint64_t at = (uint64_t{first} + i) * 4;
           if (at >= elements) return;
-          const Four y = perturb_four<false>(g, row, first + i);
+          const Four y = perturb_four<D, false>(g, row, first + i);
           for (int j = 0; j < 4; ++j)
             if (at + j < elements) out[at + j] = Output<T>::one(y.of[j]);
         }
@@ -225,7 +225,7 @@ RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& 
 
 // Channels last: block (x, y) makes tile x of row y, some positions of some channels, in shared memory, and then writes it
 // out.
-template <Type T, bool Aligned>
+template <Draw D, Type T, bool Aligned>
 RSFAST_KERNEL_FN void perturb_channels_last(const Block& block, const PerturbGrid& g) {
   using Out = typename Output<T>::type;
   constexpr int kEach = 16 / sizeof(Out);
@@ -248,13 +248,13 @@ RSFAST_KERNEL_FN void perturb_channels_last(const Block& block, const PerturbGri
       if (c >= tile_width) continue;
       if constexpr (Aligned) {
         const uint32_t first = static_cast<uint32_t>(positions / 4) * (static_cast<uint32_t>(c0) + c) + p0 / 4;
-        const Four y = perturb_four<true>(g, row, first + j);
+        const Four y = perturb_four<D, true>(g, row, first + j);
         for (int i = 0; i < 4; ++i) tile[(4 * j + i) * tile_width + c] = Output<T>::one(y.of[i]);
       } else {
         const uint64_t begin = (c0 + c) * positions + p0, four = begin / 4 + j;
         const int p = static_cast<int>(four * 4 - begin);
         if (p >= tile_length) continue;
-        const Four y = perturb_four<false>(g, row, static_cast<uint32_t>(four));
+        const Four y = perturb_four<D, false>(g, row, static_cast<uint32_t>(four));
         for (int i = 0; i < 4; ++i)
           if (p + i >= 0 && p + i < tile_length) tile[(p + i) * tile_width + c] = Output<T>::one(y.of[i]);
       }

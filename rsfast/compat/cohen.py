@@ -224,7 +224,7 @@ class Smooth:
         """
         n0, n, alpha = check_count("n0", n0), check_count("n", n), check_alpha(alpha)
         warn_if_hopeless("certify", n, alpha, prediction.smallest_certifiable_n(alpha))
-        warn_of_units(x, self.sigma, stacklevel=2)
+        warn_of_units(x, self.noise, stacklevel=2)
         with self._call() as call:
             call.advance("selection")
             chosen = int(self._sample_noise(x, n0, batch_size).argmax())
@@ -238,7 +238,7 @@ class Smooth:
         """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
         n, alpha = check_count("n", n), check_alpha(alpha)
         warn_if_hopeless("predict", n, alpha, prediction.smallest_predictable_n(alpha))
-        warn_of_units(x, self.sigma, stacklevel=2)
+        warn_of_units(x, self.noise, stacklevel=2)
         with self._call() as call:
             call.advance("estimation")
             votes = self._sample_noise(x, n, batch_size)

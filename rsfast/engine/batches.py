@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..noise import Gaussian
+from ..noise import Noise
 from ..ops import accumulate, memory_format, perturb
 from ..ops.tally import Tally
 from .forward import Forward, is_out_of_memory
@@ -50,7 +50,7 @@ class Batches:
     ----------
     forward : Forward
         The base classifier.
-    noise : Gaussian
+    noise : Noise
     seed : int
     size : int
         Most rows of a batch.
@@ -78,7 +78,7 @@ class Batches:
     def __init__(
         self,
         forward: Forward,
-        noise: Gaussian,
+        noise: Noise,
         *,
         seed: int,
         size: int,

@@ -25,7 +25,7 @@ from torch.utils.data import (
 
 from .. import ops
 from .._hints import axes, axes_of_each, conversion
-from ..noise import Gaussian
+from ..noise import Noise
 from ..ops import openmp
 
 _AHEAD = 64  # inputs that are read before they are needed, at most
@@ -87,7 +87,7 @@ class Inputs:
         iterable gives inputs [*shape]. Of an item that is a tuple or list, as (input, label), the first is taken.
     ids : int64 tensor [I] or sequence of int, optional
         Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
-    noise : Gaussian, optional
+    noise : Noise, optional
         Inputs are refused beyond its `largest_input`.
     patience : float
         Seconds to wait for the thread when it is to end: it may itself be waiting, for a disk or a network.
@@ -134,7 +134,7 @@ class Inputs:
         self,
         inputs: Source,
         ids: torch.Tensor | Sequence[int] | None = None,
-        noise: Gaussian | None = None,
+        noise: Noise | None = None,
         *,
         patience: float = 1.0,
     ) -> None:
@@ -181,9 +181,9 @@ class Inputs:
             raise ValueError(f"input_ids must name every input, got shape [{place}] where there is an inputs[{place}]")
         return self._ids[place], row
 
-    def warn_of_units(self, sigma: float, stacklevel: int) -> None:
+    def warn_of_units(self, noise: Noise, stacklevel: int) -> None:
         """Warn as `warn_of_units` does, of a tensor, or of the first of other inputs."""
-        warn_of_units(self._known, sigma, stacklevel + 1)
+        warn_of_units(self._known, noise, stacklevel + 1)
 
     def close(self) -> None:
         """End the iteration and the thread; a thread that waits for `inputs` ends when the next one arrives."""
@@ -196,18 +196,18 @@ class Inputs:
         self.close()
 
 
-def warn_of_units(x: object, sigma: float, stacklevel: int) -> None:
-    """Warn if inputs do not lie in [0, 1], so that sigma may be meant in other units than theirs.
+def warn_of_units(x: object, noise: Noise, stacklevel: int) -> None:
+    """Warn if inputs do not lie in [0, 1], so that the noise may be meant in other units than theirs.
 
-    A sigma above 1 is meant for other units than [0, 1].
+    Noise of a scale above 1 is meant for other units than [0, 1].
     """
-    if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or not x.numel() or sigma > 1:
+    if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or not x.numel() or noise.scale > 1:
         return
     low, high = map(float, x.detach().aminmax())
     if low >= -_SLACK and high <= 1 + _SLACK:
         return
     warnings.warn(
-        f"inputs hold values from {low:.4g} to {high:.4g}, and sigma = {sigma} and the radii are in these units; if they "
+        f"inputs hold values from {low:.4g} to {high:.4g}, and {noise.settings} and the radii are in these units; if they "
         "are images, pass them in [0, 1], and the model's normalisation as scale= and shift= (--mean and --std)",
         UserWarning,
         stacklevel=stacklevel + 1,
@@ -229,7 +229,7 @@ def _magnitudes(rows: torch.Tensor) -> torch.Tensor:
     return torch.maximum(-low, high)
 
 
-def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Gaussian | None) -> None:
+def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Noise | None) -> None:
     """Raise ValueError unless inputs[first] and those after it are finite and not too large for the noise."""
     most = torch.finfo(torch.float32).max if noise is None else min(noise.largest_input, torch.finfo(torch.float32).max)
     usable = magnitudes <= most
@@ -240,12 +240,12 @@ def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Gaussian | No
     if noise is None or not math.isfinite(largest):
         raise ValueError(f"inputs[{first + place}] must be finite, got NaN or infinity")
     raise ValueError(
-        f"inputs[{first + place}] must hold values of at most 2^23 sigma, {noise.largest_input:g}, got {largest:g}; there "
-        f"float32 has too few numbers for noise of sigma {noise.sigma:g}"
+        f"inputs[{first + place}] must hold values of at most {noise.largest_input:g}, got {largest:g}; there float32 has "
+        f"too few numbers for noise of {noise.settings}"
     )
 
 
-def _check_row(row: _Row, place: int, noise: Gaussian | None) -> None:
+def _check_row(row: _Row, place: int, noise: Noise | None) -> None:
     """Check the values of a row; a GPU has mostly computed its magnitude while earlier rows were taken."""
     if row.known is not None:
         row.known.synchronize()
@@ -357,7 +357,7 @@ def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | Non
     return pinned, event
 
 
-def _ahead(rows: Iterator[_Row], noise: Gaussian | None, patience: float) -> Generator[torch.Tensor, None, None]:
+def _ahead(rows: Iterator[_Row], noise: Noise | None, patience: float) -> Generator[torch.Tensor, None, None]:
     """Yield the first of `rows`, to be inspected, and then all of them, which a thread reads meanwhile.
 
     The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .. import ops
 from ..heads import Head, Votes
-from ..noise import Gaussian
+from ..noise import Noise, check_noise
 from ..noise.provenance import Provenance
 from ..ops.tally import Tally
 from ..stats.execution import Execution
@@ -87,14 +87,13 @@ class Sampling:
     find_batch_size = staticmethod(automatic)
 
     def __init__(
-        self, model: Model, inputs: Source, noise: Gaussian, num_classes: int, **options: Unpack[SamplingOptions]
+        self, model: Model, inputs: Source, noise: Noise, num_classes: int, **options: Unpack[SamplingOptions]
     ) -> None:
         self.ranks = Ranks.find(options.get("shard"))
         with self.ranks.barrier_or_raise():
             self.options = checked(SamplingOptions, options)
             self.model = check_model("model", model)
-            if not isinstance(noise, Gaussian):
-                raise TypeError(f"noise must be a Gaussian, got {noise!r}")
+            check_noise("noise", noise)
             self.inputs = Inputs(inputs, self.options["input_ids"], noise)
             self.noise, self.num_classes = noise, Tally(1, num_classes).num_classes
             self.batch_size = self.options["batch_size"]

@@ -1,14 +1,22 @@
 """Smoothing noises: what is added, in which norm a shift is measured, and the potential that turns a bound into a radius."""
 
-from .gaussian import POTENTIAL_ERROR, Gaussian, check_lipschitz, from_dict
+from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
+from .gaussian import Gaussian, check_lipschitz
+from .laplace import Laplace
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 
 __all__ = [
+    "DRAWS",
+    "NOISES",
     "POTENTIAL_ERROR",
     "STREAMS",
     "STREAM_VERSION",
     "Gaussian",
+    "Laplace",
+    "Noise",
+    "NoiseParameters",
     "check_lipschitz",
+    "check_noise",
     "check_seed",
     "from_dict",
     "philox",

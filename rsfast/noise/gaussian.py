@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf, erfcx, log_ndtr, ndtri
 
-POTENTIAL_ERROR = 2.0**-48
-"""A potential's relative error is at most this; 1.3e-15 was the most found. Whatever rounds a radius down charges it."""
+from .base import POSITIVE, Constraint, Draw, Noise, register
+
+_LIPSCHITZ = Constraint(np.nextafter(0, 1), np.finfo(np.float64).max, "positive and finite")
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)  # exact to a unit in the last place in both uses below
 _WEIGHTS /= 2  # of a mean over [-1, 1]
 
 
-def check_lipschitz(lipschitz: float) -> float:
+def check_lipschitz(lipschitz: object) -> float:
     """Return the Lipschitz constant of a score as a float.
 
     Raises
     ------
-    TypeError
-        If lipschitz is not a number.
-    ValueError
-        If lipschitz is not positive and finite.
+    TypeError, ValueError
+        If lipschitz is not a number, or not positive and finite.
 
     Examples
     --------
     >>> check_lipschitz(5)
     5.0
     """
-    if isinstance(lipschitz, bool) or not isinstance(lipschitz, (int, float, np.floating, np.integer)):
-        raise TypeError(f"lipschitz is {lipschitz!r}; it must be a number")
-    if not 0 < lipschitz < np.inf:
-        raise ValueError(f"lipschitz is {lipschitz!r}; it must be positive and finite")
-    return float(lipschitz)
+    return _LIPSCHITZ.check("lipschitz", lipschitz)
 
 
 def _log_normal_tail(u: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -100,8 +95,13 @@ def _quantile(q: NDArray[np.float64], a: float) -> NDArray[np.float64]:
     raise ArithmeticError(f"the potential's equation was not solved for a = {a!r}, q = {q!r}")
 
 
+def _standard_normal(words: Sequence[Any], math: Any) -> Sequence[Any]:
+    return *math.box_muller(words[0], words[1]), *math.box_muller(words[2], words[3])
+
+
+@register
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Noise):
     """Isotropic Gaussian noise N(0, sigma^2) on every element of the input.
 
     The radius is measured in l2, in the units of the input before any ``scale`` and ``shift``: with images in [0, 1] and
@@ -130,32 +130,13 @@ class Gaussian:
 
     sigma: float
 
-    def __post_init__(self) -> None:
-        if isinstance(self.sigma, bool) or not isinstance(self.sigma, (int, float, np.floating, np.integer)):
-            raise TypeError(f"sigma is {self.sigma!r}; it must be a number")
-        sigma = float(self.sigma)
-        if not np.finfo(np.float32).tiny <= sigma <= np.finfo(np.float32).max:
-            raise ValueError(f"sigma is {self.sigma!r}; it must be positive, finite and a normal float32")
-        object.__setattr__(self, "sigma", sigma)
+    constraints: ClassVar[Mapping[str, Constraint]] = {"sigma": POSITIVE}
+    norm = "l2"
+    draw = Draw("gaussian", {"sigma": POSITIVE}, _standard_normal)
 
-    @property
-    def norm(self) -> str:
-        """The norm in which radii are measured."""
-        return "l2"
-
-    @property
-    def largest_input(self) -> float:
-        """The largest magnitude of an input's element: ``2^23 sigma``.
-
-        Beyond it float32 numbers lie more than sigma / 2 apart: the sum of x and noise rounds to a few neighbours of x, and
-        from ``2^28 sigma`` on to x alone. `certify`, `predict` and `sample` refuse such inputs.
-
-        Examples
-        --------
-        >>> Gaussian(0.25).largest_input
-        2097152.0
-        """
-        return float(np.float32(self.sigma)) * 2.0**23
+    def check_lipschitz(self, lipschitz: float | None) -> float | None:
+        """Return the Lipschitz constant as a float, or None; raise an error as the function `check_lipschitz`."""
+        return None if lipschitz is None else check_lipschitz(lipschitz)
 
     def potential(self, p: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
         """Return Q(p), the function of the smoothed score that is 1-Lipschitz in l2.
@@ -201,29 +182,12 @@ class Gaussian:
         [0.0, 6.9384]
         """
         p, sigma = np.asarray(p, dtype=np.float64), float(np.float32(self.sigma))
+        lipschitz = self.check_lipschitz(lipschitz)
         if lipschitz is None:
             return np.asarray(sigma * ndtri(p))
         # A smaller L is raised, which is safe: no radius above 500,000 sigma. A larger one differs by 1e-17, relatively.
-        a = 1 / (2 * min(max(check_lipschitz(lipschitz) * sigma, 1e-6), 1e8))
+        a = 1 / (2 * min(max(lipschitz * sigma, 1e-6), 1e8))
         t = np.array(np.abs(ndtri(p)))  # for p of 0, 1, and outside [0, 1]
         inside = (p > 0) & (p < 1)
         t[inside] = _quantile(np.minimum(p, 1 - p)[inside], a)
         return np.asarray(sigma * np.copysign(t, p - 0.5))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the noise's name and parameters; `from_dict` reads it back."""
-        return {"name": "Gaussian", "sigma": self.sigma}
-
-
-def from_dict(data: dict[str, Any]) -> Gaussian:
-    """Return the noise that `Gaussian.to_dict` wrote.
-
-    Raises
-    ------
-    ValueError
-        If the name is not Gaussian.
-    """
-    parameters = dict(data)
-    if (name := parameters.pop("name", None)) != "Gaussian":
-        raise ValueError(f"noise is {name!r}; it must be Gaussian")
-    return Gaussian(**parameters)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .._check import is_int
-from . import STREAM_VERSION, STREAMS, Gaussian, check_seed
+from .._check import check_choice, is_int
+from . import STREAM_VERSION, STREAMS, Noise, check_noise, check_seed
 from . import from_dict as noise_from_dict
 
 _END = 1 << 56  # sample indices lie below
@@ -21,7 +21,7 @@ class Provenance:
 
     Parameters
     ----------
-    noise : Gaussian
+    noise : Noise
         What was added to the inputs.
     seed : int
         In [0, 2^64).
@@ -42,13 +42,14 @@ class Provenance:
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> first = Provenance(Gaussian(0.5), seed=1, stream="estimation", samples=range(60), input_ids=[7])
     >>> rest = Provenance(Gaussian(0.5), seed=1, stream="estimation", samples=range(60, 100), input_ids=[7])
     >>> (first + rest).samples
     ((range(0, 100),),)
     """
 
-    noise: Gaussian
+    noise: Noise
     seed: int
     stream: str
     samples: Any
@@ -56,22 +57,20 @@ class Provenance:
     stream_version: int = STREAM_VERSION
 
     def __post_init__(self) -> None:
-        if not isinstance(self.noise, Gaussian):
-            raise TypeError(f"noise is {self.noise!r}; it must be a Gaussian")
-        if not isinstance(self.stream, str) or self.stream not in STREAMS:
-            raise ValueError(f"stream is {self.stream!r}; it must be one of {', '.join(map(repr, STREAMS))}")
+        check_noise("noise", self.noise)
+        check_choice("stream", self.stream, STREAMS)
         ids = check_input_ids(self.input_ids)
         samples = self.samples
         if isinstance(samples, range):
             samples = (_merged([samples], "samples"),) * len(ids)
         elif isinstance(samples, str) or not isinstance(samples, Sequence):
-            raise TypeError(f"samples is {samples!r}; it must be a range, or a sequence with one entry for each input")
+            raise TypeError(f"samples must be a range, or a sequence with one entry for each input, got {samples!r}")
         else:
             samples = tuple(
                 _merged([each] if isinstance(each, range) else each, f"samples[{i}]") for i, each in enumerate(samples)
             )
         if len(samples) != len(ids):
-            raise ValueError(f"samples has {len(samples)} entries; it must have one for each of {len(ids)} input_ids")
+            raise ValueError(f"samples must have one entry for each of {len(ids)} input_ids, got {len(samples)}")
         values = {"seed": check_seed(self.seed), "samples": samples, "input_ids": ids}
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -91,7 +90,7 @@ class Provenance:
             return NotImplemented
         self.check_independent(other)
         if self.stream != other.stream:
-            raise ValueError(f"their stream differs, {self.stream!r} and {other.stream!r}; it must agree")
+            raise ValueError(f"their stream must agree, got {self.stream!r} and {other.stream!r}")
         return replace(self, samples=[a + b for a, b in zip(self.samples, other.samples, strict=True)])
 
     def check_independent(self, other: Provenance) -> None:
@@ -99,7 +98,7 @@ class Provenance:
         for name in ("noise", "seed", "input_ids", "stream_version"):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
-                raise ValueError(f"their {name} differs, {_short(ours)} and {_short(theirs)}; it must agree")
+                raise ValueError(f"their {name} must agree, got {_short(ours)} and {_short(theirs)}")
         if self.stream != other.stream:
             return
         for input_id, ours, theirs in zip(self.input_ids, self.samples, other.samples, strict=True):
@@ -128,14 +127,14 @@ def check_input_ids(input_ids: Any) -> tuple[int, ...]:
     ids = tuple(input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids)
     for each in ids:
         if not is_int(each) or not 0 <= each < 1 << 32:
-            raise ValueError(f"input_ids holds {each!r}; each must be an int in [0, 2^32)")
+            raise ValueError(f"input_ids must hold ints in [0, 2^32), got {each!r}")
     return tuple(map(int, ids))
 
 
 def _merged(ranges: Any, name: str) -> tuple[range, ...]:
     """Return ranges in ascending order, adjacent ones as one; raise an error that names them if they overlap."""
     if not isinstance(ranges, Sequence) or not all(isinstance(each, range) and each.step == 1 for each in ranges):
-        raise TypeError(f"{name} is {ranges!r}; it must be a range of step 1, or a sequence of them")
+        raise TypeError(f"{name} must be a range of step 1, or a sequence of them, got {ranges!r}")
     return tuple(_joined(sorted((each for each in ranges if each), key=lambda each: each.start), name))
 
 
@@ -143,9 +142,9 @@ def _joined(ascending: Sequence[range], name: str) -> Iterator[range]:
     last = None
     for each in ascending:
         if each.start < 0 or each.stop > _END:
-            raise ValueError(f"{name} holds {each}; it must lie in [0, 2^56)")
+            raise ValueError(f"{name} must lie in [0, 2^56), got {each}")
         if last is not None and each.start < last.stop:
-            raise ValueError(f"{name} holds {last} and {each}; they must not overlap")
+            raise ValueError(f"{name} must hold ranges that do not overlap, got {last} and {each}")
         if last is not None and each.start == last.stop:
             each = range(last.start, each.stop)
         elif last is not None:

@@ -70,5 +70,5 @@ def check_seed(seed: object) -> int:
     """
     value = as_int("seed", seed)
     if not 0 <= value < 1 << 64:
-        raise ValueError(f"seed is {value}; it must be in [0, 2^64)")
+        raise ValueError(f"seed must be in [0, 2^64), got {value}")
     return value

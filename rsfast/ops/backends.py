@@ -1,6 +1,6 @@
-"""The two torch operators, which call a backend.
+"""The torch operator of `accumulate`, which calls a backend; that of `perturb` is in perturbation.py.
 
-They are torch's view of the backends: they mutate what they fill and return nothing, so torch.compile, CUDA graphs and
+Operators are torch's view of the backends: they mutate what they fill and return nothing, so torch.compile, CUDA graphs and
 fake tensors need to know no more. (They are defined through torch.library.Library: its custom_op decorator costs 50
 microseconds a call, as much as a small kernel, where this costs 4.)
 """
@@ -8,7 +8,6 @@ microseconds a call, as much as a small kernel, where this costs 4.)
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -16,57 +15,12 @@ import torch
 from torch.autograd.graph import increment_version
 
 from ..heads.bins import BINS
-from ..noise import STREAMS
-from .checks import TYPES, check_apart, memory_format, require
+from .checks import TYPES, check_apart, require
 from .registry import find
 from .tally import MAX_SAMPLES, check_range
 
 _INDEX = (torch.int64,)
 _FLOAT = (torch.float32,)
-_SIGMAS = torch.finfo(torch.float32)
-
-
-class Perturbation(NamedTuple):
-    """A call of `perturb`, as backends receive it once it is checked. All tensors are contiguous, out in its layout."""
-
-    x: torch.Tensor
-    rows: torch.Tensor
-    input_ids: torch.Tensor
-    samples: torch.Tensor
-    sigma: float
-    seed: int
-    stream: int
-    scale: torch.Tensor | None  # float32 [channels], and then shift too
-    shift: torch.Tensor | None
-    clamp: Sequence[float] | None
-    channels_last: bool
-    out: torch.Tensor
-
-    def check(self) -> None:
-        """Raise TypeError or ValueError, naming the argument, unless a kernel can take the call, whatever the values."""
-        x, device = self.x, self.x.device
-        require("x", x, _FLOAT, x.shape, device)
-        if x.ndim < 2 or not 0 < x.numel() <= x.shape[0] * (1 << 34):
-            raise ValueError(f"x has shape {list(x.shape)}; it must be [I, *shape], with 1 to 2^34 elements an input")
-        batch, channels = self.samples.numel(), x.shape[1]
-        require("samples", self.samples, _INDEX, (batch,), device)
-        require("rows", self.rows, _INDEX, (batch,), device)
-        require("input_ids", self.input_ids, _INDEX, (x.shape[0],), device)
-        if not _SIGMAS.tiny <= self.sigma <= _SIGMAS.max:
-            raise ValueError(f"sigma is {self.sigma}; it must be positive, finite and a normal float32")
-        if self.stream not in STREAMS.values():
-            raise ValueError(f"stream is {self.stream}; it must be one of {', '.join(map(str, STREAMS.values()))}")
-        if self.scale is not None and self.shift is not None:
-            require("scale", self.scale, _FLOAT, (channels,), device)
-            require("shift", self.shift, _FLOAT, (channels,), device)
-        elif self.scale is not None or self.shift is not None:
-            raise TypeError(f"scale is {self.scale} and shift is {self.shift}; both must be tensors or neither")
-        if self.clamp is not None and not (len(self.clamp) == 2 and self.clamp[0] <= self.clamp[1]):
-            raise ValueError(f"clamp is {tuple(self.clamp)}; it must be (low, high) with low <= high")
-        layout = memory_format(self.channels_last, x.ndim - 1)
-        require("out", self.out, TYPES, (batch, *x.shape[1:]), device, layout)
-        if self.out.requires_grad:
-            raise ValueError("out requires grad; it must be a tensor that autograd does not follow")
 
 
 class Accumulation(NamedTuple):
@@ -112,33 +66,9 @@ class Accumulation(NamedTuple):
 
 _library: Any = torch.library.Library("rsfast", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    "perturb(Tensor x, Tensor rows, Tensor input_ids, Tensor samples, float sigma, SymInt seed, int stream, Tensor? scale, "
-    "Tensor? shift, float[]? clamp, bool channels_last, str backend, Tensor(a!) out) -> ()"
-)
-_library.define(
     "accumulate(Tensor logits, Tensor rows, Tensor parameters, str backend, Tensor(a!) n, Tensor(b!) counts, "
     "Tensor(c!) sums, Tensor(d!) squares, Tensor tracked_classes, Tensor(e!) bin_counts, Tensor(f!) bin_sums) -> ()"
 )
-
-
-def _perturb(*arguments: Any) -> None:
-    *told, backend, out = arguments
-    told[5] %= 1 << 64  # the seed: an operator's int is signed
-    job = Perturbation._make([*told, out])
-    job.check()
-    backend = find(backend, job.x.device)
-    if backend.on_host:  # kernels on a GPU check for themselves: to look from here is to wait
-        check_range("rows", job.rows, job.x.shape[0])
-        check_range("input_ids", job.input_ids, 1 << 32)
-        check_range("samples", job.samples, 1 << 56)
-    if out.numel() == 0:
-        return
-    read = [("x", job.x), ("rows", job.rows), ("samples", job.samples), ("input_ids", job.input_ids)]
-    if job.scale is not None and job.shift is not None:
-        read += [("scale", job.scale), ("shift", job.shift)]
-    check_apart([("out", out)], read)
-    increment_version(out)
-    backend.kernels.perturb(job)
 
 
 _turns = [Lock() for _ in range(64)]
@@ -168,15 +98,6 @@ def _accumulate(*arguments: Any) -> None:
         backend.kernels.accumulate(job)
 
 
-def _check_perturb(*arguments: Any) -> None:
-    """Check a call on tensors without memory, which torch.compile makes, and refuse one on the device "meta"."""
-    *told, backend, out = arguments
-    job = Perturbation._make([*told, out])
-    job.check()
-    if job.x.device.type == "meta":
-        find(backend, job.x.device)
-
-
 def _check_accumulate(*arguments: Any) -> None:
     logits, rows, parameters, backend, *tally = arguments
     Accumulation(logits, rows, parameters, *tally).check()
@@ -184,6 +105,5 @@ def _check_accumulate(*arguments: Any) -> None:
         find(backend, logits.device)
 
 
-for _name, _function, _check in (("perturb", _perturb, _check_perturb), ("accumulate", _accumulate, _check_accumulate)):
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rsfast::{_name}", _check, lib=_library)
+_library.impl("accumulate", _accumulate, "CompositeExplicitAutograd")
+torch.library.register_fake("rsfast::accumulate", _check_accumulate, lib=_library)

@@ -8,8 +8,9 @@ import os
 import torch
 
 from . import openmp
-from .backends import Accumulation, Perturbation
-from .jobs import SIZES, accumulate_job, perturb_job
+from .backends import Accumulation
+from .jobs import SIZES, accumulate_job, number_draws, perturb_job
+from .perturbation import Perturbation
 
 try:
     from . import _cpu
@@ -37,6 +38,7 @@ TEAM = use_torch_openmp()
 os.register_at_fork(after_in_child=lambda: _cpu.use_team(0))  # OpenMP's threads do not survive a fork
 if _cpu.sizes() != SIZES:
     raise ImportError("rsfast's CPU kernels were built from another version: reinstall rsfast with pip.")
+_DRAWS = number_draws(_cpu)
 
 
 def perturb(job: Perturbation) -> None:
@@ -45,7 +47,7 @@ def perturb(job: Perturbation) -> None:
     if scale is not None and shift is not None:  # one value an element: a kernel then loads them as it loads x
         channels, elements = job.x.shape[1], job.x.shape[1:].numel()
         scale, shift = (t[:, None].expand(channels, elements // channels).contiguous() for t in (scale, shift))
-    struct = perturb_job(job, scale, shift)
+    struct = perturb_job(job, scale, shift, _DRAWS)
     _cpu.perturb(ctypes.addressof(struct), torch.get_num_threads())
 
 

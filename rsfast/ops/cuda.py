@@ -6,8 +6,9 @@ import ctypes
 
 import torch
 
-from .backends import Accumulation, Perturbation
-from .jobs import SIZES, accumulate_job, perturb_job
+from .backends import Accumulation
+from .jobs import SIZES, accumulate_job, number_draws, perturb_job
+from .perturbation import Perturbation
 
 try:
     from . import _cuda
@@ -17,6 +18,7 @@ except ImportError as error:
     ) from error
 if _cuda.sizes() != SIZES:
     raise ImportError("rsfast's CUDA kernels were built from another version: reinstall rsfast.")
+_DRAWS = number_draws(_cuda)
 
 
 def unavailable_reason(device: torch.device) -> str:
@@ -33,7 +35,7 @@ def _place(device: torch.device) -> tuple[int, int]:
 
 def perturb(job: Perturbation) -> None:
     """Queue the work that fills ``job.out``."""
-    struct = perturb_job(job, job.scale, job.shift)
+    struct = perturb_job(job, job.scale, job.shift, _DRAWS)
     _cuda.perturb(ctypes.addressof(struct), *_place(job.out.device))
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from types import ModuleType
 
 import torch
 
-from .backends import Accumulation, Perturbation
+from ..noise import DRAWS
+from .backends import Accumulation
+from .perturbation import Perturbation
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+
+
+class NoiseParameters(ctypes.Structure):
+    """See csrc/jobs.h."""
+
+    _fields_ = (("draw", ctypes.c_int), ("scalars", ctypes.c_float * 4), ("tensors", ctypes.c_void_p * 2))
 
 
 class PerturbJob(ctypes.Structure):
@@ -23,7 +33,7 @@ class PerturbJob(ctypes.Structure):
         ("batch", ctypes.c_int64),
         ("elements", ctypes.c_int64),
         ("channels", ctypes.c_int64),
-        ("sigma", ctypes.c_float),
+        ("noise", NoiseParameters),
         ("seed", ctypes.c_uint64),
         ("stream", ctypes.c_int),
         ("scale", ctypes.c_void_p),
@@ -66,8 +76,19 @@ SIZES = (ctypes.sizeof(PerturbJob), ctypes.sizeof(AccumulateJob))
 """To be compared with those of an extension, in case it was built from another version."""
 
 
-def perturb_job(job: Perturbation, scale: torch.Tensor | None, shift: torch.Tensor | None) -> PerturbJob:
-    """Return the struct. It holds addresses: the tensors must outlive it."""
+def number_draws(module: ModuleType) -> dict[str, int]:
+    """Return the numbers of an extension's draws by name; raise ImportError unless it has every draw of rsfast.noise."""
+    numbers = {name: number for number, name in enumerate(module.draws())}
+    if missing := DRAWS.keys() - numbers.keys():
+        raise ImportError(f"{module.__name__} lacks the draws {', '.join(sorted(missing))}: reinstall rsfast with pip.")
+    return numbers
+
+
+def perturb_job(
+    job: Perturbation, scale: torch.Tensor | None, shift: torch.Tensor | None, draws: Mapping[str, int]
+) -> PerturbJob:
+    """Return the struct. It holds addresses: the tensors must outlive it. `draws` are the extension's numbers."""
+    draw, scalars, tensors = job.noise
     low, high = job.clamp or (0.0, 0.0)
     return PerturbJob(
         x=job.x.data_ptr(),
@@ -78,7 +99,7 @@ def perturb_job(job: Perturbation, scale: torch.Tensor | None, shift: torch.Tens
         batch=job.samples.shape[0],
         elements=job.x.shape[1:].numel(),
         channels=job.x.shape[1],
-        sigma=job.sigma,
+        noise=NoiseParameters(draws[draw], tuple(scalars), tuple(t.data_ptr() for t in tensors)),
         seed=job.seed,
         stream=job.stream,
         scale=None if scale is None else scale.data_ptr(),

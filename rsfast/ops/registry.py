@@ -12,7 +12,8 @@ import torch
 from .._check import check_choice
 
 if TYPE_CHECKING:
-    from .backends import Accumulation, Perturbation
+    from .backends import Accumulation
+    from .perturbation import Perturbation
 
 
 class Kernels(Protocol):

@@ -1,7 +1,7 @@
 """The Triton backend: both operations as GPU kernels that Triton compiles, for NVIDIA and AMD alike.
 
 The arithmetic is that of csrc/noise.h, perturb.h and accumulate.h, under the same names and in the same order of
-operations: `tl.fma` stands where the C++ says `fused`, and the compiler may contract nothing else (_OPTIONS). Nothing here
+operations: `tl.fma` stands where the C++ says `fused`, and the compiler may contract nothing else (OPTIONS). Nothing here
 looks at a tensor's values from the host, allocates or waits, so calls may be captured in a CUDA graph.
 """
 
@@ -10,183 +10,27 @@ looks at a tensor's values from the host, allocates or waits, so calls may be ca
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
 from ..heads.bins import BINS
-from .backends import Accumulation, Perturbation
+from .backends import Accumulation
 from .tally import MAX_SAMPLES
+from .triton_base import OPTIONS, coefficients, horner, on
+from .triton_perturb import perturb
 
-# No contraction of products and sums to fma; and the checks of indices, for which debug is on, but not those of integer
-# overflow that come with it: Philox wraps on purpose.
-_OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "debug": True, "sanitize_overflow": False}
-_BLOCKS = 256  # of four elements, that a program of perturb makes
 _TILE = 2048  # logits that a program of accumulate holds
 _CHUNK = 1024  # logits that it reads at once where a row has more than that
 _FILL = 512  # programs that fill a large GPU
-_MOST = 65535  # programs along the second or third axis of a grid
 _MAX_SAMPLES = tl.constexpr(MAX_SAMPLES)
 _BINS = tl.constexpr(BINS)
 
+__all__ = ["accumulate", "perturb"]
 
-def _coefficients(text: str) -> Any:
-    return tl.constexpr(tuple(map(float.fromhex, text.split())))
-
-
-_LOG = _coefficients(
-    "-0x1.ca09bep-4 0x1.f64a52p-3 -0x1.334838p-2 0x1.57d2cap-2 -0x1.99026ep-2 0x1.ffe9b4p-2 -0x1.555694p-1 0x1p0 -0x1p1"
-)
-_MINUS_TWO_LN2 = tl.constexpr(float.fromhex("-0x1.62e43p+0"))
-_SIN = _coefficients("-0x1.2d92dep-15 0x1.465e9p-9 -0x1.4abbb8p-4 -0x1.a34d4cp-26")
-_QUARTER_PI = tl.constexpr(float.fromhex("0x1.921fb6p-1"))
-_COS = _coefficients("0x1.d9bf06p-19 -0x1.55c58cp-12 0x1.03c1dcp-6 -0x1.3bd3ccp-2 0x1p0")
-_EXP = _coefficients("0x1.6a25cep-10 0x1.1239dep-7 0x1.5558f0p-5 0x1.555492p-3 0x1.fffffcp-2")
+_EXP = coefficients("0x1.6a25cep-10 0x1.1239dep-7 0x1.5558f0p-5 0x1.555492p-3 0x1.fffffcp-2")
 _INVERSE_LN2 = tl.constexpr(float.fromhex("0x1.715476p+0"))
 _MINUS_LN2_HIGH = tl.constexpr(float.fromhex("-0x1.62e4p-1"))
 _MINUS_LN2_LOW = tl.constexpr(float.fromhex("-0x1.7f7d1cp-20"))
-
-
-@triton.jit
-def horner(x, coefficients: tl.constexpr, degree: tl.constexpr):
-    """The polynomial with these coefficients, highest first, by fma."""
-    value = tl.fma(x, coefficients[0], coefficients[1])
-    for i in tl.static_range(2, degree + 1):
-        value = tl.fma(value, x, coefficients[i])
-    return value
-
-
-# Noise: csrc/philox.h and csrc/noise.h.
-
-
-@triton.jit
-def philox(c0, c1, c2, c3, seed):
-    """Philox4x32-10 of uint32 words; those that are the same in all lanes may be scalars."""
-    k0 = seed.to(tl.uint32)
-    k1 = (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(10):
-        p0 = c0.to(tl.uint64) * 0xD2511F53
-        p1 = c2.to(tl.uint64) * 0xCD9E8D57
-        c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
-        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
-        c1 = p1.to(tl.uint32)
-        c3 = p0.to(tl.uint32)
-        k0 += 0x9E3779B9
-        k1 += 0xBB67AE85
-    return c0, c1, c2, c3
-
-
-@triton.jit
-def minus_two_log(word):
-    """-2 ln((word + 1/2) / 2^32)."""
-    near_one = word > 0xBFFFFFFF
-    value = (tl.where(near_one, word ^ 0xFFFFFFFF, word).to(tl.float32) + 0.5) * 2.0**-32
-    bits = value.to(tl.uint32, bitcast=True) - 0x3F400000
-    mantissa = ((bits & 0x007FFFFF) + 0x3F400000).to(tl.float32, bitcast=True)
-    exponent = (((bits + 0x70000000) >> 23) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + 224.0)
-    f = tl.where(near_one, -value, mantissa - 1.0)
-    e = tl.where(near_one, 0.0, exponent)
-    return tl.fma(horner(f, _LOG, 8), f, e * _MINUS_TWO_LN2)
-
-
-@triton.jit
-def box_muller(radius, angle):
-    """r cos(theta) and r sin(theta) with r^2 = minus_two_log(radius) and theta = 2 pi angle / 2^32."""
-    r = tl.sqrt_rn(minus_two_log(radius))
-    x = (angle << 2).to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-31
-    turned = angle + 0x20000000
-    square = x * x
-    s = tl.fma(x, _QUARTER_PI, horner(square, _SIN, 3) * x)
-    c = horner(square, _COS, 4)
-    odd_quadrant = (turned & 0x40000000) != 0
-    cosine = (r * tl.where(odd_quadrant, s, c)).to(tl.uint32, bitcast=True) ^ ((turned + 0x40000000) & 0x80000000)
-    sine = (r * tl.where(odd_quadrant, c, s)).to(tl.uint32, bitcast=True) ^ (turned & 0x80000000)
-    return cosine.to(tl.float32, bitcast=True), sine.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def standard_normal(block, sample, input_id, stream, seed):
-    """The noise of these blocks of four elements, in the order of the elements."""
-    high = (stream << 24) | (sample >> 32)
-    a, b, c, d = philox(block, sample.to(tl.uint32), input_id.to(tl.uint32), high.to(tl.uint32), seed)
-    z0, z1 = box_muller(a, b)
-    z2, z3 = box_muller(c, d)
-    return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
-
-
-@triton.jit(do_not_specialize=["inputs", "seed", "stream", "first_channel", "first_tile"])
-def perturb_kernel(
-    out_ptr,
-    x_ptr,
-    rows_ptr,
-    input_ids_ptr,
-    samples_ptr,
-    scale_ptr,
-    shift_ptr,
-    low,
-    high,
-    sigma,
-    seed: tl.uint64,
-    stream,
-    inputs,
-    elements,
-    channels,
-    plane,
-    span,
-    first_channel,
-    first_tile,
-    CHANNELS_LAST: tl.constexpr,
-    NARROW: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
-    # Program (row, channel, tile) makes one tile of BLOCKS Philox blocks of a channel of a row: spans are channels. Where no
-    # channel need be known, or channels are NARROW and a tile holds several, the row as a whole is its only span.
-    row = tl.program_id(0).to(tl.int64)
-    sample = tl.load(samples_ptr + row)
-    source = tl.load(rows_ptr + row)
-    valid = (source >= 0) & (source < inputs) & (sample >= 0) & (sample < (1 << 56))
-    source = tl.where(valid, source, 0)
-    input_id = tl.load(input_ids_ptr + source)
-    valid = valid & (input_id >= 0) & (input_id < (1 << 32))
-    tl.device_assert(valid, "rows, input_ids or samples are out of range")
-    sigma = tl.where(valid, sigma, float("nan"))  # should the assertion be off, the row is NaN
-
-    channel = first_channel + tl.program_id(1)
-    tile = (first_tile + tl.program_id(2)).to(tl.int64)
-    first = channel.to(tl.int64) * span
-    block = ((first >> 2) + tile * BLOCKS).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
-    z = standard_normal(block, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64))
-
-    lane = tl.arange(0, 4 * BLOCKS)
-    place = tile * (4 * BLOCKS) + lane  # of the element in the span
-    inside = place < span
-    if not ALIGNED:  # the span begins within a block
-        place -= first & 3
-        inside = (place >= 0) & (place < span)
-    x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
-    y = tl.fma(z, sigma, x)
-    if low is not None:
-        y = tl.where(y < low, low, y)
-        y = tl.where(y > high, high, y)
-    in_plane = place
-    if NARROW:
-        start = tile * (4 * BLOCKS)
-        behind = (start % plane).to(tl.int32) + lane  # since the first plane of the tile began
-        channel = start // plane + behind // plane
-        in_plane = behind % plane
-    if scale_ptr is not None:
-        scale = tl.load(scale_ptr + channel, mask=inside if NARROW else None)
-        shift = tl.load(shift_ptr + channel, mask=inside if NARROW else None)
-        y = tl.fma(y, scale, shift)
-    if CHANNELS_LAST:
-        to_ptr = out_ptr + row * elements + channel + in_plane.to(tl.int64) * channels
-    else:
-        to_ptr = out_ptr + (row * elements + first) + place
-    tl.store(to_ptr, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 # Scores: csrc/accumulate.h. Logits come as tiles [rows, classes] of which every row votes, with -inf beyond the last class;
@@ -503,66 +347,6 @@ def accumulate_wide_kernel(
             tl.atomic_add(bin_counts_ptr + histogram * _BINS, 1, mask=lane < TRACKED, sem="relaxed")
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Make `device` the current one where it is a GPU: Triton launches on that."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def perturb(job: Perturbation) -> None:
-    """Fill ``job.out`` on the current stream.
-
-    Parameters
-    ----------
-    job : Perturbation
-        A checked call of `ops.perturb`. An index that is out of range fails an assertion on the device, and reads and writes
-        nothing out of bounds.
-
-    Notes
-    -----
-    Numerics: a fixed sequence of exactly rounded float32 and integer operations (csrc/noise.h, csrc/perturb.h), bit for bit
-    that of every other backend; rounded once, to nearest even, to the type of ``out``. Inputs up to 2^34 elements.
-    """
-    channels, elements = job.x.shape[1], job.x[0].numel()
-    plane = elements // channels
-    channels_last = job.channels_last and channels > 1 and plane > 1
-    by_channel = channels > 1 and (channels_last or job.scale is not None)
-    narrow = by_channel and plane < 2 * _BLOCKS
-    spans, span = (channels, plane) if by_channel and not narrow else (1, elements)
-    aligned = spans == 1 or span % 4 == 0
-    tiles = triton.cdiv(span + (0 if aligned else 3), 4 * _BLOCKS)
-    low, high = job.clamp or (None, None)
-    with _on(job.x.device):
-        for first_channel in range(0, spans, _MOST):
-            for first_tile in range(0, tiles, _MOST):
-                grid = (job.out.shape[0], min(spans - first_channel, _MOST), min(tiles - first_tile, _MOST))
-                perturb_kernel[grid](
-                    job.out,
-                    job.x,
-                    job.rows,
-                    job.input_ids,
-                    job.samples,
-                    job.scale,
-                    job.shift,
-                    low,
-                    high,
-                    job.sigma,
-                    job.seed,
-                    job.stream,
-                    job.x.shape[0],
-                    elements,
-                    channels,
-                    plane,
-                    span,
-                    first_channel,
-                    first_tile,
-                    CHANNELS_LAST=channels_last,
-                    NARROW=narrow,
-                    ALIGNED=aligned,
-                    BLOCKS=_BLOCKS,
-                    **_OPTIONS,
-                )
-
-
 def accumulate(job: Accumulation) -> None:
     """Add every row of the logits to its input's slot, on the current stream.
 
@@ -588,11 +372,11 @@ def accumulate(job: Accumulation) -> None:
     results = (job.n, job.counts, job.sums, job.squares, job.tracked_classes, job.bin_counts, job.bin_sums)
     tensors = (job.logits, job.rows, job.parameters, *results)
     sizes = (job.n.shape[0], heads, classes, *job.logits.stride())
-    with _on(job.logits.device):
+    with on(job.logits.device):
         if wide:
             lanes = triton.next_power_of_2(max(1, tracked))
-            options = {"BLOCK_SIZE": block, "TRACKED": tracked, "LANES": lanes, **_OPTIONS}
+            options = {"BLOCK_SIZE": block, "TRACKED": tracked, "LANES": lanes, **OPTIONS}
             accumulate_wide_kernel[(tiles, groups)](*tensors, *sizes, **options)
         else:
-            options = {"ROWS": rows, "BLOCK_SIZE": block, "TRACKED": tracked, **_OPTIONS}
+            options = {"ROWS": rows, "BLOCK_SIZE": block, "TRACKED": tracked, **OPTIONS}
             accumulate_kernel[(tiles, groups)](*tensors, batch, *sizes, **options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..heads import Head
 from ..heads import from_dict as head_from_dict
-from ..noise import Gaussian
+from ..noise import Noise
 from ..noise import from_dict as noise_from_dict
 from .execution import Execution
 
@@ -53,7 +53,7 @@ class Certificate:
         As used: one of `rules.RULES`, one of `registry.BOUNDS`.
     head : Head
         The score that was averaged.
-    noise : Gaussian
+    noise : Noise
         The smoothing noise.
     seed, stream_version, input_id : int
         The noise depends on them and the sample indices only.
@@ -83,7 +83,7 @@ class Certificate:
     rule: str
     bound: str
     head: Head
-    noise: Gaussian
+    noise: Noise
     seed: int
     stream_version: int
     input_id: int

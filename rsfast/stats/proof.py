@@ -10,7 +10,7 @@ import numpy as np
 
 from .._check import as_int
 from ..heads import Head, Votes
-from ..noise import STREAM_VERSION, Gaussian, check_seed
+from ..noise import STREAM_VERSION, Noise, check_seed
 from ..noise.provenance import Provenance, check_input_ids
 from . import rules
 from .certificate import ABSTAIN, Certificate
@@ -27,7 +27,7 @@ _EXECUTION = Execution()
 def certificates(
     selection: TallyLike,
     estimation: TallyLike | Sequence[TallyLike],
-    noise: Gaussian,
+    noise: Noise,
     *,
     head: Head = _VOTES,
     alpha: float,
@@ -51,7 +51,7 @@ def certificates(
         Bounds the scores. Its samples must be independent of the selection's, which is checked by the `Tally.provenance` of
         both. A sequence holds the ranges of one sample, in order: betting bounds adapt their bets from one to the next.
         Where they end is fixed before the sample (`sequences.range_ends`, `analysis_ends`).
-    noise : Gaussian
+    noise : Noise
         The noise both were sampled with; their provenance must state it.
     head : Head
         The score to certify; one of the Tallies' heads.
@@ -68,7 +68,7 @@ def certificates(
     lipschitz : float, optional
         An l2 Lipschitz constant of every class's base score (of the head's scores, not the logits) per unit of what the
         model takes. `of_inputs` makes it one per unit of the inputs, by the scale of `execution`; without an execution that
-        names the scale it must be per unit of the inputs. Radii then follow from `Gaussian.potential` with it. It is taken
+        names the scale it must be per unit of the inputs. Radii then follow from `Noise.potential` with it. It is taken
         on trust (`lipschitz_bound` proves one). It is a constant of real numbers and does not cover what float32 rounds in a
         score. Below float32 it is refused: a rounded score jumps.
     max_samples : int, optional
@@ -122,6 +122,7 @@ def certificates(
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> from rsfast import Provenance, Tally
     >>> tallies = []
     >>> for stream, n in (("selection", 10), ("estimation", 100)):
@@ -197,7 +198,7 @@ def _check_numbers(
 def _source(
     selection: TallyLike,
     ranges: Sequence[TallyLike],
-    noise: Gaussian,
+    noise: Noise,
     seed: int | None,
     input_ids: Sequence[int] | None,
     assume_independent: bool,
@@ -262,6 +263,7 @@ def of_inputs(spec: CertificationSpec, execution: Execution) -> CertificationSpe
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> from rsfast.heads import Softmax
     >>> spec = CertificationSpec(Gaussian(0.5), 0.001, Softmax(), lipschitz=0.5)
     >>> round(of_inputs(spec, Execution(scale=(2.0, 4.0))).lipschitz, 9)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..heads import Head, Votes, check_head
-from ..noise import POTENTIAL_ERROR, Gaussian, check_lipschitz
+from ..noise import Noise, check_lipschitz, check_noise
 from .bounds.betting import typical_betting_lower
 from .bounds.clopper_pearson import forecast_proportion
 from .common import Floats, check_alpha
@@ -32,7 +32,7 @@ class CertificationSpec:
 
     Parameters
     ----------
-    noise : Gaussian
+    noise : Noise
         What is added to the inputs.
     alpha : float
         Probability that a certificate is wrong.
@@ -54,11 +54,12 @@ class CertificationSpec:
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> CertificationSpec(Gaussian(0.5), 0.001).bound, CertificationSpec(Gaussian(0.5), 0.001, early=True).bound
     ('clopper_pearson', 'beta_binomial_sequence')
     """
 
-    noise: Gaussian
+    noise: Noise
     alpha: float
     head: Head = _VOTES
     bound: str = "auto"
@@ -67,8 +68,7 @@ class CertificationSpec:
     early: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.noise, Gaussian):
-            raise TypeError(f"noise must be a Gaussian, got {self.noise!r}")
+        check_noise("noise", self.noise).check_lipschitz(self.lipschitz)
         bound, rule = resolve(self.head, self.bound, self.rule, self.lipschitz, early=self.early)
         for name, value in (("alpha", check_alpha(self.alpha)), ("bound", bound), ("rule", rule)):
             object.__setattr__(self, name, value)
@@ -156,12 +156,12 @@ def partition(votes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [order[i : i + 1] for i in range(single)] + ([np.sort(order[single:])] if single < len(order) else [])
 
 
-def radius(noise: Gaussian, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
+def radius(noise: Noise, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
     """Return the radius within which a class stays ahead of all others, given bounds on their smoothed scores.
 
     Parameters
     ----------
-    noise : Gaussian
+    noise : Noise
         The smoothing noise.
     p_lower : array_like of float
         Lower bounds on the class's score, in [0, 1).
@@ -188,6 +188,7 @@ def radius(noise: Gaussian, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: f
 
     Examples
     --------
+    >>> from rsfast.noise import Gaussian
     >>> round(float(radius(Gaussian(0.5), 0.99, 0.01)), 4)
     1.1632
     """
@@ -196,8 +197,7 @@ def radius(noise: Gaussian, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: f
         raise ValueError(f"p_lower must be at least 0 and below 1, got {p_lower!r}")
     if not np.all((upper > 0) & (upper <= 1)):
         raise ValueError(f"p_upper must be above 0 and at most 1, got {p_upper!r}")
-    low, high = noise.potential(lower, lipschitz), noise.potential(upper, lipschitz)
-    return np.asarray((low - high - POTENTIAL_ERROR * (np.abs(low) + np.abs(high))) / 2)
+    return noise.radius(lower, upper, lipschitz)
 
 
 class AlphaSplit(NamedTuple):

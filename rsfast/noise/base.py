@@ -1,0 +1,240 @@
+"""What every noise has: constrained parameters, a norm, a potential, a draw; and the registry of all noises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._check import check_choice, is_real
+
+POTENTIAL_ERROR = 2.0**-48
+"""A potential's relative error is at most this; 1.3e-15 was the most found. `Noise.radius` charges it."""
+
+
+class Constraint(NamedTuple):
+    """The numbers that a parameter may be, from `low` to `high`, and the words that say so in an error.
+
+    Examples
+    --------
+    >>> POSITIVE.check("sigma", 1)
+    1.0
+    """
+
+    low: float
+    high: float
+    words: str
+
+    def check(self, name: str, value: object) -> float:
+        """Return `value` as a float; raise TypeError or ValueError, which name it, if the constraint does not hold."""
+        if not is_real(value):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        number = float(value)  # type: ignore[arg-type]
+        if not self.low <= number <= self.high:
+            raise ValueError(f"{name} must be {self.words}, got {value!r}")
+        return number
+
+
+_FLOAT32 = np.finfo(np.float32)
+POSITIVE = Constraint(float(_FLOAT32.tiny), float(_FLOAT32.max), "positive, finite and a normal float32")
+
+
+class Draw(NamedTuple):
+    """A map from random words to standard noise, which every backend has under the same name.
+
+    Parameters
+    ----------
+    name : str
+        Of the draw in csrc/noise.h and in ops/triton_noise.py.
+    scalars : mapping of str to Constraint
+        What the scalars of its parameter block are, in order.
+    plain : callable
+        The reference: ``plain(words, math)`` returns the standard noise of four elements, float32
+        tensors, for the four words of their Philox block, int64 tensors. `math` is the module
+        ops/arithmetic.py, so that no noise imports torch.
+    """
+
+    name: str
+    scalars: Mapping[str, Constraint]
+    plain: Callable[[Sequence[Any], Any], Sequence[Any]]
+
+
+class NoiseParameters(NamedTuple):
+    """A noise as kernels take it: the name of its draw, and the block of parameters (csrc/jobs.h).
+
+    ``scalars[0]`` is the scale, by which standard noise is multiplied. No draw takes tensors yet:
+    they are for values of each element or channel, and for tables.
+    """
+
+    draw: str
+    scalars: Sequence[float]
+    tensors: Sequence[Any] = ()
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError, naming the argument, unless a kernel can take the block."""
+        constraints = DRAWS[check_choice("draw", self.draw, DRAWS)].scalars
+        if len(self.scalars) != len(constraints) or self.tensors:
+            raise ValueError(
+                f"the parameters of the draw {self.draw!r} must be the scalars ({', '.join(constraints)}) and no tensors, "
+                f"got {len(self.scalars)} scalars and {len(self.tensors)} tensors"
+            )
+        for (name, constraint), value in zip(constraints.items(), self.scalars, strict=True):
+            constraint.check(name, value)
+
+
+class Noise:
+    """A smoothing noise. Subclasses are frozen dataclasses with the decorator `register`, one family a file.
+
+    A subclass states `constraints` (one for each field), `norm` and `draw`, and defines
+    `potential`; one without a potential defines `radius` instead. What kernels take is `parameters`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is no number, or its constraint does not hold.
+    """
+
+    constraints: ClassVar[Mapping[str, Constraint]]
+    norm: ClassVar[str]
+    """The norm in which radii are measured: "l2" or "l1"."""
+    draw: ClassVar[Draw]
+    potential_error: ClassVar[float] = POTENTIAL_ERROR
+    """The relative error of the potential, which `radius` charges."""
+
+    def __post_init__(self) -> None:
+        for name, constraint in self.constraints.items():
+            object.__setattr__(self, name, constraint.check(name, getattr(self, name)))
+
+    @property
+    def name(self) -> str:
+        """The name under which the noise is registered and written."""
+        return type(self).__name__
+
+    @property
+    def scale(self) -> float:
+        """The size of the noise on an element, in the units of the input: the first parameter."""
+        return float(getattr(self, next(iter(self.constraints))))
+
+    @property
+    def settings(self) -> str:
+        """The parameters as messages show them, as "sigma = 0.25"."""
+        return ", ".join(f"{name} = {value}" for name, value in self._fields().items())
+
+    @property
+    def largest_input(self) -> float:
+        """The largest magnitude of an input's element: ``2^23 scale``.
+
+        Beyond it float32 numbers lie more than half a scale apart: the sum of x and noise rounds
+        to a few neighbours of x, and from ``2^28 scale`` on to x itself. `certify`, `predict` and
+        `sample` refuse such inputs.
+
+        Examples
+        --------
+        >>> from rsfast.noise import Gaussian
+        >>> Gaussian(0.25).largest_input
+        2097152.0
+        """
+        return float(np.float32(self.scale)) * 2.0**23
+
+    def parameters(self) -> NoiseParameters:
+        """Return the draw and the parameter block that kernels take: here all parameters, in order, as scalars."""
+        return NoiseParameters(self.draw.name, tuple(self._fields().values()))
+
+    def check_lipschitz(self, lipschitz: float | None) -> float | None:
+        """Return the Lipschitz constant of a base score; raise ValueError where none may be given."""
+        if lipschitz is not None:
+            raise ValueError(
+                f"lipschitz must be None with {self.name} noise, whose potential for Lipschitz scores is not known, got "
+                f"{lipschitz!r}; leave it out, or use Gaussian noise"
+            )
+        return None
+
+    def potential(self, p: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
+        """Return Q(p), the increasing function of the smoothed score that is 1-Lipschitz in `norm`.
+
+        Parameters
+        ----------
+        p : array_like
+            Smoothed scores in [0, 1]; NaN is returned for what lies outside.
+        lipschitz : float, optional
+            A Lipschitz constant of the base score, where `check_lipschitz` takes one.
+
+        Returns
+        -------
+        ndarray of float64
+            In the units of the input, off by at most `potential_error`, relatively, and odd around ``p = 1/2``.
+        """
+        raise NotImplementedError(f"{self.name} has no potential")
+
+    def radius(
+        self, p_lower: NDArray[np.float64], p_upper: NDArray[np.float64], lipschitz: float | None = None
+    ) -> NDArray[np.float64]:
+        """Return the radius, rounded down, within which a class stays ahead of all others, given bounds on their scores.
+
+        Parameters
+        ----------
+        p_lower, p_upper : ndarray of float64
+            Bounds in [0, 1] that `stats.rules.radius` has checked; they broadcast.
+        lipschitz : float, optional
+            As `potential` takes it.
+
+        Returns
+        -------
+        ndarray of float64
+            ``(Q(p_lower) - Q(p_upper)) / 2``, less what the potentials and the sum may be off by.
+        """
+        low, high = self.potential(p_lower, lipschitz), self.potential(p_upper, lipschitz)
+        return np.asarray((low - high - self.potential_error * (np.abs(low) + np.abs(high))) / 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the noise's name and parameters; `from_dict` reads it back."""
+        return {"name": self.name, **self._fields()}
+
+    def _fields(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+
+
+NOISES: dict[str, type[Noise]] = {}
+"""The registered noises, by name."""
+
+DRAWS: dict[str, Draw] = {}
+"""Their draws, by name."""
+
+_Class = TypeVar("_Class", bound=type[Noise])
+
+
+def register(cls: _Class) -> _Class:
+    """Register a noise, and its draw, under the names they have; a decorator of its class."""
+    NOISES[cls.__name__] = cls
+    DRAWS[cls.draw.name] = cls.draw
+    return cls
+
+
+def check_noise(name: str, noise: object) -> Noise:
+    """Return `noise` if it is one; raise a TypeError that names it if not.
+
+    Examples
+    --------
+    >>> check_noise("noise", 0.5)
+    Traceback (most recent call last):
+        ...
+    TypeError: noise must be one of Gaussian, Laplace, got 0.5
+    """
+    if not isinstance(noise, Noise):
+        raise TypeError(f"{name} must be one of {', '.join(NOISES)}, got {noise!r}")
+    return noise
+
+
+def from_dict(data: Mapping[str, Any]) -> Noise:
+    """Return the noise that `Noise.to_dict` wrote.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the name is not registered, or the parameters are not those of the noise.
+    """
+    parameters = dict(data)
+    return NOISES[check_choice("noise", parameters.pop("name", None), NOISES)](**parameters)

@@ -1,0 +1,119 @@
+"""What users pass to the operations becomes tensors here, or an error that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from .._check import check_choice
+from .._hints import conversion
+from ..noise import STREAMS
+from .checks import check_apart, require
+from .tally import check_range, integers
+
+
+def check_stream(stream: object) -> str:
+    """Return `stream` if it names a stream; raise ValueError if not."""
+    return str(check_choice("stream", stream, STREAMS))
+
+
+def indices(name: str, values: object, length: int | None, limit: int, device: torch.device) -> torch.Tensor:
+    """Return `values` (int64 tensor, range or sequence of ints) as a contiguous tensor; they must lie in [0, limit).
+
+    A tensor's own values are left to `check_range` or the kernel.
+    """
+    tensor = as_indices(name, values, limit, device, f"[{'B' if length is None else length}]")
+    require(name, tensor, (torch.int64,), (tensor.numel() if length is None else length,), device)
+    return tensor
+
+
+def as_indices(name: str, values: object, limit: int, device: torch.device, shape: str = "[B]") -> torch.Tensor:
+    if isinstance(values, range):
+        if len(values) and (min(values[0], values[-1]) < 0 or max(values[0], values[-1]) >= limit):
+            raise ValueError(f"{name} is {values}; it must lie in [0, {limit})")
+        tensor = torch.arange(values.start, values.stop, values.step, device=device)
+    elif isinstance(values, torch.Tensor):
+        tensor = values
+    else:
+        tensor = integers(name, values, shape)
+        if not torch.compiler.is_compiling():
+            check_range(name, tensor, limit)
+        tensor = tensor.to(device)
+    return tensor.contiguous()
+
+
+def check_inputs(name: str, x: object, *, single: bool = False, given: str | None = None, form: str = "{}") -> torch.Tensor:
+    """Return `x` contiguous if it is a float32 tensor [I, *shape], or if `single` [*shape], shape of rank 1 or more.
+
+    Raise an error that names it if not, and says what to write instead: `given` is how the user writes `x`, by default
+    `name`, and `form` how what is made of it is passed.
+    """
+    given = name if given is None else given
+    wanted = "[*shape]" if single else "[I, *shape]"
+    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+        what = f"a {type(x).__name__}" if not isinstance(x, torch.Tensor) else x.layout
+        step = conversion(given, x)
+        hint = "" if step is None else f"; pass {form.replace('{}', step)}"
+        raise TypeError(f"{name} is {what}; it must be a dense float32 tensor {wanted}{hint}")
+    if x.dtype != torch.float32:
+        plain = x.is_floating_point() or x.dtype == torch.bool
+        hint = "; call x.float()" if plain else "" if x.is_complex() else "; convert integer images with x.float() / 255"
+        raise TypeError(f"{name} has dtype {x.dtype}; it must be float32{hint}")
+    if x.ndim < (1 if single else 2) or x.numel() == 0:
+        least = "one element" if single else "one input and one element"
+        hint = f"; one input needs its batch axis: {given}[None]" if not single and x.ndim == 1 and x.numel() else ""
+        raise ValueError(f"{name} has shape {list(x.shape)}; it must be {wanted} with at least {least}{hint}")
+    elements = x.numel() if single else x[0].numel()
+    if elements > 1 << 34:
+        raise ValueError(f"{name} has {elements} elements an input; it must have at most 2^34")
+    return x.detach().resolve_neg().contiguous()
+
+
+def affine(
+    scale: object, shift: object, channels: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """Return scale and shift as float32 [channels], with 1 and 0 for what is absent, or (None, None) if both are."""
+    if scale is None and shift is None:
+        return None, None
+    tensors = []
+    for name, value, neutral in (("scale", scale, 1.0), ("shift", shift, 0.0)):
+        try:
+            tensor = torch.as_tensor(neutral if value is None else value, dtype=torch.float32)
+            moved = tensor.to(device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} is {value!r}; it must be a number or {channels} numbers, one a channel") from error
+        if moved.ndim == 0:
+            moved = moved.expand(channels)
+        if moved.shape != (channels,):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be a number or [{channels}], one a channel")
+        # A value that is not finite makes logits that are not, and no votes. It is told where that takes no waiting.
+        if tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} is {value!r}; it must be finite")
+        tensors.append(moved.detach().resolve_neg().contiguous())
+    return tensors[0], tensors[1]
+
+
+def check_clamp(clamp: object) -> tuple[float, float] | None:
+    """Return `clamp` as two floats with low <= high, or None."""
+    if clamp is None:
+        return None
+    try:
+        low, high = (float(value) for value in clamp)  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"clamp is {clamp!r}; it must be (low, high)") from error
+    if not low <= high:
+        raise ValueError(f"clamp is {clamp!r}; it must be (low, high) with low <= high")
+    return low, high
+
+
+def check_copied(out: torch.Tensor, given: Mapping[str, object], used: Sequence[torch.Tensor | None]) -> None:
+    """Raise ValueError where `out` shares memory with an argument of which the operator gets a copy."""
+    for (name, value), tensor in zip(given.items(), used, strict=True):
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if not isinstance(value, torch.Tensor) or value.device != out.device:
+            continue
+        if tensor is None or value.data_ptr() != tensor.data_ptr():
+            check_apart([("out", out)], [(name, value)])

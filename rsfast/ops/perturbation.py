@@ -1,0 +1,252 @@
+"""`perturb`: a batch of noisy inputs in one pass, as a function, as a call that backends take, and as a torch operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.graph import increment_version
+
+from ..noise import STREAMS, Noise, NoiseParameters, check_noise, check_seed
+from .arguments import affine, as_indices, check_clamp, check_copied, check_inputs, check_stream, indices
+from .checks import TYPES, as_dtype, check_apart, memory_format, require
+from .registry import check_backend, find
+from .tally import check_range
+
+_INDEX = (torch.int64,)
+_FLOAT = (torch.float32,)
+
+
+class Perturbation(NamedTuple):
+    """A call of `perturb`, as backends receive it once it is checked. All tensors are contiguous, out in its layout."""
+
+    x: torch.Tensor
+    rows: torch.Tensor
+    input_ids: torch.Tensor
+    samples: torch.Tensor
+    noise: NoiseParameters
+    seed: int
+    stream: int
+    scale: torch.Tensor | None  # float32 [channels], and then shift too
+    shift: torch.Tensor | None
+    clamp: Sequence[float] | None
+    channels_last: bool
+    out: torch.Tensor
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError, naming the argument, unless a kernel can take the call, whatever the values."""
+        x, device = self.x, self.x.device
+        require("x", x, _FLOAT, x.shape, device)
+        if x.ndim < 2 or not 0 < x.numel() <= x.shape[0] * (1 << 34):
+            raise ValueError(f"x has shape {list(x.shape)}; it must be [I, *shape], with 1 to 2^34 elements an input")
+        batch, channels = self.samples.numel(), x.shape[1]
+        require("samples", self.samples, _INDEX, (batch,), device)
+        require("rows", self.rows, _INDEX, (batch,), device)
+        require("input_ids", self.input_ids, _INDEX, (x.shape[0],), device)
+        self.noise.check()
+        if self.stream not in STREAMS.values():
+            raise ValueError(f"stream is {self.stream}; it must be one of {', '.join(map(str, STREAMS.values()))}")
+        if self.scale is not None and self.shift is not None:
+            require("scale", self.scale, _FLOAT, (channels,), device)
+            require("shift", self.shift, _FLOAT, (channels,), device)
+        elif self.scale is not None or self.shift is not None:
+            raise TypeError(f"scale is {self.scale} and shift is {self.shift}; both must be tensors or neither")
+        if self.clamp is not None and not (len(self.clamp) == 2 and self.clamp[0] <= self.clamp[1]):
+            raise ValueError(f"clamp is {tuple(self.clamp)}; it must be (low, high) with low <= high")
+        layout = memory_format(self.channels_last, x.ndim - 1)
+        require("out", self.out, TYPES, (batch, *x.shape[1:]), device, layout)
+        if self.out.requires_grad:
+            raise ValueError("out requires grad; it must be a tensor that autograd does not follow")
+
+
+def perturb(
+    x: torch.Tensor,
+    noise: Noise,
+    *,
+    seed: int,
+    samples: torch.Tensor | range | Sequence[int],
+    rows: torch.Tensor | Sequence[int] | None = None,
+    input_ids: torch.Tensor | Sequence[int] | None = None,
+    stream: str = "estimation",
+    scale: torch.Tensor | Sequence[float] | float | None = None,
+    shift: torch.Tensor | Sequence[float] | float | None = None,
+    clamp: tuple[float, float] | None = None,
+    dtype: torch.dtype | str | None = None,
+    channels_last: bool = False,
+    out: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Return a batch of noisy inputs: ``clamp(x[rows] + noise) * scale + shift``, rounded once to `dtype`.
+
+    The noise of an element is a function of (seed, stream, input id, sample index, place of the element in its input) alone:
+    batch size, order, layout, threads, instruction set and backend do not change a bit of it.
+
+    Parameters
+    ----------
+    x : float32 tensor [I, *shape]
+        The inputs. The first axis of shape is the channel. Never modified, and taken as detached: no gradient reaches it
+        (`nn.GaussianNoise` passes one on).
+    noise : Noise
+        Its parameters are in the units of x, before `scale`.
+    seed : int
+        In [0, 2^64).
+    samples : int64 tensor [B], range or sequence of ints
+        Sample index of each output row, in [0, 2^56).
+    rows : int64 tensor [B], optional
+        Which input each output row perturbs. May be left out where I is 1, or where I is B.
+    input_ids : int64 tensor [I], optional
+        Identity of each input in the noise stream, in [0, 2^32); 0 to I - 1 by default.
+    stream : str
+        "selection", "estimation", "training" or "user".
+    scale, shift : float or float32 tensor [C], optional
+        The model's normalisation: ``scale = 1 / std``, ``shift = -mean / std``. Applied as one fma.
+    clamp : (low, high), optional
+        Applied after the noise and before scale and shift.
+    dtype : torch.dtype or str
+        float32 (default), float16, bfloat16 or float64, or its name.
+    channels_last : bool
+        Lay the result out as torch.channels_last (inputs of 3 axes) or torch.channels_last_3d (4 axes).
+    out : tensor [B, *shape], optional
+        Written and returned instead of a new tensor. It must share no memory with another argument, nor require grad.
+    backend : str
+        "auto", "cuda", "triton", "cpu" or "reference".
+
+    Returns
+    -------
+    tensor [B, *shape]
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was and what it must be. Indices on a GPU are checked by the kernel, which stops the
+        program with a device-side assertion.
+
+    Notes
+    -----
+    Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph. So values of x are not
+    looked at: that they are finite, and within `Noise.largest_input`, is checked by `certify`, `predict` and `sample`.
+
+    Numerics: Philox4x32-10 and the noise's draw, standard noise z, in float32 as one fixed sequence of exactly rounded
+    operations (csrc/noise.h); then fma(z, the noise's scale, x), clamp, fma(scale, shift), all in float32; then one rounding
+    to nearest even to float16 or bfloat16. float64 holds exactly the float32 values, for models whose weights are float64.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> x = torch.zeros(1, 2)
+    >>> perturb(x, Gaussian(1.0), seed=0, samples=range(3)).shape
+    torch.Size([3, 2])
+    """
+    original, x = x, check_inputs("x", x)
+    parameters = check_noise("noise", noise).parameters()
+    device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
+    given: Mapping[str, object] = {
+        "x": original,
+        "samples": samples,
+        "rows": rows,
+        "input_ids": input_ids,
+        "scale": scale,
+        "shift": shift,
+    }
+    given = given if out is not None else {}
+    samples = indices("samples", samples, None, 1 << 56, device)
+    batch = samples.shape[0]
+    rows = _default_rows(count, batch, device) if rows is None else rows
+    scale, shift = affine(scale, shift, shape[0], device)
+    layout = memory_format(channels_last, len(shape))
+    dtype = as_dtype("dtype", dtype if dtype is not None else getattr(out, "dtype", torch.float32))
+    if out is None:
+        out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
+    else:
+        _check_out(out, dtype)
+    rows = as_indices("rows", rows, count, device)
+    input_ids = as_indices("input_ids", range(count) if input_ids is None else input_ids, 1 << 32, device)
+    if given and not torch.compiler.is_compiling():
+        check_copied(out, given, (x, samples, rows, input_ids, scale, shift))
+    seed = check_seed(seed)
+    torch.ops.rsfast.perturb(
+        x,
+        rows,
+        input_ids,
+        samples,
+        *parameters,
+        seed - (1 << 64) if seed >= 1 << 63 else seed,
+        STREAMS[check_stream(stream)],
+        scale,
+        shift,
+        check_clamp(clamp),
+        channels_last,
+        check_backend(backend),
+        out,
+    )
+    return out
+
+
+def _default_rows(count: int, batch: int, device: torch.device) -> torch.Tensor:
+    if count not in (1, batch):
+        raise ValueError(f"rows is None, with {count} inputs and {batch} samples; it must name the input of each sample")
+    return torch.arange(batch, device=device) if count == batch else torch.zeros(batch, dtype=torch.int64, device=device)
+
+
+def _check_out(out: object, dtype: torch.dtype) -> None:
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out is {out!r}; it must be a tensor")
+    if out.dtype != dtype:
+        raise ValueError(f"out has dtype {out.dtype}; it must be {dtype}, as dtype is")
+    if out.is_neg():
+        raise ValueError("out is a lazy negation; it must be a tensor of its own: call out.resolve_neg()")
+
+
+def _job(
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    input_ids: torch.Tensor,
+    samples: torch.Tensor,
+    draw: str,
+    scalars: Sequence[float],
+    tensors: Sequence[torch.Tensor],
+    seed: int,
+    *others: Any,
+) -> tuple[Perturbation, str]:
+    """Return an operator's arguments as a call that is checked, and the name of its backend."""
+    *rest, backend, out = others
+    noise = NoiseParameters(draw, scalars, tensors)
+    seed %= 1 << 64  # an operator's int is signed
+    job = Perturbation._make([x, rows, input_ids, samples, noise, seed, *rest, out])
+    job.check()
+    return job, backend
+
+
+def _perturb(*arguments: Any) -> None:
+    job, backend = _job(*arguments)
+    found = find(backend, job.x.device)
+    if found.on_host:  # kernels on a GPU check for themselves: to look from here is to wait
+        check_range("rows", job.rows, job.x.shape[0])
+        check_range("input_ids", job.input_ids, 1 << 32)
+        check_range("samples", job.samples, 1 << 56)
+    if job.out.numel() == 0:
+        return
+    read = [("x", job.x), ("rows", job.rows), ("samples", job.samples), ("input_ids", job.input_ids)]
+    if job.scale is not None and job.shift is not None:
+        read += [("scale", job.scale), ("shift", job.shift)]
+    check_apart([("out", job.out)], read)
+    increment_version(job.out)
+    found.kernels.perturb(job)
+
+
+def _check_perturb(*arguments: Any) -> None:
+    """Check a call on tensors without memory, which torch.compile makes, and refuse one on the device "meta"."""
+    job, backend = _job(*arguments)
+    if job.x.device.type == "meta":
+        find(backend, job.x.device)
+
+
+_library: Any = torch.library.Library("rsfast", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(
+    "perturb(Tensor x, Tensor rows, Tensor input_ids, Tensor samples, str draw, float[] noise_scalars, "
+    "Tensor[] noise_tensors, SymInt seed, int stream, Tensor? scale, Tensor? shift, float[]? clamp, bool channels_last, "
+    "str backend, Tensor(a!) out) -> ()"
+)
+_library.impl("perturb", _perturb, "CompositeExplicitAutograd")
+torch.library.register_fake("rsfast::perturb", _check_perturb, lib=_library)

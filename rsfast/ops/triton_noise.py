@@ -1,0 +1,104 @@
+"""The noise stream in Triton: csrc/philox.h, uniform.h and noise.h under the same names, operation for operation.
+
+`tl.fma` stands where the C++ says `fused`, and the compiler may contract nothing else (triton_base.OPTIONS).
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# The kernels are in Triton's language, which has types of its own.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_base import coefficients, horner
+
+_LOG = coefficients(
+    "-0x1.ca09bep-4 0x1.f64a52p-3 -0x1.334838p-2 0x1.57d2cap-2 -0x1.99026ep-2 0x1.ffe9b4p-2 -0x1.555694p-1 0x1p0 -0x1p1"
+)
+_MINUS_TWO_LN2 = tl.constexpr(float.fromhex("-0x1.62e43p+0"))
+_SIN = coefficients("-0x1.2d92dep-15 0x1.465e9p-9 -0x1.4abbb8p-4 -0x1.a34d4cp-26")
+_QUARTER_PI = tl.constexpr(float.fromhex("0x1.921fb6p-1"))
+_COS = coefficients("0x1.d9bf06p-19 -0x1.55c58cp-12 0x1.03c1dcp-6 -0x1.3bd3ccp-2 0x1p0")
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, seed):
+    """Philox4x32-10 of uint32 words; those that are the same in all lanes may be scalars."""
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        p0 = c0.to(tl.uint64) * 0xD2511F53
+        p1 = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1 = p1.to(tl.uint32)
+        c3 = p0.to(tl.uint32)
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def centred_uniform(word):
+    """u = (word + 1/2) / 2^32: u or 1 - u, and whether it is 1 - u."""
+    near_one = word > 0xBFFFFFFF
+    return (tl.where(near_one, word ^ 0xFFFFFFFF, word).to(tl.float32) + 0.5) * 2.0**-32, near_one
+
+
+@triton.jit
+def centred_uniform_31(word):
+    """u = (2 k + 1) / 2^32, k the low 31 bits of the word: u or 1 - u, and whether it is 1 - u."""
+    doubled = word << 1
+    near_one = doubled > 0xBFFFFFFF
+    return (tl.where(near_one, doubled ^ 0xFFFFFFFF, doubled) | 1).to(tl.float32) * 2.0**-32, near_one
+
+
+@triton.jit
+def minus_two_log(value, near_one):
+    """-2 ln(u) of a uniform number."""
+    bits = value.to(tl.uint32, bitcast=True) - 0x3F400000
+    mantissa = ((bits & 0x007FFFFF) + 0x3F400000).to(tl.float32, bitcast=True)
+    exponent = (((bits + 0x70000000) >> 23) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + 224.0)
+    f = tl.where(near_one, -value, mantissa - 1.0)
+    e = tl.where(near_one, 0.0, exponent)
+    return tl.fma(horner(f, _LOG, 8), f, e * _MINUS_TWO_LN2)
+
+
+@triton.jit
+def box_muller(radius, angle):
+    """r cos(theta) and r sin(theta) with r^2 = minus_two_log(radius) and theta = 2 pi angle / 2^32."""
+    value, near_one = centred_uniform(radius)
+    r = tl.sqrt_rn(minus_two_log(value, near_one))
+    x = (angle << 2).to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-31
+    turned = angle + 0x20000000
+    square = x * x
+    s = tl.fma(x, _QUARTER_PI, horner(square, _SIN, 3) * x)
+    c = horner(square, _COS, 4)
+    odd_quadrant = (turned & 0x40000000) != 0
+    cosine = (r * tl.where(odd_quadrant, s, c)).to(tl.uint32, bitcast=True) ^ ((turned + 0x40000000) & 0x80000000)
+    sine = (r * tl.where(odd_quadrant, c, s)).to(tl.uint32, bitcast=True) ^ (turned & 0x80000000)
+    return cosine.to(tl.float32, bitcast=True), sine.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def laplace(word):
+    """Laplace noise of scale 1: -ln(u), negative if the top bit of the word is set."""
+    value, near_one = centred_uniform_31(word)
+    magnitude = (minus_two_log(value, near_one) * 0.5).to(tl.uint32, bitcast=True)
+    return (magnitude | (word & 0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
+    """A draw's noise of these blocks of four elements, in the order of the elements."""
+    high = (stream << 24) | (sample >> 32)
+    a, b, c, d = philox(block, sample.to(tl.uint32), input_id.to(tl.uint32), high.to(tl.uint32), seed)
+    if DRAW == "gaussian":
+        z0, z1 = box_muller(a, b)
+        z2, z3 = box_muller(c, d)
+    elif DRAW == "laplace":
+        z0, z1, z2, z3 = laplace(a), laplace(b), laplace(c), laplace(d)
+    else:
+        tl.static_assert(False, "ops/triton_noise.py lacks this draw")
+    return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))

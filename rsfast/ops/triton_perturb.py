@@ -1,0 +1,158 @@
+"""perturb as a kernel that Triton compiles: csrc/perturb.h. Nothing here looks at a tensor's values, allocates or waits."""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# The kernels are in Triton's language, which has types of its own.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .perturbation import Perturbation
+from .triton_base import MOST, OPTIONS, on
+from .triton_noise import standard_noise
+
+_BLOCKS = 256  # of four elements, that a program of perturb makes
+
+
+@triton.jit
+def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
+    """The input of a row, its id, the sample, and whether all three are in range; if not, input 0 is read."""
+    sample = tl.load(samples_ptr + row)
+    source = tl.load(rows_ptr + row)
+    valid = (source >= 0) & (source < inputs) & (sample >= 0) & (sample < (1 << 56))
+    source = tl.where(valid, source, 0)
+    input_id = tl.load(input_ids_ptr + source)
+    valid = valid & (input_id >= 0) & (input_id < (1 << 32))
+    tl.device_assert(valid, "rows, input_ids or samples are out of range")
+    return source, input_id, sample, valid
+
+
+@triton.jit
+def noisy(z, noise_scale, x, low, high):
+    """x with standard noise z added, before scale and shift."""
+    y = tl.fma(z, noise_scale, x)
+    if low is not None:
+        y = tl.where(y < low, low, y)
+        y = tl.where(y > high, high, y)
+    return y
+
+
+# Program (row, channel, tile) makes one tile of BLOCKS Philox blocks of a channel of a row: spans are channels. Where no
+# channel need be known, or channels are NARROW and a tile holds several, the row as a whole is its only span.
+@triton.jit(do_not_specialize=["inputs", "seed", "stream", "first_channel", "first_tile"])
+def perturb_kernel(
+    out_ptr,
+    x_ptr,
+    rows_ptr,
+    input_ids_ptr,
+    samples_ptr,
+    scale_ptr,
+    shift_ptr,
+    low,
+    high,
+    noise_scale,
+    seed: tl.uint64,
+    stream,
+    inputs,
+    elements,
+    channels,
+    plane,
+    span,
+    first_channel,
+    first_tile,
+    DRAW: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    NARROW: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    source, input_id, sample, valid = row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs)
+    noise_scale = tl.where(valid, noise_scale, float("nan"))  # should the assertion be off, the row is NaN
+
+    channel = first_channel + tl.program_id(1)
+    tile = (first_tile + tl.program_id(2)).to(tl.int64)
+    first = channel.to(tl.int64) * span
+    block = ((first >> 2) + tile * BLOCKS).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
+    z = standard_noise(block, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64), DRAW)
+
+    lane = tl.arange(0, 4 * BLOCKS)
+    place = tile * (4 * BLOCKS) + lane  # of the element in the span
+    inside = place < span
+    if not ALIGNED:  # the span begins within a block
+        place -= first & 3
+        inside = (place >= 0) & (place < span)
+    x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
+    y = noisy(z, noise_scale, x, low, high)
+    in_plane = place
+    if NARROW:
+        start = tile * (4 * BLOCKS)
+        behind = (start % plane).to(tl.int32) + lane  # since the first plane of the tile began
+        channel = start // plane + behind // plane
+        in_plane = behind % plane
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + channel, mask=inside if NARROW else None)
+        shift = tl.load(shift_ptr + channel, mask=inside if NARROW else None)
+        y = tl.fma(y, scale, shift)
+    if CHANNELS_LAST:
+        to_ptr = out_ptr + row * elements + channel + in_plane.to(tl.int64) * channels
+    else:
+        to_ptr = out_ptr + (row * elements + first) + place
+    tl.store(to_ptr, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def perturb(job: Perturbation) -> None:
+    """Fill ``job.out`` on the current stream.
+
+    Parameters
+    ----------
+    job : Perturbation
+        A checked call of `ops.perturb`. An index that is out of range fails an assertion on the device, and reads and writes
+        nothing out of bounds.
+
+    Notes
+    -----
+    Numerics: a fixed sequence of exactly rounded float32 and integer operations (csrc/noise.h, csrc/perturb.h), bit for bit
+    that of every other backend; rounded once, to nearest even, to the type of ``out``. Inputs up to 2^34 elements.
+    """
+    channels, elements = job.x.shape[1], job.x[0].numel()
+    plane = elements // channels
+    channels_last = job.channels_last and channels > 1 and plane > 1
+    by_channel = channels > 1 and (channels_last or job.scale is not None)
+    narrow = by_channel and plane < 2 * _BLOCKS
+    spans, span = (channels, plane) if by_channel and not narrow else (1, elements)
+    aligned = spans == 1 or span % 4 == 0
+    tiles = triton.cdiv(span + (0 if aligned else 3), 4 * _BLOCKS)
+    low, high = job.clamp or (None, None)
+    with on(job.x.device):
+        for first_channel in range(0, spans, MOST):
+            for first_tile in range(0, tiles, MOST):
+                grid = (job.out.shape[0], min(spans - first_channel, MOST), min(tiles - first_tile, MOST))
+                perturb_kernel[grid](
+                    job.out,
+                    job.x,
+                    job.rows,
+                    job.input_ids,
+                    job.samples,
+                    job.scale,
+                    job.shift,
+                    low,
+                    high,
+                    job.noise.scalars[0],
+                    job.seed,
+                    job.stream,
+                    job.x.shape[0],
+                    elements,
+                    channels,
+                    plane,
+                    span,
+                    first_channel,
+                    first_tile,
+                    DRAW=job.noise.draw,
+                    CHANNELS_LAST=channels_last,
+                    NARROW=narrow,
+                    ALIGNED=aligned,
+                    BLOCKS=_BLOCKS,
+                    **OPTIONS,
+                )
