@@ -1,4 +1,8 @@
-"""The OpenMP runtime that torch computes with on the CPU."""
+"""The OpenMP runtime that torch computes with on the CPU.
+
+threadpoolctl would not replace the search: it lists every runtime that is loaded, also scikit-learn's own, and not which
+of them is torch's.
+"""
 
 from __future__ import annotations
 
