@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .compat.cohen import Smooth
     from .lipschitz import lipschitz_bound
     from .ops.tally import Tally
+    from .runs.run import Run
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "Gaussian",
     "Laplace",
     "Provenance",
+    "Run",
     "Smooth",
     "Softmax",
     "Sparsemax",
@@ -64,6 +66,7 @@ __all__ = [
 
 # What needs torch is imported when it is first used, so that rsfast.bounds and rsfast.stats.certificate do without it.
 _NEEDS_TORCH = {
+    "Run": "runs.run",
     "Smooth": "compat.cohen",
     "Tally": "ops.tally",
     "certify": "api",

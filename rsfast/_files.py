@@ -1,13 +1,15 @@
-"""Files that a user names: read only if that ends, written as a whole or not at all."""
+"""Files: those that a user names are read only if that ends; one is written as a whole or not at all; and a lock."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
@@ -37,8 +39,22 @@ def open_file(path: str | PathLike[str]) -> BinaryIO:
     return open(path, "rb")
 
 
-def write_whole(path: str | PathLike[str], content: bytes | memoryview) -> None:
+def write_whole(
+    path: str | PathLike[str], content: Iterable[bytes | memoryview], *, scratch: str | None = None, then: str = ""
+) -> None:
     """Write a file, in place of an older one: under another name first, so that no half of it is ever there.
+
+    Parameters
+    ----------
+    path : path-like
+        A symbolic link stays, and what it points to is written.
+    content : iterable of bytes
+        Parts of the content, in order.
+    scratch : str, optional
+        The other name, which a killed process leaves; by default one with this process's id. A fixed name is for files
+        that one process at a time writes.
+    then : str
+        What there is to do where there is no space.
 
     Raises
     ------
@@ -47,19 +63,47 @@ def write_whole(path: str | PathLike[str], content: bytes | memoryview) -> None:
     ValueError
         If it is a FIFO, a socket or a device.
     """
-    file = Path(path).resolve()  # of a symbolic link, what it points to
+    file = Path(path).resolve()
     if file.exists():
         _check_kind(file)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with open(scratch, "xb") as opened, ExitStack() as undo:
-            undo.callback(scratch.unlink)
-            opened.write(content)
+    new = file.with_name(scratch or f".{file.name}.{os.getpid()}")
+    with writing(path, then), ExitStack() as undo:
+        new.unlink(missing_ok=True)  # a FIFO, say, which would keep this waiting
+        undo.callback(new.unlink, missing_ok=True)
+        with open(new, "xb") as opened:
+            for each in content:
+                opened.write(each)
             opened.flush()
-            scratch.replace(file)
-            undo.pop_all()
+            os.fsync(opened.fileno())  # else the name may be on disk before the content is, should the power fail
+        new.replace(file)
+        undo.pop_all()
+
+
+@contextmanager
+def writing(path: str | PathLike[str], then: str = "") -> Iterator[None]:
+    """Add the path to an OSError of the system (mostly a full disk), and what there is to do then."""
+    try:
+        yield
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} in writing {os.fspath(path)}") from error
+        if error.errno is None:  # raised by rsfast, and says all
+            raise
+        text = f"{os.strerror(error.errno)} in writing {os.fspath(path)}"
+        raise OSError(error.errno, f"{text}; {then}" if then else text) from error
+
+
+def lock(file: IO[bytes], folder: str | PathLike[str]) -> None:
+    """Keep other processes from writing a folder, until this file in it is closed or the process ends, even if killed.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds the lock.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = f"{os.fspath(folder)} is being written by another process; wait for it, or name another folder"
+        raise BlockingIOError(text) from None
 
 
 def _check_kind(path: str | PathLike[str]) -> None:

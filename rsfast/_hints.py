@@ -1,8 +1,12 @@
-"""What a message tells a user to write instead: how inputs are made of what they hold, and where their axes belong."""
+"""What messages suggest: how to make inputs, where their axes belong, and which line of the user's code raised."""
 
 from __future__ import annotations
 
+import site
+import sysconfig
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +15,13 @@ from torch.utils.data import Dataset
 
 _CHANNELS = (1, 3, 4)  # of an image: grey, RGB, RGBA
 _SHOWN = 8  # names in a message
+_INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+_INSTALLED |= {*site.getsitepackages(), site.getusersitepackages()}
+_NOT_THE_USERS = {Path(__file__).parent, *map(Path, _INSTALLED)}
 
 
 def listed(names: Iterable[object]) -> str:
-    """Return names for a message, which tells how many more there are than it shows.
+    """Return names for a message, which says how many more there are than it shows.
 
     Examples
     --------
@@ -93,7 +100,7 @@ def axes(shape: Sequence[int], name: str = "inputs") -> str:
     """
     first, last = shape[0], shape[-1]
     if len(shape) == 2:
-        return f"one input alone needs its batch axis: {name}[None]"
+        return f"one input needs its batch axis: {name}[None]"
     if len(shape) == 3 and first in _CHANNELS:
         return f"one image [C, H, W] needs its batch axis: {name}[None]"
     if len(shape) == 3 and last in _CHANNELS:
@@ -137,3 +144,23 @@ def axes_of_each(shape: Sequence[int]) -> str:
     if len(shape) == 2:
         return "images [H, W] need their channel axis: (item[None] for item in inputs)"
     return ""
+
+
+def place_of(error: BaseException) -> str:
+    """Return "FILE, line N: ", the innermost line of the user's code that an exception came through, or "" if none.
+
+    The user's code is what is neither installed, nor of the standard library, nor of rsfast.
+    """
+    through = places(error)
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        through.append((Path(error.filename), error.lineno or 1))
+    for file, line in reversed(through):
+        if file.is_file() and not any(file.is_relative_to(folder) for folder in _NOT_THE_USERS):
+            shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+            return f"{shown}, line {line}: "
+    return ""
+
+
+def places(error: BaseException) -> list[tuple[Path, int]]:
+    """Return the file and the line of every frame that an exception came through, the outermost first."""
+    return [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]

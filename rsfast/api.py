@@ -257,7 +257,7 @@ def _certification(
     plan = sampling.certification(specs, stopping, proof["n0"], proof["n"])
     sampling.inputs.warn_of_units(noise, stacklevel=3)
     for spec in plan.specs:
-        _warn_of_radius(spec, stopping, proof["n0"], proof["n"], sampling.num_classes)
+        warn_of_radius(spec, stopping, proof["n0"], proof["n"], sampling.num_classes)
     return sampling, plan
 
 
@@ -427,7 +427,7 @@ def _least_radius(criterion: str | float) -> float:
     return 0.0
 
 
-def _warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: int, num_classes: int) -> None:
+def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: int, num_classes: int) -> None:
     """Warn the caller of `certify` or `certify_each` of what no votes can prove."""
     largest = largest_radius(spec, stopping, n0=n0, n=n, num_classes=num_classes)
     if largest == 0:

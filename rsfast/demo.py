@@ -135,8 +135,10 @@ def train(images: torch.Tensor, labels: torch.Tensor, *, seed: int, epochs: int 
     return model.eval()
 
 
-def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
+def run(out: Path, *, images: int = 200, seed: int = 2026, max_samples: int = CAP) -> None:
     """Train, decide and certify `images` test images, print times and tables, and write runs and plot into `out`.
+
+    To decide an image takes at most `max_samples`.
 
     Raises
     ------
@@ -148,13 +150,9 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
         If `out` holds another run, or another plot, than those of an earlier demo.
     """
     if not 1 <= images <= 500:
-        raise ValueError(f"images is {images}; it must be from 1 to 500")
+        raise ValueError(f"images must be from 1 to 500, got {images}")
     folders, figure = [out / name.split(",")[0] for name in HEADS], out / _FIGURE
-    for folder in folders:
-        if not _is_of_a_demo(folder):
-            refuse_a_run(folder)
-    if figure.exists() and not any(map(_is_of_a_demo, folders)):
-        raise FileExistsError(f"{figure} exists; name another folder, or move that file away first")
+    _check_out(out, folders)
     train_x, train_y, test_x, test_y = digits()
     x, labels = test_x[:images], test_y[:images].tolist()
 
@@ -167,10 +165,10 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     # A new process: training and sampling change how this one allocates memory, and users of the loop have neither.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        theirs, each = pool.submit(time_2019, weights, x.numpy(), CAP, seed, torch.get_num_threads()).result()
+        theirs, each = pool.submit(time_2019, weights, x.numpy(), max_samples, seed, torch.get_num_threads()).result()
     began = time.perf_counter()
-    early = api.certify(model, x, noise, n0=N0, n=CAP, alpha=ALPHA, radius=DECIDED, **options)
-    print(decided(early, time.perf_counter() - began, theirs, each))
+    early = api.certify(model, x, noise, n0=N0, n=max_samples, alpha=ALPHA, radius=DECIDED, **options)
+    print(decided(early, time.perf_counter() - began, theirs, each, max_samples))
 
     began = time.perf_counter()
     heads = tuple(HEADS.values())
@@ -197,18 +195,11 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
         )
 
     certified = {name: certify(head) for name, head in HEADS.items()}
-    seconds = time.perf_counter() - began
-
-    runs = {}
-    for folder, (name, of_head) in zip(folders, certified.items(), strict=True):
-        with replace_run(folder, of_head[0]) as writer:
-            for i, (certificate, label) in enumerate(zip(of_head, labels, strict=True)):
-                counts = {
-                    "selection": integers_of(HEADS[name], selection, i),
-                    "estimation": [integers_of(HEADS[name], tally, i) for tally in ranges],
-                }
-                writer.write(i, label, certificate, seconds / images, counts)
-        runs[name] = results.read(folder)
+    seconds = (time.perf_counter() - began) / images
+    runs = {
+        name: _write(folder, HEADS[name], of_head, labels, seconds, selection, ranges)
+        for folder, (name, of_head) in zip(folders, certified.items(), strict=True)
+    }
     print(
         f"\n{images} test images, n = {N:,}, alpha = {ALPHA}; certified accuracy at l2 radius r, ACR the average radius:\n"
     )
@@ -219,25 +210,65 @@ def run(out: Path, *, images: int = 200, seed: int = 2026) -> None:
     print(f"\nPlot: {figure}. Runs: {', '.join(map(str, folders))}.")
 
 
+def _check_out(out: Path, folders: list[Path]) -> None:
+    """Raise FileExistsError if `out` holds another run, or another plot, than those of an earlier demo."""
+    for folder in folders:
+        if not _is_of_a_demo(folder):
+            refuse_a_run(folder)
+    if (out / _FIGURE).exists() and not any(map(_is_of_a_demo, folders)):
+        raise FileExistsError(
+            f"{out} must be a folder without a plot of another run, got one with {_FIGURE}; name another folder, or move "
+            "that file away first"
+        )
+
+
+def _write(
+    folder: Path,
+    head: Head,
+    certified: list[Certificate],
+    labels: list[int],
+    seconds: float,
+    selection: Tally,
+    ranges: list[Tally],
+) -> results.Results:
+    """Write the run of one head, each image of which took so many seconds, and return its rows."""
+    with replace_run(folder, certified[0]) as writer:
+        for i, (certificate, label) in enumerate(zip(certified, labels, strict=True)):
+            counts = {
+                "selection": integers_of(head, selection, i),
+                "estimation": [integers_of(head, tally, i) for tally in ranges],
+            }
+            writer.write(i, label, certificate, seconds, counts)
+    return results.read(folder)
+
+
 def time_2019(
-    weights: dict[str, NDArray[np.float32]], images: NDArray[np.float32], n: int, seed: int, threads: int
+    weights: dict[str, NDArray[np.float32]],
+    images: NDArray[np.float32],
+    n: int,
+    seed: int,
+    threads: int,
+    most_seconds: float = SECONDS_2019,
+    make_loop: Callable[..., Loop2019] = Loop2019,
 ) -> tuple[list[tuple[int, float]], float]:
-    """Return what the 2019 loop returns of the first images, as many as SECONDS_2019 allow, and its seconds an image."""
+    """Return what the 2019 loop returns of the first images, as many as the time allows, and its seconds an image."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     model = network().eval()
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    loop, found, began = Loop2019(model, 10, SIGMA), list[tuple[int, float]](), time.perf_counter()
+    loop, found, began = make_loop(model, 10, SIGMA), list[tuple[int, float]](), time.perf_counter()
     with tqdm(desc="2019 loop", unit="image", disable=None) as bar:
         for image in torch.from_numpy(images):
             found.append(loop.certify(image, N0, n, ALPHA, BATCH_2019))
             bar.update()
-            if time.perf_counter() - began > SECONDS_2019:
+            if time.perf_counter() - began > most_seconds:
                 break
     return found, (time.perf_counter() - began) / len(found)
 
 
-def decided(early: list[Certificate], seconds: float, theirs: list[tuple[int, float]], each: float) -> str:
+def decided(
+    early: list[Certificate], seconds: float, theirs: list[tuple[int, float]], each: float, max_samples: int = CAP
+) -> str:
     """Return how long rsfast took to decide all images, and how long the 2019 loop would take.
 
     Parameters
@@ -246,6 +277,8 @@ def decided(early: list[Certificate], seconds: float, theirs: list[tuple[int, fl
         The certificates of all images, and the time that they took.
     theirs, each
         What the 2019 loop returned of the first images, and its time an image.
+    max_samples
+        How many samples either could take of an image.
     """
     images, timed, used = len(early), len(theirs), sum(certificate.n0 + certificate.n for certificate in early)
     certified = [certificate.prediction if certificate.radius >= DECIDED else None for certificate in early]
@@ -255,8 +288,8 @@ def decided(early: list[Certificate], seconds: float, theirs: list[tuple[int, fl
     return (
         f"rsfast decided all {images} test images at radius {DECIDED} in {seconds:.1f} s. "
         f"The 2019 loop takes {each:.1f} s an image (measured on {timed}){total}.\n"
-        f"Both may take {CAP:,} samples an image, on {torch.get_num_threads()} threads; rsfast stops at a decision, after "
-        f"{used / images:,.0f} on average. It certified {images - certified.count(None)} of {images}; "
+        f"Both may take {max_samples:,} samples an image, on {torch.get_num_threads()} threads; rsfast stops at a decision, "
+        f"after {used / images:,.0f} on average. It certified {images - certified.count(None)} of {images}; "
         f"of the {timed} that both decided, {same} alike."
     )
 
@@ -282,7 +315,7 @@ def replace_run(folder: Path, certificate: Certificate) -> RunWriter:
     if _is_of_a_demo(folder):
         remove_run(folder)
     settings = certificate.to_dict()
-    shared = ("n0", "n", "alpha", "rule", "bound", "head", "noise", "seed", "stream_version", "backend")
+    shared = ("n0", "n", "alpha", "rule", "bound", "head", "noise", "norm", "seed", "stream_version", "backend")
     return RunWriter(folder, {**{key: settings[key] for key in shared}, "command": _COMMAND})
 
 

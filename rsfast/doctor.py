@@ -8,16 +8,16 @@ from importlib import metadata
 from importlib.util import find_spec
 
 import numpy as np
-import scipy
 import torch
 from numpy.typing import NDArray
 
-from . import __version__, ops
+from . import ops
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian, Laplace, Noise, philox
 from .ops import arithmetic
 from .ops.tally import Tally
+from .runs.versions import versions
 
 # (counter, key, words): the three Philox4x32-10 vectors of Random123's kat_vectors, and a counter as rsfast forms it.
 PHILOX = (
@@ -58,19 +58,13 @@ CHECKSUMS = {
 EXTRAS = {"matplotlib": "plot", "scikit-learn": "demo"}
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
-    return {
-        "rsfast": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-    }
-
-
-def report() -> tuple[str, bool]:
+def report(*, gpu: str = "cuda") -> tuple[str, bool]:
     """Return a text about this installation, and whether every backend and instruction set that can run passed its tests.
+
+    Parameters
+    ----------
+    gpu : str
+        The device on which the backends for a GPU are tested.
 
     Notes
     -----
@@ -81,7 +75,7 @@ def report() -> tuple[str, bool]:
         f"{platform.platform()}, {torch.get_num_threads()} threads, noise stream version {STREAM_VERSION}",
         f"memory: {keep_freed_memory()}",
     ]
-    failures = {"reference": _failures("reference")}
+    failures = {"reference": _failures("reference", "cpu")}
     try:
         from .ops import _cpu
     except ImportError as error:
@@ -97,16 +91,16 @@ def report() -> tuple[str, bool]:
         try:
             for isa in _cpu.isas():
                 _cpu.use_isa(isa)
-                failures[f"cpu, {isa}{' (in use)' if isa == in_use else ''}"] = _failures("cpu")
+                failures[f"cpu, {isa}{' (in use)' if isa == in_use else ''}"] = _failures("cpu", "cpu")
         finally:
             _cpu.use_isa(in_use)
     for name in ("cuda", "triton"):
         if not torch.cuda.is_available():
             lines.append(f"{name}: torch sees no GPU{_if_missing(name)}")
-        elif reason := ops.BACKENDS[name].unavailable_reason(torch.device(_device(name))):
+        elif reason := ops.BACKENDS[name].unavailable_reason(torch.device(gpu)):
             lines.append(f"{name}: not used: {reason}")
         else:
-            failures[f"{name}, {torch.cuda.get_device_name()}"] = _failures(name)
+            failures[f"{name}, {torch.cuda.get_device_name()}"] = _failures(name, gpu)
     lines += [f"{name}: {'FAILED ' + ', '.join(failed) if failed else 'ok'}" for name, failed in failures.items()]
     for name, extra in EXTRAS.items():
         try:
@@ -121,23 +115,19 @@ def _if_missing(name: str) -> str:
     return "" if find_spec(module) else f", and {module} is not installed"
 
 
-def _failures(backend: str) -> list[str]:
+def _failures(backend: str, device: str) -> list[str]:
     """Return the names of the tests that a backend fails."""
     tests = {
-        "perturb float32": _perturb(backend, torch.float32) == CHECKSUMS["perturb float32"],
-        "perturb bfloat16": _perturb(backend, torch.bfloat16) == CHECKSUMS["perturb bfloat16"],
-        "perturb Laplace": _perturb(backend, torch.float32, Laplace(0.5)) == CHECKSUMS["perturb Laplace"],
-        "accumulate": _accumulate(backend) == CHECKSUMS["accumulate"],
+        "perturb float32": _perturb(backend, device, torch.float32) == CHECKSUMS["perturb float32"],
+        "perturb bfloat16": _perturb(backend, device, torch.bfloat16) == CHECKSUMS["perturb bfloat16"],
+        "perturb Laplace": _perturb(backend, device, torch.float32, Laplace(0.5)) == CHECKSUMS["perturb Laplace"],
+        "accumulate": _accumulate(backend, device) == CHECKSUMS["accumulate"],
     }
     if backend in ("reference", "cpu"):  # on a GPU the words and the normals do not leave the kernel
         got, exact = _normals(backend), np.array([z for _, _, *z in NORMALS])
         tests["philox"] = all(_philox(backend, counter, key) == words for counter, key, words in PHILOX)
         tests["normals"] = bool((np.abs(got - exact) <= np.maximum(2e-7, 4 * np.spacing(np.abs(got)))).all())
     return [name for name, passed in tests.items() if not passed]
-
-
-def _device(backend: str) -> str:
-    return "cuda" if backend in ("cuda", "triton") else "cpu"
 
 
 def _philox(backend: str, counter: tuple[int, int, int, int], key: int) -> tuple[int, ...]:
@@ -164,10 +154,10 @@ def _normals(backend: str) -> NDArray[np.float32]:
     return out
 
 
-def _perturb(backend: str, dtype: torch.dtype, noise: Noise = _NOISE) -> str:
+def _perturb(backend: str, device: str, dtype: torch.dtype, noise: Noise = _NOISE) -> str:
     """Return the checksum of a batch with an odd number of elements, extreme indices and every optional step."""
     out = ops.perturb(
-        torch.arange(210.0, device=_device(backend)).view(2, 3, 5, 7) / 64 - 1,
+        torch.arange(210.0, device=device).view(2, 3, 5, 7) / 64 - 1,
         noise,
         seed=0x9E3779B97F4A7C15,
         samples=[0, 1, 99_999, (1 << 32) + 5, (1 << 56) - 1],
@@ -184,12 +174,12 @@ def _perturb(backend: str, dtype: torch.dtype, noise: Noise = _NOISE) -> str:
     return _checksum(out)
 
 
-def _accumulate(backend: str) -> str:
+def _accumulate(backend: str, device: str) -> str:
     """Return the checksum of the Tally of 97 rows of exact logits, with ties, masked classes and rows that do not vote."""
     logits = (torch.arange(97 * 11) * 0x9E3779B1 >> 9).remainder(512).sub(256).view(97, 11) / 32
     logits[5, 3], logits[50, 0], logits[70, 2:9], logits[71] = torch.nan, torch.inf, -torch.inf, -torch.inf
     heads, tracked = (Votes(), Softmax(), Sparsemax(2.0), ClippedLogits(-4.0, 4.0)), torch.arange(18).view(3, 3, 2) % 11
-    tally = Tally(3, 11, heads, tracked_classes=tracked, device=_device(backend))
+    tally = Tally(3, 11, heads, tracked_classes=tracked, device=device)
     ops.accumulate(logits.to(tally.n.device), tally, rows=torch.arange(97, device=tally.n.device) % 3, backend=backend)
     return _checksum(tally.n, tally.counts, tally.sums, tally.squares, tally.bin_counts, tally.bin_sums)
 

@@ -43,7 +43,9 @@ def test_every_byte_counts(tmp_path):
         number = whole[:place].count(b"\n") + 1
         with pytest.raises(ValueError, match=AGAIN) as error:
             load(tmp_path, RUN)
-        assert str(error.value).startswith((f"{file}, line {number}, is damaged; ", f"{file} is of another run; "))
+        assert str(error.value).startswith(
+            (f"{file}, line {number}, is damaged; ", f"{file} must be of this run, got one of another run; ")
+        )
         file.write_bytes(whole[:place])
         if place and whole[place - 1 : place + 1].count(b"\n"):  # cut between two lines
             found = load(tmp_path, RUN)
@@ -77,7 +79,7 @@ def test_lines_of_another_kind(number, line, tmp_path):
 def test_another_run(tmp_path):
     """Its whole file is refused, and so is a line of it in this one's."""
     save(tmp_path, RUN, INPUTS)
-    with pytest.raises(ValueError, match=f"{CHECKPOINT} is of another run; {AGAIN}"):
+    with pytest.raises(ValueError, match=f"{CHECKPOINT} must be of this run, got one of another run; {AGAIN}"):
         load(tmp_path, "another")
     header, *lines = (tmp_path / CHECKPOINT).read_text().splitlines()
     assert json.loads(header) == {"run": RUN}

@@ -10,7 +10,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +23,7 @@ from conftest import integers
 import rsfast
 from rsfast import ClippedLogits, Gaussian, Softmax, Sparsemax, cli, demo, doctor
 from rsfast.runs import results
+from rsfast.runs.environment import Environment
 from rsfast.runs.writer import RunWriter, format_radius
 
 NETS = """
@@ -96,8 +96,8 @@ def scratch(tmp_path, monkeypatch):
 BASE = "--model tiny_nets:Net --data data.npz --num-classes 4 --sigma 0.5 --seed 11"
 
 
-def run(command, *more):
-    return cli.main([*command.split(), *map(str, more)])
+def run(command, *more, environment=None):
+    return cli.main([*command.split(), *map(str, more)], environment=environment)
 
 
 def data():
@@ -434,7 +434,7 @@ def test_the_model_gets_the_batches_that_were_asked_for():
 
 
 @pytest.mark.parametrize(("command", "samples"), [("certify --n0 7", 27), ("predict", 20)])
-def test_progress_counts_every_sample_and_no_other(monkeypatch, command, samples):
+def test_progress_counts_every_sample_and_no_other(command, samples):
     bars = []
 
     class Bar(tqdm.tqdm):
@@ -443,8 +443,7 @@ def test_progress_counts_every_sample_and_no_other(monkeypatch, command, samples
             bars.append(self)
             super().__init__(**{**options, "disable": False, "file": io.StringIO()})
 
-    monkeypatch.setattr(rsfast.runs.run, "tqdm", Bar)
-    run(f"{command} {BASE} --n 20 --skip 3 --out run")
+    run(f"{command} {BASE} --n 20 --skip 3 --out run", environment=Environment(bar=Bar))
     assert [(bar.n, bar.total) for bar in bars] == [(3 * samples, 3 * samples)]
 
 
@@ -494,7 +493,7 @@ def test_default_radii_are_round_steps_up_to_the_largest_certified_radius(capsys
     write_run("wrong", [1e6], label=2)
     run("analyze a wrong --format csv")
     header = capsys.readouterr().out.splitlines()[0].split(",")
-    assert header == ["run", "images", "sigma", "n", "alpha", "ACR", "abstained", *(f"r={r}" for r in radii)]
+    assert header == ["run", "images", "sigma", "n", "alpha", "norm", "ACR", "abstained", *(f"r={r}" for r in radii)]
 
 
 @pytest.mark.parametrize(("largest", "radii"), [(5e-324, "0 5e-324"), (1e-301, "0 1e-301"), (1.7e308, "0 2.5e307 1.5e308")])
@@ -534,12 +533,12 @@ def test_a_table_without_rows_is_left_out_among_others_and_an_error_alone(capsys
         captured = capsys.readouterr()
         prefix = f"rsfast {command.split()[0]}: warning: "
         assert captured.err.splitlines() == [
-            f"{prefix}b.tsv has a header and no rows; it must have at least one; it is left out",
-            f"{prefix}d.tsv has no header and no rows; it must have both; it is left out",
+            f"{prefix}b.tsv must have at least one row, got a header only; it is left out",
+            f"{prefix}d.tsv must have a header and rows, got neither; it is left out",
             f"{prefix}runs differ in the number of images: 1 in a.tsv, 2 in c.tsv",
         ]
     for command in ("analyze b.tsv", "analyze d.tsv b.tsv", "plot b.tsv --out none.png"):
-        assert "has " in fail(capsys, command)
+        assert " must have " in fail(capsys, command)
     assert not Path("none.png").exists()
 
 
@@ -549,7 +548,7 @@ def test_a_row_that_was_cut_off_is_told(capsys):
         file.write("1\t1\t1")
     assert run("analyze a.tsv --format csv --radii 0.5") == 0
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[1] == "a.tsv,1,,,,0.5,0.0,1.0"
+    assert captured.out.splitlines()[1] == "a.tsv,1,,,,,0.5,0.0,1.0"
     assert captured.err == "rsfast analyze: warning: a.tsv: the last row was cut off; it is left out\n"
 
 
@@ -591,6 +590,7 @@ def test_predictions_are_analyzed_and_drawn(capsys):
         "sigma": "0.5",
         "n": "100",
         "alpha": "0.001",
+        "norm": "",
         "accuracy": str(found.correct.mean()),
         "abstained": str((found.predict == -1).mean()),
     }
@@ -604,15 +604,14 @@ def test_predictions_are_analyzed_and_drawn(capsys):
 
 @pytest.mark.parametrize("kept", [3, 7])
 @pytest.mark.parametrize("command", ["certify --n0 20", "predict"])
-def test_a_summary_after_a_resumption_has_the_time_of_all_rows(capsys, monkeypatch, command, kept):
+def test_a_summary_after_a_resumption_has_the_time_of_all_rows(capsys, command, kept):
     """Also if there was nothing left to do."""
-    clock = SimpleNamespace(perf_counter=itertools.count(step=100.0).__next__, monotonic=time.monotonic)
-    monkeypatch.setattr("rsfast.runs.run.time", clock)  # each row takes minutes
-    run(f"{command} {BASE} --n 200 --out run")
+    environment = Environment(clock=itertools.count(step=100.0).__next__)  # each row takes minutes
+    run(f"{command} {BASE} --n 200 --out run", environment=environment)
     table = Path("run/results.tsv")
     table.write_text("".join(table.read_text().splitlines(keepends=True)[: kept + 1]))
     capsys.readouterr()
-    run(f"{command} {BASE} --n 200 --out run --resume")
+    run(f"{command} {BASE} --n 200 --out run --resume", environment=environment)
     seconds = float(capsys.readouterr().out.partition(" images in ")[2].partition(" s, ")[0])
     assert seconds == pytest.approx(results.read("run").seconds, abs=0.051)
     assert seconds >= 7 * 100
@@ -668,16 +667,16 @@ def test_the_commands_are_listed(capsys):
         ("--sigma 0", "sigma must be positive, finite and a normal float32, got 0.0"),
         ("--sigma x", "argument --sigma: invalid float value: 'x'"),
         ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
-        ("--num-classes 1", "--num-classes 1"),
+        ("--num-classes 1", "as --num-classes is 1, got"),
         ("--alpha 1.5", "alpha must be a finite number above 0 and below 1, got 1.5"),
         ("--alpha 1.5 --head softmax", "alpha must be a finite number above 0 and below 1, got 1.5"),
-        ("--n 0", "argument -n/--n: '0' is not an integer from 1 to 2^33 - 1"),
-        ("--n0 1e3", "argument --n0: '1e3' is not an integer from 1 to 2^33 - 1"),
-        ("--n 8589934592", "argument -n/--n: '8589934592' is not an integer from 1 to 2^33 - 1"),
-        ("--batch-size 0", "argument --batch-size: '0' is not an integer from 1"),
+        ("--n 0", "n must be from 1 to 8589934591, got 0"),
+        ("--n0 1e3", "argument --n0: invalid int value: '1e3'"),
+        ("--n 8589934592", "n must be from 1 to 8589934591, got 8589934592"),
+        ("--batch-size 0", "batch_size must be from 1 to 8589934591, got 0"),
         ("--seed -1", "seed must be in [0, 2^64), got -1"),
-        ("--head soft", "'soft' is not votes, softmax:T, sparsemax:T or clipped:LOW:HIGH"),
-        ("--head votes:1", "'votes:1' is not votes, softmax:T, sparsemax:T or clipped:LOW:HIGH"),
+        ("--head soft", "argument --head: must be votes, softmax:T, sparsemax:T or clipped:LOW:HIGH, got 'soft'"),
+        ("--head votes:1", "argument --head: must be votes, softmax:T, sparsemax:T or clipped:LOW:HIGH, got 'votes:1'"),
         ("--head softmax:0", "temperature must be a finite number above 0, got 0.0"),
         ("--head clipped:1:0", "low must be below high, both in float32, got 1.0 and 0.0"),
         ("--head softmax --bound clopper_pearson", "got 'clopper_pearson'"),
@@ -685,36 +684,36 @@ def test_the_commands_are_listed(capsys):
         ("--bound nonsense", "argument --bound: invalid choice: 'nonsense'"),
         ("--backend nonsense", "backend must be one of 'auto', 'reference', 'cpu', 'cuda', 'triton', got 'nonsense'"),
         ("--backend cuda", "backend must be one that can run on 'cpu', got 'cuda': its tensors must be on a GPU"),
-        ("--device nonsense", "--device is 'nonsense'; it must be cpu, cuda or cuda:N"),
-        ("--device mps", "--device is 'mps'; it must be cpu, cuda or cuda:N"),
-        ("--device cuda:99", "--device is 'cuda:99', but torch sees"),
+        ("--device nonsense", "--device must be cpu, cuda or cuda:N, got 'nonsense'"),
+        ("--device mps", "--device must be cpu, cuda or cuda:N, got 'mps'"),
+        ("--device cuda:99", "GPUs that torch sees here, got 'cuda:99'"),
         ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
         ("--model tiny_nets:doubles", "pass dtype=torch.float64, or"),
-        ("--start 7", "--start is 7 and --end is 7; they must be 0 <= start < end <= 7"),
-        ("--start -1", "--start is -1 and --end is 7"),
-        ("--end 8", "--start is 0 and --end is 8"),
-        ("--start 1 --end 5 --skip 5", "--skip is 5, and no multiple of it lies from --start 1 to before --end 5"),
-        ("--mean 0", "--mean and --std go together"),
-        ("--std 1", "--mean and --std go together"),
-        ("--mean 0 0 --std 1", "--mean has 2 numbers; it must have 1 or 3, one a channel"),
-        ("--mean 0 --std 1 1 1 1", "--std has 4 numbers; it must have 1 or 3, one a channel"),
-        ("--mean 0 --std -1", "--std is [-1.0]; each must be positive and finite"),
-        ("--clamp 1 0", "--clamp is 1.0 0.0; it must be LOW and HIGH, numbers with LOW at most HIGH"),
-        ("--clamp nan 1", "--clamp is nan 1.0; it must be"),
-        ("--clamp 0 nan", "--clamp is 0.0 nan; it must be"),
-        ("--clamp inf 0", "--clamp is inf 0.0; it must be"),
+        ("--start 7", "start and end must be 0 <= start < end <= 7, the number of images, got 7 and 7"),
+        ("--start -1", "the number of images, got -1 and 7"),
+        ("--end 8", "the number of images, got 0 and 8"),
+        ("--start 1 --end 5 --skip 5", "skip must be positive and have a multiple from start 1 to before end 5, got 5"),
+        ("--mean 0", "mean and std must be given together"),
+        ("--std 1", "mean and std must be given together"),
+        ("--mean 0 0 --std 1", "mean must have 1 or 3 numbers, one a channel, got 2"),
+        ("--mean 0 --std 1 1 1 1", "std must have 1 or 3 numbers, one a channel, got 4"),
+        ("--mean 0 --std -1", "std must be positive and finite, got [-1.0]"),
+        ("--clamp 1 0", "clamp is [1.0, 0.0]; it must be (low, high) with low <= high"),
+        ("--clamp nan 1", "clamp is [nan, 1.0]; it must be"),
+        ("--clamp 0 nan", "clamp is [0.0, nan]; it must be"),
+        ("--clamp inf 0", "clamp is [inf, 0.0]; it must be"),
         ("--clamp 0", "argument --clamp: expected 2 arguments"),
         ("--clamp 0 x", "argument --clamp: invalid float value: 'x'"),
         ("--mean nan --std 1", "shift is [nan, nan, nan]; it must be finite"),
-        ("--model tiny_nets", "--model is 'tiny_nets'; it must be MODULE:FACTORY"),
+        ("--model tiny_nets", "--model must be MODULE:FACTORY"),
         ("--model no_such_module:Net", "--model no_such_module:Net: ModuleNotFoundError: No module named"),
         ("--model tiny_nets:net", "--model tiny_nets:net: AttributeError: module 'tiny_nets' has no attribute 'net'"),
         ("--model tiny_nets:number", "--model tiny_nets:number: TypeError: 'int' object is not callable"),
         ("--model tiny_nets:needs_argument", "missing 1 required positional argument: 'width'"),
         ("--model tiny_nets:fails", "--model tiny_nets:fails: tiny_nets.py, line 25: ValueError: the factory's own words"),
-        ("--model builtins:dict", "--model builtins:dict returned {}; it must return a model"),
+        ("--model builtins:dict", "--model builtins:dict must return a model, callable on a batch, got {}"),
         ("--model tiny_nets:returns_tuple", "model must return the logits, a tensor [B, K], or an object"),
-        ("--model tiny_nets:misfit", "--model tiny_nets:misfit fails on a batch [1, 3, 4, 4] of float32: mat1 and mat2"),
+        ("--model tiny_nets:misfit", "model tiny_nets:misfit fails on a batch [1, 3, 4, 4] of float32: mat1 and mat2"),
         ("--weights missing.safetensors", "missing.safetensors"),
         ("--weights missing.pt", "No such file or directory: 'missing.pt'"),
         ("--weights tiny_nets.py", "--weights tiny_nets.py is damaged or holds more than tensors"),
@@ -722,7 +721,7 @@ def test_the_commands_are_listed(capsys):
         ("--weights text.safetensors", "--weights text.safetensors is damaged or holds more than tensors"),
         ("--weights list.pt", "--weights list.pt does not fit --model tiny_nets:Net: it holds a list, not tensors by name"),
         ("--weights other.pt", "does not fit --model tiny_nets:Net: weight is missing, head is unexpected"),
-        ("--weights other.pt --model tiny_nets:function", "--weights needs a torch.nn.Module"),
+        ("--weights other.pt --model tiny_nets:function", "must return a torch.nn.Module for --weights, got a function"),
         ("--data missing.npz", "No such file or directory: 'missing.npz'"),
         ("--data tiny_nets.py", "--data tiny_nets.py is not an .npz file"),
         ("--out tiny_nets.py", "tiny_nets.py"),
@@ -745,22 +744,28 @@ def test_mistakes_in_options_are_one_line_and_leave_no_run(capsys, options, mess
         ({}, "got nothing; name them so"),
         (
             {"images": np.zeros((2, 3, 4, 4), np.uint8)},
-            "dtype uint8; it must be float32; save images.astype('float32') / 255",
+            "must be float32, got uint8; save images.astype('float32') / 255",
         ),
-        ({"images": np.zeros((2, 3, 4, 4))}, "images in --data bad.npz has dtype float64; it must be float32; save"),
-        ({"images": np.zeros(2, np.float32)}, "images in --data bad.npz has shape [2]; it must be [N, ...], and not empty"),
-        ({"images": np.zeros((0, 3), np.float32)}, "images in --data bad.npz has shape [0, 3]; it must be [N, ...]"),
+        ({"images": np.zeros((2, 3, 4, 4))}, "images in --data bad.npz must be float32, got float64; save"),
+        ({"images": np.zeros(2, np.float32)}, "images in --data bad.npz must be [N, ...] and not empty, got [2]"),
+        ({"images": np.zeros((0, 3), np.float32)}, "images in --data bad.npz must be [N, ...] and not empty, got [0, 3]"),
         ({"images": np.array([{}])}, "--data bad.npz: images.npy: it must hold numbers, got Python objects"),
-        ({"images": np.array([[0], [np.inf]], np.float32)}, "images[1] in --data bad.npz holds NaN or infinity"),
-        ({"x": np.zeros((2, 4), np.float32), "y": np.zeros(3, int)}, "labels in --data bad.npz is int64 [3]; it must be"),
+        ({"images": np.array([[0], [np.inf]], np.float32)}, "got NaN or infinity in images[1]"),
+        (
+            {"x": np.zeros((2, 4), np.float32), "y": np.zeros(3, int)},
+            "labels in --data bad.npz must be integers [2], got int64 [3]",
+        ),
         (
             {"x": np.zeros((2, 4), np.float32), "y": np.zeros(2)},
-            "labels in --data bad.npz is float64 [2]; it must be integers",
+            "labels in --data bad.npz must be integers [2], got float64 [2]",
         ),
-        ({"x": np.zeros((2, 4), np.float32), "y": np.array([1, 4])}, "run from 1 to 4; with --num-classes 4 they must lie"),
+        (
+            {"x": np.zeros((2, 4), np.float32), "y": np.array([1, 4])},
+            "must be from 0 to 3, as --num-classes is 4, got 1 to 4",
+        ),
         (
             {"x": np.zeros((2, 4), np.float32), "y": np.array([-1, 3])},
-            "run from -1 to 3; with --num-classes 4 they must lie",
+            "must be from 0 to 3, as --num-classes is 4, got -1 to 3",
         ),
     ],
 )
@@ -775,7 +780,9 @@ def test_an_existing_run_is_refused_and_kept(capsys):
     capsys.readouterr()
     before = {file.name: file.read_bytes() for file in Path("run").iterdir()}
     for command in ("certify", "predict"):
-        assert "exists; name another folder" in fail(capsys, f"{command} {BASE} --n 20 --out run")
+        assert "run must be a folder without a run, got one with results.tsv; name another" in fail(
+            capsys, f"{command} {BASE} --n 20 --out run"
+        )
     assert {file.name: file.read_bytes() for file in Path("run").iterdir()} == before
 
 
@@ -784,12 +791,12 @@ def test_too_few_samples_are_warned_of(capsys):
         for n in (enough - 1, enough):
             run(f"{command} {BASE} --n {n} --end 1 --out {command}{n}")
             error = capsys.readouterr().err
-            warning = f"rsfast {command}: warning: --n is {n}, and every image abstains"
+            warning = f"rsfast {command}: warning: n is {n}: at alpha = 0.001 every input abstains"
             assert error.startswith(warning) if n < enough else error == ""
     for n in (10, 11):  # by the bound for scores
         run(f"certify {BASE} --n {n} --head softmax --end 1 --out soft{n}")
         error = capsys.readouterr().err
-        assert error.endswith(" must be at least 11\n") if n < 11 else error == ""
+        assert error.endswith(" needs n of at least 11\n") if n < 11 else error == ""
 
 
 @pytest.mark.parametrize("head", ["votes", "softmax:0.5"])
@@ -798,27 +805,27 @@ def test_a_radius_that_no_votes_prove_is_warned_of(capsys, head):
         run(f"certify {BASE} --n 200 --head {head} --radius {radius} --end 1 --out run{radius}")
         error = capsys.readouterr().err
         warning = (
-            f"rsfast certify: warning: --radius is {radius}.0, and no image can reach it: at --sigma 0.5 and --alpha 0.001"
+            f"rsfast certify: warning: radius is {radius}.0: no input can reach it, as at sigma = 0.5 and alpha = 0.001"
         )
         assert error.startswith(warning) if radius == 2 else error == ""
-    assert ", --n 200 unanimous votes prove 0." in error
+    assert " n = 200 unanimous votes prove a radius of 0." in error
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ("analyze missing", "No such file or directory: 'missing'"),
-        ("analyze a ./a a", "two runs are named 'a'; write NAME=RUN to tell them apart"),
-        ("analyze a --radii -1", "radii is [-1.0]; each must be a number of at least 0"),
+        ("analyze a ./a a", "runs must have different names, got 'a' twice; write NAME=RUN"),
+        ("analyze a --radii -1", "radii must be finite and at least 0, got [-1.0]"),
         ("analyze a --format html", "argument --format: invalid choice: 'html'"),
         ("analyze tiny_nets.py", "tiny_nets.py, line 1: the header is"),
-        ("plot a --out a.svg --out a.jpg", "'a.jpg'; its suffix must be one of .png, .pdf, .svg"),
-        ("analyze a --radii 0 inf", "radii is [0.0, inf]; each must be a number of at least 0, and finite"),
-        ("analyze a --radii nan", "radii is [nan]; each must be a number of at least 0, and finite"),
+        ("plot a --out a.svg --out a.jpg", "path must end in one of .png, .pdf, .svg, got 'a.jpg'"),
+        ("analyze a --radii 0 inf", "radii must be finite and at least 0, got [0.0, inf]"),
+        ("analyze a --radii nan", "radii must be finite and at least 0, got [nan]"),
         ("plot a", "the following arguments are required: --out"),
         ("analyze /dev/null", "/dev/null must be a regular file, got a device"),
         ("plot /dev/zero --out a.png", "/dev/zero must be a regular file, got a device"),
-        ("demo --images 501", "images is 501; it must be from 1 to 500"),
+        ("demo --images 501", "images must be from 1 to 500, got 501"),
     ],
 )
 def test_mistakes_with_runs_are_one_line(capsys, command, message):

@@ -17,9 +17,8 @@ pytest.importorskip("matplotlib")
 
 
 @pytest.mark.slow
-def test_a_small_demo(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "CAP", 2000)
-    demo.run(tmp_path, images=3)
+def test_a_small_demo(tmp_path, capsys):
+    demo.run(tmp_path, images=3, max_samples=2000)
     printed = capsys.readouterr().out
     assert (tmp_path / "certified_accuracy.png").stat().st_size > 10_000
     gains = re.findall(r"^(Votes|Softmax) +(\w+) +(\w+) +(0\.\d{4}) +([+-]\d+\.\d)%$", printed, re.MULTILINE)
@@ -40,14 +39,20 @@ def test_a_small_demo(tmp_path, capsys, monkeypatch):
         assert len(recertify(tmp_path / run, tmp_path / f"{run} again", bound=bound).idx) == 3
     sidecar = tmp_path / "votes" / "results.json"
     sidecar.write_text(sidecar.read_text().replace('"command": "rsfast demo"', '"command": "rsfast certify"'))
-    monkeypatch.setattr(demo, "train", lambda *_, **__: pytest.fail("there was work before"))
-    with pytest.raises(FileExistsError, match=r"votes/results\.tsv exists; name another folder, or move that run away"):
+    with pytest.raises(
+        FileExistsError,
+        match=r"votes must be a folder without a run, got one with results\.tsv; name another folder, or move that run away",
+    ):
         demo.run(tmp_path)
     for name in ("votes", "softmax"):
         shutil.rmtree(tmp_path / name)
-    with pytest.raises(FileExistsError, match=r"certified_accuracy\.png exists; name another folder, or move that file"):
+    with pytest.raises(
+        FileExistsError,
+        match=r"without a plot of another run, got one with certified_accuracy\.png; name another folder, or move that file",
+    ):
         demo.run(tmp_path)
-    with pytest.raises(ValueError, match="images is 501; it must be from 1 to 500"):
+    assert capsys.readouterr().out == ""  # there was no work before
+    with pytest.raises(ValueError, match="images must be from 1 to 500, got 501"):
         demo.run(tmp_path, images=501)
 
 
@@ -65,13 +70,11 @@ def found(prediction, radius, n):
     return dataclasses.replace(kept, prediction=prediction, radius=radius, n=n)
 
 
-def test_the_loop_is_timed_on_as_many_images_as_time_allows(monkeypatch):
-    monkeypatch.setattr(demo, "Loop2019", Instant)
+def test_the_loop_is_timed_on_as_many_images_as_time_allows():
     weights = {name: tensor.numpy() for name, tensor in demo.network().state_dict().items()}
     arguments = weights, np.zeros((5, 1, 8, 8), dtype=np.float32), 1000, 1, 1
-    assert len(demo.time_2019(*arguments)[0]) == 5
-    monkeypatch.setattr(demo, "SECONDS_2019", 0)
-    assert demo.time_2019(*arguments)[0] == [(7, 0.6)]
+    assert len(demo.time_2019(*arguments, make_loop=Instant)[0]) == 5
+    assert demo.time_2019(*arguments, most_seconds=0, make_loop=Instant)[0] == [(7, 0.6)]
 
 
 def test_the_first_line_tells_what_was_measured_from_what_follows():

@@ -12,11 +12,11 @@ import pytest
 import torch
 import tqdm
 
-import rsfast.runs.run
 from rsfast.cli import main
 from rsfast.engine.ranks import Ranks
 from rsfast.engine.timing import StageTimer
-from rsfast.runs import events, results
+from rsfast.runs import results
+from rsfast.runs.environment import Environment
 from rsfast.runs.events import Log
 from rsfast.runs.folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
 
@@ -68,8 +68,11 @@ def _folder(tmp_path, monkeypatch):
         signal.signal(number, handler)
 
 
-def certify(options, command=CERTIFY):
-    assert main(f"{command} {options}".split()) == 0
+ALL_EVENTS = Environment(event_every=0.0)
+
+
+def certify(options, command=CERTIFY, environment=None):
+    assert main(f"{command} {options}".split(), environment=environment) == 0
 
 
 def read(file):
@@ -93,9 +96,8 @@ def drawn(folder):
         (f"predict --model event_nets:Net {OPTIONS} --n 40 --alpha 0.01 --out run", PREDICT_COLUMNS, 40 * IMAGES),
     ],
 )
-def test_figures_add_up(command, columns, samples, monkeypatch):
-    monkeypatch.setattr(events, "_EVERY", 0)
-    certify("--log-json run/log.jsonl", command)
+def test_figures_add_up(command, columns, samples):
+    certify("--log-json run/log.jsonl", command, ALL_EVENTS)
     found, run = read("run/log.jsonl"), results.read("run")
     batches = -(-samples // 50)
     assert [event["event"] for event in found] == ["start", *["progress"] * batches, "end"]
@@ -173,13 +175,12 @@ def test_memory_that_ran_out(capsys):
 
 
 @pytest.mark.parametrize(("file", "why"), [("data.npz/log.jsonl", "File exists"), (".", "Is a directory")])
-def test_a_file_that_cannot_be_written_is_refused(file, why, capsys, monkeypatch):
-    monkeypatch.setattr(rsfast.runs.run, "load_data", lambda *_: pytest.fail("there was work before"))
+def test_a_file_that_cannot_be_written_is_refused(file, why, capsys):
     with pytest.raises(SystemExit) as stopped:
         certify(f"--log-json {file}")
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        f"rsfast certify: error: --log-json is {file}; it must be a file that can be written, or - for stderr ({why})\n"
+        f"rsfast certify: error: log_json must be a file that can be written, or - for stderr, got {file} ({why})\n"
     )
     assert not Path("run").exists()
 
@@ -188,7 +189,7 @@ def test_a_file_that_cannot_be_written_is_refused(file, why, capsys, monkeypatch
 def test_a_log_without_space_does_not_end_the_run(capsys):
     certify("--log-json /dev/full")
     assert capsys.readouterr().err == (
-        "rsfast certify: warning: --log-json: No space left on device in writing /dev/full; going on without it\n"
+        "rsfast certify: warning: log_json: No space left on device in writing /dev/full; the run goes on without it\n"
     )
     assert drawn("run") == 320 * IMAGES
 
@@ -223,18 +224,17 @@ def watched(device="cpu"):
     return SimpleNamespace(limit=50, timer=StageTimer(), forward=SimpleNamespace(device=torch.device(device)))
 
 
-def test_how_often(monkeypatch):
+def test_how_often():
     """An event at once and then every ten seconds, of batches of four; new figures where the bar has shown the old ones."""
     clock, bar, batches = SimpleNamespace(now=100.0), Bar(), watched()
-    monkeypatch.setattr(events.time, "perf_counter", lambda: clock.now)
-    batches.timer = StageTimer(clock=lambda: clock.now)
-    log = Log("log.jsonl", Ranks())
+    spent = {"model": 0, "kernels": 0, "bounds": 0}
+    batches.timer = SimpleNamespace(rows=0, seconds=lambda: spent)
+    log = Log("log.jsonl", Ranks(), clock=lambda: clock.now)
     with log.running(), log.watching(bar, batches):
         for batch in range(8):
-            with batches.timer("model"):
-                clock.now += 3
-            with batches.timer("bounds"):
-                clock.now += 1
+            clock.now += 4
+            spent["model"] += 3
+            spent["bounds"] += 1
             batches.timer.rows += 50
             bar.last_print_t += batch in (3, 4)
             log.batch()
@@ -253,11 +253,10 @@ def test_how_often(monkeypatch):
     assert [found[-1][f"share_{name}"] for name in ("model", "kernels", "bounds", "rest")] == [0.75, 0, 0.25, 0]
 
 
-def estimates(rows, monkeypatch, totals=None, bar=None, ranks=None, images=4):
+def estimates(rows, totals=None, bar=None, ranks=None, images=4):
     """What is left after each second, in which so many rows are drawn, and in which the bar's total may become another."""
     clock, batches, bar = SimpleNamespace(now=100.0), watched(), bar or Bar()
-    monkeypatch.setattr(events.time, "perf_counter", lambda: clock.now)
-    log, found = Log(None, ranks or Ranks()), []
+    log, found = Log(None, ranks or Ranks(), clock=lambda: clock.now), []
     with log.running(images=images), log.watching(bar, batches):
         found.append(log.figures()["seconds_left"])
         for second, more in enumerate(rows):
@@ -270,29 +269,28 @@ def estimates(rows, monkeypatch, totals=None, bar=None, ranks=None, images=4):
     return [*found, log.figures()["seconds_left"]]
 
 
-def test_seconds_left(monkeypatch):
+def test_seconds_left():
     """By the share of samples that were drawn: those that a run drew before count for nothing."""
-    assert estimates([100] * 4, monkeypatch) == [None, 3, 2, 1, 0, 0]
-    assert estimates([50, 150, 200], monkeypatch, bar=Bar(total=1000, n=600)) == [None, 7, 2, 0, 0]
-    assert estimates([], monkeypatch, images=0) == [0, 0]
+    assert estimates([100] * 4) == [None, 3, 2, 1, 0, 0]
+    assert estimates([50, 150, 200], bar=Bar(total=1000, n=600)) == [None, 7, 2, 0, 0]
+    assert estimates([], images=0) == [0, 0]
 
 
-def test_seconds_left_where_images_are_decided_early(monkeypatch):
+def test_seconds_left_where_images_are_decided_early():
     """Samples that are spared count, too: half of the images took an eighth of all samples."""
-    assert estimates([50, 50], monkeypatch, totals=[250, 100]) == [None, 1, 0, 0]
+    assert estimates([50, 50], totals=[250, 100]) == [None, 1, 0, 0]
 
 
-def test_seconds_left_of_processes_that_share_samples(monkeypatch):
+def test_seconds_left_of_processes_that_share_samples():
     """Each draws its part of what all have."""
-    assert estimates([50] * 4, monkeypatch, ranks=Ranks("samples", 0, 2)) == [None, 3, 2, 1, 0, 0]
-    assert estimates([100] * 4, monkeypatch, ranks=Ranks("inputs", 0, 2)) == [None, 3, 2, 1, 0, 0]
+    assert estimates([50] * 4, ranks=Ranks("samples", 0, 2)) == [None, 3, 2, 1, 0, 0]
+    assert estimates([100] * 4, ranks=Ranks("inputs", 0, 2)) == [None, 3, 2, 1, 0, 0]
 
 
 @pytest.mark.parametrize("options", ["", "--radius 0.1", "--rtol 0.5"])
-def test_totals_of_a_run(options, monkeypatch):
+def test_totals_of_a_run(options):
     """At the end nothing is left, whether images stop early or not, and before each batch something."""
-    monkeypatch.setattr(events, "_EVERY", 0)
-    certify(f"--log-json log.jsonl {options}", CERTIFY.replace("--out", "--batch-size 40 --out"))
+    certify(f"--log-json log.jsonl {options}", CERTIFY.replace("--out", "--batch-size 40 --out"), ALL_EVENTS)
     start, *between, end = read("log.jsonl")
     assert {event["images_total"] for event in (start, *between, end)} == {IMAGES}
     assert (start["seconds_left"], end["seconds_left"]) == (None, 0)
@@ -324,15 +322,14 @@ def test_a_bar_that_is_silent_costs_nothing():
     assert bar.postfixes == []
 
 
-def test_the_bar_shows_the_figures(monkeypatch):
+def test_the_bar_shows_the_figures():
     shown = io.StringIO()
 
     class Shown(tqdm.tqdm):
         def __init__(self, **options):
             super().__init__(**{**options, "disable": False, "file": shown, "ncols": 200})
 
-    monkeypatch.setattr(rsfast.runs.run, "tqdm", Shown)
-    certify("--log-json log.jsonl")
+    certify("--log-json log.jsonl", environment=Environment(bar=Shown))
     end, last = read("log.jsonl")[-1], shown.getvalue().rsplit("\r", 1)[-1]
     assert " images/s, model " in last
     assert f"abstained {end['abstained']:.0%}, {end['host_mib']} MiB]" in last

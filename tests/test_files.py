@@ -42,10 +42,10 @@ def test_what_is_not_text_gets_no_hint(data):
 def test_a_file_is_written_as_a_whole(tmp_path):
     file = tmp_path / "file"
     for content in (b"old", b"new, and longer"):
-        write_whole(file, content)
+        write_whole(file, [content])
         assert file.read_bytes() == content
     (tmp_path / "link").symlink_to(file)
-    write_whole(tmp_path / "link", b"through a link")
+    write_whole(tmp_path / "link", [b"through ", b"a link"])
     assert file.read_bytes() == b"through a link"
     assert (tmp_path / "link").is_symlink()
     assert len(list(tmp_path.iterdir())) == 2
@@ -56,10 +56,10 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     with largest_file(100), pytest.raises(OSError, match=r"in writing .*/file$"):
-        write_whole(tmp_path / "file", bytes(1000))
+        write_whole(tmp_path / "file", [bytes(50), bytes(1000)])
     with pytest.raises(OSError, match=r"Is a directory in writing .*/folder$"):
-        write_whole(tmp_path / "folder", b"new")
+        write_whole(tmp_path / "folder", [b"new"])
     with pytest.raises(ValueError, match="must be a regular file, got a FIFO"):
-        write_whole(tmp_path / "fifo", b"new")
+        write_whole(tmp_path / "fifo", [b"new"])
     assert (tmp_path / "file").read_bytes() == b"old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["fifo", "file", "folder"]

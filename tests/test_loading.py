@@ -172,7 +172,7 @@ DATA = {
     "text": (b"images", "data.npz is not an .npz file"),
     "an .npy file": (hostile(DECLARED % b"(1, 12)")[30 + 10 :], "data.npz"),
     "a page": (b"<!DOCTYPE html>\r\n<html>", "; it begins with '<!DOCTYPE html> <html>', so it is text"),
-    "float64": (saved(images=images().astype("f8")), "has dtype float64; it must be float32; save images.astype('float32')"),
+    "float64": (saved(images=images().astype("f8")), "must be float32, got float64; save images.astype('float32')"),
     "pixels": (
         saved(images=np.ones((4, 12), "u1")),
         "save images.astype('float32') / 255, and --sigma is then in units of [0, 1]",
@@ -196,29 +196,35 @@ DATA = {
     "nested": (hostile(b"(" * 9000), "data.npz: images.npy: "),
     "objects": (saved(images=np.array([[{}]])), "data.npz: images.npy: it must hold numbers, got Python objects"),
     "labels of objects": (saved(x=images(), y=np.array([{}] * 4)), "data.npz: y.npy: it must hold numbers"),
-    "structured": (saved(images=np.zeros((4, 2), "f4,f4")), "images in --data data.npz has dtype [('f0', '<f4')"),
+    "structured": (saved(images=np.zeros((4, 2), "f4,f4")), "images in --data data.npz must be float32, got [('f0', '<f4')"),
     "both names": (saved(images=images(), x=images()), "data.npz must hold images or x, got both; leave one out"),
     "both labels": (saved(x=images(), y=[0] * 4, labels=[0] * 4), "data.npz must hold labels or y, got both"),
-    "no images": (saved(images=np.zeros((0, 12), "f4")), "images in --data data.npz has shape [0, 12]"),
-    "images of nothing": (saved(images=np.zeros((4, 0), "f4")), "images in --data data.npz has shape [4, 0]"),
-    "one number": (saved(images=np.float32(1)), "images in --data data.npz has shape []"),
-    "text as images": (saved(images=np.array([["a"]])), "images in --data data.npz has dtype <U1; it must be float32"),
-    "float16": (saved(images=images().astype("f2")), "images in --data data.npz has dtype float16; it must be float32"),
+    "no images": (
+        saved(images=np.zeros((0, 12), "f4")),
+        "images in --data data.npz must be [N, ...] and not empty, got [0, 12]",
+    ),
+    "images of nothing": (
+        saved(images=np.zeros((4, 0), "f4")),
+        "images in --data data.npz must be [N, ...] and not empty, got [4, 0]",
+    ),
+    "one number": (saved(images=np.float32(1)), "images in --data data.npz must be [N, ...] and not empty, got []"),
+    "text as images": (saved(images=np.array([["a"]])), "images in --data data.npz must be float32, got <U1"),
+    "float16": (saved(images=images().astype("f2")), "images in --data data.npz must be float32, got float16"),
     "labels as a column": (
         saved(x=images(), y=np.zeros((4, 1), int)),
-        "it must be integers [4]; save labels.reshape(-1).astype('int64')",
+        "must be integers [4], got int64 [4, 1]; save labels.reshape(-1).astype('int64')",
     ),
     "labels as floats": (saved(x=images(), y=np.ones(4)), "; save labels.reshape(-1).astype('int64')"),
     "one-hot labels": (saved(x=images(), y=np.eye(4)[:, :3]), "; of one-hot labels or scores save labels.argmax(1)"),
     "halves as labels": (
         saved(x=images(), y=np.full(4, 0.5)),
-        "labels in --data data.npz is float64 [4]; it must be integers [4]",
+        "labels in --data data.npz must be integers [4], got float64 [4]",
     ),
     "labels of others": (
         saved(x=images(), y=np.zeros(5, int)),
-        "labels in --data data.npz is int64 [5]; it must be integers [4]",
+        "labels in --data data.npz must be integers [4], got int64 [5]",
     ),
-    "labels unknown": (saved(x=images(), y=np.full(4, -1)), "labels in --data data.npz run from -1 to -1"),
+    "labels unknown": (saved(x=images(), y=np.full(4, -1)), "got -1 to -1"),
 }
 
 
@@ -268,7 +274,7 @@ def test_images_in_another_order_are_the_same_images(change):
 
 
 WEIGHTS = {
-    "empty": (b"", "--weights w.pt is empty"),
+    "empty": (b"", "--weights w.pt must hold a state_dict, got an empty file"),
     "text": (b"weights", "--weights w.pt is damaged or holds more than tensors"),
     "a header without end": (struct.pack("<Q", 1 << 62) + b"{}", "--weights w.pt is damaged or holds more than tensors"),
     "arrays": (saved(images=images()), "--weights w.pt is damaged or holds more than tensors"),
@@ -318,9 +324,9 @@ def test_weights_of_a_checkpoint_are_said_in_one_line(capsys):
         ),
         ("instance", "; it must be a function without arguments that returns the model"),
         ("absent", "AttributeError: module 'nets' has no attribute 'absent'; it came from {cwd}/nets.py"),
-        ("number", "returned 3; it must return a model, callable on a batch"),
-        ("nothing", "returned None; it must return a model, callable on a batch"),
-        ("kind", "returned the class ReLU; it must return a model, callable on a batch"),
+        ("number", "must return a model, callable on a batch, got 3"),
+        ("nothing", "must return a model, callable on a batch, got None"),
+        ("kind", "must return a model, callable on a batch, got the class ReLU"),
         ("index", "fails on a batch [1, 12] of float32: " + line("raise self.error") + "IndexError: out of range"),
         ("value", "fails on a batch [1, 12] of float32: " + line("raise self.error") + "ValueError: bad"),
         ("name", "fails on a batch [1, 12] of float32: " + line("raise self.error") + "KeyError: 'features'"),
@@ -331,7 +337,7 @@ def test_weights_of_a_checkpoint_are_said_in_one_line(capsys):
 )
 def test_mistakes_in_a_model_name_the_line(capsys, factory, message):
     said = fails(capsys, f"nets:{factory}")
-    assert said.startswith(f"--model nets:{factory}")
+    assert said.startswith((f"model nets:{factory}", f"--model nets:{factory}"))
     assert message.replace("{cwd}", str(Path.cwd())).rstrip() in said
 
 
@@ -389,8 +395,8 @@ def test_a_model_outside_the_working_directory_is_named_in_full(capsys, tmp_path
 )
 def test_a_model_that_is_no_pair_of_names(capsys, spec):
     said = fails(capsys, spec)
-    assert said.startswith(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110, names ")
-    assert said.endswith(" without a path, .py or brackets")
+    assert said.startswith("--model must be MODULE:FACTORY, such as nets:resnet110, names ")
+    assert said.endswith(f" without a path, .py or brackets, got {spec!r}")
 
 
 def test_a_model_that_is_not_there(capsys):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -174,16 +175,16 @@ def test_what_is_missing_is_told_and_can_be_drawn_later(capsys):
 @pytest.mark.parametrize(
     ("options", "more", "message"),
     [
-        ("", {"seed": 4}, "seed is 3 in a/results.json and 4 in b/results.json; in parts of one run it must be the same"),
-        ("--n 500", {}, "n is 400 in a/results.json and 500 in b/results.json"),
-        ("--sigma 0.25", {}, "noise is {"),
-        ("--head softmax:1", {}, "bound is 'clopper_pearson' in a/results.json and 'betting' in b/results.json"),
-        ("--skip 2", {}, "skip is 1 in a/results.json and 2 in b/results.json"),
-        ("--channels-last", {}, "channels_last is False in a/results.json and True in b/results.json"),
-        ("--mean 0 --std 1", {}, "mean is None in a/results.json and [0.0] in b/results.json"),
-        ("", {"model": "Other"}, "model is 'merge_nets:Net' in a/results.json and 'merge_nets:Other' in b/results.json"),
-        ("", {"command": "predict"}, "bound is 'clopper_pearson' in a/results.json and None in b/results.json"),
-        ("--start 3", {}, "idx 3 is in b and in a; it must be in one part, once"),
+        ("", {"seed": 4}, "seed: 3, 4"),
+        ("--n 500", {}, "n: 400, 500"),
+        ("--sigma 0.25", {}, "noise: {"),
+        ("--head softmax:1", {}, "bound: 'clopper_pearson', 'betting'"),
+        ("--skip 2", {}, "skip: 1, 2"),
+        ("--channels-last", {}, "channels_last: False, True"),
+        ("--mean 0 --std 1", {}, "mean: None, [0.0]"),
+        ("", {"model": "Other"}, "model: 'merge_nets:Net', 'merge_nets:Other'"),
+        ("", {"command": "predict"}, "bound: 'clopper_pearson', None"),
+        ("--start 3", {}, "idx 3 must be in one part, once, got it in b and in a"),
     ],
 )
 def test_parts_of_other_runs_are_refused(options, more, message, capsys):
@@ -192,7 +193,9 @@ def test_parts_of_other_runs_are_refused(options, more, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["merge", "b", "a", "--out", "all"])
     assert stopped.value.code == 2
-    assert f"rsfast merge: error: {message}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    said = re.sub(r"must be the same in all parts, got (.*) in a/results.json and (.*) in b/results.json", r": \1, \2", said)
+    assert f"rsfast merge: error: {message}" in said.replace(" : ", ": ")
     assert not Path("all").exists()
 
 
@@ -212,14 +215,14 @@ def test_no_other_field_of_the_sidecars_may_differ(command, options):
     run(f"{options} --start 4 --out b", command)
     strip_sums("b")
     of_b = sidecar("b")
-    may_lack = {"first_logits", "scale", "shift", "reduced_precision", "mode_fixed"} | (
+    may_lack = {"first_logits", "scale", "shift", "reduced_precision", "mode_fixed", "norm"} | (
         {"clamp"} if of_b["clamp"] is None else set()
     )  # as older runs do
     for name in of_b.keys() - MAY_DIFFER:
         for change in [{name: f"not {of_b[name]}"}] + ([] if name in may_lack else [{}]):
             kept = {field: value for field, value in of_b.items() if field != name}
             Path("b", SIDECAR).write_text(json.dumps(kept | change))
-            wanted = f"({name} is .* in a/results.json and .* in b/|start, end and skip are )"
+            wanted = f"({name} must be .*, got .* in a/results.json and .* in b/|start, end and skip must be )"
             with pytest.raises(ValueError, match=wanted):
                 merge(["a", "b"], "all")
             assert not Path("all").exists()
@@ -241,7 +244,7 @@ def test_parts_from_before_clamp_was_recorded(options):
     merge(["a", "b"], "all")
     assert sidecar("all").keys() == sidecar("b").keys()
     assert sidecar("all")["clamp"] is None
-    with pytest.raises(ValueError, match=r"clamp is None in a/results.json and \[0.0, 1.0\] in c/results.json"):
+    with pytest.raises(ValueError, match=r"clamp must be .*, got None in a/results.json and \[0.0, 1.0\] in c/results.json"):
         merge(["a", "c"], "none")
 
 
@@ -256,7 +259,7 @@ def test_parts_of_models_that_compute_something_else_are_refused(monkeypatch):
     monkeypatch.setattr(merge_nets.Net, "forward", lambda net, x: forward(net, x) * 1.05)
     run("--start 6 --out c")
     with pytest.raises(
-        ValueError, match=r"first_logits is .* in a/results.json and .* in c/results.json; .* the same model"
+        ValueError, match=r"first_logits must be those of one model, got .* in a/results.json and .* in c/results.json"
     ):
         merge(["a", "b", "c"], "all")
     assert not Path("all").exists()
@@ -282,7 +285,7 @@ def test_logits_that_are_equal_stay_in_a_merged_run(monkeypatch):
 def test_other_data_under_the_same_name_are_refused():
     write("a", [0], data="x.npz", data_sha256="1")
     write("b", [1], data="x.npz", data_sha256="2")
-    with pytest.raises(ValueError, match=r"data_sha256 is '1' in a/results\.json and '2' in b/results\.json"):
+    with pytest.raises(ValueError, match=r"data_sha256 must be .*, got '1' in a/results\.json and '2' in b/results\.json"):
         merge(["a", "b"], "all")
 
 
@@ -300,22 +303,34 @@ ROW = "4\t1\t1\t0.5\t1\t0:00:01"
         (Path("b", TABLE).unlink, FileNotFoundError, "b/results.tsv"),
         (Path("b", COUNTS).unlink, ValueError, "b is damaged: counts.jsonl must have a line for each row"),
         (Path("b", SIDECAR).unlink, FileNotFoundError, "b/results.json"),
-        (spoil(SIDECAR, "{"), ValueError, "b/results.json is not JSON"),
-        (spoil(SIDECAR, '{"n": 100}'), ValueError, "b/results.json lacks start, end and skip; it must be of a run"),
+        (spoil(SIDECAR, "{"), ValueError, "b/results.json must be JSON, got"),
+        (
+            spoil(SIDECAR, '{"n": 100}'),
+            ValueError,
+            "b/results.json must be of a run of rsfast certify or predict, got one without start, end and skip",
+        ),
         (
             spoil(SIDECAR, '{"start": 0, "end": 8, "skip": 0}'),
             ValueError,
-            "b/results.json is damaged: .* 0, 8 and 0;",
+            "b/results.json is damaged: .* got 0, 8 and 0",
         ),
-        (spoil(SIDECAR, '{"start": -1, "end": 8, "skip": 1}'), ValueError, "are -1, 8 and 1; .* 0 <= start <= end"),
-        (spoil(SIDECAR, '{"start": 0, "end": 1e30, "skip": 1}'), ValueError, "are 0, 1e[+]30 and 1;"),
-        (spoil(SIDECAR, '{"start": 0, "end": NaN, "skip": 1}'), ValueError, "b/results.json is not JSON: it holds NaN"),
-        (spoil(TABLE, "idx,label\n"), ValueError, "b/results.tsv, line 1: the header is b'idx,label"),
-        (spoil(TABLE, f"{HEADER}\n{ROW}\n4\t1\n"), ValueError, "b/results.tsv, line 3: the row has 2 fields"),
+        (spoil(SIDECAR, '{"start": -1, "end": 8, "skip": 1}'), ValueError, "0 <= start <= end .* got -1, 8 and 1"),
+        (spoil(SIDECAR, '{"start": 0, "end": 1e30, "skip": 1}'), ValueError, "got 0, 1e[+]30 and 1"),
+        (
+            spoil(SIDECAR, '{"start": 0, "end": NaN, "skip": 1}'),
+            ValueError,
+            "b/results.json must be JSON, got other text: numbers must be finite, got NaN",
+        ),
+        (spoil(TABLE, "idx,label\n"), ValueError, "b/results.tsv, line 1: the header must be .* got b'idx,label"),
+        (
+            spoil(TABLE, f"{HEADER}\n{ROW}\n4\t1\n"),
+            ValueError,
+            "b/results.tsv, line 3: the row must have 6 fields, .* got 2",
+        ),
         (spoil(TABLE, f"{HEADER}\n4{ROW}\n"), ValueError, "b is damaged: .* line 1 is not of idx 44"),
         (spoil(COUNTS, ""), ValueError, "b is damaged: .* line 1 is not of idx 4"),
         (spoil(COUNTS, '{"idx": 4, "esti\n' * 4), ValueError, "b is damaged: .* line 1 is not of idx 4"),
-        (lambda: write("c", [9]), ValueError, r"c/results.tsv has idx 9; it must be in range\(0, 8\)"),
+        (lambda: write("c", [9]), ValueError, r"idx in c/results.tsv must be in range\(0, 8\), as the sidecars say, got 9"),
     ],
 )
 def test_a_damaged_part_is_named(damage, error, message):
@@ -333,11 +348,11 @@ def test_bad_arguments():
     write("empty", [])
     before = {name: Path("a", name).read_bytes() for name in (TABLE, COUNTS, SIDECAR)}
     for parts, out, error, message in (
-        ("a", "all", TypeError, "parts is 'a'; it must be a sequence of run folders"),
-        ([], "all", ValueError, r"parts is \[\]; it must hold at least one run folder"),
-        (["empty"], "all", ValueError, "empty have no rows; there must be at least one"),
-        (["a", "a"], "all", ValueError, "idx 0 is in a and in a"),
-        (["empty", "a"], "a", FileExistsError, "exists; name another folder"),
+        ("a", "all", TypeError, "parts must be a sequence of run folders, got 'a'"),
+        ([], "all", ValueError, r"parts must hold at least one run folder, got \[\]"),
+        (["empty"], "all", ValueError, "parts must have at least one row, got none in empty"),
+        (["a", "a"], "all", ValueError, "idx 0 must be in one part, once, got it in a and in a"),
+        (["empty", "a"], "a", FileExistsError, "a must be a folder without a run, got one with results.tsv; name"),
     ):
         with pytest.raises(error, match=message):
             merge(parts, out)
@@ -478,7 +493,7 @@ def test_a_table_of_another_command_is_refused():
         strip_sums(out)
     shutil.copy("radii/results.tsv", "classes/results.tsv")
     with pytest.raises(
-        ValueError, match=r"lacks bound, rule, head, n0; it must be of a run of rsfast certify, as results\.tsv is"
+        ValueError, match=r"must be of a run of rsfast certify, as results\.tsv is, got one without bound, rule, head, n0"
     ):
         merge(["classes"], "all")
     assert not Path("all").exists()

@@ -222,7 +222,7 @@ def test_radii_of_any_size_are_drawn(radius, figures, tmp_path):
 def test_a_radius_that_is_too_large_to_draw_is_refused(radius, tmp_path):
     three = np.arange(3)
     run = Results(three, three, three, np.array([0, radius, 1]), three >= 0)
-    with pytest.raises(ValueError, match=r"run has the radius 1.*e\+30\d; to be drawn, all must be below 1e\+300"):
+    with pytest.raises(ValueError, match=r"radii must be below 1e\+300 to be drawn, got 1.*e\+30\d in run"):
         plot({"other": random_run(1), "run": run}, tmp_path / "figure.png")
     assert list(tmp_path.iterdir()) == []
 
@@ -250,17 +250,17 @@ def test_no_pyplot_state(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["figure", "figure.jpg", "figure.png.gz"])
 def test_unknown_suffix_is_refused_before_any_work(name, tmp_path):
     # None is no mapping of results: had work begun, the error would be another one.
-    with pytest.raises(ValueError, match=r"path is '.*figure.*'; its suffix must be one of \.png, \.pdf, \.svg"):
+    with pytest.raises(ValueError, match=r"path must end in one of \.png, \.pdf, \.svg, got '.*figure.*'"):
         plot(None, tmp_path / name)
 
 
 def test_a_folder_that_is_not_there_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ValueError, match=r"path is '.*nowhere/figure\.svg'; its folder must exist"):
+    with pytest.raises(ValueError, match=r"path must be in a folder that exists, got '.*nowhere/figure\.svg'"):
         plot(None, tmp_path / "nowhere/figure.svg")
 
 
 def test_no_runs_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="results_by_name is empty"):
+    with pytest.raises(ValueError, match="results_by_name must hold at least one run"):
         plot({}, tmp_path / "figure.png")
     assert list(tmp_path.iterdir()) == []
 

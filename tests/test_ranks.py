@@ -246,4 +246,7 @@ def test_wrong_uses(capfd):
         rsfast_certify(1, "--model rank_nets:Net --out run --shard samples"), capture_output=True, text=True, check=False
     )
     assert failed.returncode == 2
-    assert failed.stderr == "rsfast certify: error: --shard is samples; it is for several processes, under torchrun\n"
+    assert (
+        failed.stderr
+        == "rsfast certify: error: --shard must be given under torchrun only, which starts several processes, got samples\n"
+    )

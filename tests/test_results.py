@@ -19,6 +19,7 @@ import pytest
 from conftest import integers, largest_file, strip_sums
 
 from rsfast.runs.folder import PREDICT_COLUMNS, identity, same_logits
+from rsfast.runs.plot import plot
 from rsfast.runs.results import (
     Results,
     abstention_rate,
@@ -129,7 +130,7 @@ def test_zero_radius():
 def test_a_radius_that_is_none_is_not_written(radius, tmp_path):
     with (
         RunWriter(tmp_path, SIDECAR) as run,
-        pytest.raises(ValueError, match=r"radius is .*; it must be finite and at least 0"),
+        pytest.raises(ValueError, match=r"radius must be finite and at least 0, got "),
     ):
         run.write(0, 1, certificate(1, radius), 0.0, COUNTS)
     assert (tmp_path / "results.tsv").read_text() == HEADER + "\n"
@@ -339,14 +340,17 @@ def test_predictions_have_no_radius(tmp_path):
 
 
 def test_a_class_alone_is_no_certificate(tmp_path):
-    with RunWriter(tmp_path, SIDECAR) as run, pytest.raises(TypeError, match=r"certificate is 3; .* must have a radius"):
+    with RunWriter(tmp_path, SIDECAR) as run, pytest.raises(TypeError, match=r"certificate must have a radius, .* got 3"):
         run.write(0, 3, 3, 1.0, COUNTS)
 
 
 @pytest.mark.parametrize("name", ["results.tsv", "results.json", "counts.jsonl"])
 def test_no_run_is_overwritten(name, tmp_path):
     (tmp_path / name).write_text("precious")
-    with pytest.raises(FileExistsError, match=rf"{name} exists; name another folder, or move that run away first"):
+    with pytest.raises(
+        FileExistsError,
+        match=rf"must be a folder without a run, got one with {name}; name another folder, or move that run away first",
+    ):
         RunWriter(tmp_path, SIDECAR)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "precious")]
 
@@ -410,18 +414,18 @@ GOOD_ROW = "0\t3\t3\t0.5\t1\t0:00:01"
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ("1\t3\t3\t0.5\t1", "the row has 5 fields; it must have 6"),
-        ("1\t3\t3\t0.5\t1\t0:00:01\t", "the row has 7 fields; it must have 6"),
-        ("1 3 3 0.5 1 0:00:01", "the row has 1 fields; it must have 6"),
-        ("1.5\t3\t3\t0.5\t1\t0:00:01", "idx is '1.5'; it must be a 64-bit integer"),
-        ("1\tcat\t3\t0.5\t0\t0:00:01", "label is 'cat'; it must be a 64-bit integer"),
-        ("1\t3\t99999999999999999999\t0.5\t0\t0:00:01", "predict is '99999999999999999999'; it must be a 64-bit integer"),
-        ("1\t3\t3\twide\t1\t0:00:01", "radius is 'wide'; it must be a number"),
-        ("1\t3\t3\t-0.5\t1\t0:00:01", "radius is '-0.5'; it must be finite and at least 0"),
-        ("1\t3\t3\tnan\t1\t0:00:01", "radius is 'nan'; it must be finite and at least 0"),
-        ("1\t3\t3\tinf\t1\t0:00:01", "radius is 'inf'; it must be finite and at least 0"),
-        ("1\t3\t4\t0.5\t1\t0:00:01", "correct is 1 but label is 3 and predict is 4; it must be 0"),
-        ("1\t-1\t-1\t0.5\t1\t0:00:01", "correct is 1 but label is -1 and predict is -1; it must be 0"),
+        ("1\t3\t3\t0.5\t1", "the row must have 6 fields, separated by tabs, got 5"),
+        ("1\t3\t3\t0.5\t1\t0:00:01\t", "the row must have 6 fields, separated by tabs, got 7"),
+        ("1 3 3 0.5 1 0:00:01", "the row must have 6 fields, separated by tabs, got 1"),
+        ("1.5\t3\t3\t0.5\t1\t0:00:01", "idx must be a 64-bit integer, got '1.5'"),
+        ("1\tcat\t3\t0.5\t0\t0:00:01", "label must be a 64-bit integer, got 'cat'"),
+        ("1\t3\t99999999999999999999\t0.5\t0\t0:00:01", "predict must be a 64-bit integer, got '99999999999999999999'"),
+        ("1\t3\t3\twide\t1\t0:00:01", "radius must be a number, got 'wide'"),
+        ("1\t3\t3\t-0.5\t1\t0:00:01", "radius must be finite and at least 0, got '-0.5'"),
+        ("1\t3\t3\tnan\t1\t0:00:01", "radius must be finite and at least 0, got 'nan'"),
+        ("1\t3\t3\tinf\t1\t0:00:01", "radius must be finite and at least 0, got 'inf'"),
+        ("1\t3\t4\t0.5\t1\t0:00:01", "correct must be 0 where label is 3 and predict is 4, got 1"),
+        ("1\t-1\t-1\t0.5\t1\t0:00:01", "correct must be 0 where label is -1 and predict is -1, got 1"),
     ],
 )
 def test_a_malformed_row_is_named(row, what, tmp_path):
@@ -434,7 +438,7 @@ def test_a_malformed_row_is_named(row, what, tmp_path):
 
 def test_a_table_without_rows_is_refused(tmp_path):
     (tmp_path / "results.tsv").write_text(HEADER + "\n")
-    with pytest.raises(ValueError, match=r"results\.tsv has a header and no rows; it must have at least one"):
+    with pytest.raises(ValueError, match=r"results\.tsv must have at least one row, got a header only"):
         read(tmp_path)
 
 
@@ -445,7 +449,7 @@ def test_a_missing_table_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [(b"{", "is not JSON: "), (b"\xff", "is not JSON: "), (b"[1]", "holds a list; it must hold an object")],
+    [(b"{", "must be JSON, got "), (b"\xff", "must be JSON, got "), (b"[1]", "must hold an object, got a list")],
 )
 def test_a_malformed_sidecar_is_named(content, what, tmp_path):
     (tmp_path / "results.tsv").write_text(f"{HEADER}\n{GOOD_ROW}\n")
@@ -489,7 +493,7 @@ def test_an_abstained_or_wrong_row_never_counts():
 
 @pytest.mark.parametrize("radii", [-0.1, math.nan, math.inf, [0.5, -1.0]])
 def test_radii_that_are_none_are_refused(radii, example):
-    with pytest.raises(ValueError, match=r"radii is .*; each must be a number of at least 0, and finite"):
+    with pytest.raises(ValueError, match=r"radii must be finite and at least 0, got "):
         certified_accuracy(example, radii)
 
 
@@ -523,9 +527,9 @@ def test_latex_table(example):
 
 def test_csv_table_is_unrounded(example):
     rows = list(csv.reader(table(runs(example), [0.5, 1 / 3], "csv").splitlines()))
-    assert rows[0] == ["run", "images", "sigma", "n", "alpha", "ACR", "abstained", "r=0.5", f"r={1 / 3}"]
-    assert rows[2][:5] == ["a_b", "3", "", "", ""]
-    assert [float(field) for field in rows[2][5:]] == [0.5, 1 / 3, 2 / 3, 2 / 3]
+    assert rows[0] == ["run", "images", "sigma", "n", "alpha", "norm", "ACR", "abstained", "r=0.5", f"r={1 / 3}"]
+    assert rows[2][:6] == ["a_b", "3", "", "", "", ""]
+    assert [float(field) for field in rows[2][6:]] == [0.5, 1 / 3, 2 / 3, 2 / 3]
 
 
 def early_runs(example):
@@ -567,7 +571,7 @@ def test_runs_that_stopped_early_are_marked(example):
 def test_csv_of_runs_that_stopped_early_has_no_marks(example):
     rows = list(csv.reader(table(early_runs(example), [0.5], "csv").splitlines()))
     assert [row[0] for row in rows] == ["run", "a_b|c", "all", "d"]
-    assert {len(row) for row in rows} == {8}
+    assert {len(row) for row in rows} == {9}
     assert [note.partition(":")[0] for note in notes(early_runs(example))] == ["a_b|c", "d"]
 
 
@@ -577,7 +581,7 @@ def test_a_goal_that_is_none_is_named(stopping, tmp_path):
         run.write(0, 1, certificate(1, 0.5), 0.1, COUNTS)
     strip_sums(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(SIDECAR | stopping))
-    with pytest.raises(ValueError, match=r"results.json is damaged: (radius|rtol) is"):
+    with pytest.raises(ValueError, match=r"results.json is damaged: (radius|rtol) must be"):
         read(tmp_path)
 
 
@@ -623,15 +627,15 @@ def test_settings_are_columns_where_a_run_has_them():
     """In csv always."""
     runs = {"a": run_of([0, 2, 4, 6], SETTINGS), "b": run_of([0, 2, 4], {"n": 400, "alpha": 1e-05})}
     assert table(runs, [0.5]).splitlines() == [
-        "run      images    sigma    n    alpha    ACR    abstained    r=0.5",
-        "-----  --------  -------  ---  -------  -----  -----------  -------",
-        "a             4    0.125  400     0.01  0.375        25.0%    75.0%",
-        "b             3        -  400    1e-05  0.333        33.3%    66.7%",
+        "run      images    sigma    n    alpha    norm    ACR    abstained    r=0.5",
+        "-----  --------  -------  ---  -------  ------  -----  -----------  -------",
+        "a             4    0.125  400     0.01      l2  0.375        25.0%    75.0%",
+        "b             3        -  400    1e-05       -  0.333        33.3%    66.7%",
     ]
     assert table({"b": runs["b"]}, [0.5]).split()[:6] == ["run", "images", "n", "alpha", "ACR", "abstained"]
     assert table({"b": runs["b"]}, [0.5], "csv").splitlines() == [
-        "run,images,sigma,n,alpha,ACR,abstained,r=0.5",
-        f"b,3,,400,1e-05,{1 / 3},{1 / 3},{2 / 3}",
+        "run,images,sigma,n,alpha,norm,ACR,abstained,r=0.5",
+        f"b,3,,400,1e-05,,{1 / 3},{1 / 3},{2 / 3}",
     ]
 
 
@@ -685,9 +689,9 @@ def test_table_of_predictions():
         "b             2        -    -        -      100.0%         0.0%",
     ]
     assert table(runs, [], "csv").splitlines() == [
-        "run,images,sigma,n,alpha,accuracy,abstained",
-        "a,4,0.125,400,0.01,0.75,0.25",
-        "b,2,,,,1.0,0.0",
+        "run,images,sigma,n,alpha,norm,accuracy,abstained",
+        "a,4,0.125,400,0.01,,0.75,0.25",
+        "b,2,,,,,1.0,0.0",
     ]
 
 
@@ -699,7 +703,7 @@ def test_table_of_certificates_and_predictions():
         "a             2       50.0%  0.250        50.0%    50.0%",
         "b             2      100.0%      -         0.0%        -",
     ]
-    assert table(runs, [0.5], "csv").splitlines()[1:] == ["a,2,,,,0.5,0.25,0.5,0.5", "b,2,,,,1.0,,0.0,"]
+    assert table(runs, [0.5], "csv").splitlines()[1:] == ["a,2,,,,,0.5,0.25,0.5,0.5", "b,2,,,,,1.0,,0.0,"]
 
 
 def test_without_labels_shares_are_by_radius():
@@ -717,7 +721,7 @@ def test_without_labels_shares_are_by_radius():
 def test_predictions_without_labels_have_no_accuracy():
     runs = {"a": run_of([0, 1], label=-1, has_radius=False)}
     assert table(runs, []).splitlines()[2:] == ["a *           2           -        50.0%", "", "* a: no labels."]
-    assert table(runs, [], "csv").splitlines()[1] == "a,2,,,,,0.5"
+    assert table(runs, [], "csv").splitlines()[1] == "a,2,,,,,,0.5"
 
 
 def test_images_without_a_label_among_others_count_as_not_correct():
@@ -737,20 +741,20 @@ def test_a_large_average_radius_is_short():
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"n": "many"}, "n is 'many'; it must be an int from 0 to 2^63"),
-        ({"n": 2.5}, "n is 2.5; it must be an int from 0 to 2^63"),
-        ({"n": True}, "n is True; it must be an int from 0 to 2^63"),
-        ({"n": [1] * 1000}, "n is [1, 1, 1, 1,"),
-        ({"alpha": -1}, "alpha is -1; it must be a number from 0 to 2^63"),
-        ({"alpha": 10**400}, "alpha is 1000"),
-        ({"noise": "Gaussian"}, "noise is 'Gaussian'; it must be an object"),
-        ({"noise": {"sigma": "0.25"}}, "sigma is '0.25'; it must be a number from 0 to 2^63"),
-        ({"start": -1}, "start, end and skip are -1, "),
-        ({"end": None}, "start, end and skip are "),
-        ({"skip": {}}, "start, end and skip are "),
-        ({"skip": 0}, "start, end and skip are "),
-        ({"end": 10.0}, "start, end and skip are "),
-        ({"radius": 10**400}, "int too large to convert to float"),
+        ({"n": "many"}, "n must be an int from 0 to 2^63, got 'many'"),
+        ({"n": 2.5}, "n must be an int from 0 to 2^63, got 2.5"),
+        ({"n": True}, "n must be an int from 0 to 2^63, got True"),
+        ({"n": [1] * 1000}, "n must be an int from 0 to 2^63, got [1, 1, 1, 1,"),
+        ({"alpha": -1}, "alpha must be a number from 0 to 2^63, got -1"),
+        ({"alpha": 10**400}, "alpha must be a number from 0 to 2^63, got 1000"),
+        ({"noise": "Gaussian"}, "noise must be an object, got 'Gaussian'"),
+        ({"noise": {"sigma": "0.25"}}, "sigma must be a number from 0 to 2^63, got '0.25'"),
+        ({"start": -1}, "start, end and skip must be integers with 0 <= start <= end and skip >= 1, got -1, "),
+        ({"end": None}, "start, end and skip must be integers with 0 <= start <= end and skip >= 1, got "),
+        ({"skip": {}}, "start, end and skip must be integers with 0 <= start <= end and skip >= 1, got "),
+        ({"skip": 0}, "start, end and skip must be integers with 0 <= start <= end and skip >= 1, got "),
+        ({"end": 10.0}, "start, end and skip must be integers with 0 <= start <= end and skip >= 1, got "),
+        ({"radius": 10**400}, "radius must be a finite number above 0, got 1000"),
     ],
 )
 def test_a_damaged_setting_is_named(changes, what, tmp_path):
@@ -780,12 +784,12 @@ def test_null_is_unknown(tmp_path):
 
 
 def test_no_runs_are_refused():
-    with pytest.raises(ValueError, match="results_by_name is empty; it must hold at least one run"):
+    with pytest.raises(ValueError, match="results_by_name must hold at least one run"):
         table({}, [0.5])
 
 
 def test_unknown_format_is_refused(example):
-    with pytest.raises(ValueError, match="format is 'html'; it must be one of text, markdown, latex, csv"):
+    with pytest.raises(ValueError, match="format must be one of text, markdown, latex, csv, got 'html'"):
         table({"a": example}, [0.5], "html")
 
 
@@ -835,7 +839,7 @@ def test_a_lipschitz_constant_needs_what_it_depends_on(tmp_path):
         if lipschitz is None:
             RunWriter(folder, again, resume=True)
         else:
-            with pytest.raises(ValueError, match=r"with scale None, this one has \[4.0\]"):
+            with pytest.raises(ValueError, match=r"scale must be None, as in .*, got \[4.0\]"):
                 RunWriter(folder, again, resume=True)
 
 
@@ -845,3 +849,29 @@ def test_identity_is_of_every_field(name):
     run = {"stream_version": 1, "versions": {"rsfast": "0.1.0"}, "seed": 1, "noise": {"sigma": 1}, "start": 0, "skip": 1}
     assert identity(run | {name: {"changed": 1}}) != identity(run)
     assert identity(run | {"command": "x", "started": "now"}) == identity(run)
+
+
+def test_runs_of_two_norms_are_refused(tmp_path):
+    """In a table and a figure, by names; a run whose norm nobody knows goes with any, and predictions have no radius."""
+    runs = {"a": run_of([0, 1], {"norm": "l1"}), "b": run_of([0, 1]), "c": run_of([0, 1], {"norm": "l2"})}
+    message = "runs must have one norm, got l1 in a and l2 in c; compare them apart"
+    with pytest.raises(ValueError, match=message):
+        table(runs, [0.5])
+    with pytest.raises(ValueError, match=message):
+        plot(runs, tmp_path / "figure.png")
+    del runs["c"]
+    assert [line.split()[2] for line in table(runs, [0.5]).splitlines()] == ["norm", "------", "l1", "-"]
+    runs["c"] = run_of([0, 1], {"norm": "l2"}, has_radius=False)
+    assert [line.split()[2] for line in table(runs, [0.5]).splitlines()][2:] == ["l1", "-", "-"]
+    with pytest.raises(ValueError, match="norm must be that of the runs, 'l1', got 'l2'"):
+        plot(runs, tmp_path / "figure.png", norm="l2")
+
+
+def test_the_norm_of_a_run_is_that_of_its_noise():
+    """Earlier versions did not write it."""
+    assert [run_of([1], settings).norm for settings in (None, {}, SETTINGS, {"noise": {"name": "Gaussian"}})] == [
+        *(None, None, "l2", None),
+    ]
+    for norm in ("l1", 2):
+        with pytest.raises(ValueError, match="norm must be 'l2', that of the noise, got"):
+            _ = run_of([1], SETTINGS | {"norm": norm}).norm

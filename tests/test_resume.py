@@ -21,10 +21,9 @@ from conftest import integers, largest_file, strip_sums
 from torch import distributed
 
 from rsfast import cli
-from rsfast.engine.ranks import Ranks
 from rsfast.engine.sampling import Sampling
-from rsfast.runs import run as run_module
 from rsfast.runs.checkpoint import CHECKPOINT, load, save
+from rsfast.runs.environment import Environment
 from rsfast.runs.folder import identity
 from rsfast.runs.writer import RunWriter, locked
 
@@ -58,6 +57,7 @@ SOFT = f"certify {OPTIONS} --n0 20 --n 300 --head softmax:1"
 PREDICT = f"predict {OPTIONS} --n 300"
 PART = f"{VOTES} --start 1 --end 8 --skip 2"
 FILES = ("results.tsv", "counts.jsonl")
+EVERY_BATCH = Environment(checkpoint_every=0.0, checkpoint_share=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -68,20 +68,18 @@ def net(tmp_path, monkeypatch):
     (tmp_path / "resume_nets.py").write_text(NETS)
     images = np.random.default_rng(4).integers(0, 2, (8, 3, 4, 4)).astype(np.float32)  # decided soon, under EARLY
     np.savez("data.npz", images=images, labels=np.arange(8) % 4)
-    monkeypatch.setattr(run_module, "_EVERY", 0.0)
-    monkeypatch.setattr(run_module, "_SHARE", 0)
     sys.modules.pop("resume_nets", None)
     return importlib.import_module("resume_nets").net
 
 
-def go(command, options=""):
-    assert cli.main([*command.split(), *options.split()]) == 0
+def go(command, options="", environment=EVERY_BATCH):
+    assert cli.main([*command.split(), *options.split()], environment=environment) == 0
 
 
-def stop(command, options=""):
+def stop(command, options="", environment=EVERY_BATCH):
     """The exit status of a run that does not come to its end."""
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*command.split(), *options.split()])
+        cli.main([*command.split(), *options.split()], environment=environment)
     return stopped.value.code
 
 
@@ -122,13 +120,14 @@ def stopped_at(net, batch, command=VOTES, options="--seed 3", numbers=(signal.SI
 
 KILLS = """
     import json, os, random, signal, sys, time
-    import rsfast.runs.run
+    import rsfast
     from rsfast.cli import main
-    from rsfast.engine import sampler
-    from rsfast.runs import checkpoint, folder, writer
+    from rsfast.runs.environment import Environment
 
-    rsfast.runs.run._EVERY, rsfast.runs.run._SHARE = 0.0, 1
-    FILES = [module.__file__ for module in (rsfast.runs.run, checkpoint, folder, writer, sampler)]
+    HERE = os.path.dirname(rsfast.__file__)
+    NAMES = ["runs/" + name for name in ("run.py", "rows.py", "folders.py", "checkpoint.py", "writer.py", "folder.py")]
+    FILES = [os.path.join(HERE, name) for name in (*NAMES, "engine/sampler.py")]
+    assert all(map(os.path.exists, FILES))
 
     def run(argv, delay=None, line=None):
         # In a process of its own, killed after so many seconds, or before so many lines of FILES. Whether it came to its
@@ -145,7 +144,7 @@ KILLS = """
             if delay is None:
                 sys.settrace(lambda frame, *_: trace if frame.f_code.co_filename in FILES else None)
             with open(os.devnull, "w") as sys.stdout, open("messages", "w") as sys.stderr:
-                status = main(argv)
+                status = main(argv, environment=Environment(checkpoint_every=0.0, checkpoint_share=1.0))
             sys.settrace(None)
             with open("places", "w") as file:
                 json.dump(places, file)
@@ -254,7 +253,7 @@ def test_a_signal_saves_all_samples(command, number, net, capsys):
         assert net.batches <= batches + 3  # one more tries the model; early, batches are filled with other speculations
         assert contents("run") == contents("whole")
         shutil.rmtree("run")
-    assert (outcomes > 0) == (command == EARLY)  # images that were decided before one that comes before them
+    assert outcomes or command != EARLY  # images that were decided before one that comes before them
 
 
 @pytest.mark.parametrize("where", ["model", "checkpoint"])
@@ -314,7 +313,7 @@ def test_a_checkpoint_that_is_not_of_this_run(net, capsys):
     cut = (
         f"{checkpoint}, line {mine.count(10)}, is damaged; remove it, and images without a row begin again (JSONDecodeError"
     )
-    other = f"{checkpoint} is of another run; remove it, and images without a row begin again"
+    other = f"{checkpoint} must be of this run, got one of another run; remove it, and images without a row begin again"
     for data, message in ((mine[:-9], cut), (b"", f"{checkpoint}, line 1, is damaged"), (theirs, other)):
         checkpoint.write_bytes(data)
         before = {file: file.read_bytes() for file in Path("run").iterdir()}
@@ -419,12 +418,12 @@ def test_a_full_disk_for_a_checkpoint(batch, net, capsys):
     assert contents("run") == contents("whole")
 
 
-def test_a_full_disk_for_rows(monkeypatch, capsys):
+def test_a_full_disk_for_rows(capsys):
     """With the limit on the size of files that stands for one: counts of --radius are the largest file."""
-    monkeypatch.setattr(run_module, "_EVERY", 1e9)
+    seldom = Environment(checkpoint_every=1e9)
     go(EARLY, "--out whole --seed 3")
     with largest_file(Path("whole/counts.jsonl").stat().st_size // 2):
-        assert stop(EARLY, "--out run --seed 3") == 2
+        assert stop(EARLY, "--out run --seed 3", seldom) == 2
     assert capsys.readouterr().err == (
         "rsfast certify: error: [Errno 27] File too large in writing run; "
         "the rows before are kept, and --resume goes on once there is space\n"
@@ -446,21 +445,21 @@ def test_a_run_that_is_finished(net, capsys):
     go(VOTES, "--out run --resume")
     assert net.batches == 1
     assert {file: file.read_bytes() for file in Path("run").iterdir()} == before
-    refuse(capsys, VOTES, "--out run --seed 3", "exists; name another folder")
+    refuse(capsys, VOTES, "--out run --seed 3", "run must be a folder without a run, got one with results.tsv; name another")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--seed 4", "with seed 3, this one has 4; to resume it must be the same run"),
-        ("--sigma 0.25", "with noise {"),
-        ("--n 600", "with n 300, this one has 600"),
-        ("--alpha 0.01", "with alpha 0.001, this one has 0.01"),
-        ("--radius 0.5", "is of a run with bound 'clopper_pearson'"),
-        ("--end 4", "with end 8, this one has 4"),
-        ("--batch-size 10", "with batch_size 20, this one has 10"),
+        ("--seed 4", "seed must be 3, as in run/results.json, got 4"),
+        ("--sigma 0.25", "noise must be {"),
+        ("--n 600", "n must be 300, as in run/results.json, got 600"),
+        ("--alpha 0.01", "alpha must be 0.001, as in run/results.json, got 0.01"),
+        ("--radius 0.5", "bound must be 'clopper_pearson'"),
+        ("--end 4", "end must be 8, as in run/results.json, got 4"),
+        ("--batch-size 10", "batch_size must be 20, as in run/results.json, got 10"),
         ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
-        ("--head softmax:1", "is of a run with bound 'clopper_pearson', this one has 'betting'"),
+        ("--head softmax:1", "bound must be 'clopper_pearson', as in run/results.json, got 'betting'"),
     ],
 )
 def test_another_run_is_refused(options, message, net, capsys):
@@ -485,7 +484,7 @@ def test_damage_is_told(capsys):
     go(VOTES, "--out run --seed 3")
     for name, message in (
         ("counts.jsonl", "run is damaged: counts.jsonl must have a line for each row of results.tsv"),
-        ("results.tsv", "run is damaged: it holds results.json and no results.tsv"),
+        ("results.tsv", "run is damaged: it must hold results.tsv, got results.json only"),
     ):
         Path("run", name).rename("away")
         before = {file: file.read_bytes() for file in Path("run").iterdir()}
@@ -493,7 +492,7 @@ def test_damage_is_told(capsys):
         assert {file: file.read_bytes() for file in Path("run").iterdir()} == before
         Path("away").rename(Path("run", name))
     Path("run/results.json").write_text("{")
-    refuse(capsys, VOTES, "--out run --resume", "results.json is not JSON")
+    refuse(capsys, VOTES, "--out run --resume", "results.json must be JSON, got")
 
 
 # Two processes
@@ -507,7 +506,7 @@ def test_two_processes_on_one_run(net, capsys):
 
 
 @pytest.mark.usefixtures("unprobed")
-def test_a_process_that_was_still_writing(net, monkeypatch):
+def test_a_process_that_was_still_writing(net):
     """Rows are read once the run is locked: those that another process wrote until then are not written again."""
     go(VOTES, "--out whole --seed 3")
     stopped_at(net, 40)
@@ -518,18 +517,15 @@ def test_a_process_that_was_still_writing(net, monkeypatch):
             super().__init__(folder, sidecar, *args, **kwargs)
 
     net.batches = 0
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "RunWriter", Late)
-        go(VOTES, "--out run --resume")
+    go(VOTES, "--out run --resume", Environment(writer=Late))
     assert net.batches == 1
     assert contents("run") == contents("whole")
 
 
 @pytest.fixture
-def _of_a_job(monkeypatch):
+def _of_a_job():
     """Runs as of a job under torchrun, of one process."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    monkeypatch.setattr(run_module, "_join", lambda _: (Ranks("inputs", 0, 1), torch.device("cpu")))
     yield
     distributed.destroy_process_group()
 
@@ -539,7 +535,7 @@ def _of_a_job(monkeypatch):
 def test_killed_while_parts_are_merged(step, monkeypatch):
     """Before each step that changes a file: three renames, and the removal of the parts, file by file."""
     go(VOTES, "--out whole --seed 3")
-    merge, unlink, rename, steps = run_module.merge, os.unlink, Path.rename, []
+    unlink, rename, steps = os.unlink, Path.rename, []
     others = ("merge-old/results.tsv", "parts/notes.txt", "parts/0-of-9/x", "parts/0-of-1/notes.txt", "notes.txt")
 
     class Killed(BaseException):
@@ -554,16 +550,16 @@ def test_killed_while_parts_are_merged(step, monkeypatch):
 
         return call
 
-    def merging(parts, out, **options):
+    def merging(*names):  # the first file of the merged run moves
+        for file in others:  # somebody else's, who may have put them there meanwhile
+            Path("run", file).parent.mkdir(parents=True, exist_ok=True)
+            Path("run", file).write_text("mine")
         patch.setattr(Path, "rename", counting(rename))
         patch.setattr(os, "unlink", counting(unlink))
-        for file in others:  # somebody else's, who may have put them there meanwhile
-            (out / file).parent.mkdir(parents=True, exist_ok=True)
-            (out / file).write_text("mine")
-        return merge(parts, out, **options)
+        return names[0].rename(names[1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "merge", merging)
+        patch.setattr(Path, "rename", merging)
         with pytest.raises(Killed):
             go(VOTES, "--out run --seed 3")
     go(VOTES, "--out run --resume")
@@ -600,8 +596,8 @@ def test_parts_of_another_number_of_processes(net, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"skip": 2}, "run/parts/1-of-2/results.json is of a run with skip 2, this one has 1"),
-        ({"stream_version": 2}, "run/parts/1-of-2/results.json is of a run with stream_version 2, this one has 1"),
+        ({"skip": 2}, "skip must be 2, as in run/parts/1-of-2/results.json, got 1"),
+        ({"stream_version": 2}, "stream_version must be 2, as in run/parts/1-of-2/results.json, got 1"),
         ({"first_logits": [1.0, 2.0, 3.0, 4.0]}, "first_logits in run/parts/1-of-2/results.json is [1.0, 2.0, 3.0, 4.0]"),
     ],
 )
@@ -622,9 +618,7 @@ def test_a_model_that_computes_something_else_is_refused(net, capsys):
     stopped_at(net, 90)
     before = contents_with_checkpoint("run")
     hook = net.register_forward_hook(lambda module, arguments, logits: -logits)
-    refuse(
-        capsys, VOTES, "--out run --resume", "--model resume_nets:model is another than in the run in --out run: its logits"
-    )
+    refuse(capsys, VOTES, "--out run --resume", "model must be that of the run in run, got resume_nets:model, whose logits")
     assert contents_with_checkpoint("run") == before
     hook.remove()
     net.register_forward_hook(lambda module, arguments, logits: logits * (1 + 1e-5))  # as another machine may have it
@@ -716,8 +710,8 @@ def test_a_run_from_before_logits_were_recorded(net, capsys):
     capsys.readouterr()
     go(VOTES, "--out run --resume")
     assert capsys.readouterr().err == (
-        "rsfast certify: warning: run/results.json holds no first_logits; whether --model still computes the same cannot be "
-        "checked\n"
+        "rsfast certify: warning: run/results.json has no first_logits, so nothing shows whether the model still "
+        "computes the same\n"
     )
 
 
@@ -753,14 +747,14 @@ def test_no_field_of_the_sidecar_may_differ(command, options, net, capsys):
     sidecar = json.loads(Path("run/results.json").read_text())
     options = f"--out run --resume {options}"
     assert {"start", "end", "skip", "clamp", "mean", "std", "device", "backend", "stream_version"} <= sidecar.keys()
-    may_lack = {"first_logits", "scale", "shift", "reduced_precision", "mode_fixed"} | (
+    may_lack = {"first_logits", "scale", "shift", "reduced_precision", "mode_fixed", "norm"} | (
         {"clamp"} if sidecar["clamp"] is None else set()
     )  # as older runs do
     for name in sidecar.keys() - MAY_DIFFER:
         for value in [another(sidecar[name])] + ([] if name in may_lack else [...]):
             rewrite(**sidecar | {name: value})
             before = contents_with_checkpoint("run")
-            refuse(capsys, command, options, "first_logits in run" if name == "first_logits" else f"with {name} ")
+            refuse(capsys, command, options, "first_logits in run" if name == "first_logits" else f"{name} must be ")
             assert contents_with_checkpoint("run") == before
     rewrite(**sidecar | {name: another(sidecar[name]) for name in MAY_DIFFER})
     go(command, options)
@@ -788,9 +782,9 @@ def recorded_identity():
 
 def test_a_clamp_is_refused_in_a_run_without(net, capsys):
     stopped_at(net, 90)
-    refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "with clamp None, this one has [0.0, 1.0]")
+    refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "clamp must be None, as in run/results.json, got [0.0, 1.0]")
     rewrite(clamp=..., scale=..., shift=..., reduced_precision=..., mode_fixed=...)
-    refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "with clamp None, this one has [0.0, 1.0]")
+    refuse(capsys, VOTES, "--out run --resume --clamp 0 1", "clamp must be None, as in run/results.json, got [0.0, 1.0]")
 
 
 CHANGED = {  # options that change results, and a value that the run does not have
@@ -840,21 +834,20 @@ def test_no_option_that_changes_results_may_differ(command, net, capsys):
     options = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out.partition("\n\n")[0])) | {"--max"}
     assert options - UNCHANGED <= CHANGED.keys()
     for name in sorted(options - UNCHANGED):
-        refuse(capsys, command, f"--out run --resume {name} {CHANGED[name]}", "to resume it must be the same run")
+        refuse(
+            capsys,
+            command,
+            f"--out run --resume {name} {CHANGED[name]}",
+            "resume with the same settings, or name another folder",
+        )
         assert contents_with_checkpoint("run") == before
     go(command, "--out run --resume")
 
 
-@pytest.mark.parametrize("part", ["sidecar", "version"])
-def test_a_run_of_another_noise_stream_is_refused(part, net, monkeypatch, capsys):
+def test_a_run_of_another_noise_stream_is_refused(net, capsys):
     stopped_at(net, 90)
-    if part == "sidecar":
-        rewrite(stream_version=2)
-        message = "with stream_version 2, this one has 1"
-    else:
-        monkeypatch.setattr(run_module, "STREAM_VERSION", 2)
-        message = "with stream_version 1, this one has 2"
-    refuse(capsys, VOTES, "--out run --resume", message)
+    rewrite(stream_version=2)
+    refuse(capsys, VOTES, "--out run --resume", "stream_version must be 2, as in run/results.json, got 1")
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"stream_version": 2}])
@@ -863,7 +856,7 @@ def test_a_seed_that_was_changed_is_refused(change, net, capsys):
     stopped_at(net, 90)
     Path("run", CHECKPOINT).unlink()
     rewrite(**change)
-    refuse(capsys, VOTES, "--out run --resume", "first_logits in run/" if "seed" in change else "with stream_version 2")
+    refuse(capsys, VOTES, "--out run --resume", "first_logits in run/" if "seed" in change else "stream_version must be 2")
 
 
 def test_rows_of_other_images_are_refused(capsys):
@@ -873,7 +866,7 @@ def test_rows_of_other_images_are_refused(capsys):
         *lines, last = Path("run", name).read_text().splitlines(keepends=True)
         Path("run", name).write_text("".join([*lines, last.replace(idx.format(6), idx.format(5), 1)]))
     assert [row.split("\t")[0] for row in rows("run")] == ["idx", "2", "4", "5"]
-    refuse(capsys, PART, "--out run --resume", "run/results.tsv has idx 5; to resume it must be in range(2, 8, 2)")
+    refuse(capsys, PART, "--out run --resume", "idx in run/results.tsv must be in range(2, 8, 2), got 5; resume the same")
 
 
 def test_a_fifo_in_place_of_a_new_file_does_not_hang(net):
@@ -896,7 +889,7 @@ def test_rows_with_other_labels_than_the_data_are_refused(capsys):
     idx, label, predict, radius, _, time = first.split("\t")
     other = predict if predict != label else str((int(label) + 1) % 3)
     table.write_text("".join([head, "\t".join((idx, other, predict, radius, str(int(predict == other)), time)), *rest]))
-    message = f"run/results.tsv has label {other} for idx {idx}, and --data has {label}; to resume it must be the same"
+    message = f"labels[{idx}] must be {other}, as in run/results.tsv, got {label}; resume with the same data"
     refuse(capsys, VOTES, "--out run --resume", message)
 
 
@@ -946,4 +939,4 @@ def test_a_model_that_raises_leaves_its_rows(net, capsys):
 
 
 def test_no_folder(capsys):
-    refuse(capsys, VOTES.replace("certify", "certify --out="), "", "argument --out: '' is no folder")
+    refuse(capsys, VOTES.replace("certify", "certify --out="), "", "argument --out: must be the name of a folder, got ''")

@@ -146,12 +146,8 @@ def test_python_appears_in_module_cpp_alone():
 KERNEL = "Triton compiles it as one function, whose parts share most of their values"
 LONGER = {
     "benchmarks/gpu_gate.py": "one program: build, test, measure, report on a machine where nobody debugs",
-    "rsfast/cli/__init__.py::_add_sampling_options": "a list of options",
-    "rsfast/cli/__init__.py::_parser": "a list of commands and options",
-    "rsfast/demo.py::run": "a script, step by step",
     "rsfast/ops/triton_kernels.py::accumulate_kernel": KERNEL,
     "rsfast/ops/triton_kernels.py::accumulate_wide_kernel": KERNEL,
-    "rsfast/runs/run.py": "to be split",
 }
 
 

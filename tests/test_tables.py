@@ -163,20 +163,20 @@ def test_a_column_that_is_there_twice_is_refused(name, file):
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ("1\t3\t3\t0.5\t1\t0\t9", "the row has 7 fields; it must have 6"),
-        ("\t\t\t\t\t", "idx is ''; it must be a 64-bit integer"),
-        ("1\t3.5\t3\t0.5\t0\t0", "label is '3.5'; it must be a 64-bit integer"),
-        ("1\t3\t1_0\t0.5\t0\t0", "predict is '1_0'; it must be a number"),
-        ("1\t3\t٣\t0.5\t0\t0", "predict is '٣'; it must be a number"),
-        ("1\t3\t1e30\t0.5\t0\t0", "predict is '1e30'; it must be a 64-bit integer"),
-        ("1\t3\tnan\t0.5\t0\t0", "predict is 'nan'; it must be a 64-bit integer"),
-        ("1\t3\t3\t1_0.5\t1\t0", "radius is '1_0.5'; it must be a number"),
-        ("1\t3\t3\t\t1\t0", "radius is ''; it must be a number"),
-        ("1\t3\t3\t1e999\t1\t0", "radius is '1e999'; it must be finite and at least 0"),
-        ("1\t3\t3\t-1e-9\t1\t0", "radius is '-1e-9'; it must be finite and at least 0"),
-        ("1\t3\t3\t0.5\tyes\t0", "correct is 'yes'; it must be 0 or 1"),
-        ("1\t3\t3\t0.5\t0.5\t0", "correct is '0.5'; it must be 0 or 1"),
-        ("1\t3\t2\t0.5\tTrue\t0", "correct is 1 but label is 3 and predict is 2; it must be 0"),
+        ("1\t3\t3\t0.5\t1\t0\t9", "the row must have 6 fields, separated by tabs, got 7"),
+        ("\t\t\t\t\t", "idx must be a 64-bit integer, got ''"),
+        ("1\t3.5\t3\t0.5\t0\t0", "label must be a 64-bit integer, got '3.5'"),
+        ("1\t3\t1_0\t0.5\t0\t0", "predict must be a number, got '1_0'"),
+        ("1\t3\t٣\t0.5\t0\t0", "predict must be a number, got '٣'"),
+        ("1\t3\t1e30\t0.5\t0\t0", "predict must be a 64-bit integer, got '1e30'"),
+        ("1\t3\tnan\t0.5\t0\t0", "predict must be a 64-bit integer, got 'nan'"),
+        ("1\t3\t3\t1_0.5\t1\t0", "radius must be a number, got '1_0.5'"),
+        ("1\t3\t3\t\t1\t0", "radius must be a number, got ''"),
+        ("1\t3\t3\t1e999\t1\t0", "radius must be finite and at least 0, got '1e999'"),
+        ("1\t3\t3\t-1e-9\t1\t0", "radius must be finite and at least 0, got '-1e-9'"),
+        ("1\t3\t3\t0.5\tyes\t0", "correct must be 0 or 1, got 'yes'"),
+        ("1\t3\t3\t0.5\t0.5\t0", "correct must be 0 or 1, got '0.5'"),
+        ("1\t3\t2\t0.5\tTrue\t0", "correct must be 0 where label is 3 and predict is 2, got 1"),
         ('1\t3\t2\t0.5\t0\t"', "the line must be fields separated by tabs, got "),
         ("1\t3\t2\t0.5\t0\t" + "9" * (1 << 20), "the line must have at most 1048576 characters, got more"),
     ],
@@ -204,7 +204,7 @@ def test_a_row_that_was_cut_off_is_left_out(cut, file):
     with pytest.warns(UserWarning, match=rf"^{re.escape(str(file))}: the last row was cut off; it is left out$"):
         assert figures(read(file)) == EXPECTED
     put(file, HEADER, *ROWS, cut)
-    with pytest.raises(ValueError, match=r"line 5: the row has \d fields; it must have 6"):
+    with pytest.raises(ValueError, match=r"line 5: the row must have 6 fields, separated by tabs, got \d"):
         read(file)
 
 
@@ -223,13 +223,13 @@ def test_in_a_run_folder_a_row_without_a_newline_was_cut_off(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*cut off")
 def test_a_table_without_rows_is_known(content, file):
     file.write_text(content)
-    with pytest.raises(EmptyTable, match=rf"^{re.escape(str(file))} has "):
+    with pytest.raises(EmptyTable, match=rf"^{re.escape(str(file))} must have "):
         read(file)
 
 
 def test_a_run_folder_whose_header_was_cut_off_has_no_rows(tmp_path):
     (tmp_path / "results.tsv").write_text("idx\tlab")
-    with pytest.raises(EmptyTable, match="no header and no rows"):
+    with pytest.raises(EmptyTable, match="must have a header and rows, got neither"):
         read(tmp_path)
 
 

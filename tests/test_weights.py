@@ -330,7 +330,7 @@ def test_what_is_no_file_of_weights(tmp_path):
         ("fifo", "must be a regular file, got a FIFO"),
         ("folder", "Is a directory: 'folder'"),
         ("missing.pt", "No such file or directory: 'missing.pt'"),
-        ("empty.pt", "is empty; it must hold a state_dict"),
+        ("empty.pt", "must hold a state_dict, got an empty file"),
         ("arrays.npz", "is damaged or holds more than tensors"),
     ):
         fails(network(), name, message)

@@ -6,10 +6,7 @@ import hashlib
 import os
 import re
 import reprlib
-import site
 import sys
-import sysconfig
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from .._files import open_file
-from .._hints import listed
+from .._hints import listed, place_of, places
 from ..engine.forward import Model
 from .npz import read_arrays
 from .weights import load_weights
@@ -30,8 +27,6 @@ from .weights import load_weights
 _ARRAYS = (("images", "x"), ("labels", "y"))  # in --data, under either name
 _SPEC = re.compile(r"([\w-]+(?:\.[\w-]+)*)(?<!\.py):(\w+(?:\.\w+)*)")
 _PACKAGE = Path(__file__).parent.parent
-_INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-_NOT_THE_USERS = {_PACKAGE, *map(Path, {*_INSTALLED, *site.getsitepackages(), site.getusersitepackages()})}
 
 
 def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | None]:
@@ -53,22 +48,22 @@ def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | No
     if images.dtype != np.float32:
         way = {"u": " / 255, and --sigma is then in units of [0, 1]", "f": "", "b": ""}.get(images.dtype.kind)
         hint = "" if way is None else f"; save images.astype('float32'){way}"
-        raise TypeError(f"images in --data {path} has dtype {images.dtype}; it must be float32{hint}")
+        raise TypeError(f"images in --data {path} must be float32, got {images.dtype}{hint}")
     if images.ndim < 2 or images.size == 0:
-        raise ValueError(f"images in --data {path} has shape {list(images.shape)}; it must be [N, ...], and not empty")
+        raise ValueError(f"images in --data {path} must be [N, ...] and not empty, got {list(images.shape)}")
     finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
     if not finite.all():
-        raise ValueError(f"images[{finite.argmin()}] in --data {path} holds NaN or infinity; every image must be finite")
+        raise ValueError(f"images in --data {path} must be finite, got NaN or infinity in images[{finite.argmin()}]")
     if labels is not None:
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
             raise ValueError(
-                f"labels in --data {path} is {labels.dtype} {list(labels.shape)}; it must be integers [{len(images)}]"
+                f"labels in --data {path} must be integers [{len(images)}], got {labels.dtype} {list(labels.shape)}"
                 + _way_to_labels(labels, len(images))
             )
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
-                f"labels in --data {path} run from {labels.min()} to {labels.max()}; with --num-classes {num_classes} they "
-                f"must lie from 0 to {num_classes - 1}"
+                f"labels in --data {path} must be from 0 to {num_classes - 1}, as --num-classes is {num_classes}, got "
+                f"{labels.min()} to {labels.max()}"
             )
     return torch.from_numpy(images), None if labels is None else labels.tolist()
 
@@ -88,9 +83,9 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device is {name!r}; it must be cpu, cuda or cuda:N")
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here")
+        raise ValueError(f"--device must be one of the {torch.cuda.device_count()} GPUs that torch sees here, got {name!r}")
     return device
 
 
@@ -98,7 +93,7 @@ def load_model(spec: str, weights: str | None, device: torch.device) -> Model:
     """Return what the factory MODULE:FACTORY returns, with the weights in that file, on `device`; errors name the option."""
     if (names := _SPEC.fullmatch(spec)) is None:
         how = "names as Python's import takes them, without a path, .py or brackets"
-        raise ValueError(f"--model is {spec!r}; it must be MODULE:FACTORY, such as nets:resnet110, {how}")
+        raise ValueError(f"--model must be MODULE:FACTORY, such as nets:resnet110, {how}, got {spec!r}")
     module_name, name = names.groups()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that nothing in it stands in for an installed package
@@ -110,10 +105,10 @@ def load_model(spec: str, weights: str | None, device: torch.device) -> Model:
         model: Model = factory()
     if isinstance(model, type) or not callable(model):
         what = f"the class {model.__qualname__}" if isinstance(model, type) else reprlib.repr(model)
-        raise TypeError(f"--model {spec} returned {what}; it must return a model, callable on a batch")
+        raise TypeError(f"--model {spec} must return a model, callable on a batch, got {what}")
     if weights is not None:
         if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"--weights needs a torch.nn.Module, but --model {spec} returned a {type(model).__name__}")
+            raise TypeError(f"--model {spec} must return a torch.nn.Module for --weights, got a {type(model).__name__}")
         load_weights(model, spec, weights)
     if isinstance(model, torch.nn.Module):
         with _naming_mistakes(spec):
@@ -133,29 +128,9 @@ def _naming_mistakes(spec: str, hint: str = "") -> Iterator[None]:
         raise ValueError(f"--model {spec}: {place}{type(error).__name__}: {error}{'' if place else hint}") from error
 
 
-def place_of(error: BaseException) -> str:
-    """Return "FILE, line N: ", the innermost line of the user's code that an exception came through, or "" if none.
-
-    The user's code is what is neither installed, nor of the standard library, nor of rsfast.
-    """
-    places = _places(error)
-    if isinstance(error, SyntaxError) and error.filename is not None:
-        places.append((Path(error.filename), error.lineno or 1))
-    for file, line in reversed(places):
-        if file.is_file() and not any(file.is_relative_to(folder) for folder in _NOT_THE_USERS):
-            shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-            return f"{shown}, line {line}: "
-    return ""
-
-
-def _places(error: BaseException) -> list[tuple[Path, int]]:
-    """Return the file and the line of every frame that an exception came through, the outermost first."""
-    return [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
-
-
 def _is_our_own(stop: SystemExit) -> bool:
-    """Tell whether it was rsfast that stopped within the user's code, as it does when it is terminated."""
-    return any(file.is_relative_to(_PACKAGE) and file != Path(__file__) for file, _ in _places(stop))
+    """Return whether it was rsfast that stopped within the user's code, as it does when it is terminated."""
+    return any(file.is_relative_to(_PACKAGE) and file != Path(__file__) for file, _ in places(stop))
 
 
 def file_sha256(path: str) -> str:

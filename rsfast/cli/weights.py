@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 import zipfile
@@ -16,6 +15,7 @@ import torch
 
 from .._files import hint_of_text, open_file
 from .._hints import listed
+from ..runs.model import state_dict_sha256
 
 State = Mapping[str, Any]
 """Tensors by their names in a module's state_dict."""
@@ -71,12 +71,12 @@ def load_weights(module: torch.nn.Module, spec: str, path: str) -> None:
     (same,) = fitting.values()
     name, state, renamed = same[0]
     _error_of_loading(module, renamed)  # once more, as others may have been tried since
-    said = [f"took its entry {name}"] if name else []
+    notes = [f"took its entry {name}"] if name else []
     changed = [f"{theirs} as {ours}" for theirs, ours in zip(state, renamed, strict=True) if theirs != ours]
     if changed:
-        said.append(f"read {changed[0]}" + (f", and {len(changed) - 1} more names so" if len(changed) > 1 else ""))
-    if said:
-        warnings.warn(f"--weights {path}: {', '.join(said)}", UserWarning, stacklevel=2)
+        notes.append(f"read {changed[0]}" + (f", and {len(changed) - 1} more names so" if len(changed) > 1 else ""))
+    if notes:
+        warnings.warn(f"--weights {path}: {', '.join(notes)}", UserWarning, stacklevel=2)
 
 
 def _read(path: str) -> Any:
@@ -88,7 +88,7 @@ def _read(path: str) -> Any:
     with file:
         head = file.read(9)
         if not head:
-            raise ValueError(f"--weights {path} is empty; it must hold a state_dict")
+            raise ValueError(f"--weights {path} must hold a state_dict, got an empty file")
         try:
             archive = _archive(file)
             if archive is None and (Path(path).suffix == ".safetensors" or head[8:] == b"{"):
@@ -177,12 +177,12 @@ def _misfit(module: torch.nn.Module, own: State, entries: Sequence[tuple[str, St
     )
     in_file = dict(zip(nearest, state, strict=True))
     unexpected = [in_file[each] for each in nearest if each not in own]
-    said = [
+    reasons = [
         _some("missing", [each for each in own if each not in nearest]),
         _some("unexpected", unexpected),
         _some("of another shape", [found for each in own if (found := _shapes(each, own, nearest))]),
     ]
-    why = ", ".join(filter(None, said)) or str(_error_of_loading(module, nearest))
+    why = ", ".join(filter(None, reasons)) or str(_error_of_loading(module, nearest))
     if unexpected and (prefix := _prefix_of_some(state, own)) is not None:
         chosen = f"name.removeprefix({prefix!r}): value for name, value in STATE.items() if name.startswith({prefix!r})"
         why += f"; the names that begin with {prefix} are those of the model: save these by themselves, {{{chosen}}}"
@@ -216,15 +216,3 @@ def _shapes(name: str, own: State, state: State) -> str:
         for each in (own[name], state.get(name))
     )
     return "" if None in (ours, theirs) or ours == theirs else f"{name} ({theirs}, where the model has {ours})"
-
-
-def state_dict_sha256(model: object) -> str | None:
-    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for anything else."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

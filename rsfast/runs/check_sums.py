@@ -81,4 +81,4 @@ def _sum(body: bytes, context: tuple[bytes, ...]) -> int:
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"it holds {name}, which is no number")
+    raise ValueError(f"numbers must be finite, got {name}")

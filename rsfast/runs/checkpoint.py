@@ -7,17 +7,18 @@ what is damaged or comes from elsewhere.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .._files import open_file
+from .._files import open_file, write_whole
 from .check_sums import parse_json, seal, unseal
 from .folder import CHECKPOINT
 
 _NEW = f"{CHECKPOINT}.new"
 _AGAIN = "remove it, and images without a row begin again"
+_KEPT = "the rows and the checkpoint before are kept, and --resume goes on once there is space"
 
 
 def save(folder: Path, run: str, inputs: Iterable[Mapping[str, Any]]) -> None:
@@ -28,7 +29,7 @@ def save(folder: Path, run: str, inputs: Iterable[Mapping[str, Any]]) -> None:
     folder : Path
         The run folder.
     run : str
-        What tells its run from others: `run_folder.identity`.
+        What tells its run from others: `folder.identity`.
     inputs : iterable of mapping
         Plain JSON values, with the input's ``idx``.
 
@@ -45,21 +46,8 @@ def save(folder: Path, run: str, inputs: Iterable[Mapping[str, Any]]) -> None:
     ...     load(Path(folder), "a run")
     {7: {'idx': 7, 'asked': 100}}
     """
-    try:
-        (folder / _NEW).unlink(missing_ok=True)  # a FIFO, say, which would keep this waiting
-        with open(folder / _NEW, "wb") as file:
-            file.write(json.dumps({"run": run}).encode() + b"\n")
-            for each in inputs:
-                file.write(seal(each, run.encode()))
-            file.flush()
-            os.fsync(file.fileno())  # else the new name may be on disk before the lines are, should the power fail
-        (folder / _NEW).replace(folder / CHECKPOINT)
-    except OSError as error:
-        (folder / _NEW).unlink(missing_ok=True)
-        text = (
-            f"{error.strerror} in writing {folder / CHECKPOINT}; the rows and the checkpoint before are kept, and --resume "
-        )
-        raise OSError(error.errno, text + "goes on once there is space") from error
+    lines = (seal(each, run.encode()) for each in inputs)
+    write_whole(folder / CHECKPOINT, chain([json.dumps({"run": run}).encode() + b"\n"], lines), scratch=_NEW, then=_KEPT)
 
 
 def load(folder: Path, run: str) -> dict[int, dict[str, Any]]:
@@ -89,7 +77,7 @@ def load(folder: Path, run: str) -> dict[int, dict[str, Any]]:
             why = f"{file}, line {number}, is damaged; {_AGAIN} ({type(error).__name__}: {error})"
             raise ValueError(why) from None
         if theirs != run:
-            raise ValueError(f"{file} is of another run; {_AGAIN}")
+            raise ValueError(f"{file} must be of this run, got one of another run; {_AGAIN}")
     return found
 
 

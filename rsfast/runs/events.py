@@ -1,13 +1,14 @@
-"""What a run tells while it goes: events as JSON lines, and the same figures in short beside the progress bar."""
+"""Events of a run as JSON lines, and the same figures in short beside the progress bar."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +20,11 @@ from tqdm import tqdm
 from ..engine.ranks import Ranks
 from ..engine.timing import StageTimer
 from ..stats.certificate import ABSTAIN
+from .signals import STOPS, Stopped
 
 if TYPE_CHECKING:
     from ..engine.batches import Batches
 
-_EVERY = 10.0  # seconds between events "progress"
 _MIB = 1 << 20
 _STATM = Path("/proc/self/statm")
 
@@ -38,14 +39,22 @@ class Log:
     ----------
     file : str, optional
         What to append to, made with its folder if it does not exist; of several processes each writes its own, its rank
-        before the suffix. "-" is stderr. Without, only the bar is told.
+        before the suffix. "-" is stderr. Without, figures go to the bar only.
     ranks : Ranks
         Which process this is.
+    every : float
+        Seconds between events "progress".
+    clock : callable
+        Returns seconds.
+
+    Attributes
+    ----------
+    to_stderr : bool
 
     Raises
     ------
     ValueError
-        If the file cannot be written. If that comes later, for want of space mostly, it is warned of, and the run goes on.
+        If the file cannot be written. If that fails later, for want of space mostly, a warning says so, and the run goes on.
 
     Examples
     --------
@@ -60,9 +69,12 @@ class Log:
     [('start', 0, None), ('end', 2, 0.5)]
     """
 
-    def __init__(self, file: str | None, ranks: Ranks) -> None:
-        self._on, self._ranks = file is not None, ranks
-        self._file = None if file is None or file == "-" else Path(file).absolute()
+    def __init__(
+        self, file: str | None, ranks: Ranks, *, every: float = 10.0, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._on, self._ranks, self._every, self._clock = file is not None, ranks, every, clock
+        self.to_stderr = file == "-"
+        self._file = None if file is None or self.to_stderr else Path(file).absolute()
         self._bar: tqdm[Any] | None = None
         self._batches: Batches | None = None
         self._images = self._abstained = self._limit = 0
@@ -77,19 +89,20 @@ class Log:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._write("")
         except OSError as error:
-            text = f"--log-json is {file}; it must be a file that can be written, or - for stderr ({error.strerror})"
+            text = f"log_json must be a file that can be written, or - for stderr, got {file} ({error.strerror})"
             raise ValueError(text) from error
 
     @contextmanager
     def running(self, images: int | None = None, **settings: object) -> Iterator[None]:
-        """Tell "start", with the settings and how many images are to be done, and in the end "end", or "stop" and why."""
-        self._began, self._total = time.perf_counter(), images
+        """Log "start", with the settings and the number of images to do, and in the end "end", or "stop" and why."""
+        self._began, self._total = self._clock(), images
         self.event("start", images=images, **settings)
         try:
             yield
         except BaseException as error:
             known = {KeyboardInterrupt: "interrupted", SystemExit: "terminated"}
-            self.event("stop", why=known.get(type(error), f"{type(error).__name__}: {error}"))
+            why = STOPS[signal.Signals(error.number)] if isinstance(error, Stopped) else known.get(type(error))
+            self.event("stop", why=why or f"{type(error).__name__}: {error}")
             raise
         self.event("end")
 
@@ -102,14 +115,14 @@ class Log:
         bar.set_postfix_str(self._short(), refresh=False)
 
     def batch(self) -> None:
-        """Tell what is due after a batch; mostly nothing is, and this costs two comparisons and a look at the clock."""
+        """Log what is due after a batch; mostly nothing is, and this costs two comparisons and a look at the clock."""
         assert self._batches is not None
         assert self._bar is not None
         if self._batches.limit != self._limit:
             self._limit = self._batches.limit
             self.event("memory")
-        if self._on and time.perf_counter() >= self._due:
-            self._due = time.perf_counter() + _EVERY
+        if self._on and self._clock() >= self._due:
+            self._due = self._clock() + self._every
             self.event("progress")
         if not self._bar.disable and self._bar.last_print_t != self._shown:  # shown next time, so no oftener than the bar
             self._shown = self._bar.last_print_t
@@ -130,7 +143,7 @@ class Log:
         except OSError as error:
             self._on = False
             warnings.warn(
-                f"--log-json: {error.strerror} in writing {self._file or 'stderr'}; going on without it",
+                f"log_json: {error.strerror} in writing {self._file or 'stderr'}; the run goes on without it",
                 UserWarning,
                 stacklevel=2,
             )
@@ -145,7 +158,7 @@ class Log:
         those before; None before the first batch.
         """
         timer, limit = (StageTimer(), None) if self._batches is None else (self._batches.timer, self._batches.limit)
-        seconds = max(time.perf_counter() - self._began, 1e-9)
+        seconds = max(self._clock() - self._began, 1e-9)
         shares = {name: spent / seconds for name, spent in timer.seconds().items()}
         shares["rest"] = max(0.0, 1 - sum(shares.values()))
         memory = {"host_mib": _resident()}
@@ -177,12 +190,12 @@ class Log:
 
     def _short(self) -> str:
         figures = self.figures()
-        said = [f"{figures['images_per_second']:.3g} images/s", f"model {figures['share_model']:.0%}"]
+        shown = [f"{figures['images_per_second']:.3g} images/s", f"model {figures['share_model']:.0%}"]
         if figures["abstained"] is not None:
-            said.append(f"abstained {figures['abstained']:.0%}")
+            shown.append(f"abstained {figures['abstained']:.0%}")
         if figures["host_mib"] is not None:
-            said.append(f"{figures['host_mib']} MiB")
-        return ", ".join(said)
+            shown.append(f"{figures['host_mib']} MiB")
+        return ", ".join(shown)
 
     def _write(self, text: str) -> None:
         if self._file is None:
@@ -193,7 +206,7 @@ class Log:
 
 
 def _resident() -> int | None:
-    """Return the resident memory of this process in MiB; None where /proc does not tell."""
+    """Return the resident memory of this process in MiB; None where /proc does not show it."""
     if not _STATM.exists():
         return None
     return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // _MIB

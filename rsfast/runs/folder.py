@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from .._files import open_file
+from ..engine.options import CertifyOptions, options_of
 from .check_sums import parse_json, unseal
 
 TABLE, SIDECAR, COUNTS = "results.tsv", "results.json", "counts.jsonl"
@@ -40,17 +41,18 @@ PREDICT_COLUMNS = ("idx", "label", "predict", "correct", "time")
 
 MAY_DIFFER_ON_RESUME = {
     *("command", "started"),
-    *("data", "weights"),  # paths; their hashes tell whether it is the same file
+    *("data", "weights"),  # paths; their hashes show whether it is the same file
     "first_logits",  # compared by `same_logits`, as the last bits may differ
+    *(name for name, option in options_of(CertifyOptions).items() if option.may_differ_on_resume),
 }
 """Of a sidecar: what may differ where a run is resumed."""
 
 ORIGIN = {"recertified_from", "counts_sha256"}
 """Of a sidecar: which run was certified again."""
 
-ADDED = {"clamp", "scale", "shift", "reduced_precision", "mode_fixed"}
-"""Of a sidecar: what earlier versions did not write. They had no clamp, scale and shift follow from mean and std, and the
-last two were not known; but what a Lipschitz constant means depends on these."""
+ADDED = {"clamp", "scale", "shift", "reduced_precision", "mode_fixed", "norm"}
+"""Of a sidecar: what earlier versions did not write. They had no clamp; scale and shift follow from mean and std, the norm
+from the noise. The other two were not known. What a Lipschitz constant means depends on all but the norm and mode_fixed."""
 
 _SAME = 0.01
 """Part of the logits' size that two machines' logits of the same model may differ by."""
@@ -118,7 +120,7 @@ def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
     with open_file(folder / TABLE) as table, _open_counts(folder) as counts:
         lines = list(_whole_lines(table))
         if lines and lines[0] != header(columns):
-            raise ValueError(f"{folder / TABLE}, line 1: the header is {lines[0][:80]!r}; it must be {header(columns)!r}")
+            raise ValueError(f"{folder / TABLE}, line 1: the header must be {header(columns)!r}, got {lines[0][:80]!r}")
         for number, line in enumerate(lines[1:], start=1):
             try:
                 values = parse_row(line.decode().rstrip("\n").split("\t"), columns)
@@ -164,7 +166,7 @@ def _whole_lines(table: BinaryIO) -> Iterator[bytes]:
     while (line := table.readline(_LONGEST_ROW)).endswith(b"\n"):
         yield line
     if len(line) == _LONGEST_ROW:
-        raise ValueError(f"{table.name} has a line of more than {_LONGEST_ROW} bytes; it must be a table of rsfast")
+        raise ValueError(f"{table.name} must be a table of rsfast, got a line of more than {_LONGEST_ROW} bytes")
 
 
 def columns_of(folders: Iterable[Path]) -> tuple[str, ...]:
@@ -186,9 +188,10 @@ def identity(sidecar: Mapping[str, Any]) -> str:
     Parameters
     ----------
     sidecar : mapping
-        As it stands in the run folder: a run that is resumed keeps that of its beginning.
+        As it stands in the run folder: a run that is resumed keeps that of its beginning. The norm follows from the noise,
+        so it is left out, and sums of earlier versions hold.
     """
-    same = {name: value for name, value in sidecar.items() if name not in MAY_DIFFER_ON_RESUME | ORIGIN}
+    same = {name: value for name, value in sidecar.items() if name not in MAY_DIFFER_ON_RESUME | ORIGIN | {"norm"}}
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
 
@@ -200,8 +203,8 @@ def inputs_of(sidecar: Mapping[str, Any]) -> range | None:
     if type(start) is int and type(end) is int and type(skip) is int and 0 <= start <= end and skip >= 1:
         return range(start, end, skip)
     raise ValueError(
-        f"start, end and skip are {start!r:.80}, {end!r:.80} and {skip!r:.80}; they must be integers with 0 <= start <= end "
-        "and skip >= 1"
+        f"start, end and skip must be integers with 0 <= start <= end and skip >= 1, got {start!r:.80}, {end!r:.80} and "
+        f"{skip!r:.80}"
     )
 
 
@@ -213,14 +216,16 @@ def finished(folder: Path, columns: tuple[str, ...]) -> set[int]:
 def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the first field that differs, unless `file` is the sidecar of the same run."""
     for name, theirs, ours in differences(read_sidecar(file), json.loads(sidecar_bytes(sidecar)), MAY_DIFFER_ON_RESUME):
-        raise ValueError(f"{file} is of a run with {name} {theirs}, this one has {ours}; to resume it must be the same run")
+        raise ValueError(
+            f"{name} must be {theirs}, as in {file}, got {ours}; resume with the same settings, or name another folder"
+        )
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], may_differ: set[str]) -> Iterator[tuple[str, str, str]]:
     """Yield the name of each field in which two sidecars differ, and what it is in either."""
     for name in sorted({*first, *second} - may_differ):
         missing = name not in first or name not in second
-        if missing and name in ADDED - {"clamp"} and (name == "mode_fixed" or first.get("lipschitz") is None):
+        if missing and name in ADDED - {"clamp"} and (name in ("mode_fixed", "norm") or first.get("lipschitz") is None):
             continue
         if first.get(name) != second.get(name):
             yield name, repr(first.get(name)), repr(second.get(name))
@@ -229,7 +234,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], may_differ:
 
 
 def same_logits(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Tell whether the ``first_logits`` of two sidecars are those of one model, but for rounding.
+    """Return whether the ``first_logits`` of two sidecars are those of one model, but for rounding.
 
     They may differ by 1 % of the largest, or of the largest less the smallest where that is less: what all logits share
     decides nothing. Where that is hardly anything, they may differ by 0.1 % of the largest (1 % in bfloat16).
@@ -257,20 +262,20 @@ def same_logits(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 def parse_row(fields: list[str], columns: tuple[str, ...]) -> tuple[np.int64, np.int64, np.int64, float, bool]:
     if len(fields) != len(columns):
-        raise ValueError(f"the row has {len(fields)} fields; it must have {len(columns)}, separated by tabs")
+        raise ValueError(f"the row must have {len(columns)} fields, separated by tabs, got {len(fields)}")
     row = dict(zip(columns, fields, strict=True))
     idx, label, predict = (_integer(name, row[name]) for name in ("idx", "label", "predict"))
     try:
         radius = float(row.get("radius", 0))
     except ValueError:
-        raise ValueError(f"radius is {row['radius']!r}; it must be a number") from None
+        raise ValueError(f"radius must be a number, got {row['radius']!r}") from None
     if not 0 <= radius < math.inf:
-        raise ValueError(f"radius is {row['radius']!r}; it must be finite and at least 0")
+        raise ValueError(f"radius must be finite and at least 0, got {row['radius']!r}")
     if row["correct"] not in ("0", "1"):
-        raise ValueError(f"correct is {row['correct']!r}; it must be 0 or 1")
+        raise ValueError(f"correct must be 0 or 1, got {row['correct']!r}")
     correct = row["correct"] == "1"
     if correct and (predict != label or predict == ABSTAIN):
-        raise ValueError(f"correct is 1 but label is {label} and predict is {predict}; it must be 0")
+        raise ValueError(f"correct must be 0 where label is {label} and predict is {predict}, got 1")
     return idx, label, predict, radius, correct
 
 
@@ -278,7 +283,7 @@ def _integer(name: str, field: str) -> np.int64:
     try:
         return np.int64(int(field))
     except (ValueError, OverflowError):
-        raise ValueError(f"{name} is {field!r}; it must be a 64-bit integer") from None
+        raise ValueError(f"{name} must be a 64-bit integer, got {field!r}") from None
 
 
 def read_sidecar(file: Path) -> dict[str, Any]:
@@ -286,11 +291,11 @@ def read_sidecar(file: Path) -> dict[str, Any]:
     with open_file(file) as opened:
         text = opened.read(_LARGEST_SIDECAR + 1)
     if len(text) > _LARGEST_SIDECAR:
-        raise ValueError(f"{file} has more than {_LARGEST_SIDECAR >> 20} MiB; it must be a sidecar that rsfast wrote")
+        raise ValueError(f"{file} must be a sidecar that rsfast wrote, got more than {_LARGEST_SIDECAR >> 20} MiB")
     try:
         sidecar = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+        raise ValueError(f"{file} must be JSON, got other text: {error}") from None
     if isinstance(sidecar, dict):
         return sidecar
-    raise ValueError(f"{file} holds a {type(sidecar).__name__}; it must hold an object")
+    raise ValueError(f"{file} must hold an object, got a {type(sidecar).__name__}")

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..engine.options import CertifyOptions, options_of
 from .folder import (
     ADDED,
     MAY_DIFFER_ON_RESUME,
@@ -27,7 +28,8 @@ from .writer import new_run, refuse_a_run, tidy
 
 MAY_DIFFER_IN_A_SHARD = {
     *MAY_DIFFER_ON_RESUME,
-    *("batch_size", "device", "backend", "versions"),  # where the part was made
+    *("device", "versions"),  # where the part was made
+    *(name for name, option in options_of(CertifyOptions).items() if option.may_differ_in_a_shard),
     *ORIGIN,
 }
 """Of a sidecar: what may differ between parts that are merged, beside start and end."""
@@ -86,9 +88,9 @@ def merge(
     ([0, 2], [range(1, 2), range(3, 4)]) {'n': 100, 'start': 0, 'end': 4, 'skip': 1}
     """
     if isinstance(parts, (str, PathLike)):
-        raise TypeError(f"parts is {parts!r}; it must be a sequence of run folders")
+        raise TypeError(f"parts must be a sequence of run folders, got {parts!r}")
     if not parts:
-        raise ValueError(f"parts is {parts!r}; it must hold at least one run folder")
+        raise ValueError(f"parts must hold at least one run folder, got {parts!r}")
     out, folders = Path(out), [Path(part) for part in parts]
     tidy(out)
     refuse_a_run(out)
@@ -99,12 +101,14 @@ def merge(
     rows_of = [read_rows(folder, columns) for folder in folders]
     for row in chain.from_iterable(rows_of):
         if row.idx in rows:
-            raise ValueError(f"idx {row.idx} is in {rows[row.idx].folder} and in {row.folder}; it must be in one part, once")
+            raise ValueError(
+                f"idx {row.idx} must be in one part, once, got it in {rows[row.idx].folder} and in {row.folder}"
+            )
         if row.idx not in inputs:
-            raise ValueError(f"{row.folder / TABLE} has idx {row.idx}; it must be in {inputs}, which the sidecars tell")
+            raise ValueError(f"idx in {row.folder / TABLE} must be in {inputs}, as the sidecars say, got {row.idx}")
         rows[row.idx] = row
     if not rows:
-        raise ValueError(f"{', '.join(map(str, folders))} have no rows; there must be at least one")
+        raise ValueError(f"parts must have at least one row, got none in {', '.join(map(str, folders))}")
     if check_counts:
         for folder, theirs in zip(folders, rows_of, strict=True):
             check_rows(folder, theirs, columns)
@@ -132,17 +136,17 @@ def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}") from None
         if inputs is None:
-            raise ValueError(f"{file} lacks start, end and skip; it must be of a run of rsfast certify or predict")
+            raise ValueError(f"{file} must be of a run of rsfast certify or predict, got one without start, end and skip")
         parts.append((inputs.start, inputs.stop, file, sidecar))
     parts.sort(key=lambda part: part[:2])
     _, _, first, merged = parts[0]
     for _, _, file, sidecar in parts[1:]:
         for name, before, here in differences(merged, sidecar, MAY_DIFFER_IN_A_SHARD | {"start", "end"}):
-            raise ValueError(f"{name} is {before} in {first} and {here} in {file}; in parts of one run it must be the same")
+            raise ValueError(f"{name} must be the same in all parts, got {before} in {first} and {here} in {file}")
         if "first_logits" in merged and "first_logits" in sidecar and not same_logits(merged, sidecar):
             raise ValueError(
-                f"first_logits is {merged['first_logits']!r} in {first} and {sidecar['first_logits']!r} in {file}; "
-                "parts of one run must have the same model"
+                f"first_logits must be those of one model, got {merged['first_logits']!r} in {first} and "
+                f"{sidecar['first_logits']!r} in {file}"
             )
     values: dict[str, list[Any]] = {name: [] for name in sorted(MAY_DIFFER_IN_A_SHARD - {"first_logits"})}
     for *_, sidecar in parts:

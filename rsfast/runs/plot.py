@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsfast._files import write_whole
-from rsfast.runs.results import Results, abstention_rate, certified_accuracy, progress
+from rsfast.runs.results import Results, abstention_rate, certified_accuracy, common_norm, progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,13 +51,13 @@ def curve(results: Results) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def check_path(path: str | PathLike[str]) -> None:
     """Raise ValueError unless the suffix of a file to write is one of `SUFFIXES`, and its folder exists."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise ValueError(f"path is {str(path)!r}; its suffix must be one of {', '.join(SUFFIXES)}")
+        raise ValueError(f"path must end in one of {', '.join(SUFFIXES)}, got {str(path)!r}")
     if not Path(path).parent.is_dir():
-        raise ValueError(f"path is {str(path)!r}; its folder must exist")
+        raise ValueError(f"path must be in a folder that exists, got {str(path)!r}")
 
 
 def plot(
-    results_by_name: Mapping[str, Results], path: str | PathLike[str], *, title: str | None = None, norm: str = "l2"
+    results_by_name: Mapping[str, Results], path: str | PathLike[str], *, title: str | None = None, norm: str | None = None
 ) -> None:
     """Draw the certified accuracy of each run against radius, at its exact steps, and save the figure.
 
@@ -72,14 +72,14 @@ def plot(
     path : path-like
         File to write; its suffix, .png, .pdf or .svg, chooses the format.
     title : str, optional
-    norm : str
-        Norm in which the radii are measured, for the label of the axis.
+    norm : str, optional
+        Norm in which the radii are measured, for the label of the axis; that of the runs by default.
 
     Raises
     ------
     ValueError
-        If the suffix is another one, its folder is not there, there is no run, or a certified radius is 1e300 or more; or
-        there is something else than a regular file at path.
+        If the suffix is another one, its folder is not there, there is no run, a certified radius is 1e300 or more, two
+        runs have different norms, or `norm` is not theirs; or there is something else than a regular file at path.
     OSError
         If the file cannot be written, for want of space mostly. What was there before stays.
     ImportError
@@ -87,7 +87,11 @@ def plot(
     """
     check_path(path)
     if not results_by_name:
-        raise ValueError("results_by_name is empty; it must hold at least one run")
+        raise ValueError("results_by_name must hold at least one run, got none")
+    of_runs = common_norm(results_by_name)
+    if norm is not None and of_runs not in (None, norm):
+        raise ValueError(f"norm must be that of the runs, {of_runs!r}, got {norm!r}")
+    units = ", ".join(filter(None, (norm or of_runs, "input units")))
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import PercentFormatter
@@ -97,7 +101,7 @@ def plot(
     curves = {name: curve(run) for name, run in results_by_name.items()}
     for name, (radii, _) in curves.items():
         if radii[-1] >= _LARGEST:
-            raise ValueError(f"{name} has the radius {radii[-1]}; to be drawn, all must be below {_LARGEST}")
+            raise ValueError(f"radii must be below {_LARGEST} to be drawn, got {radii[-1]} in {name}")
     right = 1.04 * max(radii[-1] for radii, _ in curves.values()) or 1.0
 
     # A Figure of its own, not pyplot's: no global state, no window, and Agg where there is no display.
@@ -113,7 +117,7 @@ def plot(
             marker = _MARKERS[i // 10 % len(_MARKERS)]
             lines += axes.plot(radii[:1], accuracy[:1], marker, clip_on=False, **look)
     labelled = any(run.labelled for run in results_by_name.values())
-    axes.set(xlabel=f"radius ({norm}, input units)", xlim=(0, right), ylim=(0, 1))
+    axes.set(xlabel=f"radius ({units})", xlim=(0, right), ylim=(0, 1))
     axes.set_ylabel("certified accuracy" if labelled else "share certified, right or wrong")
     if title is not None:
         above = axes.set_title(title, parse_math=False)
@@ -127,7 +131,7 @@ def plot(
     _add_legend(figure, lines, [name + _what(run) for name, run in names])
     content = BytesIO()
     figure.savefig(content, format=Path(path).suffix[1:].lower())
-    write_whole(path, content.getbuffer())
+    write_whole(path, [content.getbuffer()])
 
 
 def _short(names: list[str]) -> list[str]:
@@ -146,16 +150,16 @@ def _short(names: list[str]) -> list[str]:
 
 def _what(run: Results) -> str:
     """Return what the legend says of a run beside its name."""
-    said = []
+    more = []
     if not run.has_radius:
-        said.append(f"predictions, {abstention_rate(run):.1%} abstained")
+        more.append(f"predictions, {abstention_rate(run):.1%} abstained")
     if not run.labelled:
-        said.append("no labels: right or wrong")
+        more.append("no labels: right or wrong")
     if run.stopping:
-        said.append("lower bound")
+        more.append("lower bound")
     if run.images_missing:
-        said.append(f"not finished: {progress(run)} images")
-    return f" ({', '.join(said)})" if said else ""
+        more.append(f"not finished: {progress(run)} images")
+    return f" ({', '.join(more)})" if more else ""
 
 
 def _add_legend(figure: Figure, lines: list[Line2D], labels: list[str]) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from . import results
-from .folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, read_rows, read_sidecar
+from .folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE, columns_of, read_rows, read_sidecar
 from .replay import Replay, check_rows
 from .results import Results
+from .tables import EmptyTable
 from .writer import new_run
 
 
@@ -52,9 +53,12 @@ def recertify(
     """
     run, out = Path(run), Path(out)
     sidecar = read_sidecar(run / SIDECAR)
-    if not results.read(run).has_radius:  # read, so that `out`, with the same rows and settings, can be read as well
+    if columns_of([run]) != CERTIFY_COLUMNS:
         raise ValueError(f"{run} must be a run of rsfast certify, got one of rsfast predict, whose counts prove no radius")
+    results.check_settings(run / SIDECAR, sidecar)
     rows = read_rows(run, CERTIFY_COLUMNS)
+    if not rows:
+        raise EmptyTable(f"{run / TABLE} must have a header and at least one row, got none")
     given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz}
     replay = Replay.of(run, sidecar, **{name: value for name, value in given.items() if value is not None})
     unchanged = all(replay.sidecar[name] == sidecar.get(name) for name in given)

@@ -75,13 +75,15 @@ class Replay:
         """
         file = run / SIDECAR
         if missing := [name for name in _NEEDED[CERTIFY_COLUMNS] if name not in sidecar]:
-            raise ValueError(f"{file} lacks {', '.join(missing)}; it must be of a run of rsfast certify")
+            raise ValueError(f"{file} must be of a run of rsfast certify, got one without {', '.join(missing)}")
         try:
             head, noise = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"])
             seed, n = check_seed(sidecar["seed"]), sidecar["n"]
             stopping = StoppingRule(sidecar.get("radius"), sidecar.get("rtol"))
+            if (norm := sidecar.get("norm", noise.norm)) != noise.norm:
+                raise ValueError(f"norm must be {noise.norm!r}, that of the noise, got {norm!r}")
             if type(n) is not int:
-                raise TypeError(f"n is {n!r}; it must be an int")
+                raise TypeError(f"n must be an int, got {n!r}")
             execution = Execution.from_dict(
                 {each.name: sidecar[each.name] for each in fields(Execution) if each.name in sidecar}
             )
@@ -89,14 +91,22 @@ class Replay:
             raise ValueError(f"{file} is damaged: {error}") from error
         if sidecar["stream_version"] != STREAM_VERSION:
             raise ValueError(
-                f"stream_version in {file} is {sidecar['stream_version']!r}; it must be {STREAM_VERSION}, the noise stream "
-                "of this version of rsfast"
+                f"stream_version in {file} must be {STREAM_VERSION}, got {sidecar['stream_version']!r}; read the run with a "
+                "version of rsfast that has that noise stream"
             )
         settings: dict[str, Any] = {name: sidecar.get(name) for name in ("alpha", "bound", "rule", "lipschitz")} | chosen
         spec = CertificationSpec(noise, head=head, early=bool(stopping), **settings)
         if spec.lipschitz is not None and sidecar.get("std") is not None and execution.scale is None:
-            raise ValueError(f"{file} is of a version that did not record scale; with lipschitz it must be there")
-        given = {"alpha": spec.alpha, "bound": spec.bound, "rule": spec.rule, "lipschitz": spec.lipschitz}
+            raise ValueError(
+                f"{file} must have scale, which lipschitz refers to, got the sidecar of a version that did not record it"
+            )
+        given = {
+            "alpha": spec.alpha,
+            "bound": spec.bound,
+            "rule": spec.rule,
+            "lipschitz": spec.lipschitz,
+            "norm": noise.norm,
+        }
         return cls(file, {**sidecar, **given}, of_inputs(spec, execution), stopping, seed, n, execution)
 
     def certificates(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Certificate]]:
@@ -160,11 +170,11 @@ class Replay:
             ends = np.cumsum(numbers).tolist()
             if (ends != looks[: len(ends)]) if self.stopping else (ends[-1:] != [self.n]):
                 stopping = f"radius = {self.stopping.radius} and rtol = {self.stopping.rtol}"
-                raise ValueError(f"estimation ends at {ends}, which does not go with n = {self.n}, {stopping} in {SIDECAR}")
+                raise ValueError(f"estimation must go with n = {self.n}, {stopping} in {SIDECAR}, got ends at {ends}")
         for name, values in (("n0", first.n.tolist()), ("num_classes", [first.num_classes])):
             for value in values:
                 if self.sidecar.get(name, value) != value:
-                    raise ValueError(f"{name} is {value}, and {self.sidecar[name]!r} in {SIDECAR}; it must be the same")
+                    raise ValueError(f"{name} must be {self.sidecar[name]!r}, as in {SIDECAR}, got {value}")
 
     def compare(self, row: Row, certificate: Certificate) -> None:
         """Raise ValueError unless a row has the class and the radius of a certificate, but for rounding."""
@@ -176,7 +186,7 @@ class Replay:
 
 
 def check_rows(run: Path, rows: Sequence[Row], columns: tuple[str, ...]) -> None:
-    """Compare the rows of a run folder, as `run_folder.read_rows` returns them, with what their counts give.
+    """Compare the rows of a run folder, as `folder.read_rows` returns them, with what their counts give.
 
     Where the sidecar lacks what a row follows from, as that of a run that another program wrote, this warns.
 
@@ -190,7 +200,7 @@ def check_rows(run: Path, rows: Sequence[Row], columns: tuple[str, ...]) -> None
         if "stream_version" in sidecar:  # which no other program writes
             command = "certify" if columns == CERTIFY_COLUMNS else "predict"
             raise ValueError(
-                f"{run / SIDECAR} lacks {', '.join(missing)}; it must be of a run of rsfast {command}, as {TABLE} is"
+                f"{run / SIDECAR} must be of a run of rsfast {command}, as {TABLE} is, got one without {', '.join(missing)}"
             )
         text = f"{run / SIDECAR} lacks {', '.join(missing)}; whether rows follow from their counts cannot be checked"
         warnings.warn(text, UserWarning, stacklevel=2)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from ..engine.plan import StoppingRule
+from ..noise import from_dict as noise_from_dict
 from .folder import (
     ABSTAIN,
     CERTIFY_COLUMNS,
@@ -32,7 +33,7 @@ from .folder import (
 from .tables import read_table
 
 _TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
-_SETTINGS = ("sigma", "n", "alpha")
+_SETTINGS = ("sigma", "n", "alpha", "norm")
 _N = TypeVar("_N", int, float)
 _MAX_COLUMNS = 8  # of certified accuracies, after radius 0
 _TINY = 1e-300  # a radius with no round step below it
@@ -84,8 +85,21 @@ class Results:
         """The noise's standard deviation, in the units of the input; None where the sidecar has none."""
         noise = (self.sidecar or {}).get("noise")
         if not isinstance(noise, dict | None):
-            raise TypeError(f"noise is {noise!r:.80}; it must be an object")
+            raise TypeError(f"noise must be an object, got {noise!r:.80}")
         return _number(noise, "sigma", float)
+
+    @property
+    def norm(self) -> str | None:
+        """The norm in which radii are measured; None where the sidecar has neither a norm nor a noise that rsfast knows."""
+        sidecar = self.sidecar or {}
+        try:
+            of_noise = noise_from_dict(sidecar["noise"]).norm
+        except (KeyError, TypeError, ValueError):
+            of_noise = None
+        norm = sidecar.get("norm", of_noise)
+        if not isinstance(norm, str | None) or norm != (of_noise or norm):
+            raise ValueError(f"norm must be {of_noise!r}, that of the noise, got {norm!r:.80}")
+        return norm
 
     @property
     def n(self) -> int | None:
@@ -111,7 +125,7 @@ def _number(settings: Mapping[str, Any] | None, name: str, kind: type[_N]) -> _N
         return None
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 <= value < 1 << 63:
         what = "an int" if kind is int else "a number"
-        raise ValueError(f"{name} is {value!r:.80}; it must be {what} from 0 to 2^63")
+        raise ValueError(f"{name} must be {what} from 0 to 2^63, got {value!r:.80}")
     return kind(value)
 
 
@@ -156,7 +170,9 @@ def read(path: str | PathLike[str]) -> Results:
     elif sidecar is not None:
         text = f"{file.parent} has no {COUNTS}, which holds check sums of its rows; damage may pass unnoticed"
         warnings.warn(text, UserWarning, stacklevel=2)
-    results = Results(
+    if sidecar is not None:
+        check_settings(beside, sidecar)
+    return Results(
         table.idx[:rows],
         table.label[:rows],
         table.predict[:rows],
@@ -166,11 +182,35 @@ def read(path: str | PathLike[str]) -> Results:
         table.has_radius,
         table.seconds,
     )
+
+
+def check_settings(file: Path, sidecar: dict[str, Any]) -> None:
+    """Raise ValueError, naming the file, if what `Results` reads from its sidecar is damaged."""
+    none = np.empty(0, dtype=np.int64)
+    run = Results(none, none, none, none.astype(np.float64), none.astype(np.bool_), sidecar)
     try:
-        _ = float(results.stopping.radius or 0), results.sigma, results.n, results.alpha, results.images_missing
+        _ = float(run.stopping.radius or 0), run.sigma, run.norm, run.n, run.alpha, run.images_missing
     except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{beside} is damaged: {error}") from None
-    return results
+        raise ValueError(f"{file} is damaged: {error!s:.250}") from None
+
+
+def common_norm(results_by_name: Mapping[str, Results]) -> str | None:
+    """Return the norm of all radii, None if no run says; predictions have no radius.
+
+    Raises
+    ------
+    ValueError
+        If two runs have different norms, whose radii cannot be compared.
+    """
+    found: str | None = None
+    first = ""
+    for name, run in results_by_name.items():
+        norm = run.norm if run.has_radius else None
+        if found is not None and norm not in (None, found):
+            raise ValueError(f"runs must have one norm, got {found} in {first} and {norm} in {name}; compare them apart")
+        if found is None and norm is not None:
+            found, first = norm, name
+    return found
 
 
 def certified_accuracy(results: Results, radii: ArrayLike) -> NDArray[np.float64]:
@@ -204,7 +244,7 @@ def certified_accuracy(results: Results, radii: ArrayLike) -> NDArray[np.float64
     """
     at = np.asarray(radii, dtype=np.float64)
     if not ((at >= 0) & (at < np.inf)).all():
-        raise ValueError(f"radii is {radii!r}; each must be a number of at least 0, and finite")
+        raise ValueError(f"radii must be finite and at least 0, got {radii!r}")
     certified = np.sort(results.radius[results.certified])
     return np.asarray((certified.size - np.searchsorted(certified, at, side="left")) / results.radius.size)
 
@@ -317,13 +357,14 @@ def round_radii(results_by_name: Mapping[str, Results]) -> list[float]:
 
 
 def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format: str = "text") -> str:
-    """Return one row per run: images, sigma, n, alpha, average certified radius, share abstained, accuracy at each radius.
+    """Return one row per run: images, sigma, n, alpha, norm, ACR, share abstained, accuracy at each radius.
 
-    Where predictions are among the runs there is a column of accuracies, and where there is nothing else none of radii.
+    ACR is the average certified radius. Where predictions are among the runs there is a column of accuracies, and where
+    there is nothing else none of radii.
     Shares are percentages with one decimal, and csv holds the unrounded fractions. They are rounded to nearest, unlike a
     radius: the table estimates accuracy from a test set and certifies nothing. Runs that have `notes` are marked with an
     asterisk, and the notes follow the table; of a run that is not finished, images is "120 of 500". But csv has neither.
-    Of sigma, n and alpha, what no run has recorded is left out; in csv it is an empty column.
+    Of sigma, n, alpha and norm, what no run has recorded is left out; in csv it is an empty column.
 
     Parameters
     ----------
@@ -341,12 +382,14 @@ def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format
     Raises
     ------
     ValueError
-        If format is none of these, there is no run, or a radius is negative, infinite or NaN.
+        If format is none of these, there is no run, two runs have different norms, or a radius is negative, infinite or
+        NaN.
     """
     if format not in ("csv", *_TABLE_FORMATS):
-        raise ValueError(f"format is {format!r}; it must be one of {', '.join(_TABLE_FORMATS)}, csv")
+        raise ValueError(f"format must be one of {', '.join(_TABLE_FORMATS)}, csv, got {format!r}")
     if not results_by_name:
-        raise ValueError("results_by_name is empty; it must hold at least one run")
+        raise ValueError("results_by_name must hold at least one run, got none")
+    common_norm(results_by_name)
     rows = [_row(name, run, radii) for name, run in results_by_name.items()]
     always = {"run", "images", "accuracy", "abstained", *(_SETTINGS if format == "csv" else ())}
     header = [name for name in rows[0] if name in always or any(row[name] is not None for row in rows)]
@@ -381,6 +424,7 @@ def _row(name: str, run: Results, radii: Sequence[float]) -> dict[str, Any]:
         "run": name,
         "images": len(run.idx),
         **{setting: getattr(run, setting) for setting in _SETTINGS},
+        "norm": run.norm if run.has_radius else None,
         "accuracy": clean_accuracy(run) if run.labelled else None,
         "ACR": average_certified_radius(run) if run.has_radius else None,
         "abstained": abstention_rate(run),

@@ -68,7 +68,7 @@ def read_table(file: Path, *, ours: bool = False) -> Columns:
         If it has no rows.
     ValueError
         If it is no regular file, or malformed, naming the line: a column that is missing or there twice, a row with more or
-        fewer fields, a field that is not a number, a radius that is negative, infinite or NaN, a row said to be correct
+        fewer fields, a field that is not a number, a radius that is negative, infinite or NaN, a row marked correct
         whose label was not predicted.
 
     Warns
@@ -81,7 +81,7 @@ def read_table(file: Path, *, ours: bool = False) -> Columns:
         lines = _lines(file, text)
         _, line = next(lines, (1, ""))
         if not line or (ours and not line.endswith("\n")):
-            raise EmptyTable(f"{file} has no header and no rows; it must have both")
+            raise EmptyTable(f"{file} must have a header and rows, got neither")
         try:
             header = _header(line)
         except ValueError as error:
@@ -99,7 +99,7 @@ def read_table(file: Path, *, ours: bool = False) -> Columns:
             else:
                 rows.append(row)
     if not rows:
-        raise EmptyTable(f"{file} has a header and no rows; it must have at least one")
+        raise EmptyTable(f"{file} must have at least one row, got a header only")
     *columns, times = zip(*rows, strict=True)
     idx, label, predict, radius, correct = map(np.array, columns)
     seconds = math.fsum(times) if all(map(math.isfinite, times)) else None
@@ -149,7 +149,7 @@ def _fields(line: str) -> list[str]:
 def _row(header: list[str], line: str) -> _Row:
     fields = _fields(line)
     if len(fields) != len(header):
-        raise ValueError(f"the row has {len(fields)} fields; it must have {len(header)}, separated by tabs")
+        raise ValueError(f"the row must have {len(header)} fields, separated by tabs, got {len(fields)}")
     row = {"idx": "-1", "time": "", **dict(zip(header, fields, strict=True))}
     columns = CERTIFY_COLUMNS if "radius" in row else PREDICT_COLUMNS
     plain = [row[name] if name == "time" else _plain(name, row[name]) for name in columns]
@@ -159,7 +159,7 @@ def _row(header: list[str], line: str) -> _Row:
 def _plain(name: str, field: str) -> str:
     """Return a field as rsfast writes it: 3 for 3.0, 1 for True. What is no number stays as it is, to be refused."""
     if "_" in field or not field.isascii():  # 1_000 is a number to Python
-        raise ValueError(f"{name} is {field[:80]!r}; it must be a number")
+        raise ValueError(f"{name} must be a number, got {field[:80]!r}")
     text = field.strip()
     if name == "radius":
         return text

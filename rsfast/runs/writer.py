@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from .._files import lock, write_whole, writing
 from ..engine.plan import StoppingRule
 from .check_sums import parse_json, seal
 from .folder import (
@@ -77,7 +77,7 @@ def format_radius(radius: float, asked: float | None = None) -> str:
     True
     """
     if not 0 <= radius < math.inf:
-        raise ValueError(f"radius is {radius!r}; it must be finite and at least 0")
+        raise ValueError(f"radius must be finite and at least 0, got {radius!r}")
     if radius == 0:
         return "0.0"
     exact = Decimal(float(radius))
@@ -88,7 +88,7 @@ def format_radius(radius: float, asked: float | None = None) -> str:
 
 def _open(file: Path) -> FileIO:
     if file.exists() and not stat.S_ISREG(file.stat().st_mode):
-        raise ValueError(f"{file} must be a regular file; move it away, or name another folder")
+        raise ValueError(f"{file} must be a regular file, got something else; move it away, or name another folder")
     # Unbuffered: what a full disk refused is not written later, when the file is closed.
     return open(file, "ab", buffering=0)
 
@@ -98,31 +98,12 @@ def _write(file: FileIO, data: bytes) -> None:
         data = data[file.write(data) :]
 
 
-def _lock(file: FileIO, folder: Path) -> None:
-    """Keep other processes from writing this run, until the file is closed or this process ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(f"{folder} is being written by another process; wait for it, or name another folder") from None
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from writing a run folder; raise BlockingIOError if one does already."""
     with _open(folder / TABLE) as table:
-        _lock(table, folder)
+        lock(table, folder)
         yield
-
-
-@contextmanager
-def writing(folder: Path, then: str) -> Iterator[None]:
-    """Add the folder to an OSError of the system (mostly a full disk), and what there is to do then."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # raised here, and says all
-            raise
-        raise OSError(error.errno, f"{os.strerror(error.errno)} in writing {folder}; {then}") from error
 
 
 def refuse_a_run(folder: Path) -> None:
@@ -131,7 +112,10 @@ def refuse_a_run(folder: Path) -> None:
         file = folder / name
         # An empty table is what is left where not even the sidecar could be written.
         if file.exists() and not (name == TABLE and file.stat().st_size == 0):
-            raise FileExistsError(f"{file} exists; name another folder, or move that run away first")
+            raise FileExistsError(
+                f"{folder} must be a folder without a run, got one with {name}; name another folder, or move that "
+                "run away first"
+            )
 
 
 class RunWriter:
@@ -154,7 +138,7 @@ class RunWriter:
     done : set of int
         The inputs that have their rows.
     identity : str
-        What tells this run from others: `run_folder.identity` of its sidecar.
+        What tells this run from others: `folder.identity` of its sidecar.
 
     Raises
     ------
@@ -195,16 +179,19 @@ class RunWriter:
         if not (resume and (folder / SIDECAR).exists()):
             refuse_a_run(folder)
         elif not (folder / TABLE).exists():  # it is made first, so this was no kill
-            raise FileNotFoundError(f"{folder} is damaged: it holds {SIDECAR} and no {TABLE}; move that run away first")
+            raise FileNotFoundError(
+                f"{folder} is damaged: it must hold {TABLE}, got {SIDECAR} only; move that run away first"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as files:
             self._table = files.enter_context(_open(folder / TABLE))
-            _lock(self._table, folder)
+            lock(self._table, folder)
             if resume and (folder / SIDECAR).exists():
                 check_same_run(folder / SIDECAR, sidecar)
             else:
                 refuse_a_run(folder)  # again, as another process may have come first
-                self._write_sidecar(text)
+                with writing(folder, _RESUME):
+                    write_whole(folder / SIDECAR, [text], scratch=_NEW_SIDECAR)
             self.identity = identity(read_sidecar(folder / SIDECAR))
             rows = read_rows(folder, columns)
             self._sealed = not rows or rows[0].sealed
@@ -216,18 +203,6 @@ class RunWriter:
                     _write(self._table, header(columns))
             self.done = {row.idx for row in rows}
             self._files = files.pop_all()
-
-    def _write_sidecar(self, text: bytes) -> None:
-        # Under another name first: killed or without space, it leaves no half of a sidecar.
-        new = self._folder / _NEW_SIDECAR
-        with writing(self._folder, _RESUME):
-            try:
-                new.unlink(missing_ok=True)  # a FIFO, say, which would keep this waiting
-                new.write_bytes(text)
-                new.replace(self._folder / SIDECAR)
-            except OSError:
-                new.unlink(missing_ok=True)
-                raise
 
     def __enter__(self) -> RunWriter:
         return self
@@ -251,7 +226,7 @@ class RunWriter:
         label : int or None
             True class; None where unknown, written as -1 and never correct.
         certificate : Certified or int
-            Anything with a ``prediction`` (-1 to abstain) and a ``radius``, or, with `PREDICT_COLUMNS`, the class alone.
+            Anything with a ``prediction`` (-1 to abstain) and a ``radius``, or, with `PREDICT_COLUMNS`, only the class.
         seconds : float
             Time spent on this input.
         counts : mapping
@@ -260,7 +235,7 @@ class RunWriter:
         Raises
         ------
         TypeError
-            If certificate is a class alone and the table has a radius column.
+            If certificate is only a class and the table has a radius column.
         ValueError
             If the radius is negative, infinite or NaN. Nothing has been written then.
         OSError
@@ -276,7 +251,7 @@ class RunWriter:
         }
         if "radius" in self._columns:
             if isinstance(certificate, int):
-                raise TypeError(f"certificate is {certificate!r}; for a table with a radius it must have a radius")
+                raise TypeError(f"certificate must have a radius, for a table with one, got {certificate!r}")
             row["radius"] = format_radius(certificate.radius, self._asked)
         self._append(int(idx), ("\t".join(str(row[column]) for column in self._columns) + "\n").encode(), counts)
 
@@ -354,7 +329,7 @@ def tidy(out: Path) -> None:
 
 
 def _is_scratch(folder: Path, out: Path) -> bool:
-    """Tell whether a `new_run` made a folder in `out`: it, or `out` after the first move, has the sidecar of its name."""
+    """Return whether a `new_run` made a folder in `out`: it, or `out` after the first move, has the sidecar of its name."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     for file in (folder / SIDECAR, out / SIDECAR):

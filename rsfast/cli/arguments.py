@@ -1,0 +1,76 @@
+"""What the commands' parsers share: the form of errors, the types of arguments, and options made from their declaration."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+from ..engine.options import Option
+from ..heads import HEADS, Head
+
+_HEADS: dict[str, Callable[..., Head]] = {head.option.partition(":")[0]: head for head in HEADS.values()}
+HEAD_OPTIONS = " or".join(", ".join(head.option for head in HEADS.values()).rsplit(",", 1))
+Commands = Any  # argparse's type has no public name
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for an error, where argparse prints the usage too: a screenful for `certify`."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {textwrap.shorten(message, 600)}\n")
+
+
+def add_command(commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
+    """Add a command and return its parser; `run` returns the exit status."""
+    parser: Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def add_options(parser: Any, options: Mapping[str, Option]) -> None:
+    """Add options as they are declared; those without flags are left out."""
+    for name, option in options.items():
+        if not (flags := option.flags_of(name)):
+            continue
+        how: dict[str, Any] = {"action": "store_true"}
+        if option.parse is not None:
+            how = {"type": option.parse, "default": option.default}
+            how |= {key: value for key in ("nargs", "choices", "metavar") if (value := getattr(option, key)) is not None}
+        parser.add_argument(*flags, dest=name, help=option.help, **how)
+
+
+def options_in(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return the options of these names that a command has."""
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def folder(text: str) -> str:
+    if not text:  # an unset variable of the shell, mostly, and not meant to be the working directory
+        raise argparse.ArgumentTypeError("must be the name of a folder, got ''")
+    return text
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return int(text)
+
+
+def head(text: str) -> Head:
+    name, *parameters = text.split(":")
+    try:
+        return _HEADS[name](*map(float, parameters))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f" ({error})" if isinstance(error, ValueError) else ""
+        raise argparse.ArgumentTypeError(f"must be {HEAD_OPTIONS}, got {text!r}{what}") from error
+
+
+def add_out(parser: Parser) -> None:
+    parser.add_argument("--out", type=folder, required=True, metavar="FOLDER", help="run folder to write")
+
+
+def warn(args: argparse.Namespace, text: str) -> None:
+    print(f"{args.parser.prog}: warning: {text}", file=sys.stderr)

@@ -1,0 +1,115 @@
+"""What `certify` and `predict` share: their options, and the `Run` that these make."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..engine.options import SamplingOptions, options_of
+from ..noise import Gaussian
+from .arguments import Parser, add_options, add_out, options_in, positive
+
+if TYPE_CHECKING:
+    from ..runs.results import Results
+    from ..runs.run import Run
+
+_HELP: dict[str, Any] = {"metavar": "M", "nargs": "+", "type": float}
+
+
+def add_run_options(parser: Parser) -> None:
+    """Add what names the model, the data and the folder, and the options of `rsfast.Run`."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODULE:FACTORY", help="function without arguments that returns the model")
+    add(
+        "--weights",
+        metavar="FILE",
+        help="state_dict for the model: .safetensors, or what torch.load(weights_only=True) reads",
+    )
+    add("--data", required=True, metavar="FILE.npz", help="arrays images, float32 [N, ...], and optionally labels, int [N]")
+    add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
+    add("--sigma", required=True, type=float, help="standard deviation of the noise, in the units of images")
+    add_out(parser)
+    add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
+    add("--std", help="noisy images are fed to the model as (image - mean) / std", **_HELP | {"metavar": "S"})
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, if there is one; where torchrun starts a job again, it does so by itself",
+    )
+    add("--start", type=int, default=0, metavar="I", help="first image (default: %(default)s)")
+    add("--end", "--max", type=int, metavar="I", help="image to stop before (default: the number of images)")
+    add("--skip", type=positive, default=1, metavar="K", help="take only images 0, K, 2K, ... (default: %(default)s)")
+    add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
+    add(
+        "--log-json",
+        metavar="FILE",
+        help="append events as JSON lines, the figures of the progress bar with them, or - for stderr; "
+        "of several processes each appends to its own file, log.0.jsonl for log.jsonl",
+    )
+    add(
+        "--profile",
+        action="store_true",
+        help="write a torch.profiler trace of some batches to trace.json in the run folder (of the first process)",
+    )
+    add_options(parser, options_of(SamplingOptions))
+
+
+def make_run(args: argparse.Namespace, noise: Gaussian) -> Run:
+    """Load what the options name, and return the run."""
+    from ..runs.environment import Environment
+    from ..runs.run import Run
+    from .loading import file_sha256, load_data, load_model
+    from .processes import join, restarts
+
+    device, shard = join(args.device, args.shard)
+    images, labels = load_data(args.data, args.num_classes)
+    model = load_model(args.model, args.weights, device)
+    about = {
+        "command": args.command_line,
+        "model": args.model,
+        "weights": args.weights,
+        "weights_sha256": args.weights and file_sha256(args.weights),
+        "data": args.data,
+        "data_sha256": file_sha256(args.data),
+    }
+    names = ("num_classes", "start", "end", "skip", "mean", "std", "log_json", "profile")
+    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"shard": shard}
+
+    def say(text: str) -> None:
+        print(f"{args.parser.prog}: {text}", file=sys.stderr)
+
+    return Run(
+        model,
+        images,
+        noise,
+        args.out,
+        labels=labels,
+        resume=args.resume or restarts() > 0,
+        device=device,
+        about=about,
+        environment=replace(args.environment or Environment(), say=say),
+        **options,
+    )
+
+
+class Counts:
+    """Images and samples of a command, over all processes, and the time that rows took."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._began = run, time.perf_counter()
+        self.images = self.samples = 0
+
+    def add_up(self) -> None:
+        """Add the counts of the other processes."""
+        if self._run.ranks.by_inputs:
+            each = self._run.ranks.gather((self.images, self.samples))
+            self.images, self.samples = map(sum, zip(*each, strict=True))
+
+    def seconds(self, found: Results) -> float:
+        """Return the seconds since the start, in which `images` rows were written; of a resumed run, those of all rows."""
+        if self.images == len(found.idx) or found.seconds is None:
+            return time.perf_counter() - self._began
+        return found.seconds / (self._run.ranks.world if self._run.ranks.by_inputs else 1)  # which ran at once

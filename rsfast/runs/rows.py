@@ -1,0 +1,177 @@
+"""The sampling of a run: images through a plan, to rows on disk; meanwhile checkpoints, events and signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..engine.plan import SamplingPlan
+from ..engine.ranks import ControlSignal, Ranks
+from ..engine.sampler import Outcome, Sampler
+from ..engine.sampling import Sampling
+from ..engine.timing import Profile
+from ..ops.tally import Tally
+from ..stats.certificate import Certificate
+from . import checkpoint
+from .environment import Environment
+from .events import Log
+from .signals import Stopped, StopSignals
+from .writer import RunWriter
+
+_WORK, _SAVE = 0, 1  # what is to be done after a batch, or the number of a signal; of several ranks' wishes the largest
+
+
+class _Counted:
+    """A plan that also returns what counts.jsonl keeps of each input."""
+
+    def __init__(self, plan: SamplingPlan) -> None:
+        self.plan, self.heads, self.stages = plan, plan.heads, plan.stages
+        self.early, self.tracks, self.lipschitz = plan.early, plan.tracks, plan.lipschitz
+
+    def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
+        """Return the certificate or the class of each input and its counts, or None."""
+        found: list[Any] = []
+        for place, outcome in enumerate(self.plan.evaluate(selection, ranges, input_ids)):
+            if outcome is None:
+                found.append(None)
+                continue
+            estimation = [tally.integers(place) for tally in ranges]
+            counts: dict[str, Any] = {"selection": selection.integers(place)} if self.stages[0][1] else {}
+            counts["estimation"] = estimation[0] if len(estimation) == 1 else estimation
+            found.append((outcome[0] if isinstance(outcome, list) else outcome, counts))
+        return found
+
+
+class RowSampler:
+    """Take images through a plan, write their rows, and save those that are not finished.
+
+    Parameters
+    ----------
+    plan : SamplingPlan
+    sampling : callable
+        Returns the `Sampling` of these images.
+    folder : Path
+        The run folder that this process writes.
+    writer : RunWriter or None
+        None where another process writes the rows.
+    labels : sequence of int or None
+    ranks, log, environment
+        As in `Run`.
+    trace : Path or None
+        Where to write a torch.profiler trace, if at all.
+    """
+
+    def __init__(
+        self,
+        plan: SamplingPlan,
+        sampling: Callable[[Sequence[int]], Sampling],
+        folder: Path,
+        writer: RunWriter | None,
+        labels: Sequence[int] | None,
+        ranks: Ranks,
+        log: Log,
+        environment: Environment,
+        trace: Path | None,
+    ) -> None:
+        self._plan, self._sampling, self._folder, self._writer = _Counted(plan), sampling, folder, writer
+        self._labels, self._ranks, self._log, self._environment, self._trace = labels, ranks, log, environment, trace
+        self._signals = StopSignals(lambda number: self._stop(number, ""), ignore_second=ranks.world > 1)
+        self._wishes = ControlSignal(ranks)
+        self._held: dict[int, dict[str, Any]] = {}
+        self._next_save = 0.0
+
+    def rows(self, images: Sequence[int], saved: Mapping[int, dict[str, Any]]) -> Iterator[tuple[int, Any]]:
+        """Write the row of each image and yield its idx and its certificate or class; go on from what was saved."""
+        self._held = {index: each for index, each in saved.items() if "outcome" in each}
+        begun = {index: each for index, each in saved.items() if "outcome" not in each}
+        outcomes = self._outcomes([index for index in images if index not in self._held], begun)
+        clock = self._environment.clock
+        began = clock()
+        for index in images:
+            if index in self._held:
+                outcome, counts = _outcome(self._held[index]["outcome"]), self._held[index]["counts"]
+            else:
+                outcome, counts = next(outcomes).result
+            ended = clock()
+            if self._writer is not None:
+                label = None if self._labels is None else self._labels[index]
+                self._writer.write(index, label, outcome, ended - began, counts)
+            self._log.image(outcome if isinstance(outcome, int) else outcome.prediction)
+            self._held.pop(index, None)
+            began = ended
+            yield index, outcome
+        next(outcomes, None)  # there is none, but what it had opened is closed
+
+    def _outcomes(self, fresh: list[int], begun: Mapping[int, Mapping[str, Any]]) -> Iterator[Outcome]:
+        """Sample these images; after each batch save, log and obey signals."""
+        if not fresh:
+            return
+        total = len(fresh) * sum(len(stage) for _, stage in self._plan.stages)
+        drawn = sum(each["asked"] for each in begun.values())
+        # One bar is enough, and none among events. None shows it where stderr is a terminal.
+        quiet = True if self._log.to_stderr or self._ranks.rank else None
+        with ExitStack() as stack:
+            stack.enter_context(self._signals.noted())
+            bar = stack.enter_context(
+                self._environment.bar(total=total, initial=drawn, unit="sample", unit_scale=True, disable=quiet)
+            )
+            sampling = self._sampling(fresh)
+            stack.enter_context(sampling.inputs)
+            sampler = sampling.sampler(self._plan, bar, pad=True, saved=begun)
+            stack.enter_context(self._log.watching(bar, sampler.batches))
+            profile = stack.enter_context(Profile(self._trace, self._environment.say)) if self._trace else None
+
+            def after_batch() -> None:
+                self._log.batch()
+                if profile is not None:
+                    profile()
+                self._after(sampler)
+
+            sampler.after_batch = after_batch
+            try:
+                yield from sampler
+            except Exception as error:
+                if self._writer is not None and not isinstance(error, OSError):  # whose own text says it
+                    rows = len(self._writer.done)
+                    self._environment.say(f"rows in {self._folder}: {rows}; --resume goes on from the last checkpoint")
+                raise
+
+    def _after(self, sampler: Sampler) -> None:
+        """After a batch: save what is not finished if that is due or a signal arrived, which then ends the run."""
+        clock = self._environment.clock
+        began = clock()
+        due = self._writer is not None and began > self._next_save
+        wish = self._wishes(self._signals.number or (_SAVE if due else _WORK))
+        if wish == _WORK:
+            return
+        if self._next_save or wish != _SAVE:  # after the first batch there is nothing worth saving yet
+            unfinished = sampler.unfinished()
+            if self._writer is not None:
+                lines = chain(unfinished, self._held.values(), map(_line, sampler.held()))
+                checkpoint.save(self._folder, self._writer.identity, lines)
+                self._log.event("checkpoint", unfinished=len(sampler.scheduler.active))
+        now = clock()
+        every, share = self._environment.checkpoint_every, self._environment.checkpoint_share
+        self._next_save = now + max(every, share * (now - began))
+        if wish != _SAVE:
+            self._stop(wish, "samples of other images are saved; ")
+
+    def _stop(self, number: int, saved: str) -> NoReturn:
+        kept = ""
+        if self._writer is not None:
+            kept = f"; rows in {self._folder}: {len(self._writer.done)}; {saved}--resume goes on"
+        raise Stopped(number, kept)
+
+
+def _line(each: Outcome) -> dict[str, Any]:
+    """Return what is saved of an image that is decided and has no row yet, as those before it have none."""
+    outcome, counts = each.result
+    value = outcome if isinstance(outcome, int) else outcome.to_dict()
+    return {"idx": each.input_id, "outcome": value, "counts": counts}
+
+
+def _outcome(value: Any) -> Certificate | int:
+    return value if isinstance(value, int) else Certificate.from_dict(value)

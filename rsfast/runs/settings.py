@@ -1,0 +1,101 @@
+"""Arguments of a run, checked, before any work is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from .._check import as_int
+from ..engine.options import CertifyOptions, ProofOptions, SamplingOptions, StoppingOptions, checked, options_of, part
+from ..engine.plan import StoppingRule
+from ..heads import Head
+from ..noise import Gaussian
+from ..stats.rules import CertificationSpec
+
+_FIRST = ("n0", "n", "alpha", "head", "bound", "rule")  # the order in a sidecar; further options follow
+
+
+class Settings(NamedTuple):
+    """How a run certifies, and what its sidecar says of that."""
+
+    spec: CertificationSpec
+    stopping: StoppingRule
+    n0: int
+    n: int
+    recorded: dict[str, Any]
+
+
+def certification(noise: Gaussian, head: Head, options: Mapping[str, Any]) -> Settings:
+    """Return how to certify, from the options of `certify` that say how to prove and when to stop.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is not valid, or bound, rule and head do not go together.
+    """
+    if wrong := options.keys() & SamplingOptions.__annotations__.keys():
+        raise TypeError(f"keyword arguments must be of the certification, got {', '.join(wrong)}; give those to Run")
+    values = checked(CertifyOptions, options)
+    stopping = StoppingRule(**part(StoppingOptions, values))
+    proof = {name: value for name, value in part(ProofOptions, values).items() if name not in ("n0", "n")}
+    spec = CertificationSpec(noise, head=head, early=bool(stopping), **proof)  # type: ignore[arg-type]
+    used = {**values, "head": head.to_dict(), "bound": spec.bound, "rule": spec.rule}
+    of_proof = (name for name, option in options_of(CertifyOptions).items() if option.recorded)
+    names = [*_FIRST, *(name for name in of_proof if name not in SamplingOptions.__annotations__)]
+    return Settings(spec, stopping, values["n0"], values["n"], {name: used[name] for name in names})
+
+
+def check_images(images: object) -> torch.Tensor:
+    if not isinstance(images, torch.Tensor):
+        raise TypeError(f"images must be a tensor, float32 [N, ...], got a {type(images).__name__}")
+    if images.dtype != torch.float32:
+        raise TypeError(f"images must be float32, got {images.dtype}")
+    if images.ndim < 2 or not images.numel():
+        raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
+    return images
+
+
+def check_labels(labels: Sequence[int] | torch.Tensor | None, count: int, num_classes: int) -> list[int] | None:
+    if labels is None:
+        return None
+    found = [as_int("labels", each) for each in (labels.tolist() if isinstance(labels, torch.Tensor) else labels)]
+    if len(found) != count:
+        raise ValueError(f"labels must be one an image, {count} in all, got {len(found)}")
+    if not 0 <= min(found) <= max(found) < num_classes:
+        raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {min(found)} to {max(found)}")
+    return found
+
+
+def indices_of(start: int, end: int | None, skip: int, count: int) -> range:
+    """Return the multiples of skip from start to before end, so that shards take what one run takes."""
+    stop = count if end is None else end
+    if not 0 <= start < stop <= count:
+        raise ValueError(f"start and end must be 0 <= start < end <= {count}, the number of images, got {start} and {stop}")
+    indices = range(start + -start % skip, stop, skip) if skip > 0 else range(0)
+    if not indices:
+        raise ValueError(f"skip must be positive and have a multiple from start {start} to before end {stop}, got {skip}")
+    return indices
+
+
+def normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> dict[str, list[float]]:
+    """Return (y - mean) / std as the scale and shift of `ops.perturb`."""
+    if mean is None and std is None:
+        return {}
+    if mean is None or std is None:
+        raise ValueError(f"mean and std must be given together, got {mean} and {std}; give 0 for no mean, 1 for no std")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise ValueError(f"{name} must have 1 or {channels} numbers, one a channel, got {len(values)}")
+    if not all(0 < s < math.inf for s in std):
+        raise ValueError(f"std must be positive and finite, got {std}")
+    means, stds = (list(values) * (channels // len(values)) for values in (mean, std))
+    return {"scale": [1 / s for s in stds], "shift": [-m / s for m, s in zip(means, stds, strict=True)]}
+
+
+def device_of(model: object, images: torch.Tensor) -> torch.device:
+    """Return where a module's first parameter is; of another model, where the images are."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    return next(parameters, images).device

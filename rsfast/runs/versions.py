@@ -1,0 +1,22 @@
+"""The versions that a result may depend on."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import scipy
+import torch
+
+from .. import __version__
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of rsfast, Python and the libraries that compute, by name."""
+    return {
+        "rsfast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
