@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import bounds, heads, noise, sequences
+from ._versions import __version__ as __version__
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian, Laplace
 from .noise.provenance import Provenance
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from .lipschitz import lipschitz_bound
     from .ops.tally import Tally
     from .runs.run import Run
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ABSTAIN",

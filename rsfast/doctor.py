@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from . import ops
+from ._versions import versions
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian, Laplace, Noise, philox
 from .ops import arithmetic
 from .ops.tally import Tally
-from .runs.versions import versions
 
 # (counter, key, words): the three Philox4x32-10 vectors of Random123's kat_vectors, and a counter as rsfast forms it.
 PHILOX = (

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from .. import __version__
+from .._versions import __version__
 from ..runs.signals import Stopped
 from . import analyze, certify, demo, doctor, merge, plot, predict, recertify
 from .arguments import Parser, warn

@@ -25,8 +25,8 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from .._versions import versions
     from ..runs.recertify import recertify
-    from ..runs.versions import versions
 
     began = time.perf_counter()
     about = {"command": args.command_line, "versions": versions()}

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .. import ops
+from .._versions import versions
 from ..api import warn_of_radius
 from ..engine.forward import Model
 from ..engine.options import CertifyOptions, SamplingOptions, checked, options_of, refuse_unknown
@@ -35,7 +36,6 @@ from .model import name_of, state_dict_sha256, tensor_bytes, try_model
 from .results import Results
 from .rows import RowSampler
 from .settings import certification, check_images, check_labels, device_of, indices_of, normalisation
-from .versions import versions
 from .writer import RunWriter
 
 _TRACE = "trace.json"  # in the run folder

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import platform
 
-import numpy as np
-import scipy
-import torch
-
-from .. import __version__
+__version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
     """Return the versions of rsfast, Python and the libraries that compute, by name."""
+    import numpy as np
+    import scipy
+    import torch
+
     return {
         "rsfast": __version__,
         "python": platform.python_version(),
