@@ -17,11 +17,9 @@ from ._versions import __version__ as __version__
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import STREAM_VERSION, Gaussian, Laplace
 from .noise.provenance import Provenance
-from .stats.certificate import ABSTAIN, Certificate
-from .stats.execution import Execution
-from .stats.prediction import predictions
-from .stats.proof import certificates
-from .stats.scores import leading_classes
+from .stats.certificate import ABSTAIN, Certificate, Execution
+from .stats.estimates import leading_classes
+from .stats.proof import certificates, predictions
 
 if TYPE_CHECKING:
     from . import nn, ops

@@ -33,7 +33,7 @@ from .noise import Noise
 from .ops.tally import Tally
 from .stats.certificate import Certificate
 from .stats.common import check_alpha
-from .stats.prediction import smallest_predictable_n
+from .stats.proof import smallest_predictable_n
 from .stats.rules import CertificationSpec
 
 _VOTES = Votes()

@@ -3,12 +3,16 @@
 An alpha must be a normal float, at least 2.3e-308. The alpha of a certificate is divided and must be at least 1e-300.
 """
 
-from .stats.bounds.clopper_pearson import clopper_pearson_lower, clopper_pearson_upper
+from .stats.bounds.clopper_pearson import (
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    randomized_clopper_pearson_lower,
+    randomized_clopper_pearson_upper,
+)
 from .stats.bounds.empirical_bernstein import empirical_bernstein_lower, empirical_bernstein_upper
 from .stats.bounds.hoeffding import hoeffding_lower, hoeffding_upper
-from .stats.bounds.randomized import randomized_clopper_pearson_lower, randomized_clopper_pearson_upper
 from .stats.common import MAX_TRIALS, SMALLEST_ALPHA, check_alpha, check_share, largest_safe, mirrored
-from .stats.moments import moments
+from .stats.estimates import moments
 
 __all__ = [
     "MAX_TRIALS",

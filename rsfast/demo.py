@@ -30,10 +30,10 @@ from .runs.folder import SIDECAR, read_sidecar
 from .runs.plot import plot
 from .runs.writer import RunWriter, refuse_a_run, remove_run
 from .stats.certificate import ABSTAIN, Certificate
+from .stats.common import range_ends
+from .stats.estimates import leading_classes
 from .stats.proof import certificates
 from .stats.registry import BOUNDS
-from .stats.schedule import range_ends
-from .stats.scores import leading_classes
 
 SIGMA, N0, N, ALPHA = 0.25, 100, 10_000, 0.001
 DECIDED, CAP = 0.5, 100_000

@@ -3,14 +3,15 @@
 from .heads.bins import BINS, bin_edges, bin_of
 from .stats.bounds.beta_binomial import beta_binomial_sequence_lower, beta_binomial_sequence_upper
 from .stats.bounds.betting import (
+    MAX_RANGES,
+    Prior,
     betting_lower,
     betting_sequence_lower,
     betting_sequence_upper,
     betting_upper,
     typical_betting_lower,
 )
-from .stats.capital import MAX_RANGES, Prior
-from .stats.schedule import analysis_ends, range_ends
+from .stats.common import analysis_ends, range_ends
 
 __all__ = [
     "BINS",

@@ -12,7 +12,7 @@ import torch
 
 from rsfast.engine.sampling import Sampling
 from rsfast.ops import _cpu
-from rsfast.stats.scores import leading_classes
+from rsfast.stats.estimates import leading_classes
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

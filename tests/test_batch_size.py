@@ -6,7 +6,7 @@ from torch import nn
 
 from rsfast.engine import batch_size
 from rsfast.engine.batch_size import automatic, fastest, fixed
-from rsfast.stats.execution import Execution
+from rsfast.stats.certificate import Execution
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size([3, 32, 32])

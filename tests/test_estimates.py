@@ -11,11 +11,10 @@ from rsfast import bounds, sequences
 from rsfast.heads import Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian, uniforms
 from rsfast.ops.tally import Tally
-from rsfast.stats.estimates import Estimates
+from rsfast.stats.estimates import Estimates, Scores, leading_classes
 from rsfast.stats.proof import certificates
 from rsfast.stats.registry import BOUNDS
 from rsfast.stats.rules import LIKELY, best_case
-from rsfast.stats.scores import Scores, leading_classes
 
 NOISE, ALPHA, SEED = Gaussian(1.0), 0.01, 5
 certificates = partial(certificates, assume_independent=True)  # Tallies here are made by hand

@@ -18,7 +18,7 @@ from rsfast.engine.options import (
 )
 from rsfast.engine.plan import StoppingRule
 from rsfast.ops.tally import MAX_SAMPLES
-from rsfast.stats.execution import Execution
+from rsfast.stats.certificate import Execution
 
 
 def test_defaults_pass_their_checks():

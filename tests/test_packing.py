@@ -22,9 +22,8 @@ from rsfast.engine.sampler import Pacing
 from rsfast.engine.sampling import Sampling
 from rsfast.heads import Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian
-from rsfast.stats.certificate import ABSTAIN
-from rsfast.stats.execution import Execution
-from rsfast.stats.prediction import predictions
+from rsfast.stats.certificate import ABSTAIN, Execution
+from rsfast.stats.proof import predictions
 from rsfast.stats.rules import CertificationSpec
 
 NOISE = Gaussian(0.5)

@@ -16,8 +16,7 @@ from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian
 from rsfast.ops.tally import Tally
 from rsfast.stats.bounds.clopper_pearson import ClopperPearson
-from rsfast.stats.prediction import smallest_certifiable_n
-from rsfast.stats.proof import certificates
+from rsfast.stats.proof import certificates, smallest_certifiable_n
 from rsfast.stats.registry import BOUNDS
 from rsfast.stats.rules import CertificationSpec
 

@@ -23,7 +23,7 @@ from ..engine.options import SmoothOptions, check_count, refuse_unknown
 from ..engine.sampling import Sampling, check_model, draw_tally, warn_if_hopeless
 from ..noise import Gaussian
 from ..ops.tally import Tally
-from ..stats import prediction, rules
+from ..stats import proof, rules
 from ..stats.bounds.clopper_pearson import clopper_pearson_lower
 from ..stats.certificate import ABSTAIN
 from ..stats.common import check_alpha
@@ -223,7 +223,7 @@ class Smooth:
         batch_size : int
         """
         n0, n, alpha = check_count("n0", n0), check_count("n", n), check_alpha(alpha)
-        warn_if_hopeless("certify", n, alpha, prediction.smallest_certifiable_n(alpha))
+        warn_if_hopeless("certify", n, alpha, proof.smallest_certifiable_n(alpha))
         warn_of_units(x, self.noise, stacklevel=2)
         with self._call() as call:
             call.advance("selection")
@@ -237,12 +237,12 @@ class Smooth:
     def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
         """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
         n, alpha = check_count("n", n), check_alpha(alpha)
-        warn_if_hopeless("predict", n, alpha, prediction.smallest_predictable_n(alpha))
+        warn_if_hopeless("predict", n, alpha, proof.smallest_predictable_n(alpha))
         warn_of_units(x, self.noise, stacklevel=2)
         with self._call() as call:
             call.advance("estimation")
             votes = self._sample_noise(x, n, batch_size)
-        return prediction.prediction(votes, alpha)
+        return proof.prediction(votes, alpha)
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..stats.execution import Execution
+from ..stats.certificate import Execution
 from .forward import Model, is_out_of_memory
 
 _RUNS = 3  # of each size; the first may compile, or capture, or fill caches

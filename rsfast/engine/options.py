@@ -4,7 +4,7 @@ An option is one field of a TypedDict here: its name, its type and, in `Option`,
 sidecar. TypedDicts and not dataclasses, as only a TypedDict gives ``**options: Unpack[...]`` its static types: a dataclass
 would need a second declaration of each option beside it. The groups are ``total=False``: whoever calls may leave any out.
 
-- `ExecutionOptions`: how the classifier runs. Of these, `stats.execution.Execution` is what certificates and sidecars
+- `ExecutionOptions`: how the classifier runs. Of these, `stats.certificate.Execution` is what certificates and sidecars
   record.
 - `SmoothOptions`, `SampleOptions`, `SamplingOptions`: those and how samples are drawn; each adds to the one before.
 - `ProofOptions`: how certificates follow from samples. `StoppingOptions`: when sampling stops; `plan.StoppingRule` checks.

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from .._check import as_real
 from ..heads import Head, Votes
 from ..stats import rules
-from ..stats.certificate import Certificate
+from ..stats.certificate import Certificate, Execution
 from ..stats.estimates import Estimates
-from ..stats.execution import Execution
-from ..stats.prediction import predictions
-from ..stats.proof import of_inputs, prove
+from ..stats.proof import of_inputs, predictions, prove
 from ..stats.registry import sample_ranges
 from ..stats.rules import CertificationSpec
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..ops.tally import Tally
-from ..stats.scores import leading_classes
+from ..stats.estimates import leading_classes
 from .batches import Batches, RowGroup, slice_groups, to_device
 from .plan import SamplingPlan
 from .ranks import Ranks

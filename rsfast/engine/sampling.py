@@ -20,7 +20,7 @@ from ..heads import Head, Votes
 from ..noise import Noise, check_noise
 from ..noise.provenance import Provenance
 from ..ops.tally import Tally
-from ..stats.execution import Execution
+from ..stats.certificate import Execution
 from ..stats.rules import CertificationSpec
 from .allocator import keep_freed_memory
 from .batch_size import automatic

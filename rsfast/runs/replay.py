@@ -17,12 +17,10 @@ from ..heads import from_dict as head_from_dict
 from ..noise import STREAM_VERSION, check_seed
 from ..noise import from_dict as noise_from_dict
 from ..ops.tally import Tally
-from ..stats.certificate import Certificate
-from ..stats.execution import Execution
-from ..stats.prediction import predictions
-from ..stats.proof import of_inputs, prove
+from ..stats.certificate import Certificate, Execution
+from ..stats.common import analysis_ends
+from ..stats.proof import of_inputs, predictions, prove
 from ..stats.rules import CertificationSpec
-from ..stats.schedule import analysis_ends
 from .folder import CERTIFY_COLUMNS, COUNTS, PREDICT_COLUMNS, SIDECAR, TABLE, Row, read_sidecar
 from .writer import format_radius
 

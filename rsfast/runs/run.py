@@ -26,7 +26,7 @@ from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Gaussian
 from ..stats.certificate import Certificate
 from ..stats.common import check_alpha
-from ..stats.prediction import smallest_predictable_n
+from ..stats.proof import smallest_predictable_n
 from . import checkpoint, results
 from .environment import Environment
 from .events import Log

@@ -1,22 +1,145 @@
-"""Certificates: what is proved about an input."""
+"""Certificates: what is proved about an input, and how the base classifier was run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from .._check import check_choice, is_real
 from ..heads import Head
 from ..heads import from_dict as head_from_dict
 from ..noise import Noise
 from ..noise import from_dict as noise_from_dict
-from .execution import Execution
 
 ABSTAIN = -1
 """The prediction where nothing is proved at the failure probability that was asked for."""
 
 _NAMES = {"max_samples": "cap"}
 """Fields whose name in files is older."""
+
+
+def _float32s(name: str, values: object) -> tuple[float, ...]:
+    """Return a sequence of numbers as float32 holds them."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
+    for value in values:
+        if not is_real(value):
+            raise TypeError(f"{name} must hold numbers only, got {value!r}")
+    with np.errstate(over="ignore"):
+        return tuple(np.array(values, dtype=np.float32).tolist())
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the base classifier was run. What it computes depends on that, so a certificate holds for one Execution only.
+
+    Parameters
+    ----------
+    dtype : str
+        Of the batches: "float32", "float16", "bfloat16" or "float64".
+    autocast : str, optional
+        "float16" or "bfloat16" if it ran under `torch.autocast`.
+    channels_last : bool
+        Whether batches were laid out with channels last.
+    compile : bool
+        Whether it ran through `torch.compile`.
+    cuda_graph : bool
+        Whether it was replayed as a CUDA graph.
+    clamp : (float, float), optional
+        The range that noisy inputs were clamped to, as float32 holds it. An end may be infinite, which in JSON is null.
+    scale, shift : tuple of float, optional
+        By what noisy inputs were then multiplied, and what was then added, as float32 holds it: a number for each channel,
+        or one number if it is the same for all.
+    reduced_precision : tuple of str, optional
+        What else computes in less than float32 precision: the dtypes of the model's state, PyTorch's settings (TF32, say).
+    mode_fixed : bool
+        Whether part of it ran in the only mode it has, that in which it was made: an exported program or frozen
+        TorchScript. All else ran in eval mode.
+
+    Raises
+    ------
+    TypeError
+        If a field has another type.
+    ValueError
+        If dtype or autocast is none of these names, clamp is not (low, high) with low <= high, scale or shift is not
+        finite, or these have different lengths.
+
+    Examples
+    --------
+    >>> Execution.from_dict({"autocast": "bfloat16", "scale": [4.0, 4.0, 4.0]}).scale
+    (4.0,)
+    """
+
+    dtype: str = "float32"
+    autocast: str | None = None
+    channels_last: bool = False
+    compile: bool = False
+    cuda_graph: bool = False
+    clamp: tuple[float, float] | None = None
+    scale: tuple[float, ...] | None = None
+    shift: tuple[float, ...] | None = None
+    reduced_precision: tuple[str, ...] | None = None
+    mode_fixed: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, ("float32", "float16", "bfloat16", "float64"))
+        check_choice("autocast", self.autocast, (None, "float16", "bfloat16"))
+        for name in ("channels_last", "compile", "cuda_graph", "mode_fixed"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {value!r}")
+        self._settle_clamp()
+        self._settle_scale_and_shift()
+        if (found := self.reduced_precision) is not None:
+            if isinstance(found, str) or not isinstance(found, Sequence) or not all(isinstance(each, str) for each in found):
+                raise TypeError(f"reduced_precision must be a sequence of str, got {found!r}")
+            object.__setattr__(self, "reduced_precision", tuple(found) or None)
+
+    def _settle_clamp(self) -> None:
+        if self.clamp is None:
+            return
+        if isinstance(self.clamp, str) or not isinstance(self.clamp, Sequence) or len(self.clamp) != 2:
+            raise TypeError(f"clamp must be (low, high), got {self.clamp!r}")
+        ends = zip(self.clamp, (-math.inf, math.inf), strict=True)  # JSON has no infinity, and None instead
+        low, high = _float32s("clamp", [otherwise if end is None else end for end, otherwise in ends])
+        if not low <= high or low == math.inf or high == -math.inf:
+            raise ValueError(f"clamp must be (low, high) with low <= high, got {self.clamp!r}")
+        object.__setattr__(self, "clamp", (low, high))
+
+    def _settle_scale_and_shift(self) -> None:
+        lengths = set()
+        for name in ("scale", "shift"):
+            if (given := getattr(self, name)) is None:
+                continue
+            values = _float32s(name, given)
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} must be finite, got {given!r}")
+            lengths.add(len(values))
+            object.__setattr__(self, name, values[:1] if len(set(values)) == 1 else values)
+        if len(lengths - {1}) > 1:
+            raise ValueError(f"scale and shift must have the same length, got {self.scale!r} and {self.shift!r}")
+
+    @property
+    def below_float32(self) -> str:
+        """Which parts compute in less than float32 precision, in words; empty if none does."""
+        low = ("float16", "bfloat16")
+        found = [f"{name} = {value}" for name in ("dtype", "autocast") if (value := getattr(self, name)) in low]
+        return ", ".join([*found, *(self.reduced_precision or ())])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as values that JSON can hold; `from_dict` gives back an equal Execution."""
+        data = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if self.clamp is not None:
+            data["clamp"] = [end if math.isfinite(end) else None for end in self.clamp]
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Execution:
+        """Return the Execution that `to_dict` wrote. Fields left out take their defaults; TypeError if one is unknown."""
+        return cls(**data)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,164 @@
-"""What a confidence bound may take from the samples of an input."""
+"""What Tallies hold of a head's scores, as NumPy arrays, and what a confidence bound may take of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from .._check import as_integers
 from ..heads import Head
+from ..heads.bins import BINS, BITS
 from ..noise import uniforms
-from .common import Floats, Integers
-from .scores import Scores, TallyLike, head_histograms, zeros_and_ones
+from ..noise.provenance import Provenance
+from .common import Floats, Integers, as_trials
+
+
+@runtime_checkable
+class TallyLike(Protocol):
+    """What certificates need of a `Tally`. It hands over NumPy arrays, so that nothing here imports torch."""
+
+    num_inputs: int
+    num_classes: int
+    heads: tuple[Head, ...]
+    soft_heads: tuple[Head, ...]
+    provenance: Provenance | None
+
+    def head_sums(self, head: Head) -> tuple[Integers, Integers, Integers]:
+        """Return the sums and squares [inputs, classes] of a head's scores, and the trials [inputs, 1]."""
+
+    def head_histograms(self, head: Head) -> tuple[Integers, Integers, Integers]:
+        """Return a soft head's tracked classes [inputs, C], and their bin counts and bin sums [inputs, C, BINS]."""
+
+    def check_provenance(self, name: str = "tally") -> None:
+        """Raise ValueError if n is not what the provenance states."""
+
+
+class Scores(NamedTuple):
+    """Sums and squares [inputs, classes] and trials [inputs, 1] of one head; see `moments` for units."""
+
+    sums: Integers
+    squares: Integers
+    trials: Integers
+    bits: int
+    """log2 of the unit: 0 for votes."""
+    slack: int
+
+    @classmethod
+    def of(cls, tally: TallyLike, head: Head) -> Scores:
+        """Return the scores under `head`, one of the Tally's."""
+        return cls(*tally.head_sums(head), head.bits, head.slack)
+
+    @classmethod
+    def total(cls, ranges: Sequence[TallyLike], head: Head) -> Scores:
+        """Return the scores of several Tallies together."""
+        total, *parts = (cls.of(tally, head) for tally in ranges)
+        for part in parts:
+            sums, squares, trials = (mine + theirs for mine, theirs in zip(total[:3], part[:3], strict=True))
+            total = total._replace(sums=sums, squares=squares, trials=trials)
+        return total
+
+    @classmethod
+    def unanimous(cls, head: Head, n: int, num_classes: int) -> Scores:
+        """Return those of one input whose n samples all agree: the first class has score 1, the others 0."""
+        sums = np.zeros((1, num_classes), dtype=np.int64)
+        sums[0, 0] = n << head.bits
+        return cls(sums, sums, np.array([[n]]), head.bits, head.slack)
+
+    def only(self, classes: Integers) -> Scores:
+        """Return the scores of classes [inputs, n], in that order."""
+        return self._replace(
+            sums=np.take_along_axis(self.sums, classes, axis=1), squares=np.take_along_axis(self.squares, classes, axis=1)
+        )
+
+    def without(self, classes: Integers) -> Scores:
+        """Return the scores with those of these classes set to zero: no upper limit is below that of zero."""
+        sums, squares = self.sums.copy(), self.squares.copy()
+        np.put_along_axis(sums, classes, 0, axis=1)
+        np.put_along_axis(squares, classes, 0, axis=1)
+        return self._replace(sums=sums, squares=squares)
+
+    def rows(self, rows: NDArray[np.bool_]) -> Scores:
+        """Return the scores of some inputs."""
+        return self._replace(sums=self.sums[rows], squares=self.squares[rows], trials=self.trials[rows])
+
+    def mean_and_variance(self) -> tuple[Floats, Floats]:
+        """Return the sample's own [inputs, classes], not rounded outward: nothing may rest on them."""
+        mean = self.sums / (self.trials * 2.0**self.bits)
+        return mean, np.maximum(self.squares / (self.trials * 2.0**self.bits) - mean**2, 0)
+
+    def moments(self) -> tuple[Floats, Floats, Floats]:
+        """Return the `moments` [inputs, classes] of these scores."""
+        return moments(self.sums, self.squares, self.trials, bits=self.bits, slack=self.slack)
+
+    def leading_classes(self) -> Integers:
+        """Return [inputs, 2]: the class with the largest sum and the next, of equals the lowest first."""
+        return np.argsort(-self.sums, axis=1, kind="stable")[:, :2]
+
+
+def leading_classes(selection: TallyLike) -> Integers:
+    """Return the classes whose histograms a betting bound needs: those with the largest sums, of each input and soft head.
+
+    Parameters
+    ----------
+    selection : Tally
+        Of the selection sample.
+
+    Returns
+    -------
+    ndarray of int64 [I, M, 2]
+        For ``sample(tracked_classes=...)`` or ``Tally(tracked_classes=...)`` of the estimation sample.
+
+    Raises
+    ------
+    TypeError
+        If selection is not a Tally.
+
+    Examples
+    --------
+    >>> from rsfast import Softmax, Tally
+    >>> selection = Tally(1, 3, [Softmax()])
+    >>> selection.sums[0, 0] += selection.sums.new_tensor([5, 0, 9])
+    >>> leading_classes(selection).tolist()
+    [[[2, 0]]]
+    """
+    if not isinstance(selection, TallyLike):
+        raise TypeError(f"selection must be a Tally, got {selection!r:.100}; sample() returns one")
+    found = [Scores.of(selection, head).leading_classes() for head in selection.soft_heads]
+    return np.stack(found, axis=1) if found else np.empty((selection.num_inputs, 0, 2), dtype=np.int64)
+
+
+def zeros_and_ones(ones: Integers, trials: Integers) -> tuple[Integers, Integers]:
+    """Return the histograms, counts and sums [..., BINS], of scores that are 1 so often, and 0 otherwise."""
+    counts = np.zeros((*ones.shape, BINS), dtype=np.int64)
+    sums = counts.copy()
+    counts[..., 0], counts[..., -1], sums[..., -1] = trials - ones, ones, ones << BITS
+    return counts, sums
+
+
+def head_histograms(tally: TallyLike, head: Head, classes: Integers) -> tuple[Integers, Integers]:
+    """Return the histograms, counts and sums [inputs, 2, BINS], of the scores of two classes of each input.
+
+    Raises
+    ------
+    ValueError
+        If the Tally does not hold them.
+    """
+    if not head.soft:
+        votes = Scores.of(tally, head)
+        return zeros_and_ones(votes.only(classes).sums, votes.trials)
+    tracked, counts, sums = tally.head_histograms(head)
+    if tracked.shape[1] != 2 or not np.array_equal(tracked, classes):
+        what = "none" if tracked.shape[1] == 0 else f"those of the classes {tracked.tolist()}"
+        raise ValueError(
+            f"estimation must hold histograms of the two classes that the selection sample puts first, got {what}; take "
+            "them from sample(tracked_classes=leading_classes(selection)), or a run certified with a bound that bets, or "
+            "take a bound that needs none, such as 'empirical_bernstein' where sampling does not stop early"
+        )
+    return counts, sums
 
 
 class Estimates(NamedTuple):
@@ -108,3 +255,63 @@ class Estimates(NamedTuple):
     def uniforms_at(self, place: int) -> Floats:
         """Return the uniform [inputs, 1] of the leader (`place` 0) or its rival (1): a function of seed and input id."""
         return np.array([[uniforms(self.seed, input_id)[place]] for input_id in self.input_ids.tolist()])
+
+
+def moments(
+    sums: ArrayLike, squares: ArrayLike, trials: ArrayLike, *, bits: int = 30, slack: int = 2
+) -> tuple[Floats, Floats, Floats]:
+    """Return the sample mean, rounded down and rounded up, and the sample variance, rounded up, of integer scores.
+
+    Parameters
+    ----------
+    sums : array_like of int
+        Sum of the scores q of all draws, each an integer in [0, 2**bits] that stands for ``q * 2**-bits``.
+    squares : array_like of int
+        Sum of ``ceil(q * q / 2**bits)``. Broadcasts with sums and trials.
+    trials : array_like of int
+        Number of draws, from 1 to 2**33.
+    bits : int
+        Size of the unit: 30 in a Tally's sums, 0 for counts of votes.
+    slack : int
+        By how many units a score may lie below the real-valued score that it stands for: 2 in a Tally's sums, 0 for votes.
+
+    Returns
+    -------
+    mean_lower, mean_upper, variance : ndarray of float64
+        ``sums / trials * 2**-bits`` rounded down; the same plus ``slack * 2**-bits``, rounded up, at most 1; the unbiased
+        variance rounded up, inf for a single draw. Each at most one unit in the last place from the exact value.
+
+    Raises
+    ------
+    TypeError
+        If sums, squares or trials hold anything but integers.
+    ValueError
+        If an argument is out of range, or no draws have these sums and squares.
+
+    Notes
+    -----
+    ``(trials * squares * 2**bits - sums**2) / (trials * (trials - 1)) * 4**-bits``, in Python's integers: in float64 the
+    difference cancels when the scores agree. The integer scores are a variable in [0, 1] of their own, never above the
+    score they stand for; a lower bound on their mean is one on the score's, an upper bound needs the slack.
+
+    Examples
+    --------
+    >>> [float(value) for value in moments(3 << 29, 5 << 28, 2, slack=0)]  # the scores 1 and 1/2
+    [0.7499999999999999, 0.7500000000000001, 0.12500000000000003]
+    """
+    unit = 2**bits
+
+    def exact(total: int, square: int, n: int) -> tuple[float, float, float]:
+        spread = n * square * unit - total**2
+        if total > n * unit:
+            raise ValueError(f"sums must be at most trials * 2**{bits}, with trials {n}, got {total}")
+        if spread < 0 or square > total:
+            raise ValueError(f"squares must be that of {n} scores in units of 2**-{bits} with sums {total}, got {square}")
+        mean_lower = max(math.nextafter(total / (n * unit), -math.inf), 0.0)
+        mean_upper = min(math.nextafter((total + slack * n) / (n * unit), math.inf), 1.0)
+        return mean_lower, mean_upper, math.nextafter(spread / (n * (n - 1) * unit**2), math.inf) if n > 1 else math.inf
+
+    # frompyfunc hands over Python's integers, which do not overflow and whose quotient is correctly rounded.
+    values = np.frompyfunc(exact, 3, 3)(as_integers("sums", sums, 0), as_integers("squares", squares, 0), as_trials(trials))
+    mean_lower, mean_upper, variance = (np.asarray(value, dtype=np.float64) for value in values)
+    return mean_lower, mean_upper, variance

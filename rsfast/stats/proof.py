@@ -1,4 +1,4 @@
-"""From Tallies to certificates."""
+"""From Tallies to certificates and predictions, and how many samples either takes at least."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import binomtest
 
 from .._check import as_int
 from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Noise, check_seed
 from ..noise.provenance import Provenance, check_input_ids
 from . import rules
-from .certificate import ABSTAIN, Certificate
-from .common import MAX_TRIALS
-from .estimates import Estimates
-from .execution import Execution
+from .certificate import ABSTAIN, Certificate, Execution
+from .common import MAX_TRIALS, Integers, check_alpha
+from .estimates import Estimates, Scores, TallyLike
 from .rules import CertificationSpec, Limits
-from .scores import Scores, TallyLike
 
 _VOTES = Votes()
 _EXECUTION = Execution()
@@ -336,3 +335,92 @@ def prove(
         )
     ]
     return certificates, estimates, found
+
+
+def prediction(votes: Integers, alpha: float) -> int:
+    """Return the smoothed classifier's class, from votes [classes], or `ABSTAIN`.
+
+    Parameters
+    ----------
+    votes : ndarray of int64
+        Votes for each of two or more classes.
+    alpha : float
+        Probability that a class returned is not the smoothed classifier's.
+
+    Returns
+    -------
+    int
+        The class with most votes; `ABSTAIN` where the two-sided exact binomial test of the top two classes does not
+        reject, at level alpha, that they are equally likely.
+
+    Raises
+    ------
+    TypeError
+        If alpha is not a number.
+    ValueError
+        If alpha is not in (0, 1).
+
+    References
+    ----------
+    Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", 2019, Proposition 1.
+
+    Examples
+    --------
+    >>> prediction(np.array([2, 18]), 0.001), prediction(np.array([9, 11]), 0.001)
+    (1, -1)
+    """
+    alpha = check_alpha(alpha)
+    label, rival = np.argsort(-votes)[:2]  # which of two equal classes comes first does not matter: they abstain
+    first, second = int(votes[label]), int(votes[rival])
+    return int(label) if first and binomtest(first, first + second, 0.5).pvalue <= alpha else ABSTAIN
+
+
+def predictions(tally: TallyLike, alpha: float) -> list[int]:
+    """Return the `prediction` at every input of a Tally; draws that voted for nobody are left out.
+
+    It is the test of `prediction`, with the same errors. ValueError if n is not what the Tally's provenance states.
+
+    Examples
+    --------
+    >>> from rsfast import Tally
+    >>> tally = Tally(2, 2)
+    >>> for counts, votes in zip(tally.counts, ([2, 18], [9, 11])):
+    ...     counts[0], counts[1] = votes
+    >>> predictions(tally, 0.001)
+    [1, -1]
+    """
+    tally.check_provenance()
+    return [prediction(votes, alpha) for votes in Scores.of(tally, _VOTES).sums]
+
+
+def smallest_certifiable_n(alpha: float) -> int:
+    """Return the fewest estimation samples with which unanimous votes certify anything: ``alpha ** (1 / n) > 1/2``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If alpha is not a number in (0, 1).
+
+    Examples
+    --------
+    >>> smallest_certifiable_n(0.001)
+    10
+    """
+    mantissa, exponent = math.frexp(check_alpha(alpha))  # exact, where a logarithm is not at powers of 1/2
+    return 2 - exponent if mantissa == 0.5 else 1 - exponent
+
+
+def smallest_predictable_n(alpha: float) -> int:
+    """Return the fewest samples with which `predictions` can answer: a unanimous test, ``2 ** (1 - n) <= alpha``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If alpha is not a number in (0, 1).
+
+    Examples
+    --------
+    >>> smallest_predictable_n(0.001)
+    11
+    """
+    return 2 - math.frexp(check_alpha(alpha))[1]

@@ -7,9 +7,8 @@ from collections.abc import Collection
 from typing import ClassVar
 
 from ..heads import Head
-from .common import Floats
+from .common import Floats, analysis_ends
 from .estimates import Estimates
-from .schedule import analysis_ends
 
 
 class Bound(ABC):
@@ -52,9 +51,16 @@ class Bound(ABC):
     def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         """Return the upper limit of the score of the leader (`place` 0) or its rival (1)."""
 
-    @abstractmethod
     def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        """Return the largest upper limit of the scores of `Estimates.others`, each of which fails with alpha."""
+        """Return the largest upper limit of the scores of `Estimates.others`, each of which fails with alpha.
+
+        By default it is that of a bound that needs only their sums.
+        """
+        if estimates.scores.bits:  # a bound for one analysis
+            alpha, name = self.alpha_of_analysis(alpha, estimates.analyses), "empirical_bernstein"
+        else:
+            name = "beta_binomial_sequence" if self.sequence else "clopper_pearson"
+        return BOUNDS[name].upper_of_others(estimates, alpha)
 
     @abstractmethod
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
@@ -87,17 +93,12 @@ BOUNDS: dict[str, Bound] = {}
 """The confidence bounds by name."""
 
 
-def register(bound: Bound) -> None:
-    """Add a bound to `BOUNDS`.
-
-    Raises
-    ------
-    ValueError
-        If there is another bound of that name.
-    """
-    if bound.name in BOUNDS or bound.name == "auto":
-        raise ValueError(f"name must not be that of another bound, got {bound.name!r}")
-    BOUNDS[bound.name] = bound
+def register(*bounds: Bound) -> None:
+    """Add bounds to `BOUNDS`; raise ValueError if there is another bound of the same name."""
+    for bound in bounds:
+        if bound.name in BOUNDS or bound.name == "auto":
+            raise ValueError(f"name must not be that of another bound, got {bound.name!r}")
+        BOUNDS[bound.name] = bound
 
 
 def available(head: Head, early: bool) -> list[str]:

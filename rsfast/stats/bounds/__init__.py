@@ -6,18 +6,10 @@ A lower bound is never above the exact real-number value of its formula, an uppe
 from ..registry import register
 from .beta_binomial import BetaBinomialSequence
 from .betting import Betting, BettingSequence
-from .clopper_pearson import ClopperPearson
+from .clopper_pearson import ClopperPearson, RandomizedClopperPearson
 from .empirical_bernstein import EmpiricalBernstein
 from .hoeffding import Hoeffding
-from .randomized import RandomizedClopperPearson
 
-for _bound in (
-    ClopperPearson(),
-    RandomizedClopperPearson(),
-    Hoeffding(),
-    EmpiricalBernstein(),
-    Betting(),
-    BetaBinomialSequence(),
-    BettingSequence(),
-):
-    register(_bound)
+# In the order in which they are listed, and "auto" tries them.
+register(ClopperPearson(), RandomizedClopperPearson(), Hoeffding(), EmpiricalBernstein(), Betting())
+register(BetaBinomialSequence(), BettingSequence())

@@ -111,12 +111,6 @@ def _shape(name: str, value: ArrayLike) -> Floats:
     return shape
 
 
-def upper_of_largest_count(estimates: Estimates, alpha: float) -> Floats:
-    """Return the upper limit [inputs, 1] of the class with most votes but the leader and its rival, without a prior."""
-    others = estimates.others()  # the limit increases in the count, so the largest count is enough
-    return beta_binomial_sequence_upper(others.sums.max(axis=1, keepdims=True), others.trials, alpha)
-
-
 class BetaBinomialSequence(Bound):
     """Robbins's bounds, of votes; the mixture is what the selection sample makes of Jeffreys's prior."""
 
@@ -135,7 +129,8 @@ class BetaBinomialSequence(Bound):
         return beta_binomial_sequence_upper(ours.sums, ours.trials, alpha, a=a, b=b)
 
     def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        return upper_of_largest_count(estimates, alpha)
+        others = estimates.others()  # without a prior; the limit increases in the count, so the largest count is enough
+        return beta_binomial_sequence_upper(others.sums.max(axis=1, keepdims=True), others.trials, alpha)
 
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         most = estimates.max_samples  # the mixture pays for not knowing the proportion

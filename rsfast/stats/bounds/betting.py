@@ -3,29 +3,166 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from ...heads.bins import BINS as BINS
+from ..._check import as_int, as_integers, as_reals
+from ...heads.bins import BINS, UNIT, bin_edges
 from ...heads.bins import bin_of as bin_of
-from ..capital import (
-    RATES,
-    Prior,
-    betting_limits,
-    check_histogram,
-    check_horizons,
-    mean_growth,
-    mirrored_with_slack,
-    reflected,
-)
-from ..common import Floats, Integers, check_share
+from ..common import MAX_TRIALS, Floats, Integers, analysis_ends, check_share, largest_safe, mirrored, range_ends
 from ..estimates import Estimates
 from ..registry import Bound
-from ..schedule import analysis_ends, range_ends
-from . import beta_binomial, clopper_pearson
-from .empirical_bernstein import upper_of_all_others
+
+Prior = tuple[ArrayLike, ArrayLike, ArrayLike]
+"""Mean, variance and number of scores known before a sample."""
+
+MAX_RANGES = 512
+"""Most ranges a betting bound takes; its rounding allowance counts on it."""
+
+_CAPITAL_ERROR = 2.0**-42
+# Relative to what the log capital adds up, all of it positive: BINS + MAX_RANGES + 8 roundings of 2^-53, and twice that.
+
+_RATES: Floats = 2.0 ** (np.arange(-64, 49) / 4)
+"""Bets to choose from: half a step off costs 0.4 % of the width."""
+
+_LOWER, _UPPER = bin_edges()
+_NODES = np.append(_LOWER, UNIT) / UNIT
+_GROWTH = np.log1p(_NODES[:, None] * _RATES)  # [BINS + 1, rates]
+_ROWS = 256  # of log growths added up at once: they fit the cache
+
+
+def _check_histogram(counts: ArrayLike, sums: ArrayLike | None) -> tuple[Integers, Integers | None]:
+    """Return counts and sums [..., R, BINS] of scores as int64; raise TypeError or ValueError if no scores have them."""
+    c = as_integers("counts", counts, 0)
+    if c.ndim < 2 or c.shape[-1] != BINS or not 1 <= c.shape[-2] <= MAX_RANGES:
+        raise ValueError(f"counts must be [..., ranges, {BINS}] with 1 to {MAX_RANGES} ranges, got shape {c.shape}")
+    if np.any(c >= MAX_TRIALS) or not np.all((c.sum((-2, -1)) > 0) & (c.sum((-2, -1)) < MAX_TRIALS)):
+        raise ValueError("counts must hold at least one score for each input, and at most 2**33 - 1")
+    if sums is None:
+        return c, None
+    s = as_integers("sums", sums, 0)
+    if s.shape != c.shape or np.any(s < c * _LOWER) or np.any(s > c * _UPPER):
+        raise ValueError("sums must have the shape of counts, and each be a possible sum of the scores of its bin")
+    return c, s
+
+
+def _prior(prior: Prior | None) -> tuple[Floats, Floats]:
+    """Return what the prior's scores add to the log growth of each rate [..., 1, rates], and how many they are [..., 1]."""
+    # One score, half of it at 0 and half at 1, is always there: no bet stakes everything.
+    grown, draws = np.asarray(np.log1p(_RATES)[None] / 2), np.ones(1)
+    if prior is None:
+        return grown, draws
+    mean, variance, weight = prior
+    weight = as_reals("prior's draws", weight, MAX_TRIALS, "from 0 to 2**33")[..., None]
+    return np.asarray(grown + weight[..., None] * _mean_growth(mean, variance)[..., None, :]), draws + weight
+
+
+def _mean_growth(mean: ArrayLike, variance: ArrayLike) -> Floats:
+    """Return the mean [..., rates] of ``log(1 + t y)`` over scores of this mean and variance, for every rate t.
+
+    The scores are taken to have two values: a step above the mean and a drop below it, each of a standard deviation where
+    both fit into [0, 1].
+    """
+    mean = as_reals("prior's mean", mean, 1, "in [0, 1]")[..., None]
+    spread = np.minimum(as_reals("prior's variance", variance, np.inf, "at least 0")[..., None], mean * (1 - mean))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        step = np.clip(np.sqrt(spread), np.nan_to_num(spread / mean), 1 - mean)
+        drop, share = np.nan_to_num(spread / step), np.nan_to_num(spread / (spread + step**2))
+    low, high = (np.log1p(_RATES * np.clip(score, 0, 1)) for score in (mean - drop, mean + step))
+    return np.asarray(share * high + (1 - share) * low)
+
+
+def _growth(weights: Floats) -> Floats:
+    """Return the log growth [..., rates] of weights [..., BINS + 1] at the edges, added up from the lowest edge.
+
+    The order of additions in a product of matrices would depend on its blocking. Rows come in blocks that fit the cache,
+    and edges that no row of a block has are left out.
+    """
+    flat = weights.reshape(-1, BINS + 1)
+    growth = np.zeros((len(flat), _RATES.size))
+    for start in range(0, len(flat), _ROWS):
+        part, total = flat[start : start + _ROWS], growth[start : start + _ROWS]
+        term = np.empty_like(total)
+        for edge in np.flatnonzero(part.any(axis=0)):
+            total += np.multiply(part[:, edge, None], _GROWTH[edge], out=term)
+    return growth.reshape(*weights.shape[:-1], _RATES.size)
+
+
+def _limits(
+    counts: Integers,
+    sums: Integers | None,
+    alpha: float,
+    horizons: Floats,
+    prior: Prior | None,
+    analyses: Sequence[int],
+) -> Floats:
+    """Return the lower bound [..., analyses] at the end of each of these ranges, for bets with horizons [..., H]."""
+    level = -math.log(check_share(alpha))
+    # The logarithm is concave: at scores between two edges it is at least what it is at these edges, in the proportion that
+    # keeps the sum. Without sums every score counts as its lower edge.
+    above = np.zeros(counts.shape) if sums is None else (sums - counts * _LOWER) / (_UPPER - _LOWER)
+    weights = np.zeros((*counts.shape[:-1], BINS + 1))
+    weights[..., :-1] = counts - above
+    weights[..., 1:] += above
+    trials = counts.sum(axis=-1)  # [..., R]
+    growth = _growth(weights)
+
+    # What is known before each range: no sum here may touch a later range, not even to cancel it again.
+    grown, draws = _prior(prior)
+    shape = growth.shape[:-2]
+    grown = np.concatenate([np.broadcast_to(grown, (*shape, 1, _RATES.size)), growth[..., :-1, :]], axis=-2).cumsum(axis=-2)
+    draws = np.concatenate([np.broadcast_to(draws, (*shape, 1)), trials[..., :-1]], axis=-1).cumsum(axis=-1)
+    average = (grown / draws[..., None])[..., None, :]
+    best = np.argmax(np.expm1(average - level / horizons[..., None, :, None]) / _RATES, axis=-1)  # [..., R, H]
+    rates = _RATES[best]
+    gains = np.take_along_axis(growth, best, axis=-1).cumsum(axis=-2)
+
+    level += math.log(horizons.shape[-1]) + 2.0**-32  # an equal share of the capital each; and for rounding the logs
+
+    def limit(analysis: int) -> Floats:
+        gain = gains[..., analysis, :]
+
+        def safe(m: Floats) -> NDArray[np.bool_]:
+            cost = trials[..., : analysis + 1, None] * np.log1p(rates[..., : analysis + 1, :] * m[..., None, None])
+            paid = cost.sum(axis=-2)
+            return np.asarray(np.logaddexp.reduce(gain - paid - _CAPITAL_ERROR * (gain + paid), axis=-1) >= level)
+
+        return largest_safe(safe, np.zeros(shape), np.ones(shape))
+
+    return np.stack([limit(analysis) for analysis in analyses], axis=-1)
+
+
+def _check_horizons(max_samples: int, counts: Integers) -> Floats:
+    """Return the sample sizes [H] for which the bettors of a sequence bet, the largest max_samples, each half the last.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If max_samples is not an int, or not from the scores counted so far to 2**33 - 1.
+    """
+    max_samples = as_int("max_samples", max_samples)
+    most = int(counts.sum(axis=(-2, -1)).max(initial=1))
+    if not most <= max_samples < MAX_TRIALS:
+        raise ValueError(
+            f"max_samples must be at least the scores counted so far, {most}, and at most 2**33 - 1, got {max_samples}"
+        )
+    return np.asarray(float(max_samples) * 0.5 ** np.arange(max(1, max_samples.bit_length() - 4)))
+
+
+def _reflected(
+    counts: Integers, sums: Integers | None, prior: Prior | None
+) -> tuple[Integers, Integers | None, Prior | None]:
+    """Return the histogram and the prior of 1 minus each score."""
+    mirror = None if sums is None else (counts * UNIT - sums)[..., ::-1]
+    return counts[..., ::-1], mirror, None if prior is None else (1 - np.asarray(prior[0]), prior[1], prior[2])
+
+
+def _mirrored_with_slack(lower: Floats, slack: int) -> Floats:
+    """Return 1 minus a lower bound plus the slack of scores, in units of 2**-30, rounded up, at most 1."""
+    return np.asarray(np.minimum(np.nextafter(mirrored(lower) + slack / UNIT, np.inf), 1.0))
 
 
 def typical_betting_lower(mean: ArrayLike, variance: ArrayLike, trials: ArrayLike, alpha: float) -> Floats:
@@ -53,8 +190,8 @@ def typical_betting_lower(mean: ArrayLike, variance: ArrayLike, trials: ArrayLik
     >>> round(float(typical_betting_lower(0.75, 0.0, 1000, 0.001)), 3)
     0.745
     """
-    growth = mean_growth(mean, variance) + math.log(check_share(alpha)) / np.asarray(trials, dtype=np.float64)[..., None]
-    return np.asarray(np.max(np.expm1(growth) / RATES, axis=-1).clip(0))
+    growth = _mean_growth(mean, variance) + math.log(check_share(alpha)) / np.asarray(trials, dtype=np.float64)[..., None]
+    return np.asarray(np.max(np.expm1(growth) / _RATES, axis=-1).clip(0))
 
 
 def betting_lower(counts: ArrayLike, alpha: float, *, sums: ArrayLike | None = None, prior: Prior | None = None) -> Floats:
@@ -115,8 +252,8 @@ def betting_lower(counts: ArrayLike, alpha: float, *, sums: ArrayLike | None = N
     >>> round(float(betting_lower(counts, 0.001, sums=counts * (3 << 28))), 3)
     0.743
     """
-    c, s = check_histogram(counts, sums)
-    return np.asarray(betting_limits(c, s, alpha, c.sum(axis=(-2, -1))[..., None], prior, [c.shape[-2] - 1])[..., 0])
+    c, s = _check_histogram(counts, sums)
+    return np.asarray(_limits(c, s, alpha, c.sum(axis=(-2, -1))[..., None], prior, [c.shape[-2] - 1])[..., 0])
 
 
 def betting_upper(
@@ -143,9 +280,9 @@ def betting_upper(
     >>> round(float(betting_upper(counts, 0.001, sums=counts * (1 << 28))), 3)
     0.257
     """
-    c, s, prior = reflected(*check_histogram(counts, sums), prior)
-    lower = betting_limits(c, s, alpha, c.sum(axis=(-2, -1))[..., None], prior, [c.shape[-2] - 1])[..., 0]
-    return mirrored_with_slack(lower, slack)
+    c, s, prior = _reflected(*_check_histogram(counts, sums), prior)
+    lower = _limits(c, s, alpha, c.sum(axis=(-2, -1))[..., None], prior, [c.shape[-2] - 1])[..., 0]
+    return _mirrored_with_slack(lower, slack)
 
 
 def betting_sequence_lower(
@@ -194,7 +331,7 @@ def betting_sequence_lower(
     >>> betting_sequence_lower(counts, 0.001, 10_000, sums=counts * (3 << 28)).round(2).tolist()
     [0.68, 0.72, 0.74, 0.74]
     """
-    c, s = check_histogram(counts, sums)
+    c, s = _check_histogram(counts, sums)
     return _running(c, s, alpha, max_samples, prior, every)
 
 
@@ -202,8 +339,8 @@ def _running(
     counts: Integers, sums: Integers | None, alpha: float, max_samples: int, prior: Prior | None, every: bool
 ) -> Floats:
     ranges = counts.shape[-2]
-    limits = betting_limits(
-        counts, sums, alpha, check_horizons(max_samples, counts), prior, range(0 if every else ranges - 1, ranges)
+    limits = _limits(
+        counts, sums, alpha, _check_horizons(max_samples, counts), prior, range(0 if every else ranges - 1, ranges)
     )
     return np.asarray(np.maximum.accumulate(limits, axis=-1) if every else limits[..., 0])
 
@@ -234,16 +371,8 @@ def betting_sequence_upper(
     >>> betting_sequence_upper(counts, 0.001, 10_000, sums=counts * (1 << 28)).round(2).tolist()
     [0.32, 0.28, 0.26, 0.26]
     """
-    c, s, prior = reflected(*check_histogram(counts, sums), prior)
-    return mirrored_with_slack(_running(c, s, alpha, max_samples, prior, every), slack)
-
-
-def _known(estimates: Estimates, place: int) -> tuple[Integers, dict[str, Any]]:
-    """Return the counts of a class's histogram, and its sums and what the selection sample showed as options."""
-    counts, sums = estimates.histograms_at(place)
-    before = estimates.before(place)
-    mean, variance = before.mean_and_variance()
-    return counts, {"sums": sums, "prior": (mean[:, 0], variance[:, 0], before.trials[:, 0])}
+    c, s, prior = _reflected(*_check_histogram(counts, sums), prior)
+    return _mirrored_with_slack(_running(c, s, alpha, max_samples, prior, every), slack)
 
 
 class Betting(Bound):
@@ -257,51 +386,44 @@ class Betting(Bound):
     def sample_ranges(self, n: int) -> list[int]:
         return range_ends(n)
 
+    @staticmethod
+    def known(estimates: Estimates, place: int) -> tuple[Integers, dict[str, Any]]:
+        """Return the counts of a class's histogram, and its sums and what the selection sample showed as options."""
+        counts, sums = estimates.histograms_at(place)
+        before = estimates.before(place)
+        mean, variance = before.mean_and_variance()
+        return counts, {"sums": sums, "prior": (mean[:, 0], variance[:, 0], before.trials[:, 0])}
+
     def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
-        counts, options = _known(estimates, place)
+        counts, options = self.known(estimates, place)
         return betting_lower(counts, alpha, **options)[:, None]
 
     def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
-        counts, options = _known(estimates, place)
+        counts, options = self.known(estimates, place)
         return betting_upper(counts, alpha, slack=estimates.scores.slack, **options)[:, None]
-
-    def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        """Return that of a bound that needs no histograms, which other classes lack."""
-        if estimates.scores.bits:
-            return upper_of_all_others(estimates, alpha)
-        return clopper_pearson.upper_of_largest_count(estimates, alpha)
 
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         return typical_betting_lower(mean, variance, estimates.max_samples, alpha)
 
 
-class BettingSequence(Bound):
-    """Betting bounds for any number of analyses, of votes or scores; bets start from the selection sample."""
+class BettingSequence(Betting):
+    """Betting bounds for any number of analyses."""
 
     name = "betting_sequence"
-    scores = True
     sequence = True
-    preferred = True
-    histograms = True
 
     def sample_ranges(self, n: int) -> list[int]:
         return analysis_ends(n)
 
     def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
-        counts, options = _known(estimates, place)
+        counts, options = self.known(estimates, place)
         return betting_sequence_lower(counts, alpha, estimates.max_samples, every=False, **options)[:, None]
 
     def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
-        counts, options = _known(estimates, place)
-        options["slack"] = estimates.scores.slack
-        return betting_sequence_upper(counts, alpha, estimates.max_samples, every=False, **options)[:, None]
-
-    def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        """Return that of a bound that needs no histograms; of scores it is for one analysis, and gets a part of alpha."""
-        if estimates.scores.bits:
-            return upper_of_all_others(estimates, self.alpha_of_analysis(alpha, estimates.analyses))
-        return beta_binomial.upper_of_largest_count(estimates, alpha)
+        counts, options = self.known(estimates, place)
+        options |= {"slack": estimates.scores.slack, "every": False}
+        return betting_sequence_upper(counts, alpha, estimates.max_samples, **options)[:, None]
 
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         bettors = max(1, estimates.max_samples.bit_length() - 4)
-        return typical_betting_lower(mean, variance, estimates.max_samples, alpha / bettors)
+        return super().forecast(estimates, mean, variance, alpha / bettors)

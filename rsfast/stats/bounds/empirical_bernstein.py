@@ -9,10 +9,8 @@ from numpy.typing import ArrayLike
 
 from ..._check import as_reals
 from ..common import Floats, as_trials, check_share, minus_width, plus_width
-from ..estimates import Estimates
-from ..moments import moments
+from ..estimates import Estimates, Scores
 from ..registry import Bound
-from ..scores import Scores
 
 
 def _width(variance: ArrayLike, trials: ArrayLike, alpha: float) -> Floats:
@@ -79,13 +77,8 @@ def empirical_bernstein_upper(mean: ArrayLike, variance: ArrayLike, trials: Arra
 
 
 def _upper(scores: Scores, alpha: float) -> Floats:
-    _, mean, variance = moments(scores.sums, scores.squares, scores.trials, bits=scores.bits, slack=scores.slack)
+    _, mean, variance = scores.moments()
     return empirical_bernstein_upper(mean, variance, scores.trials, alpha)
-
-
-def upper_of_all_others(estimates: Estimates, alpha: float) -> Floats:
-    """Return the largest upper bound [inputs, 1] of the classes but the leader and its rival: it needs only the sums."""
-    return np.asarray(_upper(estimates.others(), alpha).max(axis=1, keepdims=True))
 
 
 class EmpiricalBernstein(Bound):
@@ -96,14 +89,14 @@ class EmpiricalBernstein(Bound):
 
     def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         ours = estimates.at(place)
-        mean, _, variance = moments(ours.sums, ours.squares, ours.trials, bits=ours.bits, slack=ours.slack)
+        mean, _, variance = ours.moments()
         return empirical_bernstein_lower(mean, variance, ours.trials, alpha)
 
     def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         return _upper(estimates.at(place), alpha)
 
     def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        return upper_of_all_others(estimates, alpha)
+        return np.asarray(_upper(estimates.others(), alpha).max(axis=1, keepdims=True))
 
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         return empirical_bernstein_lower(mean, variance, estimates.max_samples, alpha)

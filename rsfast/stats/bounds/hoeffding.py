@@ -9,10 +9,8 @@ from numpy.typing import ArrayLike
 
 from ..._check import as_reals
 from ..common import Floats, as_trials, check_share, minus_width, plus_width
-from ..estimates import Estimates
-from ..moments import moments
+from ..estimates import Estimates, Scores
 from ..registry import Bound
-from ..scores import Scores
 
 
 def _width(trials: ArrayLike, alpha: float) -> Floats:
@@ -74,8 +72,7 @@ def hoeffding_upper(mean: ArrayLike, trials: ArrayLike, alpha: float) -> Floats:
 
 
 def _upper(scores: Scores, alpha: float) -> Floats:
-    _, mean, _ = moments(scores.sums, scores.squares, scores.trials, bits=scores.bits, slack=scores.slack)
-    return hoeffding_upper(mean, scores.trials, alpha)
+    return hoeffding_upper(scores.moments()[1], scores.trials, alpha)
 
 
 class Hoeffding(Bound):
@@ -86,8 +83,7 @@ class Hoeffding(Bound):
 
     def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         ours = estimates.at(place)
-        mean, *_ = moments(ours.sums, ours.squares, ours.trials, bits=ours.bits, slack=ours.slack)
-        return hoeffding_lower(mean, ours.trials, alpha)
+        return hoeffding_lower(ours.moments()[0], ours.trials, alpha)
 
     def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         return _upper(estimates.at(place), alpha)
