@@ -457,10 +457,10 @@ def test_with_max_samples_the_last_analysis_is_one_of_several(head):
     ("options", "error", "message"),
     [
         ({"seed": None}, TypeError, "seed must be an int .*, got None"),
-        ({"seed": -1}, ValueError, "seed .*must be in"),
-        ({"input_ids": ["a"]}, ValueError, "input_ids .*must .*int"),
-        ({"input_ids": [1.5]}, ValueError, "input_ids .*must .*int"),
-        ({"input_ids": [1 << 32]}, ValueError, "input_ids .*must .*int"),
+        ({"seed": -1}, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
+        ({"input_ids": ["a"]}, ValueError, r"input_ids must hold ints in \[0, 2\^32\), got 'a'"),
+        ({"input_ids": [1.5]}, ValueError, r"input_ids must hold ints in \[0, 2\^32\), got 1\.5"),
+        ({"input_ids": [1 << 32]}, ValueError, r"input_ids must hold ints in \[0, 2\^32\), got 4294967296"),
         ({"noise": 0.25}, TypeError, r"noise must be one of Gaussian.*, got 0\.25"),
         ({"bound": ["betting"]}, ValueError, r"bound must be one of auto, .*, got \['betting'\]"),
         ({"execution": {}}, TypeError, r"execution must be an Execution, got \{\}"),
@@ -523,7 +523,7 @@ def test_results_are_plain_python():
 
 def test_from_dict_errors():
     data = certify([[9, 1, 0]], [[990, 10, 0]])[0].to_dict()
-    with pytest.raises(ValueError, match=r"noise .*must be .*Gaussian"):
+    with pytest.raises(ValueError, match=r"noise must be one of 'Gaussian', .*, got 'Cauchy'"):
         Certificate.from_dict(data | {"noise": {"name": "Cauchy", "sigma": 1.0}})
     with pytest.raises(ValueError, match=r"head must be one of .*, got 'Vibes'"):
         Certificate.from_dict(data | {"head": {"name": "Vibes"}})
@@ -656,7 +656,7 @@ def test_a_lipschitz_constant_is_per_unit_of_what_the_model_takes():
         assert Fraction(found.lipschitz) >= Fraction(0.1) * 3
     for scale in (None, (0.5,), (0.25, -1.0)):
         assert soft(head, lipschitz=0.1, execution=Execution(scale=scale)).lipschitz == 0.1
-    with pytest.raises(ValueError, match=r"lipschitz .*must be positive and finite"):
+    with pytest.raises(ValueError, match="lipschitz must be positive and finite, got inf"):
         soft(head, lipschitz=1e300, execution=Execution(scale=(1e30,)))
 
 

@@ -163,10 +163,10 @@ class Replay:
 
     def _check_numbers(self, first: Tally, rest: Sequence[Tally]) -> None:
         """Raise ValueError unless there are as many samples and classes as the sidecar says."""
-        looks = analysis_ends(self.n)
+        analyses = analysis_ends(self.n)
         for numbers in zip(*(tally.n.tolist() for tally in rest), strict=True):
             ends = np.cumsum(numbers).tolist()
-            if (ends != looks[: len(ends)]) if self.stopping else (ends[-1:] != [self.n]):
+            if (ends != analyses[: len(ends)]) if self.stopping else (ends[-1:] != [self.n]):
                 stopping = f"radius = {self.stopping.radius} and rtol = {self.stopping.rtol}"
                 raise ValueError(f"estimation must go with n = {self.n}, {stopping} in {SIDECAR}, got ends at {ends}")
         for name, values in (("n0", first.n.tolist()), ("num_classes", [first.num_classes])):
