@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from ..registry import Bound
 
 Prior = tuple[ArrayLike, ArrayLike, ArrayLike]
 """Mean, variance and number of scores known before a sample."""
+
+_Sample = tuple[Integers, Integers | None, Prior | None]  # counts and sums [..., R, BINS], and what is known before
 
 MAX_RANGES = 512
 """Most ranges a betting bound takes; its rounding allowance counts on it."""
@@ -34,19 +35,19 @@ _GROWTH = np.log1p(_NODES[:, None] * _RATES)  # [BINS + 1, rates]
 _ROWS = 256  # of log growths added up at once: they fit the cache
 
 
-def _check_histogram(counts: ArrayLike, sums: ArrayLike | None) -> tuple[Integers, Integers | None]:
-    """Return counts and sums [..., R, BINS] of scores as int64; raise TypeError or ValueError if no scores have them."""
+def _sample(counts: ArrayLike, sums: ArrayLike | None, prior: Prior | None) -> _Sample:
+    """Return counts and sums as int64, and the prior; raise TypeError or ValueError if no scores have them."""
     c = as_integers("counts", counts, 0)
     if c.ndim < 2 or c.shape[-1] != BINS or not 1 <= c.shape[-2] <= MAX_RANGES:
         raise ValueError(f"counts must be [..., ranges, {BINS}] with 1 to {MAX_RANGES} ranges, got shape {c.shape}")
     if np.any(c >= MAX_TRIALS) or not np.all((c.sum((-2, -1)) > 0) & (c.sum((-2, -1)) < MAX_TRIALS)):
         raise ValueError("counts must hold at least one score for each input, and at most 2**33 - 1")
     if sums is None:
-        return c, None
+        return c, None, prior
     s = as_integers("sums", sums, 0)
     if s.shape != c.shape or np.any(s < c * _LOWER) or np.any(s > c * _UPPER):
         raise ValueError("sums must have the shape of counts, and each be a possible sum of the scores of its bin")
-    return c, s
+    return c, s, prior
 
 
 def _prior(prior: Prior | None) -> tuple[Floats, Floats]:
@@ -91,15 +92,13 @@ def _growth(weights: Floats) -> Floats:
     return growth.reshape(*weights.shape[:-1], _RATES.size)
 
 
-def _limits(
-    counts: Integers,
-    sums: Integers | None,
-    alpha: float,
-    horizons: Floats,
-    prior: Prior | None,
-    analyses: Sequence[int],
-) -> Floats:
-    """Return the lower bound [..., analyses] at the end of each of these ranges, for bets with horizons [..., H]."""
+def _limits(sample: _Sample, alpha: float, max_samples: int | None = None, every: bool = False) -> Floats:
+    """Return the lower bound [...] at the end of the last range, or if `every` the largest [..., R] up to each range's end.
+
+    Bets are for all scores of the sample, or for samples of up to max_samples scores.
+    """
+    counts, sums, prior = sample
+    horizons = _horizons(counts, max_samples)
     level = -math.log(check_share(alpha))
     # The logarithm is concave: at scores between two edges it is at least what it is at these edges, in the proportion that
     # keeps the sum. Without sums every score counts as its lower edge.
@@ -132,17 +131,16 @@ def _limits(
 
         return largest_safe(safe, np.zeros(shape), np.ones(shape))
 
-    return np.stack([limit(analysis) for analysis in analyses], axis=-1)
+    ranges = counts.shape[-2]
+    if not every:
+        return limit(ranges - 1)
+    return np.asarray(np.maximum.accumulate(np.stack([limit(analysis) for analysis in range(ranges)], axis=-1), axis=-1))
 
 
-def _check_horizons(max_samples: int, counts: Integers) -> Floats:
-    """Return the sample sizes [H] for which the bettors of a sequence bet, the largest max_samples, each half the last.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If max_samples is not an int, or not from the scores counted so far to 2**33 - 1.
-    """
+def _horizons(counts: Integers, max_samples: int | None) -> Floats:
+    """Return the sample sizes [..., H] that bettors bet for: that of the sample, or max_samples and each half the last."""
+    if max_samples is None:
+        return np.asarray(counts.sum(axis=(-2, -1))[..., None], dtype=np.float64)
     max_samples = as_int("max_samples", max_samples)
     most = int(counts.sum(axis=(-2, -1)).max(initial=1))
     if not most <= max_samples < MAX_TRIALS:
@@ -152,10 +150,9 @@ def _check_horizons(max_samples: int, counts: Integers) -> Floats:
     return np.asarray(float(max_samples) * 0.5 ** np.arange(max(1, max_samples.bit_length() - 4)))
 
 
-def _reflected(
-    counts: Integers, sums: Integers | None, prior: Prior | None
-) -> tuple[Integers, Integers | None, Prior | None]:
-    """Return the histogram and the prior of 1 minus each score."""
+def _reflected(sample: _Sample) -> _Sample:
+    """Return the sample of 1 minus each score."""
+    counts, sums, prior = sample
     mirror = None if sums is None else (counts * UNIT - sums)[..., ::-1]
     return counts[..., ::-1], mirror, None if prior is None else (1 - np.asarray(prior[0]), prior[1], prior[2])
 
@@ -252,8 +249,7 @@ def betting_lower(counts: ArrayLike, alpha: float, *, sums: ArrayLike | None = N
     >>> round(float(betting_lower(counts, 0.001, sums=counts * (3 << 28))), 3)
     0.743
     """
-    c, s = _check_histogram(counts, sums)
-    return np.asarray(_limits(c, s, alpha, c.sum(axis=(-2, -1))[..., None], prior, [c.shape[-2] - 1])[..., 0])
+    return _limits(_sample(counts, sums, prior), alpha)
 
 
 def betting_upper(
@@ -280,9 +276,7 @@ def betting_upper(
     >>> round(float(betting_upper(counts, 0.001, sums=counts * (1 << 28))), 3)
     0.257
     """
-    c, s, prior = _reflected(*_check_histogram(counts, sums), prior)
-    lower = _limits(c, s, alpha, c.sum(axis=(-2, -1))[..., None], prior, [c.shape[-2] - 1])[..., 0]
-    return _mirrored_with_slack(lower, slack)
+    return _mirrored_with_slack(_limits(_reflected(_sample(counts, sums, prior)), alpha), slack)
 
 
 def betting_sequence_lower(
@@ -331,18 +325,7 @@ def betting_sequence_lower(
     >>> betting_sequence_lower(counts, 0.001, 10_000, sums=counts * (3 << 28)).round(2).tolist()
     [0.68, 0.72, 0.74, 0.74]
     """
-    c, s = _check_histogram(counts, sums)
-    return _running(c, s, alpha, max_samples, prior, every)
-
-
-def _running(
-    counts: Integers, sums: Integers | None, alpha: float, max_samples: int, prior: Prior | None, every: bool
-) -> Floats:
-    ranges = counts.shape[-2]
-    limits = _limits(
-        counts, sums, alpha, _check_horizons(max_samples, counts), prior, range(0 if every else ranges - 1, ranges)
-    )
-    return np.asarray(np.maximum.accumulate(limits, axis=-1) if every else limits[..., 0])
+    return _limits(_sample(counts, sums, prior), alpha, max_samples, every)
 
 
 def betting_sequence_upper(
@@ -371,8 +354,7 @@ def betting_sequence_upper(
     >>> betting_sequence_upper(counts, 0.001, 10_000, sums=counts * (1 << 28)).round(2).tolist()
     [0.32, 0.28, 0.26, 0.26]
     """
-    c, s, prior = _reflected(*_check_histogram(counts, sums), prior)
-    return _mirrored_with_slack(_running(c, s, alpha, max_samples, prior, every), slack)
+    return _mirrored_with_slack(_limits(_reflected(_sample(counts, sums, prior)), alpha, max_samples, every), slack)
 
 
 class Betting(Bound):
