@@ -28,12 +28,7 @@ _ONE = int(np.float64(1).view(np.int64))
 def check_alpha(alpha: float, least: float = SMALLEST_ALPHA) -> float:
     """Return alpha, the probability that a bound or a certificate is wrong, as a float.
 
-    Raises
-    ------
-    TypeError
-        If alpha is not a number.
-    ValueError
-        If alpha is not below 1, or below `least`.
+    TypeError if it is not a number, ValueError if it is not below 1, or below `least`.
 
     Examples
     --------
@@ -52,20 +47,7 @@ def check_share(alpha: float) -> float:
 
 
 def as_trials(trials: ArrayLike) -> Integers:
-    """Return sample sizes from 1 to `MAX_TRIALS`.
-
-    Raises
-    ------
-    TypeError
-        If trials holds anything but integers.
-    ValueError
-        If a size is out of range.
-
-    Examples
-    --------
-    >>> as_trials([10, 100]).tolist()
-    [10, 100]
-    """
+    """Return sample sizes from 1 to `MAX_TRIALS`; TypeError if one is no integer, ValueError if it is out of range."""
     array = as_integers("trials", trials, 1)
     if np.any(array > MAX_TRIALS):
         raise ValueError(f"trials must be at most 2**33, got {trials!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -55,11 +56,9 @@ class Scores(NamedTuple):
     @classmethod
     def total(cls, ranges: Sequence[TallyLike], head: Head) -> Scores:
         """Return the scores of several Tallies together."""
-        total, *parts = (cls.of(tally, head) for tally in ranges)
-        for part in parts:
-            sums, squares, trials = (mine + theirs for mine, theirs in zip(total[:3], part[:3], strict=True))
-            total = total._replace(sums=sums, squares=squares, trials=trials)
-        return total
+        parts = zip(*(tally.head_sums(head) for tally in ranges), strict=True)
+        sums, squares, trials = (reduce(np.add, part) for part in parts)
+        return cls(sums, squares, trials, head.bits, head.slack)
 
     @classmethod
     def unanimous(cls, head: Head, n: int, num_classes: int) -> Scores:
@@ -185,7 +184,6 @@ class Estimates(NamedTuple):
         selected: Scores,
         ranges: Sequence[TallyLike],
         head: Head,
-        *,
         histograms: bool,
         max_samples: int,
         seed: int,

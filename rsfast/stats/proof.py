@@ -140,9 +140,10 @@ def certificates(
     seed, ids = _source(selection, ranges, noise, seed, input_ids, assume_independent)
     most = _check_numbers(spec, selection, ranges, max_samples)
     spec = of_inputs(spec, execution)
-    return prove(spec, selection, ranges, max_samples=most, seed=seed, input_ids=ids, backend=backend, execution=execution)[
-        0
-    ]
+    found, *_ = prove(
+        spec, selection, ranges, max_samples=most, seed=seed, input_ids=ids, backend=backend, execution=execution
+    )
+    return found
 
 
 def _check_tallies(selection: TallyLike, ranges: Sequence[TallyLike], head: Head) -> None:
@@ -292,11 +293,8 @@ def prove(
     execution: Execution = _EXECUTION,
 ) -> tuple[list[Certificate], Estimates, Limits]:
     """Return the certificates of Tallies that fit each other under a spec `of_inputs`, and what they rest on."""
-    selected = Scores.of(selection, spec.head)
-    needs = spec.limits_by.histograms
-    estimates = Estimates.of(
-        selected, ranges, spec.head, histograms=needs, max_samples=max_samples, seed=seed, input_ids=input_ids
-    )
+    needs, selected = spec.limits_by.histograms, Scores.of(selection, spec.head)
+    estimates = Estimates.of(selected, ranges, spec.head, needs, max_samples, seed, input_ids)
     found = rules.limits(estimates, spec)
     radii = rules.radius(spec.noise, found.lower, found.upper, spec.lipschitz)
 
@@ -345,20 +343,13 @@ def prediction(votes: Integers, alpha: float) -> int:
     votes : ndarray of int64
         Votes for each of two or more classes.
     alpha : float
-        Probability that a class returned is not the smoothed classifier's.
+        Probability that a class returned is not the smoothed classifier's; TypeError or ValueError if not in (0, 1).
 
     Returns
     -------
     int
         The class with most votes; `ABSTAIN` where the two-sided exact binomial test of the top two classes does not
         reject, at level alpha, that they are equally likely.
-
-    Raises
-    ------
-    TypeError
-        If alpha is not a number.
-    ValueError
-        If alpha is not in (0, 1).
 
     References
     ----------
@@ -396,11 +387,6 @@ def predictions(tally: TallyLike, alpha: float) -> list[int]:
 def smallest_certifiable_n(alpha: float) -> int:
     """Return the fewest estimation samples with which unanimous votes certify anything: ``alpha ** (1 / n) > 1/2``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If alpha is not a number in (0, 1).
-
     Examples
     --------
     >>> smallest_certifiable_n(0.001)
@@ -412,11 +398,6 @@ def smallest_certifiable_n(alpha: float) -> int:
 
 def smallest_predictable_n(alpha: float) -> int:
     """Return the fewest samples with which `predictions` can answer: a unanimous test, ``2 ** (1 - n) <= alpha``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If alpha is not a number in (0, 1).
 
     Examples
     --------

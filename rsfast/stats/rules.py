@@ -32,16 +32,8 @@ class CertificationSpec:
 
     Parameters
     ----------
-    noise : Noise
-        What is added to the inputs.
-    alpha : float
-        Probability that a certificate is wrong.
-    head : Head
-        The score to certify.
-    bound : str
-        One of `registry.BOUNDS`, or "auto": Clopper-Pearson for votes, betting for scores, or their sequences if `early`.
-    rule : str
-        One of `RULES`, or "auto": for each input one-vs-rest or top-two.
+    noise, alpha, head, bound, rule
+        As in `certificates`. The bound "auto" is replaced by the one that it stands for.
     lipschitz : float, optional
         An l2 Lipschitz constant of every class's base score; per unit of what the model takes until `proof.of_inputs`.
     early : bool

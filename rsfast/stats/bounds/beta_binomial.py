@@ -26,7 +26,7 @@ def beta_binomial_sequence_lower(
     Parameters
     ----------
     successes, trials : array_like of int
-        Counts, of shapes that broadcast; ``0 <= successes <= trials``, ``1 <= trials <= 2**33``.
+        As in `clopper_pearson_lower`, as are the errors raised.
     alpha : float
         Probability that the bound is ever, at any number of trials, above the proportion; in (0, 1).
     a, b : array_like of float
@@ -38,13 +38,6 @@ def beta_binomial_sequence_lower(
     ndarray of float64
         Never above the exact bound. Never more than 2e-9 below it (2e-11 up to 2**20 trials) for alpha up to 1/2 and a and b
         up to 1000. Below 1. Of the bounds so far the largest may be used.
-
-    Raises
-    ------
-    TypeError
-        If successes or trials hold anything but integers, or alpha, a or b is not a number.
-    ValueError
-        If an argument is out of range.
 
     Notes
     -----

@@ -114,10 +114,8 @@ def randomized_clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, al
 
     Parameters
     ----------
-    successes, trials : array_like of int
-        Counts, of shapes that broadcast; ``0 <= successes <= trials``, ``1 <= trials <= 2**33``.
-    alpha : float
-        Probability, over the trials and uniform, that the limit is above the proportion; in (0, 1).
+    successes, trials, alpha
+        As in `clopper_pearson_lower`, as are the errors raised; the probability is over the trials and uniform, and exact.
     uniform : array_like of float
         One number for each limit, uniform on [0, 1], independent of the trials and never drawn again for another analysis of
         the same ones. Round it up if it is discrete (``(word + 1) / 2**32``): rounding down makes the limit too large. At 1
@@ -128,13 +126,6 @@ def randomized_clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, al
     ndarray of float64
         Never above the exact limit; for alpha from 1e-190 to 1/2 never more than 2e-11 below it. Below 1: where
         the exact limit is 1 (no failure and uniform at most alpha) the largest float64 below it.
-
-    Raises
-    ------
-    TypeError
-        If successes or trials hold anything but integers, or alpha is not a number.
-    ValueError
-        If an argument is out of range or NaN.
 
     Notes
     -----

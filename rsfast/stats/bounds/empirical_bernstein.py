@@ -25,26 +25,15 @@ def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, trials: Arra
 
     Parameters
     ----------
-    mean : array_like of float
-        Sample mean, in [0, 1], taken as exact: round it down first if it is not (`moments` does).
+    mean, trials, alpha
+        As in `hoeffding_lower`, as are the errors raised; with one trial the bound is the trivial one.
     variance : array_like of float
         Unbiased sample variance (divided by ``trials - 1``) of the whole sample, rounded up; at least 0, may be inf.
-    trials : array_like of int
-        Sample size, from 1 to 2**33; with 1 the bound is the trivial one. Broadcasts with mean and variance.
-    alpha : float
-        Probability, over the sample, that the bound is above the mean; in (0, 1).
 
     Returns
     -------
     ndarray of float64
         ``mean - sqrt(2 variance ln(2 / alpha) / trials) - 7 ln(2 / alpha) / (3 (trials - 1))``, rounded down, at least 0.
-
-    Raises
-    ------
-    TypeError
-        If trials holds anything but integers, or alpha is not a number.
-    ValueError
-        If an argument is out of range or NaN.
 
     References
     ----------
