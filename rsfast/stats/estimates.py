@@ -211,16 +211,9 @@ class Estimates(NamedTuple):
         The first class always has score 1, the others 0: no other samples give a larger radius.
         """
         sizes = np.diff([0, *ends])
-        return cls(
-            Scores.unanimous(head, n0, num_classes),
-            Scores.unanimous(head, ends[-1], num_classes),
-            np.array([[0, 1]]),
-            zeros_and_ones(np.array([[sizes, 0 * sizes]]), sizes),
-            len(ends),
-            ends[-1],
-            seed=0,
-            input_ids=np.array([0]),
-        )
+        selected, scores = (Scores.unanimous(head, n, num_classes) for n in (n0, ends[-1]))
+        histograms = zeros_and_ones(np.array([[sizes, 0 * sizes]]), sizes)
+        return cls(selected, scores, np.array([[0, 1]]), histograms, len(ends), ends[-1], 0, np.array([0]))
 
     def rows(self, rows: NDArray[np.bool_]) -> Estimates:
         """Return the estimates on some inputs."""
