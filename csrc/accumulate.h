@@ -2,9 +2,14 @@
 // 2^-30 in the Tally, so that no order of reduction shows. K up to 2^20 classes.
 #pragma once
 
+#include "jobs.h"
 #include "lanes.h"
 
 namespace rsfast {
+
+enum class HeadKind : int { softmax, sparsemax, clipped };  // `kind` of a head in rsfast/heads
+
+RSFAST_FN HeadKind kind_of(const HeadParameters& head) { return static_cast<HeadKind>(static_cast<int>(head.kind)); }
 
 constexpr uint64_t kOne = uint64_t{1} << 40;  // 1 within a row
 constexpr float kNegligible = -28.0f;         // exp of less is below 2^-40 and counts as 0
@@ -93,11 +98,21 @@ RSFAST_FN W sparsemax_ceiling(W total, W count) {
 // ClippedLogits.
 
 template <class F>
-RSFAST_FN auto clipped_score(F logit, float low, float high, float scale) {
-  F s = logit < low ? F{} + low : logit;
-  s = s > high ? F{} + high : s;
-  s = (s - low) * scale;
+RSFAST_FN auto clipped_score(F logit, const HeadParameters& head) {
+  F s = logit < head.low ? F{} + head.low : logit;
+  s = s > head.high ? F{} + head.high : s;
+  s = (s - head.low) * head.scale;
   return to_int((s > 1.0f ? F{} + 1.0f : s) * 0x1p30f);
+}
+
+// Every head whose score of a class is a function of its logit alone: its kinds are all that have no case in the loops of
+// cpu/accumulate.cpp and cuda/accumulate.h. F is a lane or a vector of them.
+template <class F>
+RSFAST_FN auto pointwise_score(F logit, const HeadParameters& head) {
+  switch (kind_of(head)) {
+    case HeadKind::clipped: return clipped_score(logit, head);
+    default: return to_int(F{});
+  }
 }
 
 // The square of a score, rounded up.

@@ -34,10 +34,8 @@ struct PerturbJob {
   bool channels_last;
 };
 
-enum class HeadKind : int { softmax, sparsemax, clipped };
-
 struct HeadParameters {  // a row of Tally.parameters
-  float kind;            // a HeadKind
+  float kind;            // a HeadKind (accumulate.h)
   float scale;           // 1 / temperature, or 1 / (high - low)
   float low, high;
 };

@@ -24,7 +24,7 @@ if importlib.util.find_spec("triton") is None:
 
 from triton_interpreter import interpret
 
-from rsfast.ops import triton_kernels, triton_perturb
+from rsfast.ops import triton_accumulate, triton_kernels, triton_perturb
 
 pytestmark = [
     pytest.mark.slow,
@@ -244,7 +244,7 @@ def test_masked_classes(dtype):
 def test_a_million_classes(monkeypatch):
     """K = 2^20, the largest: sums of all-equal and of random rows do not overflow. In large chunks, for the interpreter."""
     if INTERPRETED:
-        monkeypatch.setattr(triton_kernels, "_CHUNK", 1 << 17)
+        monkeypatch.setattr(triton_accumulate, "_CHUNK", 1 << 17)
     draw = torch.randn(1 << 20, generator=accumulating.generator(3))
     heads = (Softmax(1.0), Sparsemax(10.0), ClippedLogits(-1.0, 1.0))
     found = check_accumulate(torch.stack([torch.zeros(1 << 20), draw]), torch.tensor([1, 0]), heads=heads, slots=2)
@@ -255,7 +255,7 @@ def test_heads_shared_out(monkeypatch):
     """One program for all heads, a few programs, one each: the same."""
     logits, rows = accumulating.hostile_logits(10, 20), accumulating.some_rows(20)
     for programs in (1, 5, 1000):
-        monkeypatch.setattr(triton_kernels, "_FILL", programs)
+        monkeypatch.setattr(triton_accumulate, "_FILL", programs)
         check_accumulate(logits, rows)
 
 
@@ -280,7 +280,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from rsfast.noise import NoiseParameters
-from rsfast.ops import triton_kernels, triton_perturb
+from rsfast.ops import triton_accumulate, triton_kernels, triton_perturb
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
 POINTERS[torch.int64] = "*i64"
@@ -314,7 +314,7 @@ class Compiler:
 
 triton_perturb.perturb_kernel = Compiler(triton_perturb.perturb_kernel)
 for name in ("accumulate_kernel", "accumulate_wide_kernel"):
-    setattr(triton_kernels, name, Compiler(getattr(triton_kernels, name)))
+    setattr(triton_accumulate, name, Compiler(getattr(triton_accumulate, name)))
 index = torch.zeros(4, dtype=torch.int64)
 for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[1]):
     Compiler.target = GPUTarget(*target)
@@ -392,7 +392,9 @@ def test_ptx(compiled):
                 assert pairs == (0 if dtype == "float32" else 2 * blocks)
         else:
             classes = shape[0]
-            held = triton_kernels._TILE
-            held = 2 * triton_kernels._CHUNK if classes > triton_kernels._TILE else held  # once to sum, once to score
-            scored = held // lanes + (1 if full and classes > triton_kernels._TILE else 0)  # the tracked ones a second time
+            held = triton_accumulate._TILE
+            held = 2 * triton_accumulate._CHUNK if classes > triton_accumulate._TILE else held  # once to sum, once to score
+            scored = held // lanes + (
+                1 if full and classes > triton_accumulate._TILE else 0
+            )  # the tracked ones a second time
             assert facts["fma.rn.f32"] == 8 * scored

@@ -11,7 +11,7 @@ import torch
 import triton.language as tl
 from triton.runtime import JITFunction, interpreter
 
-from rsfast.ops import arithmetic, triton_base, triton_kernels, triton_noise, triton_perturb
+from rsfast.ops import arithmetic, triton_accumulate, triton_base, triton_noise, triton_perturb
 
 _plain_patch_lang_tensor = interpreter._patch_lang_tensor
 _plain_cast_impl = interpreter.InterpreterBuilder.cast_impl
@@ -41,7 +41,7 @@ def _patch_lang_tensor(tensor, scope):
 def interpret(monkeypatch):
     """Run kernels in the interpreter until `monkeypatch` is undone."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    for module in (tl, tl.standard, triton_base, triton_noise, triton_perturb, triton_kernels):
+    for module in (tl, tl.standard, triton_base, triton_noise, triton_perturb, triton_accumulate):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction):
                 monkeypatch.setattr(module, name, interpreter.InterpretedFunction(value.fn))

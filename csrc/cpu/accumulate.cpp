@@ -219,10 +219,10 @@ Pair add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float 
   return threshold;
 }
 
-void add_clipped(const AccumulateJob& job, const Scratch& s, int64_t t, const HeadParameters& head) {
+void add_pointwise(const AccumulateJob& job, const Scratch& s, int64_t t, const HeadParameters& head) {
   const Floats* logits = s.logits + t * job.classes;
   for (int64_t k = 0; k < job.classes; ++k)
-    add(s, k, widen(clipped_score(logits[k], head.low, head.high, head.scale) & s.valid[t]));
+    add(s, k, widen(pointwise_score(logits[k], head) & s.valid[t]));
 }
 
 // The histograms of one head, of the first `rows` rows of a tile. `found` is the softmax factor or the sparsemax threshold.
@@ -235,7 +235,7 @@ void add_bins(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t 
   for (int64_t c = first; c < first + job.tracked_classes; ++c) {
     const Floats logit = s.logits[t * job.classes + job.tracked[c]], a = (logit - s.maximum[t]) * head.scale;
     Ints score{};
-    switch (static_cast<HeadKind>(static_cast<int>(head.kind))) {
+    switch (kind_of(head)) {
       case HeadKind::softmax: {
         const Pair units = softmax_units(a, (a >= kNegligible) & valid);
         score = narrow({softmax_score(units.low, found.low), softmax_score(units.high, found.high)});
@@ -244,7 +244,7 @@ void add_bins(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t 
       case HeadKind::sparsemax:
         score = narrow(sparsemax_score(sparsemax_units(sparsemax_mantissa(a) & valid), found));
         break;
-      case HeadKind::clipped: score = clipped_score(logit, head.low, head.high, head.scale) & valid; break;
+      default: score = pointwise_score(logit, head) & valid;
     }
     const Ints bin = score_bin(score);
     for (int lane = 0; lane < kLanes && lane < rows; ++lane) {
@@ -260,10 +260,10 @@ void add_head(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t 
   for (int64_t k = 0; k < job.classes; ++k) s.sums[k] = s.squares[k] = Pair{};
   for (int64_t t = 0; t * kLanes < rows; ++t) {
     Pair found{};
-    switch (static_cast<HeadKind>(static_cast<int>(head.kind))) {
+    switch (kind_of(head)) {
       case HeadKind::softmax: found = add_softmax(job, s, t, head.scale); break;
       case HeadKind::sparsemax: found = add_sparsemax(job, s, t, head.scale); break;
-      case HeadKind::clipped: add_clipped(job, s, t, head); break;
+      default: add_pointwise(job, s, t, head);
     }
     if (job.tracked_classes > 0) add_bins(job, s, slot, h, t, rows - t * kLanes, found);
   }

@@ -312,7 +312,7 @@ RSFAST_KERNEL_FN void accumulate_tile(const Block& block, const AccumulateGrid& 
   const int64_t begin = block.y * g.group_heads, end = begin + g.group_heads;
   for (int64_t h = begin; h < end && h < g.job.heads; ++h) {
     const HeadParameters head = g.job.parameters[h];
-    switch (static_cast<HeadKind>(static_cast<int>(head.kind))) {
+    switch (kind_of(head)) {
       case HeadKind::softmax:
         find_softmax_factors(block, tile, head.scale);
         add_scores(block, tile, h, [&](int row, int64_t k) {
@@ -326,12 +326,11 @@ RSFAST_KERNEL_FN void accumulate_tile(const Block& block, const AccumulateGrid& 
           return units > s.factors[row] ? (units - s.factors[row]) >> 10 : 0;
         });
         break;
-      case HeadKind::clipped:
+      default:
         add_scores(block, tile, h, [&](int row, int64_t k) {
-          const uint64_t q = clipped_score(tile.logit(row, k), head.low, head.high, head.scale);
+          const uint64_t q = pointwise_score(tile.logit(row, k), head);
           return tile.votes(row) ? q : 0;
         });
-        break;
     }
   }
 }

@@ -17,7 +17,7 @@ class Head(ABC):
     """Base of all heads: the fields of a subclass are its parameters, which it checks when it is made."""
 
     kind: ClassVar[int | None]
-    """How kernels know a soft head (``HeadKind`` in csrc/jobs.h). None of a head that votes."""
+    """How kernels know a soft head (``HeadKind`` in csrc/accumulate.h). None of a head that votes."""
     option: ClassVar[str]
     """How the command line takes it: its word there, and a colon and a letter or word for each parameter."""
     sums_to_one: ClassVar[bool] = True
