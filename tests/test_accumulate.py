@@ -670,9 +670,9 @@ def test_after_a_fork_that_came_in_the_middle_of_a_call():
     code = """
 import os, signal
 from rsfast import Tally
-from rsfast.ops import accumulate, backends
+from rsfast.ops import accumulate, accumulation
 import torch
-for lock in backends._turns:
+for lock in accumulation._turns:
     lock.acquire()
 child = os.fork()
 if child == 0:

@@ -119,9 +119,7 @@ def test_a_loader_of_dicts(source):
         return DataLoader(Items(EACH[source]), batch_size=3)
 
     step, text = step_of(CALLS["certify"], loader())
-    assert text.startswith(
-        "the batch at inputs[0] is a dict; it must be a dense float32 tensor [I, *shape]; pass (image for "
-    )
+    assert text.startswith("the batch at inputs[0] must be a dense float32 tensor [I, *shape], got a dict; pass (image for ")
     made = list(eval(step, {"torch": torch, "numpy": numpy, "inputs": loader()}))
     torch.testing.assert_close(torch.stack(made), IMAGES, **AS_FLOAT)
 
@@ -144,7 +142,7 @@ def test_smooth(source, method):
     smooth = Smooth(NETWORK, 5, 0.25, seed=1)
     arguments = (9, 20, 0.1, 10) if method == "certify" else (20, 0.1, 10)
     step, text = step_of(lambda x: getattr(smooth, method)(x, *arguments), item)
-    assert re.match(r"^x is a \w+; it must be a dense float32 tensor \[\*shape\]; pass ", text)
+    assert re.match(r"^x must be a dense float32 tensor \[\*shape\], got a \w+; pass ", text)
     made = eval(step, {"torch": torch, "numpy": numpy, "x": item})
     getattr(smooth, method)(made, *arguments)
 
@@ -174,7 +172,7 @@ def test_more_conversions():
 
 def test_numbers_in_lists():
     with pytest.raises(
-        TypeError, match=r"^inputs\[0\] is a list; .*; pass \(torch.tensor\(item\).float\(\) for item in inputs\)$"
+        TypeError, match=r"^inputs\[0\] must be .*, got a list; pass \(torch.tensor\(item\).float\(\) for item in inputs\)$"
     ):
         CALLS["certify"]([[0.1, 0.2], [0.3, 0.4]])
 
@@ -183,7 +181,7 @@ def test_one_input_without_a_batch_axis():
     """A vector at once, with the next step."""
     for call in CALLS.values():
         with pytest.raises(
-            ValueError, match=r"^inputs has shape \[7\]; .*; one input needs its batch axis: inputs\[None\]$"
+            ValueError, match=r"^inputs must have shape .*, got \[7\]; one input needs its batch axis: inputs\[None\]$"
         ):
             call(torch.rand(7))
 

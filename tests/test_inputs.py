@@ -240,12 +240,12 @@ def test_ids_to_spare():
     [
         (
             TypeError,
-            r"^inputs is a ndarray; it must be a dense float32 tensor \[I, \*shape\]; pass torch.from_numpy",
+            r"^inputs must be a dense float32 tensor \[I, \*shape\], got a ndarray; pass torch.from_numpy",
             X.numpy(),
         ),
-        (TypeError, r"^inputs has dtype torch.uint8; .* x.float\(\) / 255", X.to(torch.uint8)),
-        (ValueError, r"^inputs has shape \[4\]; it must be \[I, \*shape\] with at least one input", torch.zeros(4)),
-        (ValueError, r"^inputs has shape \[0, 4\]; ", torch.zeros(0, 4)),
+        (TypeError, r"^inputs must have dtype float32, got torch.uint8; .* x.float\(\) / 255", X.to(torch.uint8)),
+        (ValueError, r"^inputs must have shape \[I, \*shape\] with at least one input.*, got \[4\]", torch.zeros(4)),
+        (ValueError, r"^inputs must have shape .*, got \[0, 4\]", torch.zeros(0, 4)),
         (
             ValueError,
             r"^inputs\[2\] must be finite, got NaN or infinity",
@@ -257,9 +257,13 @@ def test_ids_to_spare():
         (ValueError, r"^inputs must hold at least one input, got none", []),
         (ValueError, r"^inputs must hold at least one input, got none", DataLoader([], batch_size=2)),
         (TypeError, r"^inputs must be .* an iterable of inputs \[\*shape\], got a dict; pass inputs\[\"x\"\]$", {"x": X}),
-        (TypeError, r"^inputs\[0\] is a str; it must be a dense float32 tensor \[\*shape\]$", ["x.png"]),
-        (TypeError, r"^the batch at inputs\[0\] is a dict; ", DataLoader([{"x": x} for x in X], batch_size=2)),
-        (ValueError, r"^the batch at inputs\[0\] has shape \[2\]; it must be \[I, \*shape\]", DataLoader([0.5, 1.5], 2)),
+        (TypeError, r"^inputs\[0\] must be a dense float32 tensor \[\*shape\], got a str$", ["x.png"]),
+        (TypeError, r"^the batch at inputs\[0\] must be .*, got a dict", DataLoader([{"x": x} for x in X], batch_size=2)),
+        (
+            ValueError,
+            r"^the batch at inputs\[0\] must have shape \[I, \*shape\] with .*, got \[2\]",
+            DataLoader([0.5, 1.5], 2),
+        ),
     ],
 )
 def test_errors_at_once(error, message, source):
@@ -270,16 +274,24 @@ def test_errors_at_once(error, message, source):
 
 
 BAD_ITEMS = [
-    (TypeError, r"^inputs\[3\] has dtype torch.uint8; .* x.float\(\) / 255", torch.zeros(2, 3, dtype=torch.uint8)),
-    (TypeError, r"^inputs\[3\] has dtype torch.float64; .*; call x.float\(\)", torch.zeros(2, 3, dtype=torch.float64)),
-    (TypeError, r"^inputs\[3\] is a ndarray; it must be a dense float32 tensor \[\*shape\]", X[0].numpy()),
+    (
+        TypeError,
+        r"^inputs\[3\] must have dtype float32, got torch.uint8; .* x.float\(\) / 255",
+        torch.zeros(2, 3, dtype=torch.uint8),
+    ),
+    (
+        TypeError,
+        r"^inputs\[3\] must have dtype float32, got torch.float64; .*; call x.float\(\)",
+        torch.zeros(2, 3, dtype=torch.float64),
+    ),
+    (TypeError, r"^inputs\[3\] must be a dense float32 tensor \[\*shape\], got a ndarray", X[0].numpy()),
     (TypeError, r"^inputs\[3\] is torch.sparse_coo; ", X[0].to_sparse()),
-    (TypeError, r"^inputs\[3\] is a tuple; ", ()),
-    (TypeError, r"^inputs\[3\] is a int; ", (7, X[0])),
+    (TypeError, r"^inputs\[3\] must be .*, got a tuple", ()),
+    (TypeError, r"^inputs\[3\] must be .*, got a int", (7, X[0])),
     (ValueError, r"^inputs\[3\] must be finite, got NaN or infinity", torch.full((2, 3), -torch.inf)),
     (ValueError, r"^inputs\[3\] must have shape \[2, 3\], as inputs\[0\], got \[3, 2\]", torch.zeros(3, 2)),
-    (ValueError, r"^inputs\[3\] has shape \[\]; it must be \[\*shape\] with at least one element", torch.tensor(1.0)),
-    (ValueError, r"^inputs\[3\] has shape \[0\]; it must be \[\*shape\] with at least one element", torch.zeros(0)),
+    (ValueError, r"^inputs\[3\] must have shape \[\*shape\] with at least one element.*, got \[\]", torch.tensor(1.0)),
+    (ValueError, r"^inputs\[3\] must have shape \[\*shape\] with at least one element.*, got \[0\]", torch.zeros(0)),
     (ValueError, r"^inputs\[3\] must be on 'cpu', as inputs\[0\] is, got 'meta'", torch.zeros(2, 3, device="meta")),
 ]
 

@@ -85,7 +85,7 @@ def test_nothing_else_is_warned_of(call, case):
 def test_what_is_refused_is_not_warned_of(dtype):
     smooth = Smooth(model, 2, 0.25, seed=1)
     for x in (X[0] * 255, X[:1] * 255):
-        with pytest.raises(TypeError, match=rf"^x has dtype {dtype}; it must be float32"):
+        with pytest.raises(TypeError, match=rf"^x must have dtype float32, got {dtype}"):
             smooth.certify(x.to(dtype), 10, 20, 0.01, 10)
 
 

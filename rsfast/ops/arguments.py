@@ -32,7 +32,7 @@ def indices(name: str, values: object, length: int | None, limit: int, device: t
 def as_indices(name: str, values: object, limit: int, device: torch.device, shape: str = "[B]") -> torch.Tensor:
     if isinstance(values, range):
         if len(values) and (min(values[0], values[-1]) < 0 or max(values[0], values[-1]) >= limit):
-            raise ValueError(f"{name} is {values}; it must lie in [0, {limit})")
+            raise ValueError(f"{name} must lie in [0, {limit}), got {values}")
         tensor = torch.arange(values.start, values.stop, values.step, device=device)
     elif isinstance(values, torch.Tensor):
         tensor = values
@@ -56,18 +56,18 @@ def check_inputs(name: str, x: object, *, single: bool = False, given: str | Non
         what = f"a {type(x).__name__}" if not isinstance(x, torch.Tensor) else x.layout
         step = conversion(given, x)
         hint = "" if step is None else f"; pass {form.replace('{}', step)}"
-        raise TypeError(f"{name} is {what}; it must be a dense float32 tensor {wanted}{hint}")
+        raise TypeError(f"{name} must be a dense float32 tensor {wanted}, got {what}{hint}")
     if x.dtype != torch.float32:
         plain = x.is_floating_point() or x.dtype == torch.bool
         hint = "; call x.float()" if plain else "" if x.is_complex() else "; convert integer images with x.float() / 255"
-        raise TypeError(f"{name} has dtype {x.dtype}; it must be float32{hint}")
+        raise TypeError(f"{name} must have dtype float32, got {x.dtype}{hint}")
     if x.ndim < (1 if single else 2) or x.numel() == 0:
         least = "one element" if single else "one input and one element"
         hint = f"; one input needs its batch axis: {given}[None]" if not single and x.ndim == 1 and x.numel() else ""
-        raise ValueError(f"{name} has shape {list(x.shape)}; it must be {wanted} with at least {least}{hint}")
+        raise ValueError(f"{name} must have shape {wanted} with at least {least}, got {list(x.shape)}{hint}")
     elements = x.numel() if single else x[0].numel()
     if elements > 1 << 34:
-        raise ValueError(f"{name} has {elements} elements an input; it must have at most 2^34")
+        raise ValueError(f"{name} must have at most 2^34 elements an input, got {elements}")
     return x.detach().resolve_neg().contiguous()
 
 
@@ -83,14 +83,14 @@ def affine(
             tensor = torch.as_tensor(neutral if value is None else value, dtype=torch.float32)
             moved = tensor.to(device)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name} is {value!r}; it must be a number or {channels} numbers, one a channel") from error
+            raise TypeError(f"{name} must be a number or {channels} numbers, one a channel, got {value!r}") from error
         if moved.ndim == 0:
             moved = moved.expand(channels)
         if moved.shape != (channels,):
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be a number or [{channels}], one a channel")
-        # A value that is not finite makes logits that are not, and no votes. It is told where that takes no waiting.
+            raise ValueError(f"{name} must be a number or have shape [{channels}], one a channel, got {list(tensor.shape)}")
+        # A value that is not finite makes logits that are not, and no votes. It is an error where that takes no waiting.
         if tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} is {value!r}; it must be finite")
+            raise ValueError(f"{name} must be finite, got {value!r}")
         tensors.append(moved.detach().resolve_neg().contiguous())
     return tensors[0], tensors[1]
 
@@ -102,9 +102,9 @@ def check_clamp(clamp: object) -> tuple[float, float] | None:
     try:
         low, high = (float(value) for value in clamp)  # type: ignore[attr-defined]
     except (TypeError, ValueError) as error:
-        raise TypeError(f"clamp is {clamp!r}; it must be (low, high)") from error
+        raise TypeError(f"clamp must be (low, high), got {clamp!r}") from error
     if not low <= high:
-        raise ValueError(f"clamp is {clamp!r}; it must be (low, high) with low <= high")
+        raise ValueError(f"clamp must be (low, high) with low <= high, got {clamp!r}")
     return low, high
 
 

@@ -8,7 +8,7 @@ import os
 import torch
 
 from . import openmp
-from .backends import Accumulation
+from .accumulation import Accumulation
 from .jobs import SIZES, accumulate_job, number_draws, perturb_job
 from .perturbation import Perturbation
 

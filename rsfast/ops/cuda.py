@@ -6,7 +6,7 @@ import ctypes
 
 import torch
 
-from .backends import Accumulation
+from .accumulation import Accumulation
 from .jobs import SIZES, accumulate_job, number_draws, perturb_job
 from .perturbation import Perturbation
 

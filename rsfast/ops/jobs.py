@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from ..noise import DRAWS
-from .backends import Accumulation
+from .accumulation import Accumulation
 from .perturbation import Perturbation
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.graph import increment_version
 
+from .._check import check_choice
 from ..noise import STREAMS, Noise, NoiseParameters, check_noise, check_seed
 from .arguments import affine, as_indices, check_clamp, check_copied, check_inputs, check_stream, indices
 from .checks import TYPES, as_dtype, check_apart, memory_format, require
@@ -39,25 +40,26 @@ class Perturbation(NamedTuple):
         x, device = self.x, self.x.device
         require("x", x, _FLOAT, x.shape, device)
         if x.ndim < 2 or not 0 < x.numel() <= x.shape[0] * (1 << 34):
-            raise ValueError(f"x has shape {list(x.shape)}; it must be [I, *shape], with 1 to 2^34 elements an input")
+            raise ValueError(f"x must have shape [I, *shape] with 1 to 2^34 elements an input, got {list(x.shape)}")
         batch, channels = self.samples.numel(), x.shape[1]
         require("samples", self.samples, _INDEX, (batch,), device)
         require("rows", self.rows, _INDEX, (batch,), device)
         require("input_ids", self.input_ids, _INDEX, (x.shape[0],), device)
         self.noise.check()
-        if self.stream not in STREAMS.values():
-            raise ValueError(f"stream is {self.stream}; it must be one of {', '.join(map(str, STREAMS.values()))}")
+        check_choice("stream", self.stream, STREAMS.values())
         if self.scale is not None and self.shift is not None:
             require("scale", self.scale, _FLOAT, (channels,), device)
             require("shift", self.shift, _FLOAT, (channels,), device)
         elif self.scale is not None or self.shift is not None:
-            raise TypeError(f"scale is {self.scale} and shift is {self.shift}; both must be tensors or neither")
+            raise TypeError(f"scale and shift must both be tensors or both None, got {self.scale} and {self.shift}")
         if self.clamp is not None and not (len(self.clamp) == 2 and self.clamp[0] <= self.clamp[1]):
-            raise ValueError(f"clamp is {tuple(self.clamp)}; it must be (low, high) with low <= high")
+            raise ValueError(f"clamp must be (low, high) with low <= high, got {tuple(self.clamp)}")
         layout = memory_format(self.channels_last, x.ndim - 1)
         require("out", self.out, TYPES, (batch, *x.shape[1:]), device, layout)
         if self.out.requires_grad:
-            raise ValueError("out requires grad; it must be a tensor that autograd does not follow")
+            raise ValueError(
+                "out must be a tensor that autograd does not follow, got one that requires grad; pass out.detach()"
+            )
 
 
 def perturb(
@@ -185,17 +187,17 @@ def perturb(
 
 def _default_rows(count: int, batch: int, device: torch.device) -> torch.Tensor:
     if count not in (1, batch):
-        raise ValueError(f"rows is None, with {count} inputs and {batch} samples; it must name the input of each sample")
+        raise ValueError(f"rows must name the input of each of {batch} samples, got None with {count} inputs")
     return torch.arange(batch, device=device) if count == batch else torch.zeros(batch, dtype=torch.int64, device=device)
 
 
 def _check_out(out: object, dtype: torch.dtype) -> None:
     if not isinstance(out, torch.Tensor):
-        raise TypeError(f"out is {out!r}; it must be a tensor")
+        raise TypeError(f"out must be a tensor, got {out!r}")
     if out.dtype != dtype:
-        raise ValueError(f"out has dtype {out.dtype}; it must be {dtype}, as dtype is")
+        raise ValueError(f"out must have dtype {dtype}, as dtype is, got {out.dtype}")
     if out.is_neg():
-        raise ValueError("out is a lazy negation; it must be a tensor of its own: call out.resolve_neg()")
+        raise ValueError("out must be a tensor of its own, got a lazy negation; call out.resolve_neg()")
 
 
 def _job(

@@ -12,7 +12,7 @@ import torch
 from .._check import check_choice
 
 if TYPE_CHECKING:
-    from .backends import Accumulation
+    from .accumulation import Accumulation
     from .perturbation import Perturbation
 
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..heads.bins import BINS
-from .backends import Accumulation
+from .accumulation import Accumulation
 from .tally import MAX_SAMPLES
 from .triton_base import OPTIONS, coefficients, horner, on
 
@@ -237,6 +237,14 @@ def read_chunk(row_ptr, start, classes, class_stride, BLOCK_SIZE: tl.constexpr):
 
 
 @triton.jit
+def read_tracked(row_ptr, tracked, classes, class_stride):
+    """The logits of a row's tracked classes."""
+    known = (tracked >= 0) & (tracked < classes)
+    tl.device_assert(known, "tracked is out of range")
+    return tl.load(row_ptr + tracked * class_stride, mask=known, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
 def wide_maximum(row_ptr, classes, class_stride, BLOCK_SIZE: tl.constexpr):
     """A row's largest logit, and 1 if the row votes, else 0."""
     maximum = tl.full([BLOCK_SIZE], float("-inf"), tl.float32)
@@ -365,9 +373,7 @@ def accumulate_wide_kernel(
         if TRACKED > 0:
             histogram = (slot * heads + h) * TRACKED + lane
             tracked = tl.load(tracked_ptr + histogram, mask=lane < TRACKED, other=0)
-            known = (tracked >= 0) & (tracked < classes)
-            tl.device_assert(known, "tracked is out of range")
-            tracked_logits = tl.load(row_ptr + tracked * class_stride, mask=known, other=float("-inf")).to(tl.float32)
+            tracked_logits = read_tracked(row_ptr, tracked, classes, class_stride)
             tracked_score = wide_score(tracked_logits, maximum, total, count, kind, scale, low, high)
             add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, lane < TRACKED)
     if TRACKED > 0:
