@@ -35,7 +35,7 @@ from rsfast.ops.perturbation import Perturbation
 from rsfast.ops.registry import Backend
 
 ROOT = Path(__file__).resolve().parent.parent
-DRAWS = jobs.number_draws(_cpu)
+DRAWS = jobs.check_extension(_cpu)
 ONE_SIGMA = Gaussian(1.0).parameters()
 H200 = {"multiprocessors": 132, "most_shared": 227 << 10}
 

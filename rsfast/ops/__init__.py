@@ -11,11 +11,10 @@ where this costs 4.
 
 from ..noise import check_seed
 from .accumulation import accumulate
-from .arguments import affine, check_clamp, check_inputs, check_stream, indices
+from .arguments import affine, check_clamp, check_inputs, check_range, check_stream, indices
 from .checks import TYPES, as_dtype, memory_format
 from .perturbation import perturb
 from .registry import BACKENDS, backend_for
-from .tally import check_range
 
 __all__ = [
     "BACKENDS",

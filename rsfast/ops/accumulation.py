@@ -11,10 +11,10 @@ import torch
 from torch.autograd.graph import increment_version
 
 from ..heads.bins import BINS
-from .arguments import as_indices
+from .arguments import as_indices, check_range
 from .checks import TYPES, check_apart, require
 from .registry import check_backend, find
-from .tally import MAX_SAMPLES, Tally, check_range
+from .tally import MAX_SAMPLES, Tally
 
 _INDEX = (torch.int64,)
 _FLOAT = (torch.float32,)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,33 @@ from .._check import check_choice
 from .._hints import conversion
 from ..noise import STREAMS
 from .checks import check_apart, require
-from .tally import check_range, integers
 
 
 def check_stream(stream: object) -> str:
     """Return `stream` if it names a stream; raise ValueError if not."""
     return str(check_choice("stream", stream, STREAMS))
+
+
+def check_range(name: str, values: torch.Tensor, limit: int) -> None:
+    """Raise ValueError unless all of `values` lie in [0, limit)."""
+    if not values.numel():
+        return
+    low, high = map(int, values.aminmax())
+    if low < 0 or high >= limit:
+        raise ValueError(f"{name} must lie in [0, {limit}), got values from {low} to {high}")
+
+
+def integers(name: str, values: Any, shape: str) -> torch.Tensor:
+    """Return `values`, a tensor or what makes one, as int64; raise TypeError unless all are integers."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} must be int64 {shape}, got {values!r}") from error
+    if tensor.numel() and (tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError(
+            f"{name} must be int64 {shape}, got {tensor.dtype if isinstance(values, torch.Tensor) else repr(values)}"
+        )
+    return tensor.to(torch.int64)
 
 
 def indices(name: str, values: object, length: int | None, limit: int, device: torch.device) -> torch.Tensor:
@@ -108,12 +130,12 @@ def check_clamp(clamp: object) -> tuple[float, float] | None:
     return low, high
 
 
-def check_copied(out: torch.Tensor, given: Mapping[str, object], used: Sequence[torch.Tensor | None]) -> None:
+def check_copied(out: torch.Tensor, names: Sequence[str], given: Sequence[object], used: Sequence[object]) -> None:
     """Raise ValueError where `out` shares memory with an argument of which the operator gets a copy."""
-    for (name, value), tensor in zip(given.items(), used, strict=True):
+    for name, value, tensor in zip(names, given, used, strict=True):
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
         if not isinstance(value, torch.Tensor) or value.device != out.device:
             continue
-        if tensor is None or value.data_ptr() != tensor.data_ptr():
+        if not isinstance(tensor, torch.Tensor) or value.data_ptr() != tensor.data_ptr():
             check_apart([("out", out)], [(name, value)])

@@ -9,7 +9,7 @@ import torch
 
 from . import openmp
 from .accumulation import Accumulation
-from .jobs import SIZES, accumulate_job, number_draws, perturb_job
+from .jobs import accumulate_job, check_extension, perturb_job
 from .perturbation import Perturbation
 
 try:
@@ -36,9 +36,7 @@ def use_torch_openmp() -> str:
 
 TEAM = use_torch_openmp()
 os.register_at_fork(after_in_child=lambda: _cpu.use_team(0))  # OpenMP's threads do not survive a fork
-if _cpu.sizes() != SIZES:
-    raise ImportError("rsfast's CPU kernels were built from another version: reinstall rsfast with pip.")
-_DRAWS = number_draws(_cpu)
+_DRAWS = check_extension(_cpu)
 
 
 def perturb(job: Perturbation) -> None:

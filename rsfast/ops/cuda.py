@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from .accumulation import Accumulation
-from .jobs import SIZES, accumulate_job, number_draws, perturb_job
+from .jobs import accumulate_job, check_extension, perturb_job
 from .perturbation import Perturbation
 
 try:
@@ -16,9 +16,7 @@ except ImportError as error:
     raise ImportError(
         f"rsfast's CUDA kernels do not load: {error}. They are built where nvcc is found; RSFAST_CUDA=1 insists on it."
     ) from error
-if _cuda.sizes() != SIZES:
-    raise ImportError("rsfast's CUDA kernels were built from another version: reinstall rsfast.")
-_DRAWS = number_draws(_cuda)
+_DRAWS = check_extension(_cuda)
 
 
 def unavailable_reason(device: torch.device) -> str:

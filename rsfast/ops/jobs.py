@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -15,32 +16,29 @@ from .perturbation import Perturbation
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
 
+def _fields(*groups: tuple[str, Any]) -> list[tuple[str, Any]]:
+    """Return a struct's fields from groups of neighbours of one type, their names apart by spaces."""
+    return [(name, ctype) for names, ctype in groups for name in names.split()]
+
+
 class NoiseParameters(ctypes.Structure):
     """See csrc/jobs.h."""
 
-    _fields_ = (("draw", ctypes.c_int), ("scalars", ctypes.c_float * 4), ("tensors", ctypes.c_void_p * 2))
+    _fields_ = _fields(("draw", ctypes.c_int), ("scalars", ctypes.c_float * 4), ("tensors", ctypes.c_void_p * 2))
 
 
 class PerturbJob(ctypes.Structure):
     """See csrc/jobs.h."""
 
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("rows", ctypes.c_void_p),
-        ("input_ids", ctypes.c_void_p),
-        ("samples", ctypes.c_void_p),
-        ("inputs", ctypes.c_int64),
-        ("batch", ctypes.c_int64),
-        ("elements", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
+    _fields_ = _fields(
+        ("x rows input_ids samples", ctypes.c_void_p),
+        ("inputs batch elements channels", ctypes.c_int64),
         ("noise", NoiseParameters),
         ("seed", ctypes.c_uint64),
         ("stream", ctypes.c_int),
-        ("scale", ctypes.c_void_p),
-        ("shift", ctypes.c_void_p),
+        ("scale shift", ctypes.c_void_p),
         ("clamp", ctypes.c_bool),
-        ("clamp_low", ctypes.c_float),
-        ("clamp_high", ctypes.c_float),
+        ("clamp_low clamp_high", ctypes.c_float),
         ("out", ctypes.c_void_p),
         ("type", ctypes.c_int),
         ("channels_last", ctypes.c_bool),
@@ -50,34 +48,18 @@ class PerturbJob(ctypes.Structure):
 class AccumulateJob(ctypes.Structure):
     """See csrc/jobs.h."""
 
-    _fields_ = (
+    _fields_ = _fields(
         ("logits", ctypes.c_void_p),
         ("type", ctypes.c_int),
-        ("row_stride", ctypes.c_int64),
-        ("class_stride", ctypes.c_int64),
-        ("batch", ctypes.c_int64),
-        ("classes", ctypes.c_int64),
-        ("heads", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("tracked_classes", ctypes.c_int64),
-        ("slots", ctypes.c_void_p),
-        ("parameters", ctypes.c_void_p),
-        ("n", ctypes.c_void_p),
-        ("counts", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("squares", ctypes.c_void_p),
-        ("tracked", ctypes.c_void_p),
-        ("bin_counts", ctypes.c_void_p),
-        ("bin_sums", ctypes.c_void_p),
+        ("row_stride class_stride batch classes heads inputs tracked_classes", ctypes.c_int64),
+        ("slots parameters n counts sums squares tracked bin_counts bin_sums", ctypes.c_void_p),
     )
 
 
-SIZES = (ctypes.sizeof(PerturbJob), ctypes.sizeof(AccumulateJob))
-"""To be compared with those of an extension, in case it was built from another version."""
-
-
-def number_draws(module: ModuleType) -> dict[str, int]:
-    """Return the numbers of an extension's draws by name; raise ImportError unless it has every draw of rsfast.noise."""
+def check_extension(module: ModuleType) -> dict[str, int]:
+    """Return the numbers of an extension's draws by name; raise ImportError if it was built from another version."""
+    if module.sizes() != (ctypes.sizeof(PerturbJob), ctypes.sizeof(AccumulateJob)):
+        raise ImportError(f"{module.__name__} was built from another version: reinstall rsfast with pip.")
     numbers = {name: number for number, name in enumerate(module.draws())}
     if missing := DRAWS.keys() - numbers.keys():
         raise ImportError(f"{module.__name__} lacks the draws {', '.join(sorted(missing))}: reinstall rsfast with pip.")
@@ -91,10 +73,6 @@ def perturb_job(
     draw, scalars, tensors = job.noise
     low, high = job.clamp or (0.0, 0.0)
     return PerturbJob(
-        x=job.x.data_ptr(),
-        rows=job.rows.data_ptr(),
-        input_ids=job.input_ids.data_ptr(),
-        samples=job.samples.data_ptr(),
         inputs=job.x.shape[0],
         batch=job.samples.shape[0],
         elements=job.x.shape[1:].numel(),
@@ -107,16 +85,16 @@ def perturb_job(
         clamp=job.clamp is not None,
         clamp_low=low,
         clamp_high=high,
-        out=job.out.data_ptr(),
         type=_TYPES[job.out.dtype],
         channels_last=job.channels_last,
+        **{name: getattr(job, name).data_ptr() for name in ("x", "rows", "input_ids", "samples", "out")},
     )
 
 
 def accumulate_job(job: Accumulation) -> AccumulateJob:
     """Return the struct. It holds addresses: the tensors must outlive it."""
+    same = ("logits", "parameters", "n", "counts", "sums", "squares", "bin_counts", "bin_sums")
     return AccumulateJob(
-        logits=job.logits.data_ptr(),
         type=_TYPES[job.logits.dtype],
         row_stride=job.logits.stride(0),
         class_stride=job.logits.stride(1),
@@ -126,12 +104,6 @@ def accumulate_job(job: Accumulation) -> AccumulateJob:
         inputs=job.n.shape[0],
         tracked_classes=job.tracked_classes.shape[2],
         slots=job.rows.data_ptr(),
-        parameters=job.parameters.data_ptr(),
-        n=job.n.data_ptr(),
-        counts=job.counts.data_ptr(),
-        sums=job.sums.data_ptr(),
-        squares=job.squares.data_ptr(),
         tracked=job.tracked_classes.data_ptr(),
-        bin_counts=job.bin_counts.data_ptr(),
-        bin_sums=job.bin_sums.data_ptr(),
+        **{name: getattr(job, name).data_ptr() for name in same},
     )

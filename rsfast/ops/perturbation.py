@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,13 +10,13 @@ from torch.autograd.graph import increment_version
 
 from .._check import check_choice
 from ..noise import STREAMS, Noise, NoiseParameters, check_noise, check_seed
-from .arguments import affine, as_indices, check_clamp, check_copied, check_inputs, check_stream, indices
+from .arguments import affine, as_indices, check_clamp, check_copied, check_inputs, check_range, check_stream, indices
 from .checks import TYPES, as_dtype, check_apart, memory_format, require
 from .registry import check_backend, find
-from .tally import check_range
 
 _INDEX = (torch.int64,)
 _FLOAT = (torch.float32,)
+_READ = ("x", "samples", "rows", "input_ids", "scale", "shift")
 
 
 class Perturbation(NamedTuple):
@@ -140,32 +140,23 @@ def perturb(
     >>> perturb(x, Gaussian(1.0), seed=0, samples=range(3)).shape
     torch.Size([3, 2])
     """
-    original, x = x, check_inputs("x", x)
+    given = (x, samples, rows, input_ids, scale, shift)
+    x = check_inputs("x", x)
     parameters = check_noise("noise", noise).parameters()
     device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
-    given: Mapping[str, object] = {
-        "x": original,
-        "samples": samples,
-        "rows": rows,
-        "input_ids": input_ids,
-        "scale": scale,
-        "shift": shift,
-    }
-    given = given if out is not None else {}
     samples = indices("samples", samples, None, 1 << 56, device)
     batch = samples.shape[0]
     rows = _default_rows(count, batch, device) if rows is None else rows
     scale, shift = affine(scale, shift, shape[0], device)
     layout = memory_format(channels_last, len(shape))
     dtype = as_dtype("dtype", dtype if dtype is not None else getattr(out, "dtype", torch.float32))
-    if out is None:
-        out = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout)
-    else:
+    result = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout) if out is None else out
+    if out is not None:
         _check_out(out, dtype)
     rows = as_indices("rows", rows, count, device)
     input_ids = as_indices("input_ids", range(count) if input_ids is None else input_ids, 1 << 32, device)
-    if given and not torch.compiler.is_compiling():
-        check_copied(out, given, (x, samples, rows, input_ids, scale, shift))
+    if out is not None and not torch.compiler.is_compiling():
+        check_copied(out, _READ, given, (x, samples, rows, input_ids, scale, shift))
     seed = check_seed(seed)
     torch.ops.rsfast.perturb(
         x,
@@ -180,9 +171,9 @@ def perturb(
         check_clamp(clamp),
         channels_last,
         check_backend(backend),
-        out,
+        result,
     )
-    return out
+    return result
 
 
 def _default_rows(count: int, batch: int, device: torch.device) -> torch.Tensor:
@@ -200,28 +191,18 @@ def _check_out(out: object, dtype: torch.dtype) -> None:
         raise ValueError("out must be a tensor of its own, got a lazy negation; call out.resolve_neg()")
 
 
-def _job(
-    x: torch.Tensor,
-    rows: torch.Tensor,
-    input_ids: torch.Tensor,
-    samples: torch.Tensor,
-    draw: str,
-    scalars: Sequence[float],
-    tensors: Sequence[torch.Tensor],
-    seed: int,
-    *others: Any,
-) -> tuple[Perturbation, str]:
-    """Return an operator's arguments as a call that is checked, and the name of its backend."""
-    *rest, backend, out = others
+def _job(arguments: Sequence[Any]) -> tuple[Perturbation, str]:
+    """Return the operator's arguments as a call that is checked, and the name of its backend."""
+    x, rows, input_ids, samples, draw, scalars, tensors, seed, *rest, backend, out = arguments
     noise = NoiseParameters(draw, scalars, tensors)
     seed %= 1 << 64  # an operator's int is signed
-    job = Perturbation._make([x, rows, input_ids, samples, noise, seed, *rest, out])
+    job = Perturbation._make((x, rows, input_ids, samples, noise, seed, *rest, out))
     job.check()
     return job, backend
 
 
 def _perturb(*arguments: Any) -> None:
-    job, backend = _job(*arguments)
+    job, backend = _job(arguments)
     found = find(backend, job.x.device)
     if found.on_host:  # kernels on a GPU check for themselves: to look from here is to wait
         check_range("rows", job.rows, job.x.shape[0])
@@ -239,7 +220,7 @@ def _perturb(*arguments: Any) -> None:
 
 def _check_perturb(*arguments: Any) -> None:
     """Check a call on tensors without memory, which torch.compile makes, and refuse one on the device "meta"."""
-    job, backend = _job(*arguments)
+    job, backend = _job(arguments)
     if job.x.device.type == "meta":
         find(backend, job.x.device)
 

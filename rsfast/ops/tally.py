@@ -18,6 +18,7 @@ from ..heads import Head, Votes, check_head
 from ..heads import from_dict as head_from_dict
 from ..heads.bins import BINS, bin_edges
 from ..noise.provenance import Provenance
+from .arguments import check_range, integers
 
 MAX_SAMPLES = (1 << 33) - 1
 """Most samples of one input: 2^33 scores of 2^30 would overflow int64."""
@@ -29,34 +30,11 @@ _FORMAT = "rsfast.Tally 1"
 _NAMES = ("n", "counts", "sums", "squares")
 _BIN_NAMES = ("bin_counts", "bin_sums")
 
-
 Integers = NDArray[np.int64]
 
 
 def _numpy(tensor: torch.Tensor) -> Integers:
     return np.asarray(tensor.cpu())
-
-
-def check_range(name: str, values: torch.Tensor, limit: int) -> None:
-    """Raise ValueError unless all of `values` lie in [0, limit)."""
-    if not values.numel():
-        return
-    low, high = map(int, values.aminmax())
-    if low < 0 or high >= limit:
-        raise ValueError(f"{name} must lie in [0, {limit}), got values from {low} to {high}")
-
-
-def integers(name: str, values: Any, shape: str) -> torch.Tensor:
-    """Return `values`, a tensor or what makes one, as int64; raise TypeError unless all are integers."""
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"{name} must be int64 {shape}, got {values!r}") from error
-    if tensor.numel() and (tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()):
-        raise TypeError(
-            f"{name} must be int64 {shape}, got {tensor.dtype if isinstance(values, torch.Tensor) else repr(values)}"
-        )
-    return tensor.to(torch.int64)
 
 
 def _sparse(counts: list[int], sums: list[int]) -> list[list[int]]:
