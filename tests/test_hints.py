@@ -95,7 +95,7 @@ def test_what_holds_all_inputs(source, call):
 @pytest.mark.parametrize("call", ["certify", "certify_each", "predict"])
 def test_what_holds_inputs_one_by_one(source, kind, call):
     step, text = step_of(CALLS[call], kind(EACH[source]))
-    assert text.startswith("inputs[0] is a ")
+    assert text.startswith("inputs[0] must be a dense float32 tensor [*shape], got a ")
     made = list(eval(step, {"torch": torch, "numpy": numpy, "inputs": kind(EACH[source])}))
     tolerance = 0.7 if "palette" in source else 1 / 255
     torch.testing.assert_close(torch.stack(made), IMAGES, rtol=0, atol=tolerance)
