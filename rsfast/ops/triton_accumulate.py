@@ -346,7 +346,6 @@ def accumulate_wide_kernel(
     present = (slot >= 0) & (slot < slots)
     tl.device_assert(present, "rows is out of range")
     row_ptr = logits_ptr + row * row_stride
-
     maximum, valid = wide_maximum(row_ptr, classes, class_stride, BLOCK_SIZE)
     if present & (tl.program_id(1) == 0):
         n = tl.load(n_ptr + slot)
