@@ -267,7 +267,7 @@ def test_ids_to_spare():
     ],
 )
 def test_errors_at_once(error, message, source):
-    if isinstance(source, DataLoader) and message.endswith(r"\*shape\]"):
+    if isinstance(source, DataLoader) and "must have shape" in message:
         source.collate_fn = torch.tensor  # default_collate would make float64
     with pytest.raises(error, match=message):
         Inputs(source)
@@ -281,11 +281,11 @@ BAD_ITEMS = [
     ),
     (
         TypeError,
-        r"^inputs\[3\] must have dtype float32, got torch.float64; .*; call x.float\(\)",
+        r"^inputs\[3\] must have dtype float32, got torch.float64; call x.float\(\)",
         torch.zeros(2, 3, dtype=torch.float64),
     ),
     (TypeError, r"^inputs\[3\] must be a dense float32 tensor \[\*shape\], got a ndarray", X[0].numpy()),
-    (TypeError, r"^inputs\[3\] is torch.sparse_coo; ", X[0].to_sparse()),
+    (TypeError, r"^inputs\[3\] must be a dense float32 tensor .*, got torch.sparse_coo; ", X[0].to_sparse()),
     (TypeError, r"^inputs\[3\] must be .*, got a tuple", ()),
     (TypeError, r"^inputs\[3\] must be .*, got a int", (7, X[0])),
     (ValueError, r"^inputs\[3\] must be finite, got NaN or infinity", torch.full((2, 3), -torch.inf)),
