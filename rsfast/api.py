@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import ops
-from ._check import as_real, check_choice, is_int
+from ._check import as_real, check_choice, check_count, is_int
 from .engine.forward import Model
 from .engine.inputs import Owned, Source
 from .engine.options import (
@@ -21,7 +21,6 @@ from .engine.options import (
     SamplingOptions,
     StoppingOptions,
     TuneOptions,
-    check_count,
     checked,
     part,
     refuse_unknown,
@@ -123,25 +122,13 @@ def sample(
 
 @overload
 def certify(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    head: Head = ...,
-    **options: Unpack[CertifyOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, head: Head = ..., **options: Unpack[CertifyOptions]
 ) -> list[Certificate]: ...
 
 
 @overload
 def certify(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    head: Sequence[Head],
-    **options: Unpack[CertifyOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, head: Sequence[Head], **options: Unpack[CertifyOptions]
 ) -> list[list[Certificate]]: ...
 
 
@@ -241,12 +228,7 @@ def certify(
 
 
 def _certification(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    num_classes: int,
-    head: Head | Sequence[Head],
-    options: CertifyOptions,
+    model: Model, inputs: Source, noise: Noise, num_classes: int, head: Head | Sequence[Head], options: CertifyOptions
 ) -> tuple[Sampling, Certification]:
     """Check the arguments of `certify` and `certify_each`; return what to sample, and the plan."""
     refuse_unknown(CertifyOptions, options)
@@ -270,25 +252,13 @@ def _specs(
 
 @overload
 def certify_each(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    head: Head = ...,
-    **options: Unpack[CertifyOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, head: Head = ..., **options: Unpack[CertifyOptions]
 ) -> Iterator[Certificate]: ...
 
 
 @overload
 def certify_each(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    head: Sequence[Head],
-    **options: Unpack[CertifyOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, head: Sequence[Head], **options: Unpack[CertifyOptions]
 ) -> Iterator[list[Certificate]]: ...
 
 
@@ -321,8 +291,7 @@ def certify_each(
     sampling, plan = _certification(model, inputs, noise, num_classes, head, options)
     results = (outcome.result for outcome in sampling.outcomes(plan, "certifying"))
     return Owned(
-        "the iterator of certify_each",
-        (certificates[0] for certificates in results) if isinstance(head, Head) else results,
+        "the iterator of certify_each", (certificates[0] for certificates in results) if isinstance(head, Head) else results
     )
 
 
@@ -443,14 +412,7 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
 
 
 def predict(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    n: int,
-    alpha: float,
-    **options: Unpack[SamplingOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, n: int, alpha: float, **options: Unpack[SamplingOptions]
 ) -> list[int]:
     """Return the smoothed classifier's class at each input, or ABSTAIN where n votes do not decide at level alpha.
 

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from .. import ops
+from .._check import check_count
 from .._hints import axes_of_one
 from ..engine.forward import Model
 from ..engine.inputs import warn_of_units
-from ..engine.options import SmoothOptions, check_count, refuse_unknown
+from ..engine.options import SmoothOptions, refuse_unknown
 from ..engine.sampling import Sampling, check_model, draw_tally, warn_if_hopeless
 from ..noise import Gaussian
 from ..ops.tally import Tally

@@ -239,12 +239,7 @@ class Sampling:
         self.probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
 
     def sampler(
-        self,
-        plan: SamplingPlan,
-        bar: tqdm[Any],
-        *,
-        pad: bool = False,
-        saved: Mapping[int, Mapping[str, Any]] | None = None,
+        self, plan: SamplingPlan, bar: tqdm[Any], *, pad: bool = False, saved: Mapping[int, Mapping[str, Any]] | None = None
     ) -> Sampler:
         """Return what takes the inputs through a plan; `pad` is as in `Batches`, `saved` as in `Sampler`."""
         inputs, count, world = self.inputs, self.inputs.count, self.ranks.world
