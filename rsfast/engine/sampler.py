@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..ops.tally import Tally
 from ..stats.estimates import leading_classes
-from .batches import Batches, RowGroup, slice_groups, to_device
+from .batches import Batches, RowGroup, slice_groups, to_device, to_host
 from .plan import SamplingPlan
 from .ranks import Ranks
 from .scheduler import InFlight, Scheduler, Segment
@@ -181,12 +181,6 @@ class Sampler:
         nbytes = 4 * shape.numel() + sum(tensor.nbytes for tally in tallies for tensor in tally.tensors().values())
         most = min(self._size // 8 + 2, self.pacing.memory // nbytes)
         return max(2, most if count is None else min(most, count))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that inputs and Tallies in flight take on the device."""
-        tensors = [tensor for tally in self._tallies for tensor in tally.tensors().values()]
-        return self._x.nbytes + sum(tensor.nbytes for tensor in tensors)
 
     def __iter__(self) -> Iterator[Outcome]:
         going = True
@@ -361,12 +355,7 @@ class Sampler:
         if self.ranks.by_samples:
             integers = torch.cat([integers, to_device(np.array([_mark(segments)]), integers.device)])
             self.ranks.all_reduce_sum(integers)
-        if not integers.is_cuda:
-            return _Transfer(segments, integers, None)
-        pinned = torch.empty(integers.shape, dtype=torch.int64, pin_memory=True).copy_(integers, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._x.device))  # of the device, which need not be the current one
-        return _Transfer(segments, pinned, event)
+        return _Transfer(segments, *to_host(integers))
 
     def _receive(self, transfer: _Transfer) -> None:
         """Store the Tallies of a transfer on the host, for inputs that were not decided meanwhile."""

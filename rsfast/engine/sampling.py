@@ -210,10 +210,8 @@ class Sampling:
         if not isinstance(self.batch_size, str):
             return self.batch_size
         batches = Batches(self.forward, self.noise, seed=self.seed, size=1, preparation=self.preparation)
-        x, ids = (
-            torch.zeros(1, *self.inputs.shape, device=self.device),
-            torch.zeros(1, dtype=torch.int64, device=self.device),
-        )
+        x = torch.zeros(1, *self.inputs.shape, device=self.device)
+        ids = torch.zeros(1, dtype=torch.int64, device=self.device)
 
         def run(size: int) -> None:
             rows = np.zeros(size, dtype=np.int64)
