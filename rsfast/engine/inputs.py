@@ -244,13 +244,6 @@ def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Noise | None)
     )
 
 
-def _check_row(row: _Row, place: int, noise: Noise | None) -> None:
-    """Check the values of a row; a GPU has mostly computed its magnitude while earlier rows were taken."""
-    if row.known is not None:
-        row.known.synchronize()
-    _check_magnitudes(row.magnitude, place, noise)
-
-
 def _items(inputs: Any) -> Iterator[object]:
     """Return the items of an iterable, or of what has a length and takes an index, as a map-style Dataset."""
     is_array = hasattr(inputs, "__array__") or hasattr(inputs, "__array_interface__")  # of another library, or an image
@@ -362,19 +355,20 @@ def _ahead(rows: Iterator[_Row], noise: Noise | None, patience: float) -> Genera
     thread.start()
     try:
         wanted.put(None)
-        row, place = found.get(), 0
-        if isinstance(row, _Row):
-            _check_row(row, place, noise)
-            for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
-                wanted.put(None)
-            yield row.pixels
-        while row is not None:
+        place = 0
+        while (row := found.get()) is not None:
             if isinstance(row, BaseException):
                 raise row
-            _check_row(row, place, noise)
+            if row.known is not None:
+                row.known.synchronize()
+            _check_magnitudes(row.magnitude, place, noise)
+            if place == 0:
+                for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
+                    wanted.put(None)
+                yield row.pixels
             wanted.put(None)
             yield row.pixels
-            row, place = found.get(), place + 1
+            place += 1
     finally:
         stop.set()
         wanted.put(None)  # it may be waiting for one

@@ -10,7 +10,7 @@ How each is used:
   ``checked(ProofOptions, part(ProofOptions, options))`` for a dict of all options of that group, checked.
 - `Sampling` takes ``**options: Unpack[SamplingOptions]`` and checks them, on all ranks together.
 - A parser goes through ``options_of(CertifyOptions).items()``, and leaves out those whose `Option.flags` is empty.
-- A sidecar holds each option whose `Option.recorded` is true, and ``Execution.to_dict()``.
+- A sidecar holds the `ProofOptions`, the `StoppingOptions`, those with `Option.recorded`, and ``Execution.to_dict()``.
 
 The head is not among them: certify returns lists where it is a sequence, and only overloads can declare that.
 This module must not postpone its annotations (``from __future__ import annotations``): that would hide the metadata.
@@ -60,8 +60,8 @@ class Option:
     metavar : str or tuple of str, optional
         What stands for the value in the help.
     recorded : bool
-        Whether a sidecar holds it under the option's name: the value used, where that is left to rsfast ("auto", or a seed
-        of None). What `Execution` records is written from there.
+        For `SamplingOptions`: whether a sidecar holds it under the option's name: the value used, where that is left to
+        rsfast ("auto", or a seed of None). What `Execution` records is written from there.
     may_differ_in_a_shard : bool
         Whether runs that are merged may have several values.
     """
@@ -171,57 +171,38 @@ class SamplingOptions(SampleOptions, total=False):
 
 
 class ProofOptions(TypedDict, total=False):
-    """How certificates follow from samples."""
+    """How certificates follow from samples. A sidecar holds them all."""
 
-    n0: Annotated[
-        int, Option(100, "selection samples of an input (default: %(default)s)", check_count, parse=int, recorded=True)
-    ]
+    n0: Annotated[int, Option(100, "selection samples of an input (default: %(default)s)", check_count, parse=int)]
     n: Annotated[
-        int,
-        Option(
-            100_000,
-            "estimation samples of an input (default: %(default)s)",
-            check_count,
-            flags=("-n", "--n"),
-            parse=int,
-            recorded=True,
-        ),
+        int, Option(100_000, "estimation samples of an input (default: %(default)s)", check_count, ("-n", "--n"), int)
     ]
     alpha: Annotated[
         float,
         Option(
-            0.001,
-            "failure probability of an input (default: %(default)s)",
-            lambda _, value: check_alpha(value),
-            parse=float,
-            recorded=True,
+            0.001, "failure probability of an input (default: %(default)s)", lambda _, value: check_alpha(value), parse=float
         ),
     ]
-    bound: Annotated[
-        str, Option("auto", "confidence bound (default: %(default)s)", choices=("auto", *BOUNDS), recorded=True)
-    ]
-    rule: Annotated[str, Option("auto", "radius rule (default: %(default)s)", choices=("auto", *RULES), recorded=True)]
+    bound: Annotated[str, Option("auto", "confidence bound (default: %(default)s)", choices=("auto", *BOUNDS))]
+    rule: Annotated[str, Option("auto", "radius rule (default: %(default)s)", choices=("auto", *RULES))]
     lipschitz: Annotated[
         float | None,
         Option(
             help="l2 Lipschitz constant of every class's soft score, per unit of what the model takes",
             parse=float,
             metavar="L",
-            recorded=True,
         ),
     ]
 
 
 class StoppingOptions(TypedDict, total=False):
-    """When the sampling of an input stops before n, which `plan.StoppingRule` checks; one of them at most."""
+    """When the sampling of an input stops before n: one at most. `plan.StoppingRule` checks; a sidecar holds both."""
 
     radius: Annotated[
-        float | None,
-        Option(help="stop sampling an input once its radius is R or will not be", parse=float, metavar="R", recorded=True),
+        float | None, Option(help="stop sampling an input once its radius is R or will not be", parse=float, metavar="R")
     ]
     rtol: Annotated[
-        float | None,
-        Option(help="stop once the radius is known to this share, such as 0.05", parse=float, metavar="X", recorded=True),
+        float | None, Option(help="stop once the radius is known to this share, such as 0.05", parse=float, metavar="X")
     ]
 
 

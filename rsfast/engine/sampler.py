@@ -24,8 +24,6 @@ from .plan import SamplingPlan
 from .ranks import Ranks
 from .scheduler import InFlight, Scheduler, Segment
 
-_ONE_PROCESS = Ranks()
-
 
 def draw(
     batches: Batches,
@@ -47,9 +45,8 @@ def draw(
 
 
 class Outcome(NamedTuple):
-    """What follows for an input: its number in the order of the inputs, its id, and what the plan returned for it."""
+    """What follows for an input: its id, and what the plan returned for it."""
 
-    number: int
     input_id: int
     result: Any
 
@@ -77,9 +74,6 @@ class Pacing:
     clock: Callable[[], float] = time.monotonic
 
 
-_PACING = Pacing()
-
-
 class _Transfer(NamedTuple):
     """Tallies of these segments' stages on their way to the host, their integers in one row."""
 
@@ -104,18 +98,15 @@ class Sampler:
         Of an input.
     count : int or None
         Of the inputs, where it is known.
-    num_classes : int
     batches : Batches
-    device : torch.device
-    pacing : Pacing, optional
-        When Tallies are evaluated, and how many inputs are in flight.
-    saved : mapping of int to dict, optional
-        By input id, what `unfinished` returned for inputs of a run that was stopped: they go on from there.
-    bar : tqdm, optional
-        Counts samples.
+    pacing : Pacing
     ranks : Ranks
         If they divide samples, each batch is one of all ranks, of which this one runs its share. The Tallies that are
         evaluated are the sums, so all ranks get the same results.
+    bar : tqdm
+        Counts samples.
+    saved : mapping of int to dict, optional
+        By input id, what `unfinished` returned for inputs of a run that was stopped: they go on from there.
 
     Attributes
     ----------
@@ -134,15 +125,14 @@ class Sampler:
         inputs: Iterable[tuple[int, torch.Tensor]],
         shape: torch.Size,
         count: int | None,
-        num_classes: int,
         batches: Batches,
-        device: torch.device,
         *,
-        pacing: Pacing = _PACING,
+        pacing: Pacing,
+        ranks: Ranks,
+        bar: tqdm[Any],
         saved: Mapping[int, Mapping[str, Any]] | None = None,
-        bar: tqdm[Any] | None = None,
-        ranks: Ranks = _ONE_PROCESS,
     ) -> None:
+        num_classes, device = batches.forward.num_classes, batches.forward.device
         self.plan, self.batches, self.bar, self.ranks, self.pacing = plan, batches, bar, ranks, pacing
         self.after_batch: Callable[[], object] = lambda: None
         self._size = batches.size * (ranks.world if ranks.by_samples else 1)
@@ -330,8 +320,7 @@ class Sampler:
             groups = slice_groups(groups, self.ranks.rank * share, (self.ranks.rank + 1) * share)
         if groups:
             self.batches.run(self._x, self._ids, groups)
-        if self.bar is not None:
-            self.bar.update(count)
+        self.bar.update(count)
 
     def _rows(self, segments: Iterable[Segment]) -> NDArray[np.int64]:
         """Return the rows of their Tally that these segments add to."""
@@ -417,10 +406,10 @@ class Sampler:
             active.evaluated = analysis + 1
             if result is not None:
                 self._warn(input_id, count)
-                self._results[active.number] = Outcome(active.number, input_id, result)
+                self._results[active.number] = Outcome(input_id, result)
                 self.scheduler.release(active)
                 decided += [Segment(active, stage, 0, 0) for stage in range(self._analyses + 1)]
-                if self.bar is not None and self.bar.total is not None:
+                if self.bar.total is not None:
                     self.bar.total -= self.scheduler.ends[-1] - active.sampled
         if decided:
             for tensor, rows in self._tensors(self._tallies, decided):

@@ -250,17 +250,7 @@ class Sampling:
         batches = self.batches(expected(plan), pad or self.ranks.shard is not None)
         with torch.inference_mode(False):  # its Tallies are added to outside that mode, in which the caller may be
             return Sampler(
-                plan,
-                mine,
-                inputs.shape,
-                count,
-                self.num_classes,
-                batches,
-                self.device,
-                pacing=self.pacing,
-                ranks=self.ranks,
-                bar=bar,
-                saved=saved,
+                plan, mine, inputs.shape, count, batches, pacing=self.pacing, ranks=self.ranks, bar=bar, saved=saved
             )
 
     def outcomes(self, plan: SamplingPlan, description: str) -> Iterator[Outcome]:
