@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 T = TypeVar("T")
 
+MAX_SAMPLES = (1 << 33) - 1
+"""Most samples of one input: 2^33 scores of 2^30 would overflow int64."""
+
 
 def is_int(value: object) -> bool:
     """Return whether `value` is an integer, as `as_int` takes one.
@@ -59,6 +62,14 @@ def as_int(name: str, value: object) -> int:
     if not is_int(value):
         raise TypeError(f"{name} must be an int, got {value!r}")
     return operator.index(value)  # type: ignore[arg-type]
+
+
+def check_count(name: str, value: object) -> int:
+    """Return a number of samples, or of rows, as an int; raise unless it is an int from 1 to `MAX_SAMPLES`."""
+    count = as_int(name, value)
+    if not 1 <= count <= MAX_SAMPLES:
+        raise ValueError(f"{name} must be from 1 to {MAX_SAMPLES}, got {count}")
+    return count
 
 
 def as_real(

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from . import ops
-from ._check import as_real, check_choice, is_int
+from ._check import as_real, check_choice, check_count, is_int
 from .engine.forward import Model
-from .engine.inputs import Owned, Source
+from .engine.inputs import Owned, Source, warn_of_units
 from .engine.options import (
     CertifyOptions,
     ProofOptions,
@@ -21,7 +21,6 @@ from .engine.options import (
     SamplingOptions,
     StoppingOptions,
     TuneOptions,
-    check_count,
     checked,
     part,
     refuse_unknown,
@@ -115,7 +114,7 @@ def sample(
     if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
         raise ValueError(f"start must be an int from 0 to 2^56 - n, got {start!r}")
     sampling = Sampling(model, inputs, noise, num_classes, seed=seed, **options)
-    sampling.inputs.warn_of_units(noise, stacklevel=2)
+    warn_of_units(sampling.inputs.known, noise, stacklevel=2)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
     return draw_tally(sampling, x, ids, range(int(start), int(start) + n), stream, heads, tracked_classes)
@@ -123,25 +122,13 @@ def sample(
 
 @overload
 def certify(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    head: Head = ...,
-    **options: Unpack[CertifyOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, head: Head = ..., **options: Unpack[CertifyOptions]
 ) -> list[Certificate]: ...
 
 
 @overload
 def certify(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    head: Sequence[Head],
-    **options: Unpack[CertifyOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, head: Sequence[Head], **options: Unpack[CertifyOptions]
 ) -> list[list[Certificate]]: ...
 
 
@@ -241,12 +228,7 @@ def certify(
 
 
 def _certification(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    num_classes: int,
-    head: Head | Sequence[Head],
-    options: CertifyOptions,
+    model: Model, inputs: Source, noise: Noise, num_classes: int, head: Head | Sequence[Head], options: CertifyOptions
 ) -> tuple[Sampling, Certification]:
     """Check the arguments of `certify` and `certify_each`; return what to sample, and the plan."""
     refuse_unknown(CertifyOptions, options)
@@ -255,7 +237,7 @@ def _certification(
     specs = _specs(noise, heads, proof, alpha=proof["alpha"] / len(heads), early=bool(stopping))
     sampling = Sampling(model, inputs, noise, num_classes, **part(SamplingOptions, options))
     plan = sampling.certification(specs, stopping, proof["n0"], proof["n"])
-    sampling.inputs.warn_of_units(noise, stacklevel=3)
+    warn_of_units(sampling.inputs.known, noise, stacklevel=3)
     for spec in plan.specs:
         warn_of_radius(spec, stopping, proof["n0"], proof["n"], sampling.num_classes)
     return sampling, plan
@@ -270,25 +252,13 @@ def _specs(
 
 @overload
 def certify_each(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    head: Head = ...,
-    **options: Unpack[CertifyOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, head: Head = ..., **options: Unpack[CertifyOptions]
 ) -> Iterator[Certificate]: ...
 
 
 @overload
 def certify_each(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    head: Sequence[Head],
-    **options: Unpack[CertifyOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, head: Sequence[Head], **options: Unpack[CertifyOptions]
 ) -> Iterator[list[Certificate]]: ...
 
 
@@ -321,8 +291,7 @@ def certify_each(
     sampling, plan = _certification(model, inputs, noise, num_classes, head, options)
     results = (outcome.result for outcome in sampling.outcomes(plan, "certifying"))
     return Owned(
-        "the iterator of certify_each",
-        (certificates[0] for certificates in results) if isinstance(head, Head) else results,
+        "the iterator of certify_each", (certificates[0] for certificates in results) if isinstance(head, Head) else results
     )
 
 
@@ -339,9 +308,6 @@ class Tuned(NamedTuple):
 
     head: Head
     scores: dict[Head, float]
-
-
-_CRITERIA = ("average_radius", "certified_accuracy")
 
 
 def tune_head(
@@ -401,7 +367,11 @@ def tune_head(
     """
     refuse_unknown(TuneOptions, options)
     proof = checked(ProofOptions, {"n": 10_000} | part(ProofOptions, options))
-    heads, least = _heads(heads), _least_radius(criterion)
+    heads, least = _heads(heads), 0.0
+    if isinstance(criterion, str):
+        check_choice("criterion", criterion, ("average_radius", "certified_accuracy"))
+    else:
+        least = as_real("criterion", criterion, least=0)
     specs = _specs(noise, heads, proof, alpha=proof["alpha"])
     sampling = Sampling(model, inputs, noise, num_classes, **part(SamplingOptions, options))
     if sampling.inputs.count is None:
@@ -409,7 +379,7 @@ def tune_head(
         raise TypeError(f"inputs must be a tensor or have a length, that of labels, got a {kind}; pass list(inputs)")
     truth = ops.indices("labels", labels, sampling.inputs.count, sampling.num_classes, sampling.inputs.device)
     ops.check_range("labels", truth, sampling.num_classes)
-    sampling.inputs.warn_of_units(noise, stacklevel=2)
+    warn_of_units(sampling.inputs.known, noise, stacklevel=2)
     plan = sampling.certification(specs, StoppingRule(), proof["n0"], proof["n"], streams=("training", "training"))
     found = sampling.results(plan, "tuning")
     radii = np.array([[each.radius for each in of_input] for of_input in found])
@@ -417,14 +387,6 @@ def tune_head(
     values = radii if criterion == "average_radius" else radii >= least
     scores = dict(zip(heads, np.where(right, values, 0).mean(axis=0).tolist(), strict=True))
     return Tuned(max(scores, key=lambda head: scores[head]), scores)
-
-
-def _least_radius(criterion: str | float) -> float:
-    """Return the radius that a right prediction must have to count, 0 for those with a name."""
-    if not isinstance(criterion, str):
-        return as_real("criterion", criterion, least=0)
-    check_choice("criterion", criterion, _CRITERIA)
-    return 0.0
 
 
 def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: int, num_classes: int) -> None:
@@ -443,14 +405,7 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
 
 
 def predict(
-    model: Model,
-    inputs: Source,
-    noise: Noise,
-    *,
-    num_classes: int,
-    n: int,
-    alpha: float,
-    **options: Unpack[SamplingOptions],
+    model: Model, inputs: Source, noise: Noise, *, num_classes: int, n: int, alpha: float, **options: Unpack[SamplingOptions]
 ) -> list[int]:
     """Return the smoothed classifier's class at each input, or ABSTAIN where n votes do not decide at level alpha.
 
@@ -472,6 +427,6 @@ def predict(
     """
     n, alpha = check_count("n", n), check_alpha(alpha)
     sampling = Sampling(model, inputs, noise, num_classes, **options)
-    sampling.inputs.warn_of_units(noise, stacklevel=2)
+    warn_of_units(sampling.inputs.known, noise, stacklevel=2)
     warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
     return sampling.results(Prediction(n, alpha), "predicting")

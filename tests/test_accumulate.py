@@ -18,10 +18,11 @@ import torch
 from conftest import Flushing, bits
 
 from rsfast import ops, sequences
+from rsfast._check import MAX_SAMPLES
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.ops import BACKENDS, accumulate, reference
 from rsfast.ops.registry import Backend
-from rsfast.ops.tally import MAX_SAMPLES, Tally
+from rsfast.ops.tally import Tally
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 TEMPERATURES = (1e-7, 0.02, 0.1, 1.0, 10.0, 1000.0)

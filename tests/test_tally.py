@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rsfast._check import MAX_SAMPLES
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.heads.bins import BINS
 from rsfast.ops import accumulate
-from rsfast.ops.tally import MAX_SAMPLES, Tally
+from rsfast.ops.tally import Tally
 
 HEADS = (Votes(), Softmax(0.25), Sparsemax(0.1), ClippedLogits(-1.0, 3.0))
 TENSORS = ("n", "counts", "sums", "squares")

@@ -33,10 +33,11 @@ def add_command(commands: Commands, name: str, run: Callable[[argparse.Namespace
 def add_options(parser: Any, options: Mapping[str, Option]) -> None:
     """Add options as they are declared; those without flags are left out."""
     for name, option in options.items():
-        if not (flags := option.flags_of(name)):
+        flags = (f"--{name.replace('_', '-')}",) if option.flags is None else option.flags
+        if not flags:
             continue
         how: dict[str, Any] = {"action": "store_true"}
-        if option.parse is not None:
+        if option.default is not False:
             how = {"type": option.parse, "default": option.default}
             how |= {key: value for key in ("nargs", "choices", "metavar") if (value := getattr(option, key)) is not None}
         parser.add_argument(*flags, dest=name, help=option.help, **how)

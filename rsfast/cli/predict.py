@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ..engine.options import CertifyOptions, check_count, options_of
+from .._check import check_count
+from ..engine.options import CertifyOptions, options_of
 from ..noise import Gaussian
 from ..stats.common import check_alpha
 from .arguments import Commands, add_command, add_options

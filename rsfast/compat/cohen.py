@@ -9,17 +9,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Any, Generic, TypeVar, Unpack, cast, overload
+from typing import Any, Generic, TypeVar, Unpack, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .. import ops
+from .._check import check_count
 from .._hints import axes_of_one
 from ..engine.forward import Model
 from ..engine.inputs import warn_of_units
-from ..engine.options import SmoothOptions, check_count, refuse_unknown
+from ..engine.options import SmoothOptions, refuse_unknown
 from ..engine.sampling import Sampling, check_model, draw_tally, warn_if_hopeless
 from ..noise import Gaussian
 from ..ops.tally import Tally
@@ -40,15 +41,9 @@ class _Checked(Generic[T]):
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> _Checked[T]: ...
-
-    @overload
-    def __get__(self, instance: object, owner: type) -> T: ...
-
-    def __get__(self, instance: object, owner: type) -> _Checked[T] | T:
+    def __get__(self, instance: object, owner: type) -> T:
         if instance is None:
-            return self
+            return self  # type: ignore[return-value]
         values = vars(instance)
         if self._name not in values:
             if self._make is None:
@@ -67,12 +62,8 @@ def _check_smooth_options(value: Any) -> SmoothOptions:
     return cast(SmoothOptions, dict(value))
 
 
-def _draw_seed() -> int:
-    return secrets.randbits(64)
-
-
-def _check_or_draw_seed(value: Any) -> int:
-    return ops.check_seed(_draw_seed() if value is None else value)
+def _seed(value: object = None) -> int:
+    return ops.check_seed(secrets.randbits(64) if value is None else value)
 
 
 @dataclass
@@ -97,10 +88,6 @@ class _Call:
                 raise RuntimeError(
                     f"{name} must stay {before!r} until the call that began with it ends, got {now!r}; there is no answer"
                 )
-
-    def advance(self, stream: str) -> None:
-        """Go to the first sample of another stream."""
-        self.stream, self.start = stream, 0
 
     def take(self, num: int) -> int:
         """Return the first of `num` samples that nobody else takes."""
@@ -170,7 +157,7 @@ class Smooth:
     base_classifier = _Checked(partial(check_model, "base_classifier"))
     num_classes = _Checked(lambda value: Tally(1, value).num_classes)
     sigma = _Checked(lambda value: Gaussian(value).sigma)
-    seed = _Checked(_check_or_draw_seed, _draw_seed)
+    seed = _Checked(_seed, _seed)
     options = _Checked(_check_smooth_options, SmoothOptions)
     _calls = 0  # that have begun
     _drawn = 0  # samples since then, outside of any call
@@ -226,9 +213,9 @@ class Smooth:
         warn_if_hopeless("certify", n, alpha, proof.smallest_certifiable_n(alpha))
         warn_of_units(x, self.noise, stacklevel=2)
         with self._call() as call:
-            call.advance("selection")
+            call.stream, call.start = "selection", 0
             chosen = int(self._sample_noise(x, n0, batch_size).argmax())
-            call.advance("estimation")
+            call.stream, call.start = "estimation", 0
             votes = int(self._sample_noise(x, n, batch_size)[chosen])
             p_lower = self._lower_confidence_bound(votes, n, alpha)
         radius = float(rules.radius(Gaussian(call.sigma), p_lower, 1 - p_lower))
@@ -240,7 +227,7 @@ class Smooth:
         warn_if_hopeless("predict", n, alpha, proof.smallest_predictable_n(alpha))
         warn_of_units(x, self.noise, stacklevel=2)
         with self._call() as call:
-            call.advance("estimation")
+            call.stream, call.start = "estimation", 0
             votes = self._sample_noise(x, n, batch_size)
         return proof.prediction(votes, alpha)
 

@@ -61,7 +61,8 @@ def _decide() -> str:
             return f"unchanged, since GLIBC_TUNABLES sets {name}"
     try:
         glibc = ctypes.CDLL("libc.so.6")  # musl and macOS have none
-        version = _version(glibc)
+        glibc.gnu_get_libc_version.restype = ctypes.c_char_p
+        version = glibc.gnu_get_libc_version().decode()
         in_use = _provides_malloc(glibc)
     except (OSError, AttributeError, TypeError):
         in_use = False
@@ -94,9 +95,3 @@ def _provides_malloc(glibc: ctypes.CDLL) -> bool:
         if after > before:
             return True
     return False
-
-
-def _version(glibc: ctypes.CDLL) -> str:
-    get_version = glibc.gnu_get_libc_version
-    get_version.restype = ctypes.c_char_p
-    return str(get_version().decode())

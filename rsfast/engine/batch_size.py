@@ -63,7 +63,7 @@ def automatic(
         sizes = [1 << k for k in range(4, 13) if k == 4 or shape.numel() << k <= 1 << 26]
         if samples is not None and 100 * _RUNS * sum(sizes) > samples:
             return fixed(shape)
-        wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else _nothing
+        wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
         found[key] = fastest(run, sizes, wait, clock)
     return found[key]
 
@@ -79,14 +79,10 @@ def fixed(shape: torch.Size) -> int:
     return max(16, min(1024, (1 << 22) // shape.numel()))
 
 
-def _nothing() -> None:
-    pass
-
-
 def fastest(
     run: Callable[[int], None],
     sizes: Sequence[int],
-    synchronize: Callable[[], object] = _nothing,
+    synchronize: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = perf_counter,
 ) -> int:
     """Return the size that takes the least time a row: of those within 2 % of it, the smallest.

@@ -28,17 +28,14 @@ class RowGroup(NamedTuple):
     rows: Integers
     samples: Integers
 
-    def slice(self, start: int, stop: int) -> RowGroup:
-        """Return the rows from `start` to `stop` - 1 of these."""
-        return self._replace(slots=self.slots[start:stop], rows=self.rows[start:stop], samples=self.samples[start:stop])
-
 
 def slice_groups(groups: Sequence[RowGroup], start: int, stop: int) -> list[RowGroup]:
     """Return the rows from `start` to `stop` - 1 of all groups together."""
     found = []
     for group in groups:
-        if len((rows := group.slice(max(start, 0), max(stop, 0))).samples):
-            found.append(rows)
+        part = slice(max(start, 0), max(stop, 0))
+        if len(samples := group.samples[part]):
+            found.append(group._replace(slots=group.slots[part], rows=group.rows[part], samples=samples))
         start, stop = start - len(group.samples), stop - len(group.samples)
     return found
 
@@ -168,3 +165,13 @@ def to_device(values: torch.Tensor | Integers, device: torch.device) -> torch.Te
     if device.type == "cpu" or values.device == device:
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Start to copy values to the host; return the copy, and from a GPU the event after which it can be read."""
+    if not values.is_cuda:
+        return values, None
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(values.device))  # of the device, which need not be the current one
+    return pinned, event

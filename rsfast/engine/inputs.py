@@ -27,6 +27,7 @@ from .. import ops
 from .._hints import axes, axes_of_each, conversion
 from ..noise import Noise
 from ..ops import openmp
+from .batches import to_host
 
 _AHEAD = 64  # inputs that are read before they are needed, at most
 _AHEAD_BYTES = 64 << 20  # what they take, at most, but that 2 are always read
@@ -102,6 +103,8 @@ class Inputs:
         How many there are, if `inputs` knows before it is read.
     first : tensor [*shape]
         The first of them, which is still to come.
+    known : tensor [I, *shape]
+        The inputs that are there already: all of a tensor, otherwise the first.
     about : str
         How they were taken, for whoever meets an error that they may be the cause of.
 
@@ -160,7 +163,7 @@ class Inputs:
             self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched), noise, patience))
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
-        self._known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
+        self.known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
         self.about, hint = f"these are rows of inputs that are each {[*self.shape]}", axes_of_each(self.shape)
         if isinstance(inputs, torch.Tensor):
             taken = f"are taken as {self.count} inputs of shape {[*self.shape]}"
@@ -180,10 +183,6 @@ class Inputs:
             self.close()
             raise ValueError(f"input_ids must name every input, got shape [{place}] where there is an inputs[{place}]")
         return self._ids[place], row
-
-    def warn_of_units(self, noise: Noise, stacklevel: int) -> None:
-        """Warn as `warn_of_units` does, of a tensor, or of the first of other inputs."""
-        warn_of_units(self._known, noise, stacklevel + 1)
 
     def close(self) -> None:
         """End the iteration and the thread; a thread that waits for `inputs` ends when the next one arrives."""
@@ -243,13 +242,6 @@ def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Noise | None)
         f"inputs[{first + place}] must hold values of at most {noise.largest_input:g}, got {largest:g}; there float32 has "
         f"too few numbers for noise of {noise.settings}"
     )
-
-
-def _check_row(row: _Row, place: int, noise: Noise | None) -> None:
-    """Check the values of a row; a GPU has mostly computed its magnitude while earlier rows were taken."""
-    if row.known is not None:
-        row.known.synchronize()
-    _check_magnitudes(row.magnitude, place, noise)
 
 
 def _items(inputs: Any) -> Iterator[object]:
@@ -338,23 +330,13 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
             raise ValueError(f"inputs[{place}] must have shape {list(shape)}, as inputs[0], got {list(batch.shape[1:])}")
         if batch.device != device:
             raise ValueError(f"inputs[{place}] must be on '{device}', as inputs[0] is, got '{batch.device}'")
-        magnitudes, known = _to_host(_magnitudes(batch))
+        magnitudes, known = to_host(_magnitudes(batch))
         for number, row in enumerate(batch):
             # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
             yield _Row(row.clone(), magnitudes[number : number + 1], known)
             place += 1
     if place == 0:
         raise ValueError("inputs must hold at least one input, got none")
-
-
-def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Start to copy values to the host; return the copy, and from a GPU the event after which it can be read."""
-    if not values.is_cuda:
-        return values, None
-    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(values.device))
-    return pinned, event
 
 
 def _ahead(rows: Iterator[_Row], noise: Noise | None, patience: float) -> Generator[torch.Tensor, None, None]:
@@ -373,19 +355,20 @@ def _ahead(rows: Iterator[_Row], noise: Noise | None, patience: float) -> Genera
     thread.start()
     try:
         wanted.put(None)
-        row, place = found.get(), 0
-        if isinstance(row, _Row):
-            _check_row(row, place, noise)
-            for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
-                wanted.put(None)
-            yield row.pixels
-        while row is not None:
+        place = 0
+        while (row := found.get()) is not None:
             if isinstance(row, BaseException):
                 raise row
-            _check_row(row, place, noise)
+            if row.known is not None:
+                row.known.synchronize()
+            _check_magnitudes(row.magnitude, place, noise)
+            if place == 0:
+                for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
+                    wanted.put(None)
+                yield row.pixels
             wanted.put(None)
             yield row.pixels
-            row, place = found.get(), place + 1
+            place += 1
     finally:
         stop.set()
         wanted.put(None)  # it may be waiting for one

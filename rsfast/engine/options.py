@@ -4,19 +4,13 @@ An option is one field of a TypedDict here: its name, its type and, in `Option`,
 sidecar. TypedDicts and not dataclasses, as only a TypedDict gives ``**options: Unpack[...]`` its static types: a dataclass
 would need a second declaration of each option beside it. The groups are ``total=False``: whoever calls may leave any out.
 
-- `ExecutionOptions`: how the classifier runs. Of these, `stats.certificate.Execution` is what certificates and sidecars
-  record.
-- `SmoothOptions`, `SampleOptions`, `SamplingOptions`: those and how samples are drawn; each adds to the one before.
-- `ProofOptions`: how certificates follow from samples. `StoppingOptions`: when sampling stops; `plan.StoppingRule` checks.
-- `TuneOptions`, `CertifyOptions`: what `tune_head` and `certify` take of these.
-
 How each is used:
 
 - A public function takes ``**options: Unpack[CertifyOptions]``. It calls ``refuse_unknown(CertifyOptions, options)``, and
   ``checked(ProofOptions, part(ProofOptions, options))`` for a dict of all options of that group, checked.
 - `Sampling` takes ``**options: Unpack[SamplingOptions]`` and checks them, on all ranks together.
 - A parser goes through ``options_of(CertifyOptions).items()``, and leaves out those whose `Option.flags` is empty.
-- A sidecar holds each option whose `Option.recorded` is true, and ``Execution.to_dict()``.
+- A sidecar holds the `ProofOptions`, the `StoppingOptions`, those with `Option.recorded`, and ``Execution.to_dict()``.
 
 The head is not among them: certify returns lists where it is a sequence, and only overloads can declare that.
 This module must not postpone its annotations (``from __future__ import annotations``): that would hide the metadata.
@@ -26,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar
 
-from .._check import as_int
+from .._check import check_count
 from ..noise import check_seed
 from ..stats.common import check_alpha
 from ..stats.registry import BOUNDS
@@ -40,27 +34,25 @@ Options = TypeVar("Options")
 SHARDS = ("inputs", "samples")
 """What processes can divide."""
 
-_MAX_SAMPLES = (1 << 33) - 1  # `ops.tally.MAX_SAMPLES`, which needs torch; tests/test_options.py holds them equal
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Option:
     """What is declared of an option beside its name and type.
 
     Parameters
     ----------
     default : object
-        Its value where it is left out.
-    check : callable, optional
-        From its name and value to the value to use; raises TypeError or ValueError. Without one, the option is checked where
-        it meets what it must fit: the device, the shape of the inputs or another option.
+        Its value where it is left out. False makes it a switch, which must be a bool.
     help : str
         Its help on the command line; "%(default)s" stands for the default.
+    check : callable, optional
+        From its name and value to the value to use; raises TypeError or ValueError. Without one, an option that is no switch
+        is checked where it meets what it must fit: the device, the shape of the inputs or another option.
     flags : tuple of str, optional
         How the command line writes it: ``--batch-size`` for batch_size, if None. Empty where the command line has no such
         option, or one of another form.
-    parse : callable, optional
-        From the text on the command line to the value. Without one, the option is a switch, False unless given.
+    parse : callable
+        From the text on the command line to the value.
     nargs : int, optional
         How many texts follow the flag, if more than one.
     choices : tuple of str, optional
@@ -68,61 +60,28 @@ class Option:
     metavar : str or tuple of str, optional
         What stands for the value in the help.
     recorded : bool
-        Whether a sidecar holds it under the option's name: the value used, where that is left to rsfast ("auto", or a seed
-        of None). What `Execution` records is written from there.
-    may_differ_on_resume, may_differ_in_a_shard : bool
-        Whether a run can go on with another value, and whether runs that are merged may have several.
+        For `SamplingOptions`: whether a sidecar holds it under the option's name: the value used, where that is left to
+        rsfast ("auto", or a seed of None). What `Execution` records is written from there.
+    may_differ_in_a_shard : bool
+        Whether runs that are merged may have several values.
     """
 
     default: Any = None
-    check: Callable[[str, Any], Any] | None = None
     help: str = ""
+    check: Callable[[str, Any], Any] | None = None
     flags: tuple[str, ...] | None = None
-    parse: Callable[[str], Any] | None = None
+    parse: Callable[[str], Any] = str
     nargs: int | None = None
     choices: tuple[str, ...] | None = None
     metavar: str | tuple[str, ...] | None = None
     recorded: bool = False
-    may_differ_on_resume: bool = False
     may_differ_in_a_shard: bool = False
-
-    def flags_of(self, name: str) -> tuple[str, ...]:
-        """Return how the command line writes this option.
-
-        Examples
-        --------
-        >>> options_of(SamplingOptions)["batch_size"].flags_of("batch_size")
-        ('--batch-size',)
-        """
-        return (f"--{name.replace('_', '-')}",) if self.flags is None else self.flags
-
-
-def check_count(name: str, value: object) -> int:
-    """Return a number of samples, or of rows, as an int."""
-    count = as_int(name, value)
-    if not 1 <= count <= _MAX_SAMPLES:
-        raise ValueError(f"{name} must be from 1 to {_MAX_SAMPLES}, got {count}")
-    return count
 
 
 def _batch_size(name: str, value: object) -> int | str:
     if isinstance(value, str) and value != "auto":
         raise ValueError(f"{name} must be an int or 'auto', got {value!r}")
     return value if isinstance(value, str) else check_count(name, value)
-
-
-def _bool(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {value!r}")
-    return value
-
-
-def _alpha(name: str, value: Any) -> float:
-    return check_alpha(value)
-
-
-def _seed(name: str, value: object) -> int | None:
-    return None if value is None else check_seed(value)
 
 
 def _int_or_auto(text: str) -> int | str:
@@ -137,27 +96,21 @@ class PreparationOptions(TypedDict, total=False):
     clamp: Annotated[
         tuple[float, float] | None,
         Option(
+            help="clamp noisy inputs to [LOW, HIGH], in the units of inputs, before mean and std (default: no clamp)",
             parse=float,
             nargs=2,
             metavar=("LOW", "HIGH"),
-            help="clamp noisy inputs to [LOW, HIGH], in the units of inputs, before mean and std (default: no clamp)",
         ),
     ]
     dtype: Annotated[
         "torch.dtype | str | None",
-        Option(
-            parse=str, choices=("float32", "float16", "bfloat16", "float64"), help="what the model takes (default: float32)"
-        ),
+        Option(help="what the model takes (default: float32)", choices=("float32", "float16", "bfloat16", "float64")),
     ]
-    channels_last: Annotated[bool, Option(default=False, check=_bool, help="feed the model batches in torch.channels_last")]
+    channels_last: Annotated[bool, Option(False, "feed the model batches in torch.channels_last")]
     backend: Annotated[
         str,
         Option(
-            default="auto",
-            parse=str,
-            recorded=True,
-            may_differ_in_a_shard=True,
-            help="auto, cpu, cuda, triton or reference (default: %(default)s)",
+            "auto", "auto, cpu, cuda, triton or reference (default: %(default)s)", recorded=True, may_differ_in_a_shard=True
         ),
     ]
 
@@ -166,21 +119,19 @@ class ForwardOptions(TypedDict, total=False):
     """What `forward.Forward` takes: how the classifier runs."""
 
     autocast: Annotated[
-        "torch.dtype | str | None",
-        Option(parse=str, choices=("float16", "bfloat16"), help="run the model under torch.autocast"),
+        "torch.dtype | str | None", Option(help="run the model under torch.autocast", choices=("float16", "bfloat16"))
     ]
-    compile: Annotated[bool, Option(default=False, check=_bool, help="run the model through torch.compile")]
-    cuda_graph: Annotated[bool, Option(default=False, check=_bool, help="replay the model as a CUDA graph")]
+    compile: Annotated[bool, Option(False, "run the model through torch.compile")]
+    cuda_graph: Annotated[bool, Option(False, "replay the model as a CUDA graph")]
 
 
-class ExecutionOptions(PreparationOptions, ForwardOptions, total=False):
-    """What of a call is part of the classifier that is certified, and the backend of the kernels."""
+class SmoothOptions(PreparationOptions, ForwardOptions, total=False):
+    """What every function that samples takes: how the classifier runs, and the backend of the kernels.
 
+    `stats.certificate.Execution` is what certificates and sidecars record of these.
+    """
 
-class SmoothOptions(ExecutionOptions, total=False):
-    """What every function that samples takes."""
-
-    progress: Annotated[bool, Option(default=False, check=_bool, flags=())]
+    progress: Annotated[bool, Option(False, flags=())]
 
 
 class SampleOptions(SmoothOptions, total=False):
@@ -189,13 +140,13 @@ class SampleOptions(SmoothOptions, total=False):
     batch_size: Annotated[
         int | str,
         Option(
-            default="auto",
-            check=_batch_size,
+            "auto",
+            "samples in a batch (default: auto, the fastest for long runs)",
+            _batch_size,
             parse=_int_or_auto,
             metavar="B",
             recorded=True,
             may_differ_in_a_shard=True,
-            help="samples in a batch (default: auto, the fastest for long runs)",
         ),
     ]
     input_ids: Annotated["torch.Tensor | Sequence[int] | None", Option(flags=())]
@@ -206,94 +157,52 @@ class SamplingOptions(SampleOptions, total=False):
 
     shard: Annotated[
         str | None,
-        Option(
-            parse=str,
-            choices=SHARDS,
-            help="what the processes of torchrun divide: inputs (default), or the samples of each",
-        ),
+        Option(help="what the processes of torchrun divide: inputs (default), or the samples of each", choices=SHARDS),
     ]
     seed: Annotated[
         int | None,
         Option(
-            check=_seed,
+            help="of the noise, in [0, 2^64) (default: from the operating system; recorded)",
+            check=lambda _, value: None if value is None else check_seed(value),
             parse=int,
             recorded=True,
-            help="of the noise, in [0, 2^64) (default: from the operating system; recorded)",
         ),
     ]
 
 
 class ProofOptions(TypedDict, total=False):
-    """How certificates follow from samples."""
+    """How certificates follow from samples. A sidecar holds them all."""
 
-    n0: Annotated[
-        int,
-        Option(
-            default=100,
-            check=check_count,
-            parse=int,
-            recorded=True,
-            help="selection samples of an input (default: %(default)s)",
-        ),
-    ]
+    n0: Annotated[int, Option(100, "selection samples of an input (default: %(default)s)", check_count, parse=int)]
     n: Annotated[
-        int,
-        Option(
-            default=100_000,
-            check=check_count,
-            flags=("-n", "--n"),
-            parse=int,
-            recorded=True,
-            help="estimation samples of an input (default: %(default)s)",
-        ),
+        int, Option(100_000, "estimation samples of an input (default: %(default)s)", check_count, ("-n", "--n"), int)
     ]
     alpha: Annotated[
         float,
         Option(
-            default=0.001,
-            check=_alpha,
-            parse=float,
-            recorded=True,
-            help="failure probability of an input (default: %(default)s)",
+            0.001, "failure probability of an input (default: %(default)s)", lambda _, value: check_alpha(value), parse=float
         ),
     ]
-    bound: Annotated[
-        str,
-        Option(
-            default="auto",
-            parse=str,
-            choices=("auto", *BOUNDS),
-            recorded=True,
-            help="confidence bound (default: %(default)s)",
-        ),
-    ]
-    rule: Annotated[
-        str,
-        Option(
-            default="auto", parse=str, choices=("auto", *RULES), recorded=True, help="radius rule (default: %(default)s)"
-        ),
-    ]
+    bound: Annotated[str, Option("auto", "confidence bound (default: %(default)s)", choices=("auto", *BOUNDS))]
+    rule: Annotated[str, Option("auto", "radius rule (default: %(default)s)", choices=("auto", *RULES))]
     lipschitz: Annotated[
         float | None,
         Option(
+            help="l2 Lipschitz constant of every class's soft score, per unit of what the model takes",
             parse=float,
             metavar="L",
-            recorded=True,
-            help="l2 Lipschitz constant of every class's soft score, per unit of what the model takes",
         ),
     ]
 
 
 class StoppingOptions(TypedDict, total=False):
-    """When the sampling of an input stops before n; one of them at most."""
+    """When the sampling of an input stops before n: one at most. `plan.StoppingRule` checks; a sidecar holds both."""
 
     radius: Annotated[
-        float | None,
-        Option(parse=float, metavar="R", recorded=True, help="stop sampling an input once its radius is R or will not be"),
+        float | None, Option(help="stop sampling an input once its radius is R or will not be", parse=float, metavar="R")
     ]
     rtol: Annotated[
-        float | None,
-        Option(parse=float, metavar="X", recorded=True, help="stop once the radius is known to this share, such as 0.05"),
+        float | None, Option(help="stop once the radius is known to this share, such as 0.05", parse=float, metavar="X")
     ]
 
 
@@ -349,6 +258,10 @@ def checked(kind: type[Options], given: Mapping[str, Any]) -> Options:
     {'radius': 0.5, 'rtol': None}
     """
     refuse_unknown(kind, given)
-    values = {name: given.get(name, option.default) for name, option in options_of(kind).items()}
-    checks = ((name, option.check) for name, option in options_of(kind).items() if option.check is not None)
-    return kind(**(values | {name: check(name, values[name]) for name, check in checks}))
+    values = {}
+    for name, option in options_of(kind).items():
+        value = given.get(name, option.default)
+        if option.default is False and not isinstance(value, bool):
+            raise TypeError(f"{name} must be a bool, got {value!r}")
+        values[name] = value if option.check is None else option.check(name, value)
+    return kind(**values)

@@ -64,10 +64,7 @@ def probe(forward: Forward, noisy: Callable[[torch.Tensor], torch.Tensor], sizes
     compiled = "torch._dynamo" in sys.modules
     for size in sizes:
         try:
-            with (
-                torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
-                forward.running(),
-            ):
+            with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), forward.running():
                 cause = _cause(forward, noisy, size)
             break
         except Exception as error:

@@ -116,15 +116,6 @@ class Ranks(NamedTuple):
         else:
             _finish(work)
 
-    def largest(self, integers: list[int]) -> list[int]:
-        """Return the largest of all ranks' integers, place by place; the process group must be able to do it on the CPU."""
-        if self.shard is None:
-            return integers
-        tensor = torch.tensor(integers)
-        _finish(distributed.all_reduce(tensor, distributed.ReduceOp.MAX, async_op=True))
-        found: list[int] = tensor.tolist()
-        return found
-
 
 class ControlSignal:
     """Decide what ranks that divide samples do after a batch: the largest request of any, on all alike; 0 is to go on.
@@ -134,6 +125,7 @@ class ControlSignal:
     Parameters
     ----------
     ranks : Ranks
+        Their process group must be able to do it on the CPU.
     clock : callable
         Returns the seconds.
     """
@@ -151,7 +143,9 @@ class ControlSignal:
         if self._left:
             return 0
         took = (self._clock() - self._since) / self._batches
-        request, microseconds = self._ranks.largest([request, int(took * 1e6)])
+        largest = torch.tensor([request, int(took * 1e6)])
+        _finish(distributed.all_reduce(largest, distributed.ReduceOp.MAX, async_op=True))
+        request, microseconds = largest.tolist()
         self._left = self._batches = max(1, _APART // max(1, microseconds))
         self._since = self._clock()
         return request

@@ -19,12 +19,10 @@ from tqdm.auto import tqdm
 
 from ..ops.tally import Tally
 from ..stats.estimates import leading_classes
-from .batches import Batches, RowGroup, slice_groups, to_device
+from .batches import Batches, RowGroup, slice_groups, to_device, to_host
 from .plan import SamplingPlan
 from .ranks import Ranks
 from .scheduler import InFlight, Scheduler, Segment
-
-_ONE_PROCESS = Ranks()
 
 
 def draw(
@@ -47,9 +45,8 @@ def draw(
 
 
 class Outcome(NamedTuple):
-    """What follows for an input: its number in the order of the inputs, its id, and what the plan returned for it."""
+    """What follows for an input: its id, and what the plan returned for it."""
 
-    number: int
     input_id: int
     result: Any
 
@@ -77,9 +74,6 @@ class Pacing:
     clock: Callable[[], float] = time.monotonic
 
 
-_PACING = Pacing()
-
-
 class _Transfer(NamedTuple):
     """Tallies of these segments' stages on their way to the host, their integers in one row."""
 
@@ -104,18 +98,15 @@ class Sampler:
         Of an input.
     count : int or None
         Of the inputs, where it is known.
-    num_classes : int
     batches : Batches
-    device : torch.device
-    pacing : Pacing, optional
-        When Tallies are evaluated, and how many inputs are in flight.
-    saved : mapping of int to dict, optional
-        By input id, what `unfinished` returned for inputs of a run that was stopped: they go on from there.
-    bar : tqdm, optional
-        Counts samples.
+    pacing : Pacing
     ranks : Ranks
         If they divide samples, each batch is one of all ranks, of which this one runs its share. The Tallies that are
         evaluated are the sums, so all ranks get the same results.
+    bar : tqdm
+        Counts samples.
+    saved : mapping of int to dict, optional
+        By input id, what `unfinished` returned for inputs of a run that was stopped: they go on from there.
 
     Attributes
     ----------
@@ -134,15 +125,14 @@ class Sampler:
         inputs: Iterable[tuple[int, torch.Tensor]],
         shape: torch.Size,
         count: int | None,
-        num_classes: int,
         batches: Batches,
-        device: torch.device,
         *,
-        pacing: Pacing = _PACING,
+        pacing: Pacing,
+        ranks: Ranks,
+        bar: tqdm[Any],
         saved: Mapping[int, Mapping[str, Any]] | None = None,
-        bar: tqdm[Any] | None = None,
-        ranks: Ranks = _ONE_PROCESS,
     ) -> None:
+        num_classes, device = batches.forward.num_classes, batches.forward.device
         self.plan, self.batches, self.bar, self.ranks, self.pacing = plan, batches, bar, ranks, pacing
         self.after_batch: Callable[[], object] = lambda: None
         self._size = batches.size * (ranks.world if ranks.by_samples else 1)
@@ -181,12 +171,6 @@ class Sampler:
         nbytes = 4 * shape.numel() + sum(tensor.nbytes for tally in tallies for tensor in tally.tensors().values())
         most = min(self._size // 8 + 2, self.pacing.memory // nbytes)
         return max(2, most if count is None else min(most, count))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that inputs and Tallies in flight take on the device."""
-        tensors = [tensor for tally in self._tallies for tensor in tally.tensors().values()]
-        return self._x.nbytes + sum(tensor.nbytes for tensor in tensors)
 
     def __iter__(self) -> Iterator[Outcome]:
         going = True
@@ -336,8 +320,7 @@ class Sampler:
             groups = slice_groups(groups, self.ranks.rank * share, (self.ranks.rank + 1) * share)
         if groups:
             self.batches.run(self._x, self._ids, groups)
-        if self.bar is not None:
-            self.bar.update(count)
+        self.bar.update(count)
 
     def _rows(self, segments: Iterable[Segment]) -> NDArray[np.int64]:
         """Return the rows of their Tally that these segments add to."""
@@ -361,12 +344,7 @@ class Sampler:
         if self.ranks.by_samples:
             integers = torch.cat([integers, to_device(np.array([_mark(segments)]), integers.device)])
             self.ranks.all_reduce_sum(integers)
-        if not integers.is_cuda:
-            return _Transfer(segments, integers, None)
-        pinned = torch.empty(integers.shape, dtype=torch.int64, pin_memory=True).copy_(integers, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._x.device))  # of the device, which need not be the current one
-        return _Transfer(segments, pinned, event)
+        return _Transfer(segments, *to_host(integers))
 
     def _receive(self, transfer: _Transfer) -> None:
         """Store the Tallies of a transfer on the host, for inputs that were not decided meanwhile."""
@@ -428,10 +406,10 @@ class Sampler:
             active.evaluated = analysis + 1
             if result is not None:
                 self._warn(input_id, count)
-                self._results[active.number] = Outcome(active.number, input_id, result)
+                self._results[active.number] = Outcome(input_id, result)
                 self.scheduler.release(active)
                 decided += [Segment(active, stage, 0, 0) for stage in range(self._analyses + 1)]
-                if self.bar is not None and self.bar.total is not None:
+                if self.bar.total is not None:
                     self.bar.total -= self.scheduler.ends[-1] - active.sampled
         if decided:
             for tensor, rows in self._tensors(self._tallies, decided):

@@ -210,10 +210,8 @@ class Sampling:
         if not isinstance(self.batch_size, str):
             return self.batch_size
         batches = Batches(self.forward, self.noise, seed=self.seed, size=1, preparation=self.preparation)
-        x, ids = (
-            torch.zeros(1, *self.inputs.shape, device=self.device),
-            torch.zeros(1, dtype=torch.int64, device=self.device),
-        )
+        x = torch.zeros(1, *self.inputs.shape, device=self.device)
+        ids = torch.zeros(1, dtype=torch.int64, device=self.device)
 
         def run(size: int) -> None:
             rows = np.zeros(size, dtype=np.int64)
@@ -239,12 +237,7 @@ class Sampling:
         self.probe(self.forward, noisy, sizes, (self.inputs.shape, self.device, self.execution))
 
     def sampler(
-        self,
-        plan: SamplingPlan,
-        bar: tqdm[Any],
-        *,
-        pad: bool = False,
-        saved: Mapping[int, Mapping[str, Any]] | None = None,
+        self, plan: SamplingPlan, bar: tqdm[Any], *, pad: bool = False, saved: Mapping[int, Mapping[str, Any]] | None = None
     ) -> Sampler:
         """Return what takes the inputs through a plan; `pad` is as in `Batches`, `saved` as in `Sampler`."""
         inputs, count, world = self.inputs, self.inputs.count, self.ranks.world
@@ -257,17 +250,7 @@ class Sampling:
         batches = self.batches(expected(plan), pad or self.ranks.shard is not None)
         with torch.inference_mode(False):  # its Tallies are added to outside that mode, in which the caller may be
             return Sampler(
-                plan,
-                mine,
-                inputs.shape,
-                count,
-                self.num_classes,
-                batches,
-                self.device,
-                pacing=self.pacing,
-                ranks=self.ranks,
-                bar=bar,
-                saved=saved,
+                plan, mine, inputs.shape, count, batches, pacing=self.pacing, ranks=self.ranks, bar=bar, saved=saved
             )
 
     def outcomes(self, plan: SamplingPlan, description: str) -> Iterator[Outcome]:

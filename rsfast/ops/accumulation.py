@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.graph import increment_version
 
+from .._check import MAX_SAMPLES
 from ..heads.bins import BINS
 from .arguments import as_indices, check_range
 from .checks import TYPES, check_apart, require
 from .registry import check_backend, find
-from .tally import MAX_SAMPLES, Tally
+from .tally import Tally
 
 _INDEX = (torch.int64,)
 _FLOAT = (torch.float32,)

@@ -13,15 +13,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from .._check import as_int
+from .._check import MAX_SAMPLES, as_int
 from ..heads import Head, Votes, check_head
 from ..heads import from_dict as head_from_dict
 from ..heads.bins import BINS, bin_edges
 from ..noise.provenance import Provenance
 from .arguments import check_range, integers
-
-MAX_SAMPLES = (1 << 33) - 1
-"""Most samples of one input: 2^33 scores of 2^30 would overflow int64."""
 
 MAX_TRACKED = 8
 """Most classes of an input and head whose scores have histograms."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._check import MAX_SAMPLES
 from ..heads.bins import BINS
 from .accumulation import Accumulation
-from .tally import MAX_SAMPLES
 from .triton_base import OPTIONS, coefficients, horner, on
 
 _TILE = 2048  # logits that a program of accumulate holds

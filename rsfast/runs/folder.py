@@ -21,7 +21,6 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from .._files import open_file
-from ..engine.options import CertifyOptions, options_of
 from .check_sums import parse_json, unseal
 
 TABLE, SIDECAR, COUNTS = "results.tsv", "results.json", "counts.jsonl"
@@ -43,7 +42,6 @@ MAY_DIFFER_ON_RESUME = {
     *("command", "started"),
     *("data", "weights"),  # paths; their hashes show whether it is the same file
     "first_logits",  # compared by `same_logits`, as the last bits may differ
-    *(name for name, option in options_of(CertifyOptions).items() if option.may_differ_on_resume),
 }
 """Of a sidecar: what may differ where a run is resumed."""
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .._check import as_int
-from ..engine.options import CertifyOptions, ProofOptions, SamplingOptions, StoppingOptions, checked, options_of, part
+from ..engine.options import CertifyOptions, ProofOptions, SamplingOptions, StoppingOptions, checked, part
 from ..engine.plan import StoppingRule
 from ..heads import Head
 from ..noise import Gaussian
@@ -43,8 +43,7 @@ def certification(noise: Gaussian, head: Head, options: Mapping[str, Any]) -> Se
     proof = {name: value for name, value in part(ProofOptions, values).items() if name not in ("n0", "n")}
     spec = CertificationSpec(noise, head=head, early=bool(stopping), **proof)  # type: ignore[arg-type]
     used = {**values, "head": head.to_dict(), "bound": spec.bound, "rule": spec.rule}
-    of_proof = (name for name, option in options_of(CertifyOptions).items() if option.recorded)
-    names = [*_FIRST, *(name for name in of_proof if name not in SamplingOptions.__annotations__)]
+    names = [*_FIRST, *ProofOptions.__annotations__, *StoppingOptions.__annotations__]
     return Settings(spec, stopping, values["n0"], values["n"], {name: used[name] for name in names})
 
 
