@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..engine.options import CertifyOptions, SamplingOptions, StoppingOptions, options_of
 from ..heads import Votes
-from ..noise import Gaussian
-from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, options_in
+from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, noise_in, options_in
 from .run_options import Counts, add_run_options, make_run
 from .summary import print_certified
 
@@ -34,7 +33,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..runs.settings import certification
 
-    noise, options = Gaussian(args.sigma), options_in(args, _OPTIONS)
+    noise, options = noise_in(args), options_in(args, _OPTIONS)
     certification(noise, args.head, options)  # a mistake shows before model and data are read
     made = make_run(args, noise)
     counts = Counts(made)

@@ -6,9 +6,8 @@ import argparse
 from dataclasses import replace
 
 from ..engine.options import CertifyOptions, check_count, options_of
-from ..noise import Gaussian
 from ..stats.common import check_alpha
-from .arguments import Commands, add_command, add_options
+from .arguments import Commands, add_command, add_options, noise_in
 from .run_options import Counts, add_run_options, make_run
 from .summary import print_summary
 
@@ -27,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from ..runs import results
 
     check_alpha(args.alpha), check_count("n", args.n)  # a mistake shows before model and data are read
-    made = make_run(args, Gaussian(args.sigma))
+    made = make_run(args, noise_in(args))
     counts = Counts(made)
 
     def count(*_: int) -> None:

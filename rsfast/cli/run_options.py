@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..engine.options import SamplingOptions, options_of
-from ..noise import Gaussian
-from .arguments import Parser, add_options, add_out, options_in, positive
+from ..noise import Noise
+from .arguments import NOISE_OPTIONS, Parser, add_options, add_out, noise, options_in, positive
 
 if TYPE_CHECKING:
     from ..runs.results import Results
@@ -30,7 +30,9 @@ def add_run_options(parser: Parser) -> None:
     )
     add("--data", required=True, metavar="FILE.npz", help="arrays images, float32 [N, ...], and optionally labels, int [N]")
     add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
-    add("--sigma", required=True, type=float, help="standard deviation of the noise, in the units of images")
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
+    either.add_argument("--noise", type=noise, help=f"noise of another kind, in the same units: {NOISE_OPTIONS}")
     add_out(parser)
     add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
     add("--std", help="noisy images are fed to the model as (image - mean) / std", **_HELP | {"metavar": "S"})
@@ -57,7 +59,7 @@ def add_run_options(parser: Parser) -> None:
     add_options(parser, options_of(SamplingOptions))
 
 
-def make_run(args: argparse.Namespace, noise: Gaussian) -> Run:
+def make_run(args: argparse.Namespace, noise: Noise) -> Run:
     """Load what the options name, and return the run."""
     from ..runs.environment import Environment
     from ..runs.run import Run

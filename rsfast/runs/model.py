@@ -12,7 +12,7 @@ import torch
 from .. import _hints as hints
 from ..api import sample
 from ..engine.forward import Model, check_logits
-from ..noise import Gaussian
+from ..noise import Noise
 
 _LOGITS = 16  # of the first image, recorded to know the model by
 
@@ -41,7 +41,7 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
 
 
 def try_model(
-    model: Model, name: str, images: torch.Tensor, device: torch.device, noise: Gaussian, options: Mapping[str, Any]
+    model: Model, name: str, images: torch.Tensor, device: torch.device, noise: Noise, options: Mapping[str, Any]
 ) -> list[float | None]:
     """Run a model on one noisy sample of the first image and return its first logits, so that one that fails does now.
 

@@ -23,7 +23,7 @@ from ..engine.plan import Certification, Prediction, SamplingPlan
 from ..engine.ranks import Ranks
 from ..engine.sampling import Sampling, expected, warn_if_hopeless
 from ..heads import Head, Votes
-from ..noise import STREAM_VERSION, Gaussian
+from ..noise import STREAM_VERSION, Noise, check_noise
 from ..stats.certificate import Certificate
 from ..stats.common import check_alpha
 from ..stats.proof import smallest_predictable_n
@@ -71,7 +71,7 @@ class Run:
         As in `certify`. It runs on one noisy sample here, so that one that fails does before there is a run folder.
     images : Tensor
         float32 [N, ...]. The number of an image is its ``input_id``.
-    noise : Gaussian
+    noise : Noise
     out : path-like
         The run folder, made if it does not exist.
     num_classes : int
@@ -114,6 +114,7 @@ class Run:
     Examples
     --------
     >>> import tempfile
+    >>> from rsfast import Gaussian
     >>> with tempfile.TemporaryDirectory() as out:
     ...     run = Run(torch.nn.Flatten(), torch.eye(2)[:, None], Gaussian(0.1), out, num_classes=2, labels=[0, 1], seed=1)
     ...     found = run.certify(n=1000)
@@ -125,7 +126,7 @@ class Run:
         self,
         model: Model,
         images: torch.Tensor,
-        noise: Gaussian,
+        noise: Noise,
         out: str | PathLike[str],
         *,
         num_classes: int,
@@ -147,7 +148,12 @@ class Run:
         if wrong := [name for name in _NOT_OF_A_RUN if name in options]:
             raise TypeError(f"keyword arguments must not be among {', '.join(_NOT_OF_A_RUN)}, got {', '.join(wrong)}")
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._model, self._images, self.noise, self._num_classes = model, check_images(images), noise, num_classes
+        self._model, self._images, self.noise, self._num_classes = (
+            model,
+            check_images(images),
+            check_noise("noise", noise),
+            num_classes,
+        )
         self.labels = check_labels(labels, len(images), num_classes)
         self.indices = indices_of(start, end, skip, len(images))
         self._device = device_of(model, images) if device is None else torch.device(device)

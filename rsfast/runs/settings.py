@@ -12,7 +12,7 @@ from .._check import as_int
 from ..engine.options import CertifyOptions, ProofOptions, SamplingOptions, StoppingOptions, checked, options_of, part
 from ..engine.plan import StoppingRule
 from ..heads import Head
-from ..noise import Gaussian
+from ..noise import Noise
 from ..stats.rules import CertificationSpec
 
 _FIRST = ("n0", "n", "alpha", "head", "bound", "rule")  # the order in a sidecar; further options follow
@@ -28,7 +28,7 @@ class Settings(NamedTuple):
     recorded: dict[str, Any]
 
 
-def certification(noise: Gaussian, head: Head, options: Mapping[str, Any]) -> Settings:
+def certification(noise: Noise, head: Head, options: Mapping[str, Any]) -> Settings:
     """Return how to certify, from the options of `certify` that say how to prove and when to stop.
 
     Raises
