@@ -24,7 +24,7 @@ from rsfast import cli
 from rsfast.engine.sampling import Sampling
 from rsfast.runs.checkpoint import CHECKPOINT, load, save
 from rsfast.runs.environment import Environment
-from rsfast.runs.folder import identity
+from rsfast.runs.layout import identity
 from rsfast.runs.writer import RunWriter, locked
 
 NETS = """

@@ -14,8 +14,7 @@ from conftest import LINEAR_NETS
 import rsfast
 from rsfast import Gaussian, Run, cli
 from rsfast.runs import results
-from rsfast.runs.environment import Environment
-from rsfast.runs.signals import Stopped
+from rsfast.runs.environment import Environment, Stopped
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from ..engine.options import CertifyOptions, SamplingOptions, StoppingOptions, options_of
 from ..heads import Votes
 from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, noise_in, options_in
-from .run_options import Counts, add_run_options, make_run
-from .summary import print_certified
+from .run_options import Counts, add_run_options, make_run, print_certified
 
 if TYPE_CHECKING:
     from ..stats.certificate import Certificate

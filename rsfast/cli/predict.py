@@ -8,8 +8,7 @@ from dataclasses import replace
 from ..engine.options import CertifyOptions, check_count, options_of
 from ..stats.common import check_alpha
 from .arguments import Commands, add_command, add_options, noise_in
-from .run_options import Counts, add_run_options, make_run
-from .summary import print_summary
+from .run_options import Counts, add_run_options, make_run, print_summary
 
 
 def add(commands: Commands) -> None:

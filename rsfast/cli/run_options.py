@@ -1,4 +1,4 @@
-"""What `certify` and `predict` share: their options, and the `Run` that these make."""
+"""What `certify` and `predict` share: their options, the `Run` that these make, and the line at the end."""
 
 from __future__ import annotations
 
@@ -63,8 +63,7 @@ def make_run(args: argparse.Namespace, noise: Noise) -> Run:
     """Load what the options name, and return the run."""
     from ..runs.environment import Environment
     from ..runs.run import Run
-    from .loading import file_sha256, load_data, load_model
-    from .processes import join, restarts
+    from .loading import file_sha256, join, load_data, load_model, restarts
 
     device, shard = join(args.device, args.shard)
     images, labels = load_data(args.data, args.num_classes)
@@ -115,3 +114,25 @@ class Counts:
         if self.images == len(found.idx) or found.seconds is None:
             return time.perf_counter() - self._began
         return found.seconds / (self._run.ranks.world if self._run.ranks.by_inputs else 1)  # which ran at once
+
+
+def print_certified(args: argparse.Namespace, run: Results, seconds: float) -> None:
+    """Print what a run certifies; of one that stopped sampling early first what it decided, and of the rest bounds."""
+    from ..runs import results
+
+    if run.stopping.radius is not None:
+        print(f"{results.share_decided(run, run.stopping.radius):.1%} certified at radius {run.stopping.radius}")
+    at_least = "at least " if run.stopping else ""
+    acr = f"{at_least}{results.average_certified_radius(run):.3f}"
+    score = f"mean radius {acr}, no labels"
+    if run.labelled:
+        accuracy = f"{at_least}{results.clean_accuracy(run):.1%}"
+        score = f"certified accuracy at radius 0 {accuracy}, average certified radius {acr}"
+    print_summary(args, run, seconds, score)
+
+
+def print_summary(args: argparse.Namespace, run: Results, seconds: float, score: str) -> None:
+    from ..runs.results import abstention_rate, progress
+
+    abstained = f"{'at most ' if run.stopping else ''}{abstention_rate(run):.1%}"
+    print(f"{args.out}: {progress(run)} images in {seconds:.1f} s, {score}, abstained {abstained}")

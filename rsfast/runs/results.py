@@ -19,18 +19,8 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 from ..engine.plan import StoppingRule
 from ..noise import NOISES, Gaussian
 from ..noise import from_dict as noise_from_dict
-from .folder import (
-    ABSTAIN,
-    CERTIFY_COLUMNS,
-    COUNTS,
-    PARTS,
-    PREDICT_COLUMNS,
-    SIDECAR,
-    TABLE,
-    inputs_of,
-    read_rows,
-    read_sidecar,
-)
+from . import layout
+from .layout import ABSTAIN, CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, read_sidecar
 from .tables import read_table
 
 _TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
@@ -127,7 +117,7 @@ class Results:
     @property
     def images_missing(self) -> int:
         """How many rows fewer there are than the sidecar's start, end and skip ask for; 0 if that is unknown."""
-        inputs = inputs_of(self.sidecar or {})
+        inputs = layout.inputs_of(self.sidecar or {})
         return 0 if inputs is None else max(0, -((inputs.start - inputs.stop) // inputs.step) - len(self.idx))
 
 
@@ -179,28 +169,20 @@ def read(path: str | PathLike[str]) -> Results:
     table = read_table(file, ours=folder or sidecar is not None)
     rows = len(table.idx)
     if sidecar is not None and (file.parent / COUNTS).exists():
-        rows = len(read_rows(file.parent, CERTIFY_COLUMNS if table.has_radius else PREDICT_COLUMNS))
+        rows = len(layout.read_rows(file.parent, CERTIFY_COLUMNS if table.has_radius else PREDICT_COLUMNS))
     elif sidecar is not None:
         text = f"{file.parent} has no {COUNTS}, which holds check sums of its rows; damage may pass unnoticed"
         warnings.warn(text, UserWarning, stacklevel=2)
     if sidecar is not None:
         check_settings(beside, sidecar)
-    return Results(
-        table.idx[:rows],
-        table.label[:rows],
-        table.predict[:rows],
-        table.radius[:rows],
-        table.correct[:rows],
-        sidecar,
-        table.has_radius,
-        table.seconds,
-    )
+    columns: dict[str, Any] = {name: getattr(table, name)[:rows] for name in CERTIFY_COLUMNS[:5]}
+    return Results(**columns, sidecar=sidecar, has_radius=table.has_radius, seconds=table.seconds)
 
 
 def check_settings(file: Path, sidecar: dict[str, Any]) -> None:
     """Raise ValueError, naming the file, if what `Results` reads from its sidecar is damaged."""
-    none = np.empty(0, dtype=np.int64)
-    run = Results(none, none, none, none.astype(np.float64), none.astype(np.bool_), sidecar)
+    none: dict[str, Any] = dict.fromkeys(CERTIFY_COLUMNS[:5], np.empty(0))
+    run = Results(**none, sidecar=sidecar)
     try:
         _ = float(run.stopping.radius or 0), run.sigma, run.noise, run.norm, run.n, run.alpha, run.images_missing
     except (OverflowError, TypeError, ValueError) as error:

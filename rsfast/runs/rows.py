@@ -16,9 +16,8 @@ from ..engine.timing import Profile
 from ..ops.tally import Tally
 from ..stats.certificate import Certificate
 from . import checkpoint
-from .environment import Environment
+from .environment import Environment, Stopped, StopSignals
 from .events import Log
-from .signals import Stopped, StopSignals
 from .writer import RunWriter
 
 _WORK, _SAVE = 0, 1  # what is to be done after a batch, or the number of a signal; of several ranks' wishes the largest
