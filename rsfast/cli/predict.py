@@ -27,11 +27,7 @@ def run(args: argparse.Namespace) -> int:
     check_alpha(args.alpha), check_count("n", args.n)  # a mistake shows before model and data are read
     made = make_run(args, noise_in(args))
     counts = Counts(made)
-
-    def count(*_: int) -> None:
-        counts.images += 1
-
-    found = made.predict(args.n, args.alpha, each=count)
+    found = made.predict(args.n, args.alpha, each=counts)
     counts.add_up()
     if made.ranks.rank == 0:
         score = f"accuracy {results.clean_accuracy(found):.1%}" if found.labelled else "no labels"

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..engine.options import SamplingOptions, options_of
@@ -15,6 +16,7 @@ from .arguments import NOISE_OPTIONS, Parser, add_options, add_out, noise, optio
 if TYPE_CHECKING:
     from ..runs.results import Results
     from ..runs.run import Run
+    from ..stats.certificate import Certificate
 
 _HELP: dict[str, Any] = {"metavar": "M", "nargs": "+", "type": float}
 
@@ -77,31 +79,23 @@ def make_run(args: argparse.Namespace, noise: Noise) -> Run:
         "data_sha256": file_sha256(args.data),
     }
     names = ("num_classes", "start", "end", "skip", "mean", "std", "log_json", "profile")
-    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"shard": shard}
-
-    def say(text: str) -> None:
-        print(f"{args.parser.prog}: {text}", file=sys.stderr)
-
-    return Run(
-        model,
-        images,
-        noise,
-        args.out,
-        labels=labels,
-        resume=args.resume or restarts() > 0,
-        device=device,
-        about=about,
-        environment=replace(args.environment or Environment(), say=say),
-        **options,
-    )
+    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"labels": labels, "device": device, "shard": shard}
+    say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
+    environment = replace(args.environment or Environment(), say=say)
+    resume = args.resume or restarts() > 0
+    return Run(model, images, noise, args.out, resume=resume, about=about, environment=environment, **options)
 
 
 class Counts:
-    """Images and samples of a command, over all processes, and the time that rows took."""
+    """Images and samples of a command, over all processes, and the time that rows took; called with each row."""
 
     def __init__(self, run: Run) -> None:
         self._run, self._began = run, time.perf_counter()
         self.images = self.samples = 0
+
+    def __call__(self, _: int, outcome: Certificate | int) -> None:
+        self.images += 1
+        self.samples += 0 if isinstance(outcome, int) else outcome.n0 + outcome.n
 
     def add_up(self) -> None:
         """Add the counts of the other processes."""

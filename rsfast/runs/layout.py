@@ -22,6 +22,7 @@ import numpy as np
 
 from .._files import open_file
 from ..engine.options import CertifyOptions, options_of
+from ..stats.certificate import ABSTAIN
 from .check_sums import parse_json, unseal
 
 TABLE, SIDECAR, COUNTS = "results.tsv", "results.json", "counts.jsonl"
@@ -61,7 +62,6 @@ _COUNTS_IDX = re.compile(rb'\{"idx": (\d+)[,}]')
 _LONGEST_ROW = 1 << 16  # bytes of a line,
 _LONGEST_COUNTS = 1 << 28  # so that no file takes more memory than this without a line's end
 _LARGEST_SIDECAR = 1 << 24
-ABSTAIN = -1
 
 
 def sidecar_bytes(sidecar: Mapping[str, Any]) -> bytes:
@@ -206,11 +206,6 @@ def inputs_of(sidecar: Mapping[str, Any]) -> range | None:
         f"start, end and skip must be integers with 0 <= start <= end and skip >= 1, got {start!r:.80}, {end!r:.80} and "
         f"{skip!r:.80}"
     )
-
-
-def finished(folder: Path, columns: tuple[str, ...]) -> set[int]:
-    """Return the inputs that have their rows in a run folder; raise ValueError if it is damaged."""
-    return {row.idx for row in read_rows(folder, columns)}
 
 
 def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:

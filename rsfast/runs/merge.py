@@ -202,7 +202,7 @@ class RunFolders:
                         "name another folder, or move it away first"
                     )
         elif self._ranks.by_inputs and self._merged():
-            if not layout.finished(self.out, columns).issuperset(indices):
+            if not {row.idx for row in layout.read_rows(self.out, columns)}.issuperset(indices):
                 raise ValueError(
                     f"out must hold a run of several processes that share images, got {self.out} with a run of one process, "
                     "or of shard = 'samples'; go on so, or name another folder"
@@ -274,7 +274,7 @@ class RunFolders:
             return
         tidy(self.out)
         if not self._merged():
-            done = set[int]().union(*(layout.finished(part, columns) for part in parts))
+            done = {row.idx for part in parts for row in layout.read_rows(part, columns)}
             if missing := set(indices) - done:
                 raise ValueError(
                     f"out must be a folder that all processes share, got {self.out}, where {len(missing)} images have no "

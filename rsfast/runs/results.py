@@ -19,8 +19,9 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 from ..engine.plan import StoppingRule
 from ..noise import NOISES, Gaussian
 from ..noise import from_dict as noise_from_dict
+from ..stats.certificate import ABSTAIN
 from . import layout
-from .layout import ABSTAIN, CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, read_sidecar
+from .layout import CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, read_sidecar
 from .tables import read_table
 
 _TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}

@@ -91,7 +91,8 @@ class RowSampler:
         began = clock()
         for index in images:
             if index in self._held:
-                outcome, counts = _outcome(self._held[index]["outcome"]), self._held[index]["counts"]
+                outcome, counts = self._held[index]["outcome"], self._held[index]["counts"]
+                outcome = outcome if isinstance(outcome, int) else Certificate.from_dict(outcome)
             else:
                 outcome, counts = next(outcomes).result
             ended = clock()
@@ -170,7 +171,3 @@ def _line(each: Outcome) -> dict[str, Any]:
     outcome, counts = each.result
     value = outcome if isinstance(outcome, int) else outcome.to_dict()
     return {"idx": each.input_id, "outcome": value, "counts": counts}
-
-
-def _outcome(value: Any) -> Certificate | int:
-    return value if isinstance(value, int) else Certificate.from_dict(value)

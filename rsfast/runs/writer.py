@@ -18,10 +18,10 @@ from typing import Any
 
 from .._files import lock, write_whole, writing
 from ..engine.plan import StoppingRule
-from ..stats.certificate import Certificate
+from ..stats.certificate import ABSTAIN, Certificate
 from . import layout
 from .check_sums import parse_json, seal
-from .layout import ABSTAIN, CERTIFY_COLUMNS, CHECKPOINT, COUNTS, SIDECAR, TABLE, Row, read_sidecar
+from .layout import CERTIFY_COLUMNS, CHECKPOINT, COUNTS, SIDECAR, TABLE, Row, read_sidecar
 
 _SCRATCH, _DIGITS = ".rsfast-", 16  # of a scratch folder's name: then so many of its run's identity
 _NEW_SIDECAR = f"{SIDECAR}.new"
