@@ -117,7 +117,8 @@ def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
     run = identity(read_sidecar(folder / SIDECAR)).encode()
     rows: dict[int, Row] = {}
     end = 0
-    with open_file(folder / TABLE) as table, _open_counts(folder) as counts:
+    counts_file = folder / COUNTS
+    with open_file(folder / TABLE) as table, open_file(counts_file) if counts_file.exists() else io.BytesIO() as counts:
         lines = list(_whole_lines(table))
         if lines and lines[0] != header(columns):
             raise ValueError(f"{folder / TABLE}, line 1: the header must be {header(columns)!r}, got {lines[0][:80]!r}")
@@ -176,10 +177,6 @@ def columns_of(folders: Iterable[Path]) -> tuple[str, ...]:
             if lines.readline(_LONGEST_ROW) == header(PREDICT_COLUMNS):
                 return PREDICT_COLUMNS
     return CERTIFY_COLUMNS
-
-
-def _open_counts(folder: Path) -> BinaryIO:
-    return open_file(folder / COUNTS) if (folder / COUNTS).exists() else io.BytesIO()
 
 
 def identity(sidecar: Mapping[str, Any]) -> str:
