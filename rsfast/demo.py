@@ -26,7 +26,7 @@ from .nn import GaussianNoise
 from .noise import Gaussian
 from .ops.tally import Tally
 from .runs import results
-from .runs.folder import SIDECAR, read_sidecar
+from .runs.layout import SIDECAR, read_sidecar
 from .runs.plot import plot
 from .runs.writer import RunWriter, refuse_a_run, remove_run
 from .stats.certificate import ABSTAIN, Certificate

@@ -666,6 +666,7 @@ def test_the_commands_are_listed(capsys):
     [
         ("--sigma 0", "sigma must be positive, finite and a normal float32, got 0.0"),
         ("--sigma x", "argument --sigma: invalid float value: 'x'"),
+        ("--noise laplace:1", "argument --noise: not allowed with argument --sigma"),
         ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
         ("--num-classes 1", "as --num-classes is 1, got"),
         ("--alpha 1.5", "alpha must be a finite number above 0 and below 1, got 1.5"),

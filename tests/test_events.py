@@ -18,7 +18,7 @@ from rsfast.engine.timing import StageTimer
 from rsfast.runs import results
 from rsfast.runs.environment import Environment
 from rsfast.runs.events import Log
-from rsfast.runs.folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
+from rsfast.runs.layout import CERTIFY_COLUMNS, PREDICT_COLUMNS
 
 NETS = """
 import os, signal, torch

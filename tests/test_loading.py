@@ -16,7 +16,7 @@ from conftest import integers
 
 import rsfast
 from rsfast import cli
-from rsfast.runs import folder as run_folder
+from rsfast.runs import layout as run_folder
 
 NETS = """
 import sys

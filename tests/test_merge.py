@@ -15,7 +15,7 @@ import pytest
 from conftest import integers, largest_file, rows, sidecar, strip_sums
 
 from rsfast.cli import main
-from rsfast.runs.folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE
+from rsfast.runs.layout import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE
 from rsfast.runs.merge import merge
 from rsfast.runs.results import read
 from rsfast.runs.writer import RunWriter

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import integers, largest_file, strip_sums
 
-from rsfast.runs.folder import PREDICT_COLUMNS, identity, same_logits
+from rsfast.runs.layout import PREDICT_COLUMNS, identity, same_logits
 from rsfast.runs.plot import plot
 from rsfast.runs.results import (
     Results,

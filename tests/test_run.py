@@ -14,8 +14,7 @@ from conftest import LINEAR_NETS
 import rsfast
 from rsfast import Gaussian, Run, cli
 from rsfast.runs import results
-from rsfast.runs.environment import Environment
-from rsfast.runs.signals import Stopped
+from rsfast.runs.environment import Environment, Stopped
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +110,85 @@ def test_a_run_goes_on_after_a_signal(net):
     assert found.radius.tolist() == whole.radius.tolist()
     with pytest.raises(ValueError, match=r"seed must be 3, as in run/results\.json, got 4"):
         make(net, resume=True, seed=4).certify(n=300)
+
+
+def test_a_run_with_laplace_noise(net, capsys):
+    """Every command takes it: certified, stopped, resumed, certified again, merged, refused beside l2 radii, drawn."""
+    base = "--model run_nets:Net --data data.npz --num-classes 4 --seed 3 --batch-size 50 --n 300"
+
+    def run(command, options=""):
+        return cli.main([*command.split(), *options.split()])
+
+    def certify(out, options=""):
+        assert run(f"certify {base} --out {out}", options or "--noise laplace:0.5") == 0
+
+    certify("whole")
+    sidecar = json.loads(Path("whole/results.json").read_text())
+    assert (sidecar["noise"], sidecar["norm"]) == ({"name": "Laplace", "b": 0.5}, "l1")
+    options = {"num_classes": 4, "labels": np.arange(6) % 4, "seed": 3, "batch_size": 50}
+    found = Run(net, images(), rsfast.Laplace(0.5), "python", **options).certify(n=300)
+    assert rows("python") == rows("whole")
+    (certificate,) = rsfast.certify(net, images()[:1], rsfast.Laplace(0.5), n=300, num_classes=4, seed=3)
+    assert found.radius[0] == pytest.approx(certificate.radius, rel=1e-6)
+
+    calls = iter(range(1, 1000))
+    stop = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda *_: os.kill(os.getpid(), signal.SIGTERM) if next(calls) == 20 else None
+    )
+    with pytest.raises(SystemExit) as stopped:
+        certify("run")
+    stop.remove()
+    assert stopped.value.code == 143
+    assert len(rows("run")) < len(rows("whole"))
+    with pytest.raises(SystemExit):
+        certify("run", "--sigma 0.5 --resume")
+    assert "noise must be {'name': 'Laplace', 'b': 0.5}" in capsys.readouterr().err
+    certify("run", "--noise laplace:0.5 --resume")
+    assert rows("run") == rows("whole")
+
+    assert run("recertify run --out again --alpha 0.01") == 0
+    certify("wanted", "--noise laplace:0.5 --alpha 0.01")
+    assert rows("again") == rows("wanted")
+    for out, part in (("a", "--end 2"), ("b", "--start 2")):
+        certify(out, f"--noise laplace:0.5 {part}")
+    assert run("merge a b --out merged") == 0
+    assert rows("merged") == rows("whole")
+
+    certify("gaussian", "--noise gaussian:0.5")
+    certify("sigma", "--sigma 0.5")
+    assert rows("gaussian") == rows("sigma")
+    with pytest.raises(SystemExit):
+        run("analyze run gaussian")
+    assert "runs must have one norm, got l1 in run and l2 in gaussian; compare them apart" in capsys.readouterr().err
+    assert run(f"predict --noise laplace:0.5 {base} --out labels") == 0
+    capsys.readouterr()
+    assert run("analyze run labels --format csv --radii 0") == 0
+    header, first, _ = capsys.readouterr().out.splitlines()
+    assert header.startswith("run,images,sigma,noise,n,alpha,norm,")
+    assert first.startswith('run,6,,"Laplace, b = 0.5",300,0.001,l1,')
+    assert run("analyze run") == 0
+    assert "  Laplace, b = 0.5  " in capsys.readouterr().out
+    assert run("plot run --out plot.svg") == 0
+    assert Path("plot.svg").exists()
+    with pytest.raises(SystemExit):
+        run("plot run gaussian --out both.svg")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "one of the arguments --sigma --noise is required"),
+        ("--noise laplace", "--noise: must be gaussian:SIGMA or laplace:B, got 'laplace'"),
+        ("--noise uniform:1", "--noise: must be gaussian:SIGMA or laplace:B, got 'uniform:1'"),
+        ("--noise laplace:0", "got 'laplace:0' (b must be positive, finite and a normal float32, got 0.0)"),
+    ],
+)
+def test_bad_noise(options, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(f"certify --model run_nets:Net --data data.npz --num-classes 4 --out run {options}".split())
+    assert message in capsys.readouterr().err
+    with pytest.raises(TypeError, match=r"noise must be one of Gaussian, Laplace, got 0\.5"):
+        Run(torch.nn.Flatten(), images(), 0.5, "run", num_classes=4)
 
 
 def test_model_and_data_are_known_by_their_own_names_and_bytes(net):

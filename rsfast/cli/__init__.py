@@ -11,10 +11,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any
 
 from .._versions import __version__
-from ..runs.signals import Stopped
 from . import analyze, certify, demo, doctor, merge, plot, predict, recertify
 from .arguments import Parser, warn
 
@@ -60,18 +59,11 @@ def main(argv: Sequence[str] | None = None, *, environment: Environment | None =
 
     show_others = warnings.showwarning
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if category is UserWarning:
             warn(args, str(message))  # one line, without the place in the source
         else:
-            show_others(message, category, filename, lineno, file, line)
+            show_others(message, category, *place, **more)
 
     try:
         with warnings.catch_warnings():
@@ -79,8 +71,7 @@ def main(argv: Sequence[str] | None = None, *, environment: Environment | None =
             status: int = args.run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
         args.parser.error(str(error))
-    except Stopped as stopped:
-        args.parser.exit(128 + stopped.number, f"{args.parser.prog}: {stopped}\n")
-    except KeyboardInterrupt:
-        args.parser.exit(130, f"{args.parser.prog}: interrupted\n")
+    except KeyboardInterrupt as stopped:  # or a run's `Stopped`, which has a number and a text
+        number = getattr(stopped, "number", signal.SIGINT)
+        args.parser.exit(128 + number, f"{args.parser.prog}: {stopped if stopped.args else 'interrupted'}\n")
     return status

@@ -1,11 +1,15 @@
-"""``rsfast analyze``."""
+"""``rsfast analyze``, and the runs that it and `plot` compare: run folders or tables, NAME=RUN names one."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .arguments import Commands, add_command, warn
-from .named_runs import add_runs, read_runs
+from .arguments import Commands, Parser, add_command, warn
+
+if TYPE_CHECKING:
+    from ..runs.results import Results
 
 
 def add(commands: Commands) -> None:
@@ -28,3 +32,50 @@ def run(args: argparse.Namespace) -> int:
         warn(args, "--radii has no effect: predictions have no radius")
     print(results.table(runs, results.round_radii(runs) if args.radii is None else args.radii, args.format))
     return 0
+
+
+def add_runs(parser: Parser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, or a TSV with the columns label, predict, correct and, unless it is of predictions, radius; "
+        "NAME=RUN names it",
+    )
+
+
+def read_runs(args: argparse.Namespace) -> dict[str, Results]:
+    """Read the runs that are named, leave out those without rows, and warn of what makes them hard to compare."""
+    from ..runs import results
+    from ..runs.tables import EmptyTable
+
+    runs: dict[str, Results] = {}
+    empty: list[EmptyTable] = []
+    for text in args.runs:
+        name, path = _named(text)
+        if name in runs:
+            raise ValueError(f"runs must have different names, got {name!r} twice; write NAME=RUN to tell them apart")
+        try:
+            runs[name] = results.read(path)
+        except EmptyTable as error:
+            empty.append(error)
+    if not runs:
+        raise empty[0]
+    for each in empty:
+        warn(args, f"{each}; it is left out")
+    for caveat in results.caveats(runs):
+        warn(args, caveat)
+    return runs
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Split NAME=RUN at the last = after which there is a file or folder, at the last of all if there is none.
+
+    What exists as it stands has no name of its own.
+    """
+    parts = text.split("=")
+    splits = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts) - 1, 0, -1)]
+    splits = [(name, run) for name, run in splits if name and run]
+    if Path(text).exists() or not splits:
+        return text, text
+    return next((split for split in splits if Path(split[1]).exists()), splits[0])

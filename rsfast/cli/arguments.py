@@ -6,13 +6,18 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ..engine.options import Option
 from ..heads import HEADS, Head
+from ..noise import NOISES, Gaussian, Noise
 
-_HEADS: dict[str, Callable[..., Head]] = {head.option.partition(":")[0]: head for head in HEADS.values()}
-HEAD_OPTIONS = " or".join(", ".join(head.option for head in HEADS.values()).rsplit(",", 1))
+T = TypeVar("T")
+_HEADS: dict[str, Callable[..., Head]] = {head.option: head for head in HEADS.values()}
+_NOISES: dict[str, Callable[..., Noise]] = {
+    ":".join([name.lower(), *map(str.upper, noise.constraints)]): noise for name, noise in NOISES.items()
+}
+HEAD_OPTIONS, NOISE_OPTIONS = (" or".join(", ".join(kinds).rsplit(",", 1)) for kinds in (_HEADS, _NOISES))
 Commands = Any  # argparse's type has no public name
 
 
@@ -61,12 +66,26 @@ def positive(text: str) -> int:
 
 
 def head(text: str) -> Head:
+    return _made(text, _HEADS, HEAD_OPTIONS)
+
+
+def noise(text: str) -> Noise:
+    return _made(text, _NOISES, NOISE_OPTIONS)
+
+
+def _made(text: str, kinds: Mapping[str, Callable[..., T]], forms: str) -> T:
     name, *parameters = text.split(":")
     try:
-        return _HEADS[name](*map(float, parameters))
+        return {form.partition(":")[0]: kind for form, kind in kinds.items()}[name](*map(float, parameters))
     except (KeyError, TypeError, ValueError) as error:
         what = f" ({error})" if isinstance(error, ValueError) else ""
-        raise argparse.ArgumentTypeError(f"must be {HEAD_OPTIONS}, got {text!r}{what}") from error
+        raise argparse.ArgumentTypeError(f"must be {forms}, got {text!r}{what}") from error
+
+
+def noise_in(args: argparse.Namespace) -> Noise:
+    """Return what --noise or --sigma says."""
+    made: Noise | None = args.noise
+    return Gaussian(args.sigma) if made is None else made
 
 
 def add_out(parser: Parser) -> None:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from ..engine.options import CertifyOptions, SamplingOptions, StoppingOptions, options_of
 from ..heads import Votes
-from ..noise import Gaussian
-from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, options_in
-from .run_options import Counts, add_run_options, make_run
-from .summary import print_certified
-
-if TYPE_CHECKING:
-    from ..stats.certificate import Certificate
+from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, noise_in, options_in
+from .run_options import Counts, add_run_options, make_run, print_certified
 
 _OPTIONS = {name: option for name, option in options_of(CertifyOptions).items() if name not in options_of(SamplingOptions)}
 
@@ -22,28 +16,19 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "certify", run, "Certify a model on a file of images and write a run folder.")
     add_run_options(parser)
     add_options(parser, {name: option for name, option in _OPTIONS.items() if name not in options_of(StoppingOptions)})
-    parser.add_argument(
-        "--head",
-        type=head,
-        default=Votes(),
-        help=f"score that is averaged: {HEAD_OPTIONS} (default: votes)",
-    )
+    text = f"score that is averaged: {HEAD_OPTIONS} (default: votes)"
+    parser.add_argument("--head", type=head, default=Votes(), help=text)
     add_options(parser.add_mutually_exclusive_group(), options_of(StoppingOptions))
 
 
 def run(args: argparse.Namespace) -> int:
     from ..runs.settings import certification
 
-    noise, options = Gaussian(args.sigma), options_in(args, _OPTIONS)
+    noise, options = noise_in(args), options_in(args, _OPTIONS)
     certification(noise, args.head, options)  # a mistake shows before model and data are read
     made = make_run(args, noise)
     counts = Counts(made)
-
-    def count(_: int, certificate: Certificate) -> None:
-        counts.images += 1
-        counts.samples += certificate.n0 + certificate.n
-
-    found = made.certify(args.head, each=count, **options)
+    found = made.certify(args.head, each=counts, **options)
     counts.add_up()
     if made.ranks.rank == 0:
         print_certified(args, found, counts.seconds(found))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .analyze import add_runs, read_runs
 from .arguments import Commands, add_command
-from .named_runs import add_runs, read_runs
 
 
 def add(commands: Commands) -> None:

@@ -7,11 +7,9 @@ from dataclasses import replace
 
 from .._check import check_count
 from ..engine.options import CertifyOptions, options_of
-from ..noise import Gaussian
 from ..stats.common import check_alpha
-from .arguments import Commands, add_command, add_options
-from .run_options import Counts, add_run_options, make_run
-from .summary import print_summary
+from .arguments import Commands, add_command, add_options, noise_in
+from .run_options import Counts, add_run_options, make_run, print_summary
 
 
 def add(commands: Commands) -> None:
@@ -28,13 +26,9 @@ def run(args: argparse.Namespace) -> int:
     from ..runs import results
 
     check_alpha(args.alpha), check_count("n", args.n)  # a mistake shows before model and data are read
-    made = make_run(args, Gaussian(args.sigma))
+    made = make_run(args, noise_in(args))
     counts = Counts(made)
-
-    def count(*_: int) -> None:
-        counts.images += 1
-
-    found = made.predict(args.n, args.alpha, each=count)
+    found = made.predict(args.n, args.alpha, each=counts)
     counts.add_up()
     if made.ranks.rank == 0:
         score = f"accuracy {results.clean_accuracy(found):.1%}" if found.labelled else "no labels"

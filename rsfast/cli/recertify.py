@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..engine.options import ProofOptions, options_of
 from .arguments import Commands, add_command, add_options, add_out, options_in
-from .summary import print_certified
+from .run_options import print_certified
 
 _NAMES = ("alpha", "bound", "rule", "lipschitz")
 

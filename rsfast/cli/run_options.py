@@ -1,4 +1,4 @@
-"""What `certify` and `predict` share: their options, and the `Run` that these make."""
+"""What `certify` and `predict` share: their options, the `Run` that these make, and the line at the end."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..engine.options import SamplingOptions, options_of
-from ..noise import Gaussian
-from .arguments import Parser, add_options, add_out, options_in, positive
+from ..noise import Noise
+from .arguments import NOISE_OPTIONS, Parser, add_options, add_out, noise, options_in, positive
 
 if TYPE_CHECKING:
     from ..runs.results import Results
     from ..runs.run import Run
+    from ..stats.certificate import Certificate
 
 _HELP: dict[str, Any] = {"metavar": "M", "nargs": "+", "type": float}
 
@@ -30,7 +32,9 @@ def add_run_options(parser: Parser) -> None:
     )
     add("--data", required=True, metavar="FILE.npz", help="arrays images, float32 [N, ...], and optionally labels, int [N]")
     add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
-    add("--sigma", required=True, type=float, help="standard deviation of the noise, in the units of images")
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
+    either.add_argument("--noise", type=noise, help=f"noise of another kind, in the same units: {NOISE_OPTIONS}")
     add_out(parser)
     add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
     add("--std", help="noisy images are fed to the model as (image - mean) / std", **_HELP | {"metavar": "S"})
@@ -57,12 +61,11 @@ def add_run_options(parser: Parser) -> None:
     add_options(parser, options_of(SamplingOptions))
 
 
-def make_run(args: argparse.Namespace, noise: Gaussian) -> Run:
+def make_run(args: argparse.Namespace, noise: Noise) -> Run:
     """Load what the options name, and return the run."""
     from ..runs.environment import Environment
     from ..runs.run import Run
-    from .loading import file_sha256, load_data, load_model
-    from .processes import join, restarts
+    from .loading import file_sha256, join, load_data, load_model, restarts
 
     device, shard = join(args.device, args.shard)
     images, labels = load_data(args.data, args.num_classes)
@@ -76,31 +79,23 @@ def make_run(args: argparse.Namespace, noise: Gaussian) -> Run:
         "data_sha256": file_sha256(args.data),
     }
     names = ("num_classes", "start", "end", "skip", "mean", "std", "log_json", "profile")
-    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"shard": shard}
-
-    def say(text: str) -> None:
-        print(f"{args.parser.prog}: {text}", file=sys.stderr)
-
-    return Run(
-        model,
-        images,
-        noise,
-        args.out,
-        labels=labels,
-        resume=args.resume or restarts() > 0,
-        device=device,
-        about=about,
-        environment=replace(args.environment or Environment(), say=say),
-        **options,
-    )
+    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"labels": labels, "device": device, "shard": shard}
+    say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
+    environment = replace(args.environment or Environment(), say=say)
+    resume = args.resume or restarts() > 0
+    return Run(model, images, noise, args.out, resume=resume, about=about, environment=environment, **options)
 
 
 class Counts:
-    """Images and samples of a command, over all processes, and the time that rows took."""
+    """Images and samples of a command, over all processes, and the time that rows took; called with each row."""
 
     def __init__(self, run: Run) -> None:
         self._run, self._began = run, time.perf_counter()
         self.images = self.samples = 0
+
+    def __call__(self, _: int, outcome: Certificate | int) -> None:
+        self.images += 1
+        self.samples += 0 if isinstance(outcome, int) else outcome.n0 + outcome.n
 
     def add_up(self) -> None:
         """Add the counts of the other processes."""
@@ -113,3 +108,25 @@ class Counts:
         if self.images == len(found.idx) or found.seconds is None:
             return time.perf_counter() - self._began
         return found.seconds / (self._run.ranks.world if self._run.ranks.by_inputs else 1)  # which ran at once
+
+
+def print_certified(args: argparse.Namespace, run: Results, seconds: float) -> None:
+    """Print what a run certifies; of one that stopped sampling early first what it decided, and of the rest bounds."""
+    from ..runs import results
+
+    if run.stopping.radius is not None:
+        print(f"{results.share_decided(run, run.stopping.radius):.1%} certified at radius {run.stopping.radius}")
+    at_least = "at least " if run.stopping else ""
+    acr = f"{at_least}{results.average_certified_radius(run):.3f}"
+    score = f"mean radius {acr}, no labels"
+    if run.labelled:
+        accuracy = f"{at_least}{results.clean_accuracy(run):.1%}"
+        score = f"certified accuracy at radius 0 {accuracy}, average certified radius {acr}"
+    print_summary(args, run, seconds, score)
+
+
+def print_summary(args: argparse.Namespace, run: Results, seconds: float, score: str) -> None:
+    from ..runs.results import abstention_rate, progress
+
+    abstained = f"{'at most ' if run.stopping else ''}{abstention_rate(run):.1%}"
+    print(f"{args.out}: {progress(run)} images in {seconds:.1f} s, {score}, abstained {abstained}")

@@ -15,7 +15,7 @@ import torch
 
 from .._files import hint_of_text, open_file
 from .._hints import listed
-from ..runs.model import state_dict_sha256
+from ..runs.settings import state_dict_sha256
 
 State = Mapping[str, Any]
 """Tensors by their names in a module's state_dict."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from .._files import open_file, write_whole
 from .check_sums import parse_json, seal, unseal
-from .folder import CHECKPOINT
+from .layout import CHECKPOINT
 
 _NEW = f"{CHECKPOINT}.new"
 _AGAIN = "remove it, and images without a row begin again"
@@ -29,7 +29,7 @@ def save(folder: Path, run: str, inputs: Iterable[Mapping[str, Any]]) -> None:
     folder : Path
         The run folder.
     run : str
-        What tells its run from others: `folder.identity`.
+        What tells its run from others: `layout.identity`.
     inputs : iterable of mapping
         Plain JSON values, with the input's ``idx``.
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..engine.ranks import Ranks
 from ..engine.timing import StageTimer
 from ..stats.certificate import ABSTAIN
-from .signals import STOPS, Stopped
+from .environment import STOPS, Stopped
 
 if TYPE_CHECKING:
     from ..engine.batches import Batches

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsfast._files import write_whole
-from rsfast.runs.results import Results, abstention_rate, certified_accuracy, common_norm, progress
+from .._files import write_whole
+from .results import Results, abstention_rate, certified_accuracy, common_norm, progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,18 +1,235 @@
-"""A run certified again from the counts that it left behind: another rule, bound or alpha, and no model."""
+"""What the counts of a run folder prove, without the model: rows compared with it, and the run certified again."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..engine.plan import StoppingRule
+from ..heads import Votes
+from ..heads import from_dict as head_from_dict
+from ..noise import STREAM_VERSION, check_seed
+from ..noise import from_dict as noise_from_dict
+from ..ops.tally import Tally
+from ..stats.certificate import Certificate, Execution
+from ..stats.common import analysis_ends
+from ..stats.proof import of_inputs, predictions, prove
+from ..stats.rules import CertificationSpec
 from . import results
-from .folder import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE, columns_of, read_rows, read_sidecar
-from .replay import Replay, check_rows
+from .layout import CERTIFY_COLUMNS, COUNTS, PREDICT_COLUMNS, SIDECAR, TABLE, Row, columns_of, read_rows, read_sidecar
 from .results import Results
 from .tables import EmptyTable
-from .writer import new_run
+from .writer import format_radius, new_run
+
+_NEEDED = {
+    CERTIFY_COLUMNS: ("alpha", "bound", "rule", "head", "noise", "seed", "n0", "n", "stream_version"),
+    PREDICT_COLUMNS: ("alpha", "n"),
+}
+"""Of a sidecar, by the columns of the table: what a row follows from, with the counts."""
+
+_BATCH = 256  # rows whose counts are in memory at once
+
+_SAME = 1e-4
+"""How far a radius may lie from what the counts give, as a share: versions of rsfast and SciPy differ by less."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How the certificates of a run folder follow from its counts.
+
+    Attributes
+    ----------
+    file : Path
+        The sidecar, for messages.
+    sidecar : mapping
+        What it holds, as chosen.
+    spec : CertificationSpec
+        Of the inputs: its Lipschitz constant is per unit of these.
+    stopping : StoppingRule
+    seed, n : int
+    execution : Execution
+    """
+
+    file: Path
+    sidecar: Mapping[str, Any]
+    spec: CertificationSpec
+    stopping: StoppingRule
+    seed: int
+    n: int
+    execution: Execution
+
+    @classmethod
+    def of(cls, run: Path, sidecar: Mapping[str, Any], **chosen: Any) -> Replay:
+        """Return that of a run folder with such a sidecar, of which `chosen` replaces alpha, bound, rule or lipschitz.
+
+        Raises
+        ------
+        ValueError
+            If the sidecar lacks something, is damaged or is of another version of the noise stream; or what is chosen does
+            not fit the rest.
+        """
+        file = run / SIDECAR
+        if missing := [name for name in _NEEDED[CERTIFY_COLUMNS] if name not in sidecar]:
+            raise ValueError(f"{file} must be of a run of rsfast certify, got one without {', '.join(missing)}")
+        try:
+            head, noise = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"])
+            seed, n = check_seed(sidecar["seed"]), sidecar["n"]
+            stopping = StoppingRule(sidecar.get("radius"), sidecar.get("rtol"))
+            if (norm := sidecar.get("norm", noise.norm)) != noise.norm:
+                raise ValueError(f"norm must be {noise.norm!r}, that of the noise, got {norm!r}")
+            if type(n) is not int:
+                raise TypeError(f"n must be an int, got {n!r}")
+            execution = Execution.from_dict(
+                {each.name: sidecar[each.name] for each in fields(Execution) if each.name in sidecar}
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        if sidecar["stream_version"] != STREAM_VERSION:
+            raise ValueError(
+                f"stream_version in {file} must be {STREAM_VERSION}, got {sidecar['stream_version']!r}; read the run with a "
+                "version of rsfast that has that noise stream"
+            )
+        settings: dict[str, Any] = {name: sidecar.get(name) for name in ("alpha", "bound", "rule", "lipschitz")} | chosen
+        spec = CertificationSpec(noise, head=head, early=bool(stopping), **settings)
+        if spec.lipschitz is not None and sidecar.get("std") is not None and execution.scale is None:
+            raise ValueError(
+                f"{file} must have scale, which lipschitz refers to, got the sidecar of a version that did not record it"
+            )
+        given = {name: getattr(spec, name) for name in settings} | {"norm": noise.norm}
+        return cls(file, {**sidecar, **given}, of_inputs(spec, execution), stopping, seed, n, execution)
+
+    def certificates(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Certificate]]:
+        """Yield each row with what its counts prove.
+
+        Raises
+        ------
+        ValueError
+            If the counts of a row are damaged, do not go with the sidecar, or lack what the bound needs.
+        """
+        for start in range(0, len(rows), _BATCH):
+            batch = rows[start : start + _BATCH]
+            try:
+                found = self._prove(batch)
+            except ValueError:
+                found = dict[int, Certificate]()
+                for row in batch:  # one of these, or all
+                    try:
+                        found |= self._prove([row])
+                    except ValueError as error:
+                        raise ValueError(f"{row.folder / COUNTS}, idx {row.idx}: {error}") from error
+            for row in batch:
+                yield row, found[row.idx]
+
+    def _prove(self, rows: Sequence[Row]) -> dict[int, Certificate]:
+        """Return the certificate of each row by its idx: of those of as many ranges together, which is faster."""
+        alike: dict[int, list[tuple[Row, Any, list[Any]]]] = {}
+        for row in rows:
+            counts = row.counts()
+            if missing := {"selection", "estimation"} - counts.keys():
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            ranges = counts["estimation"] if isinstance(counts["estimation"], list) else [counts["estimation"]]
+            alike.setdefault(len(ranges), []).append((row, counts["selection"], ranges))
+        found = dict[int, Certificate]()
+        for group in alike.values():
+            group_rows, selections, ranges_of_rows = zip(*group, strict=True)
+            try:
+                head = (self.spec.head,)
+                first = Tally.from_integers(selections, head)
+                rest = [Tally.from_integers(each, head) for each in zip(*ranges_of_rows, strict=True)]
+                self._check_numbers(first, rest)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(f"{type(error).__name__}: {error}") from error
+            certificates, *_ = prove(
+                self.spec,
+                first,
+                rest,
+                max_samples=self.n,
+                seed=self.seed,
+                input_ids=[row.idx for row in group_rows],
+                backend="",
+                execution=self.execution,
+            )
+            found |= {row.idx: certificate for row, certificate in zip(group_rows, certificates, strict=True)}
+        return found
+
+    def _check_numbers(self, first: Tally, rest: Sequence[Tally]) -> None:
+        """Raise ValueError unless there are as many samples and classes as the sidecar says."""
+        analyses = analysis_ends(self.n)
+        for numbers in zip(*(tally.n.tolist() for tally in rest), strict=True):
+            ends = np.cumsum(numbers).tolist()
+            if (ends != analyses[: len(ends)]) if self.stopping else (ends[-1:] != [self.n]):
+                stopping = f"radius = {self.stopping.radius} and rtol = {self.stopping.rtol}"
+                raise ValueError(f"estimation must go with n = {self.n}, {stopping} in {SIDECAR}, got ends at {ends}")
+        for name, values in (("n0", first.n.tolist()), ("num_classes", [first.num_classes])):
+            for value in values:
+                if self.sidecar.get(name, value) != value:
+                    raise ValueError(f"{name} must be {self.sidecar[name]!r}, as in {SIDECAR}, got {value}")
+
+    def compare(self, row: Row, certificate: Certificate) -> None:
+        """Raise ValueError unless a row has the class and the radius of a certificate, but for rounding."""
+        radius = float(format_radius(certificate.radius, self.stopping.radius))
+        same = row.predict == certificate.prediction and (row.radius > 0) == (radius > 0)
+        if not (same and math.isclose(row.radius, radius, rel_tol=_SAME, abs_tol=_SAME * _SAME)):
+            found = f"predict {certificate.prediction} and radius {radius}"
+            raise _difference(row, f"predict {row.predict} and radius {row.radius}", found)
+
+
+def check_rows(run: Path, rows: Sequence[Row], columns: tuple[str, ...]) -> None:
+    """Compare the rows of a run folder, as `layout.read_rows` returns them, with what their counts give.
+
+    Where the sidecar lacks what a row follows from, as that of a run that another program wrote, this warns.
+
+    Raises
+    ------
+    ValueError
+        If the folder is damaged, or a row has another class than its counts give, or its radius differs by more than 0.01 %.
+    """
+    sidecar = read_sidecar(run / SIDECAR)
+    if missing := [name for name in _NEEDED[columns] if name not in sidecar]:
+        if "stream_version" in sidecar:  # which no other program writes
+            command = "certify" if columns == CERTIFY_COLUMNS else "predict"
+            raise ValueError(
+                f"{run / SIDECAR} must be of a run of rsfast {command}, as {TABLE} is, got one without {', '.join(missing)}"
+            )
+        text = f"{run / SIDECAR} lacks {', '.join(missing)}; whether rows follow from their counts cannot be checked"
+        warnings.warn(text, UserWarning, stacklevel=2)
+    elif columns == CERTIFY_COLUMNS and rows:
+        replay = Replay.of(run, sidecar)
+        for row, certificate in replay.certificates(rows):
+            replay.compare(row, certificate)
+    else:
+        for row in rows:
+            if (prediction := _prediction(row, sidecar)) != row.predict:
+                raise _difference(row, f"predict {row.predict}", f"predict {prediction}")
+
+
+def _prediction(row: Row, sidecar: Mapping[str, Any]) -> int:
+    try:
+        estimation = row.counts()["estimation"]
+        if not isinstance(estimation, dict):
+            raise TypeError("estimation must be an object, as in a run of rsfast predict, got an array")
+        tally = Tally.from_integers([estimation], (Votes(),))
+        if int(tally.n) != sidecar["n"]:
+            raise ValueError(f"estimation holds {int(tally.n)} samples, and n is {sidecar['n']!r} in {SIDECAR}")
+        (prediction,) = predictions(tally, sidecar["alpha"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{row.folder / COUNTS}, idx {row.idx}: {type(error).__name__}: {error}") from error
+    return prediction
+
+
+def _difference(row: Row, written: str, found: str) -> ValueError:
+    return ValueError(
+        f"{row.folder} is damaged, or a version of rsfast with other bounds wrote it: idx {row.idx} has {written}, and its "
+        f"counts give {found}"
+    )
 
 
 def recertify(

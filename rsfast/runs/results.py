@@ -17,23 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from ..engine.plan import StoppingRule
+from ..noise import NOISES, Gaussian
 from ..noise import from_dict as noise_from_dict
-from .folder import (
-    ABSTAIN,
-    CERTIFY_COLUMNS,
-    COUNTS,
-    PARTS,
-    PREDICT_COLUMNS,
-    SIDECAR,
-    TABLE,
-    inputs_of,
-    read_rows,
-    read_sidecar,
-)
+from ..stats.certificate import ABSTAIN
+from . import layout
+from .layout import CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, read_sidecar
 from .tables import read_table
 
 _TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 _SETTINGS = ("sigma", "n", "alpha", "norm")
+"""Columns of settings. A noise that is not Gaussian has one more, "noise", after sigma."""
 _N = TypeVar("_N", int, float)
 _MAX_COLUMNS = 8  # of certified accuracies, after radius 0
 _TINY = 1e-300  # a radius with no round step below it
@@ -83,10 +76,21 @@ class Results:
     @property
     def sigma(self) -> float | None:
         """The noise's standard deviation, in the units of the input; None where the sidecar has none."""
+        return _number(self._noise, "sigma", float)
+
+    @property
+    def noise(self) -> str | None:
+        """A noise that is not Gaussian, as "Laplace, b = 0.5"; None of Gaussian noise, or one that rsfast does not know."""
+        if (name := self._noise.get("name")) == Gaussian.__name__ or name not in list(NOISES):
+            return None
+        return f"{name}, {noise_from_dict(self._noise).settings}"
+
+    @property
+    def _noise(self) -> dict[str, Any]:
         noise = (self.sidecar or {}).get("noise")
         if not isinstance(noise, dict | None):
             raise TypeError(f"noise must be an object, got {noise!r:.80}")
-        return _number(noise, "sigma", float)
+        return noise or {}
 
     @property
     def norm(self) -> str | None:
@@ -114,7 +118,7 @@ class Results:
     @property
     def images_missing(self) -> int:
         """How many rows fewer there are than the sidecar's start, end and skip ask for; 0 if that is unknown."""
-        inputs = inputs_of(self.sidecar or {})
+        inputs = layout.inputs_of(self.sidecar or {})
         return 0 if inputs is None else max(0, -((inputs.start - inputs.stop) // inputs.step) - len(self.idx))
 
 
@@ -166,30 +170,22 @@ def read(path: str | PathLike[str]) -> Results:
     table = read_table(file, ours=folder or sidecar is not None)
     rows = len(table.idx)
     if sidecar is not None and (file.parent / COUNTS).exists():
-        rows = len(read_rows(file.parent, CERTIFY_COLUMNS if table.has_radius else PREDICT_COLUMNS))
+        rows = len(layout.read_rows(file.parent, CERTIFY_COLUMNS if table.has_radius else PREDICT_COLUMNS))
     elif sidecar is not None:
         text = f"{file.parent} has no {COUNTS}, which holds check sums of its rows; damage may pass unnoticed"
         warnings.warn(text, UserWarning, stacklevel=2)
     if sidecar is not None:
         check_settings(beside, sidecar)
-    return Results(
-        table.idx[:rows],
-        table.label[:rows],
-        table.predict[:rows],
-        table.radius[:rows],
-        table.correct[:rows],
-        sidecar,
-        table.has_radius,
-        table.seconds,
-    )
+    columns: dict[str, Any] = {name: getattr(table, name)[:rows] for name in CERTIFY_COLUMNS[:5]}
+    return Results(**columns, sidecar=sidecar, has_radius=table.has_radius, seconds=table.seconds)
 
 
 def check_settings(file: Path, sidecar: dict[str, Any]) -> None:
     """Raise ValueError, naming the file, if what `Results` reads from its sidecar is damaged."""
-    none = np.empty(0, dtype=np.int64)
-    run = Results(none, none, none, none.astype(np.float64), none.astype(np.bool_), sidecar)
+    none: dict[str, Any] = dict.fromkeys(CERTIFY_COLUMNS[:5], np.empty(0))
+    run = Results(**none, sidecar=sidecar)
     try:
-        _ = float(run.stopping.radius or 0), run.sigma, run.norm, run.n, run.alpha, run.images_missing
+        _ = float(run.stopping.radius or 0), run.sigma, run.noise, run.norm, run.n, run.alpha, run.images_missing
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error!s:.250}") from None
 
@@ -357,14 +353,15 @@ def round_radii(results_by_name: Mapping[str, Results]) -> list[float]:
 
 
 def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format: str = "text") -> str:
-    """Return one row per run: images, sigma, n, alpha, norm, ACR, share abstained, accuracy at each radius.
+    """Return one row per run: images, sigma, noise, n, alpha, norm, ACR, share abstained, accuracy at each radius.
 
     ACR is the average certified radius. Where predictions are among the runs there is a column of accuracies, and where
     there is nothing else none of radii.
     Shares are percentages with one decimal, and csv holds the unrounded fractions. They are rounded to nearest, unlike a
     radius: the table estimates accuracy from a test set and certifies nothing. Runs that have `notes` are marked with an
     asterisk, and the notes follow the table; of a run that is not finished, images is "120 of 500". But csv has neither.
-    Of sigma, n, alpha and norm, what no run has recorded is left out; in csv it is an empty column.
+    Of sigma, n, alpha and norm, what no run has recorded is left out; in csv it is an empty column. There is a
+    column noise if a run's is not Gaussian.
 
     Parameters
     ----------
@@ -423,7 +420,7 @@ def _row(name: str, run: Results, radii: Sequence[float]) -> dict[str, Any]:
     return {
         "run": name,
         "images": len(run.idx),
-        **{setting: getattr(run, setting) for setting in _SETTINGS},
+        **{setting: getattr(run, setting) for setting in ("sigma", "noise", *_SETTINGS[1:])},
         "norm": run.norm if run.has_radius else None,
         "accuracy": clean_accuracy(run) if run.labelled else None,
         "ACR": average_certified_radius(run) if run.has_radius else None,
@@ -437,4 +434,4 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if name == "ACR":
         return f"{value:.3f}" if value < _LONG else f"{value:.3e}"
-    return str(value) if name in ("run", "images", *_SETTINGS) else f"{value:.1%}"
+    return str(value) if name in ("run", "images", "noise", *_SETTINGS) else f"{value:.1%}"

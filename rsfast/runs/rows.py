@@ -16,9 +16,8 @@ from ..engine.timing import Profile
 from ..ops.tally import Tally
 from ..stats.certificate import Certificate
 from . import checkpoint
-from .environment import Environment
+from .environment import Environment, Stopped, StopSignals
 from .events import Log
-from .signals import Stopped, StopSignals
 from .writer import RunWriter
 
 _WORK, _SAVE = 0, 1  # what is to be done after a batch, or the number of a signal; of several ranks' wishes the largest
@@ -92,7 +91,8 @@ class RowSampler:
         began = clock()
         for index in images:
             if index in self._held:
-                outcome, counts = _outcome(self._held[index]["outcome"]), self._held[index]["counts"]
+                outcome, counts = self._held[index]["outcome"], self._held[index]["counts"]
+                outcome = outcome if isinstance(outcome, int) else Certificate.from_dict(outcome)
             else:
                 outcome, counts = next(outcomes).result
             ended = clock()
@@ -171,7 +171,3 @@ def _line(each: Outcome) -> dict[str, Any]:
     outcome, counts = each.result
     value = outcome if isinstance(outcome, int) else outcome.to_dict()
     return {"idx": each.input_id, "outcome": value, "counts": counts}
-
-
-def _outcome(value: Any) -> Certificate | int:
-    return value if isinstance(value, int) else Certificate.from_dict(value)

@@ -23,19 +23,17 @@ from ..engine.plan import Certification, Prediction, SamplingPlan
 from ..engine.ranks import Ranks
 from ..engine.sampling import Sampling, expected, warn_if_hopeless
 from ..heads import Head, Votes
-from ..noise import STREAM_VERSION, Gaussian
+from ..noise import STREAM_VERSION, Noise, check_noise
 from ..stats.certificate import Certificate
 from ..stats.common import check_alpha
 from ..stats.proof import smallest_predictable_n
-from . import checkpoint, results
+from . import checkpoint, results, settings
 from .environment import Environment
 from .events import Log
-from .folder import CERTIFY_COLUMNS, PREDICT_COLUMNS
-from .folders import RunFolders
-from .model import name_of, state_dict_sha256, tensor_bytes, try_model
+from .layout import CERTIFY_COLUMNS, PREDICT_COLUMNS
+from .merge import RunFolders
 from .results import Results
 from .rows import RowSampler
-from .settings import certification, check_images, check_labels, device_of, indices_of, normalisation
 from .writer import RunWriter
 
 _TRACE = "trace.json"  # in the run folder
@@ -71,7 +69,7 @@ class Run:
         As in `certify`. It runs on one noisy sample here, so that one that fails does before there is a run folder.
     images : Tensor
         float32 [N, ...]. The number of an image is its ``input_id``.
-    noise : Gaussian
+    noise : Noise
     out : path-like
         The run folder, made if it does not exist.
     num_classes : int
@@ -114,6 +112,7 @@ class Run:
     Examples
     --------
     >>> import tempfile
+    >>> from rsfast import Gaussian
     >>> with tempfile.TemporaryDirectory() as out:
     ...     run = Run(torch.nn.Flatten(), torch.eye(2)[:, None], Gaussian(0.1), out, num_classes=2, labels=[0, 1], seed=1)
     ...     found = run.certify(n=1000)
@@ -125,7 +124,7 @@ class Run:
         self,
         model: Model,
         images: torch.Tensor,
-        noise: Gaussian,
+        noise: Noise,
         out: str | PathLike[str],
         *,
         num_classes: int,
@@ -147,19 +146,20 @@ class Run:
         if wrong := [name for name in _NOT_OF_A_RUN if name in options]:
             raise TypeError(f"keyword arguments must not be among {', '.join(_NOT_OF_A_RUN)}, got {', '.join(wrong)}")
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._model, self._images, self.noise, self._num_classes = model, check_images(images), noise, num_classes
-        self.labels = check_labels(labels, len(images), num_classes)
-        self.indices = indices_of(start, end, skip, len(images))
-        self._device = device_of(model, images) if device is None else torch.device(device)
+        self._model, self._images, self._num_classes = model, settings.check_images(images), num_classes
+        self.noise = check_noise("noise", noise)
+        self.labels = settings.check_labels(labels, len(images), num_classes)
+        self.indices = settings.indices_of(start, end, skip, len(images))
+        self._device = settings.device_of(model, images) if device is None else torch.device(device)
         self._environment, self._profile = environment, profile
         self.ranks = Ranks.find(options.pop("shard", None))
         self._log = Log(log_json, self.ranks, every=environment.event_every, clock=environment.clock)
         self._folders = RunFolders(Path(out), self.ranks, resume, environment.say)
         self._about = self._complete(about or {})
         self._mean, self._std = (None if values is None else list(values) for values in (mean, std))
-        self._options = self._resumed(options) | normalisation(mean, std, images.shape[1])
+        self._options = self._resumed(options) | settings.normalisation(mean, std, images.shape[1])
         once = {name: value for name, value in self._options.items() if name not in ("batch_size", "compile", "cuda_graph")}
-        self._first_logits = try_model(model, str(self._about["model"]), images, self._device, noise, once)
+        self._first_logits = settings.try_model(model, str(self._about["model"]), images, self._device, noise, once)
         self._probe = self._sampling(self.indices)
         self._probe.inputs.close()
         self.seed, self.backend, self.execution = self._probe.seed, self._options["backend"], self._probe.execution
@@ -168,9 +168,9 @@ class Run:
         """Return what the sidecar says of command, model and data; unless it is given, by their own names and bytes."""
         if unknown := about.keys() - set(_ABOUT):
             raise TypeError(f"about must have keys among {', '.join(_ABOUT)}, got {', '.join(sorted(unknown))}")
-        own: dict[str, str | None] = {"model": name_of(self._model)}
+        own: dict[str, str | None] = {"model": settings.name_of(self._model)}
         if "data_sha256" not in about:
-            digest = hashlib.sha256(tensor_bytes(self._images))
+            digest = hashlib.sha256(settings.tensor_bytes(self._images))
             digest.update(repr(self.labels).encode())
             own["data_sha256"] = digest.hexdigest()
         return {**dict.fromkeys(_ABOUT), **own, **about}
@@ -219,11 +219,11 @@ class Run:
         Stopped
             When a signal ended the run; a KeyboardInterrupt.
         """
-        settings = certification(self.noise, head, options)
+        how = settings.certification(self.noise, head, options)
         recorded: dict[str, Any] = {"seed": self.seed, "backend": self.backend, "execution": self.execution}
-        plan = Certification([settings.spec], settings.stopping, n0=settings.n0, n=settings.n, **recorded)
-        warn_of_radius(plan.specs[0], settings.stopping, settings.n0, settings.n, self._num_classes)
-        return self._run(plan, settings.recorded, CERTIFY_COLUMNS, each)
+        plan = Certification([how.spec], how.stopping, n0=how.n0, n=how.n, **recorded)
+        warn_of_radius(plan.specs[0], how.stopping, how.n0, how.n, self._num_classes)
+        return self._run(plan, how.recorded, CERTIFY_COLUMNS, each)
 
     def predict(self, n: int = 1000, alpha: float = 0.001, *, each: Callable[[int, int], object] | None = None) -> Results:
         """Predict the class of every image that has no row yet, and return all rows; as `certify`.
@@ -247,7 +247,7 @@ class Run:
     def _run(
         self,
         plan: SamplingPlan,
-        settings: Mapping[str, Any],
+        recorded: Mapping[str, Any],
         columns: tuple[str, ...],
         each: Callable[[int, Any], object] | None,
     ) -> Results:
@@ -257,7 +257,7 @@ class Run:
         them.
         """
         self._options["batch_size"] = self.ranks.broadcast(self._probe.size(expected(plan)))
-        sidecar = self._sidecar(settings)
+        sidecar = self._sidecar(recorded)
         if self.ranks.shard is not None:
             self.ranks.assert_equal({name: sidecar[name] for name in sidecar if name not in ("started", "first_logits")})
         trace = self._folders.out / _TRACE if self._profile and self.ranks.rank == 0 else None
@@ -311,19 +311,19 @@ class Run:
         """Wait until all processes are here; signals take effect meanwhile."""
         self.ranks.gather(None)
 
-    def _sidecar(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _sidecar(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
         about = self._about
         sidecar = {
             "command": about["command"],
             "started": self._started,
-            **settings,
+            **recorded,
             "noise": self.noise.to_dict(),
             "norm": self.noise.norm,
             "seed": self.seed,
             "stream_version": STREAM_VERSION,
             "num_classes": self._num_classes,
             "model": about["model"],
-            "state_dict_sha256": state_dict_sha256(self._model),
+            "state_dict_sha256": settings.state_dict_sha256(self._model),
             "weights": about["weights"],
             "weights_sha256": about["weights_sha256"],
             "first_logits": self._first_logits,

@@ -1,21 +1,26 @@
-"""Arguments of a run, checked, before any work is done."""
+"""Arguments of a run, checked before any work is done; and by what it knows its model again: bytes and first logits."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from .. import _hints as hints
 from .._check import as_int
+from ..api import sample
+from ..engine.forward import Model, check_logits
 from ..engine.options import CertifyOptions, ProofOptions, SamplingOptions, StoppingOptions, checked, part
 from ..engine.plan import StoppingRule
 from ..heads import Head
-from ..noise import Gaussian
+from ..noise import Noise
 from ..stats.rules import CertificationSpec
 
 _FIRST = ("n0", "n", "alpha", "head", "bound", "rule")  # the order in a sidecar; further options follow
+_LOGITS = 16  # of the first image, recorded to know the model by
 
 
 class Settings(NamedTuple):
@@ -28,7 +33,7 @@ class Settings(NamedTuple):
     recorded: dict[str, Any]
 
 
-def certification(noise: Gaussian, head: Head, options: Mapping[str, Any]) -> Settings:
+def certification(noise: Noise, head: Head, options: Mapping[str, Any]) -> Settings:
     """Return how to certify, from the options of `certify` that say how to prove and when to stop.
 
     Raises
@@ -98,3 +103,67 @@ def device_of(model: object, images: torch.Tensor) -> torch.device:
     """Return where a module's first parameter is; of another model, where the images are."""
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
     return next(parameters, images).device
+
+
+def name_of(model: object) -> str:
+    """Return MODULE:NAME of a function, or of the class of another object."""
+    named = model if hasattr(model, "__qualname__") else type(model)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def state_dict_sha256(model: object) -> str | None:
+    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for anything else."""
+    if not isinstance(model, torch.nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor's elements in logical order."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def try_model(
+    model: Model, name: str, images: torch.Tensor, device: torch.device, noise: Noise, options: Mapping[str, Any]
+) -> list[float | None]:
+    """Run a model on one noisy sample of the first image and return its first logits, so that one that fails does now.
+
+    Returns
+    -------
+    list of float or None
+        At most 16, as JSON can hold them: None for NaN and infinity.
+
+    Raises
+    ------
+    ValueError
+        Naming the model, the batch, and the line of the user's code, if the model raises.
+    """
+    raised: list[Exception] = []
+    first: list[float | None] = []
+
+    def recording(batch: torch.Tensor) -> torch.Tensor:
+        try:
+            output = model(batch)
+        except Exception as error:
+            raised.append(error)
+            raise
+        logits = check_logits(output, 1, options["num_classes"])
+        first[:] = [each if math.isfinite(each) else None for each in logits[0, :_LOGITS].tolist()]
+        return logits
+
+    try:
+        sample(recording, images[:1].to(device), noise, n=1, stream="user", batch_size=1, **options)
+    except Exception as error:
+        if error not in raised and not isinstance(error, RuntimeError):
+            raise
+        place = hints.place_of(error)
+        kind = "" if isinstance(error, RuntimeError) and not place else f"{type(error).__name__}: "
+        what = f"model {name} fails on a batch {[1, *images.shape[1:]]} of {options.get('dtype') or 'float32'}"
+        hint = hints.axes(images.shape, "images") if images.ndim > 2 else ""
+        raise ValueError(f"{what}: {place}{kind}{error}{hint and f'; {hint}'}") from error
+    return first

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._files import open_file
-from .folder import CERTIFY_COLUMNS, PREDICT_COLUMNS, parse_row
+from .layout import CERTIFY_COLUMNS, PREDICT_COLUMNS, parse_row
 
 _NEEDED = ("label", "predict", "correct")
 _LONGEST = 1 << 20  # characters in a line: a file without line ends is not read whole

@@ -14,43 +14,20 @@ from io import FileIO
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from .._files import lock, write_whole, writing
 from ..engine.plan import StoppingRule
+from ..stats.certificate import ABSTAIN, Certificate
+from . import layout
 from .check_sums import parse_json, seal
-from .folder import (
-    ABSTAIN,
-    CERTIFY_COLUMNS,
-    CHECKPOINT,
-    COUNTS,
-    SIDECAR,
-    TABLE,
-    Row,
-    check_same_run,
-    covered,
-    header,
-    identity,
-    read_rows,
-    read_sidecar,
-    sidecar_bytes,
-)
+from .layout import CERTIFY_COLUMNS, CHECKPOINT, COUNTS, SIDECAR, TABLE, Row, read_sidecar
 
 _SCRATCH, _DIGITS = ".rsfast-", 16  # of a scratch folder's name: then so many of its run's identity
 _NEW_SIDECAR = f"{SIDECAR}.new"
 _RESUME = "the rows before are kept, and --resume goes on once there is space"
 NO_LABEL = -1
 """In a table: the true class is unknown."""
-
-
-class Certified(Protocol):
-    """What a row needs from a certificate."""
-
-    @property
-    def prediction(self) -> int: ...
-
-    @property
-    def radius(self) -> float: ...
 
 
 def format_radius(radius: float, asked: float | None = None) -> str:
@@ -138,7 +115,7 @@ class RunWriter:
     done : set of int
         The inputs that have their rows.
     identity : str
-        What tells this run from others: `folder.identity` of its sidecar.
+        What tells this run from others: `layout.identity` of its sidecar.
 
     Raises
     ------
@@ -174,7 +151,7 @@ class RunWriter:
         resume: bool = False,
     ) -> None:
         folder = Path(path)
-        text = sidecar_bytes(sidecar)  # before anything is written, as it may raise
+        text = layout.sidecar_bytes(sidecar)  # before anything is written, as it may raise
         self._folder, self._columns, self._asked = folder, columns, StoppingRule(sidecar.get("radius")).radius
         if not (resume and (folder / SIDECAR).exists()):
             refuse_a_run(folder)
@@ -187,20 +164,20 @@ class RunWriter:
             self._table = files.enter_context(_open(folder / TABLE))
             lock(self._table, folder)
             if resume and (folder / SIDECAR).exists():
-                check_same_run(folder / SIDECAR, sidecar)
+                layout.check_same_run(folder / SIDECAR, sidecar)
             else:
                 refuse_a_run(folder)  # again, as another process may have come first
                 with writing(folder, _RESUME):
                     write_whole(folder / SIDECAR, [text], scratch=_NEW_SIDECAR)
-            self.identity = identity(read_sidecar(folder / SIDECAR))
-            rows = read_rows(folder, columns)
+            self.identity = layout.identity(read_sidecar(folder / SIDECAR))
+            rows = layout.read_rows(folder, columns)
             self._sealed = not rows or rows[0].sealed
             self._counts = files.enter_context(_open(folder / COUNTS))
             self._counts.truncate(rows[-1].end if rows else 0)
-            self._table.truncate(len(header(columns)) + sum(len(row.line) for row in rows) if rows else 0)
+            self._table.truncate(len(layout.header(columns)) + sum(len(row.line) for row in rows) if rows else 0)
             if not rows:
                 with writing(folder, _RESUME):
-                    _write(self._table, header(columns))
+                    _write(self._table, layout.header(columns))
             self.done = {row.idx for row in rows}
             self._files = files.pop_all()
 
@@ -215,7 +192,7 @@ class RunWriter:
                 raise
 
     def write(
-        self, idx: int, label: int | None, certificate: Certified | int, seconds: float, counts: Mapping[str, Any]
+        self, idx: int, label: int | None, certificate: Certificate | int, seconds: float, counts: Mapping[str, Any]
     ) -> None:
         """Append one input and flush it to both files.
 
@@ -225,7 +202,7 @@ class RunWriter:
             The input's number in its data set.
         label : int or None
             True class; None where unknown, written as -1 and never correct.
-        certificate : Certified or int
+        certificate : Certificate or int
             Anything with a ``prediction`` (-1 to abstain) and a ``radius``, or, with `PREDICT_COLUMNS`, only the class.
         seconds : float
             Time spent on this input.
@@ -262,7 +239,7 @@ class RunWriter:
     def _append(self, idx: int, line: bytes, counts: Mapping[str, Any]) -> None:
         integers = {"idx": idx, **counts}
         if self._sealed:
-            sealed = seal(integers, self.identity.encode(), covered(line))
+            sealed = seal(integers, self.identity.encode(), layout.covered(line))
         else:  # a run that was begun by a version without check sums goes on so
             sealed = f"{json.dumps(integers, allow_nan=False)}\n".encode()
         # Counts first: a killed run may leave counts without a row, never a row without its counts.
@@ -308,7 +285,7 @@ def new_run(out: Path, sidecar: Mapping[str, Any], columns: tuple[str, ...], the
     """
     tidy(out)
     refuse_a_run(out)
-    scratch = out / _scratch_name(parse_json(sidecar_bytes(sidecar)))
+    scratch = out / _scratch_name(parse_json(layout.sidecar_bytes(sidecar)))
     with writing(out, then):
         scratch.mkdir(parents=True)
         try:
@@ -363,4 +340,4 @@ def remove_run(folder: Path) -> None:
 
 
 def _scratch_name(sidecar: Mapping[str, Any]) -> str:
-    return _SCRATCH + identity(sidecar)[:_DIGITS]
+    return _SCRATCH + layout.identity(sidecar)[:_DIGITS]

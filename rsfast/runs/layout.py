@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from .._files import open_file
+from ..stats.certificate import ABSTAIN
 from .check_sums import parse_json, unseal
 
 TABLE, SIDECAR, COUNTS = "results.tsv", "results.json", "counts.jsonl"
@@ -59,7 +60,6 @@ _COUNTS_IDX = re.compile(rb'\{"idx": (\d+)[,}]')
 _LONGEST_ROW = 1 << 16  # bytes of a line,
 _LONGEST_COUNTS = 1 << 28  # so that no file takes more memory than this without a line's end
 _LARGEST_SIDECAR = 1 << 24
-ABSTAIN = -1
 
 
 def sidecar_bytes(sidecar: Mapping[str, Any]) -> bytes:
@@ -115,7 +115,8 @@ def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
     run = identity(read_sidecar(folder / SIDECAR)).encode()
     rows: dict[int, Row] = {}
     end = 0
-    with open_file(folder / TABLE) as table, _open_counts(folder) as counts:
+    counts_file = folder / COUNTS
+    with open_file(folder / TABLE) as table, open_file(counts_file) if counts_file.exists() else io.BytesIO() as counts:
         lines = list(_whole_lines(table))
         if lines and lines[0] != header(columns):
             raise ValueError(f"{folder / TABLE}, line 1: the header must be {header(columns)!r}, got {lines[0][:80]!r}")
@@ -176,10 +177,6 @@ def columns_of(folders: Iterable[Path]) -> tuple[str, ...]:
     return CERTIFY_COLUMNS
 
 
-def _open_counts(folder: Path) -> BinaryIO:
-    return open_file(folder / COUNTS) if (folder / COUNTS).exists() else io.BytesIO()
-
-
 def identity(sidecar: Mapping[str, Any]) -> str:
     """Return a SHA-256 of what is the same for every resumption of a run, and different for different runs.
 
@@ -204,11 +201,6 @@ def inputs_of(sidecar: Mapping[str, Any]) -> range | None:
         f"start, end and skip must be integers with 0 <= start <= end and skip >= 1, got {start!r:.80}, {end!r:.80} and "
         f"{skip!r:.80}"
     )
-
-
-def finished(folder: Path, columns: tuple[str, ...]) -> set[int]:
-    """Return the inputs that have their rows in a run folder; raise ValueError if it is damaged."""
-    return {row.idx for row in read_rows(folder, columns)}
 
 
 def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:
