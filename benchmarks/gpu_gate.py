@@ -460,9 +460,7 @@ def gate_certify(
     x = x.to(device)
     arguments |= {"num_classes": classes, "batch_size": batch}
     right = gate.verified(
-        f"{what}: one batch",
-        expected,
-        lambda backend: rsfast.sample(half, x, NOISE, n=batch, backend=backend, **arguments),
+        f"{what}: one batch", expected, lambda backend: rsfast.sample(half, x, NOISE, n=batch, backend=backend, **arguments)
     )
 
     def forward(n: int) -> None:
@@ -476,11 +474,7 @@ def gate_certify(
             backend: [partial(rsfast.certify, half, x, NOISE, n0=batch, n=n, backend=backend, **arguments)]
             for backend in right
         }
-        return {
-            **ours,
-            "forward": [partial(forward, n)],
-            "loop": [partial(loop.certify, x[0], batch, n, 0.001, batch)],
-        }
+        return {**ours, "forward": [partial(forward, n)], "loop": [partial(loop.certify, x[0], batch, n, 0.001, batch)]}
 
     if right:
         small = contenders(max(batch, 10))

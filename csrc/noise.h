@@ -26,9 +26,7 @@ struct DrawIs {
 // f(DrawIs<D>) for the draw that is known when the program runs: kernels are compiled once for each.
 template <class F>
 static inline auto with_draw(Draw draw, const F& f) {
-  switch (draw) {
-    RSFAST_DRAWS(RSFAST_DRAW_CASE)
-  }
+  switch (draw) { RSFAST_DRAWS(RSFAST_DRAW_CASE) }
   return f(DrawIs<Draw::gaussian>{});  // no other is let through by rsfast/ops
 }
 

@@ -1,5 +1,6 @@
 // Conversions of random words to uniform numbers, the layer between the generator (philox.h) and the noises (noise.h). Each
-// states its range. The complement of a number near 1 is kept in place of the number: it is exact, and so is a logarithm there.
+// states its range. The complement of a number near 1 is kept in place of the number: it is exact, and so is a logarithm
+// there.
 #pragma once
 
 #include "lanes.h"
@@ -46,7 +47,8 @@ RSFAST_FN auto centred_uniform(B word) {
   return make_uniform<F>((to_float(complement_where(near_one, word)) + 0.5f) * 0x1p-32f, near_one);
 }
 
-// (2 k + 1) / 2^32, k the low 31 bits of the word: from 2^-32 to 1 - 2^-32, every half step of 2^-31. The top bit is left over.
+// (2 k + 1) / 2^32, k the low 31 bits of the word: from 2^-32 to 1 - 2^-32, every half step of 2^-31. The top bit is left
+// over.
 template <class F, class B>
 RSFAST_FN auto centred_uniform_31(B word) {
   const B doubled = word << 1;

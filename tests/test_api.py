@@ -678,11 +678,7 @@ GOOD = {"num_classes": 3, "n": 100, "seed": 1}
         ({"batch_size": "big"}, ValueError, r"batch_size must be an int or 'auto', got 'big'"),
         ({"input_ids": [0]}, ValueError, r"input_ids must have shape \[2\], got \[1\]"),
         ({"input_ids": [0, -1]}, ValueError, r"input_ids must lie in .*, got values from -1"),
-        (
-            {"backend": "gpu"},
-            ValueError,
-            r"backend must be one of 'auto', 'reference', 'cpu', 'cuda', 'triton', got 'gpu'",
-        ),
+        ({"backend": "gpu"}, ValueError, r"backend must be one of 'auto', 'reference', 'cpu', 'cuda', 'triton', got 'gpu'"),
         ({"dtype": torch.int32}, TypeError, r"dtype must be one of .*, got torch.int32"),
         ({"dtype": ""}, ValueError, r"dtype must be one of .*: 'float32', 'float16', 'bfloat16', 'float64', got ''$"),
         ({"autocast": "half"}, ValueError, r"autocast must be None or .* 'bfloat16', 'float16', got 'half'$"),

@@ -387,11 +387,7 @@ def test_resolve():
 
 def test_max_samples_and_ranges_that_do_not_fit():
     for most, error, message in (
-        (
-            99,
-            ValueError,
-            r"max_samples must be at least the estimation samples of every input, 100, .*, got 99",
-        ),
+        (99, ValueError, r"max_samples must be at least the estimation samples of every input, 100, .*, got 99"),
         (2**33, ValueError, "max_samples must be .*, got 8589934592"),
         ("5", TypeError, "max_samples must be an int"),
         (100.5, TypeError, "max_samples must be an int"),
@@ -426,10 +422,7 @@ def test_data_that_stopped_early_take_a_sequence():
     for bound in ("beta_binomial_sequence", "betting_sequence"):
         with pytest.raises(ValueError, match=f"max_samples must be the most samples .* with the bound '{bound}', got None"):
             certificates(selection, few, NOISE, alpha=ALPHA, bound=bound, seed=0)
-    with pytest.raises(
-        ValueError,
-        match=r"estimation\.n must be .*, got 100 to 101; if sampling stopped early, state max",
-    ):
+    with pytest.raises(ValueError, match=r"estimation\.n must be .*, got 100 to 101; if sampling stopped early, state max"):
         certify([[9, 1, 0], [9, 1, 0]], [[90, 10, 0], [90, 11, 0]])
     with pytest.raises(ValueError, match=r"rule must be one for any number of analyses .*, got 'class_partitioning'"):
         certificates(selection, few, NOISE, alpha=ALPHA, max_samples=1000, rule="class_partitioning", seed=0)
@@ -565,11 +558,7 @@ def test_the_execution_is_recorded():
     [
         (ValueError, "dtype must be one of 'float32', 'float16', 'bfloat16', 'float64', got 'int32'", {"dtype": "int32"}),
         (ValueError, "dtype must be .*, got None", {"dtype": None}),
-        (
-            ValueError,
-            "autocast must be one of None, 'float16', .*, got torch.bfloat16",
-            {"autocast": torch.bfloat16},
-        ),
+        (ValueError, "autocast must be one of None, 'float16', .*, got torch.bfloat16", {"autocast": torch.bfloat16}),
         (ValueError, "autocast must be .*, got 'float32'", {"autocast": "float32"}),
         (TypeError, "channels_last must be a bool, got 1", {"channels_last": 1}),
         (TypeError, "compile must be a bool, got 'default'", {"compile": "default"}),

@@ -743,10 +743,7 @@ def test_mistakes_in_options_are_one_line_and_leave_no_run(capsys, options, mess
     [
         ({"pixels": np.zeros(3)}, "--data bad.npz must hold images (or x), and may hold labels (or y), got pixels"),
         ({}, "got nothing; name them so"),
-        (
-            {"images": np.zeros((2, 3, 4, 4), np.uint8)},
-            "must be float32, got uint8; save images.astype('float32') / 255",
-        ),
+        ({"images": np.zeros((2, 3, 4, 4), np.uint8)}, "must be float32, got uint8; save images.astype('float32') / 255"),
         ({"images": np.zeros((2, 3, 4, 4))}, "images in --data bad.npz must be float32, got float64; save"),
         ({"images": np.zeros(2, np.float32)}, "images in --data bad.npz must be [N, ...] and not empty, got [2]"),
         ({"images": np.zeros((0, 3), np.float32)}, "images in --data bad.npz must be [N, ...] and not empty, got [0, 3]"),

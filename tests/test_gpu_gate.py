@@ -30,10 +30,7 @@ def tiny():
 
 # One case of each kind.
 SMALL = replace(
-    DRY_RUN,
-    images=(("CIFAR", 2, (3, 2, 2)),),
-    logits=((3, 4, 20),),
-    networks=(("tiny", tiny, (3, 2, 2), 3, 10, 5),),
+    DRY_RUN, images=(("CIFAR", 2, (3, 2, 2)),), logits=((3, 4, 20),), networks=(("tiny", tiny, (3, 2, 2), 3, 10, 5),)
 )
 
 

@@ -62,13 +62,7 @@ def test_no_radius_exceeds_the_distance(kind, scale, sigma):
     scales = np.broadcast_to(1.0 if scale is None else scale, 3)
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(5)) / float(np.abs(scales).max())
     found = certify(
-        model,
-        x,
-        Gaussian(sigma),
-        lipschitz=given(kind, constant, scales),
-        scale=scale,
-        shift=shift.tolist(),
-        **OPTIONS,
+        model, x, Gaussian(sigma), lipschitz=given(kind, constant, scales), scale=scale, shift=shift.tolist(), **OPTIONS
     )
     radii = np.array([certificate.radius for certificate in found])
     true = np.array([distance(each, scales, shift, bias) for each in x.double().numpy()])

@@ -75,12 +75,7 @@ def write(folder, inputs, **more):
 
 @pytest.mark.parametrize(
     ("command", "options"),
-    [
-        ("certify", ""),
-        ("certify", "--skip 2"),
-        ("certify", "--head softmax:0.5 --radius 0.3"),
-        ("predict", ""),
-    ],
+    [("certify", ""), ("certify", "--skip 2"), ("certify", "--head softmax:0.5 --radius 0.3"), ("predict", "")],
 )
 def test_shards_merge_to_the_run_over_all(command, options, capsys):
     run(f"{options} --out whole", command)
@@ -309,11 +304,7 @@ ROW = "4\t1\t1\t0.5\t1\t0:00:01"
             ValueError,
             "b/results.json must be of a run of rsfast certify or predict, got one without start, end and skip",
         ),
-        (
-            spoil(SIDECAR, '{"start": 0, "end": 8, "skip": 0}'),
-            ValueError,
-            "b/results.json is damaged: .* got 0, 8 and 0",
-        ),
+        (spoil(SIDECAR, '{"start": 0, "end": 8, "skip": 0}'), ValueError, "b/results.json is damaged: .* got 0, 8 and 0"),
         (spoil(SIDECAR, '{"start": -1, "end": 8, "skip": 1}'), ValueError, "0 <= start <= end .* got -1, 8 and 1"),
         (spoil(SIDECAR, '{"start": 0, "end": 1e30, "skip": 1}'), ValueError, "got 0, 1e[+]30 and 1"),
         (

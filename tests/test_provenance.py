@@ -181,8 +181,7 @@ def test_separate_calls_give_inputs_uniforms_of_their_own():
 @pytest.mark.parametrize("start", [0, 30, 49])
 def test_a_selection_from_the_estimation_is_refused(start):
     with pytest.raises(
-        ValueError,
-        match=r"^selection and estimation must be independent .*: both hold samples .* stream 'estimation'",
+        ValueError, match=r"^selection and estimation must be independent .*: both hold samples .* stream 'estimation'"
     ):
         certificates(drawn(50), drawn(500, start), NOISE, alpha=0.01)
     with pytest.raises(ValueError, match=r"^selection and estimation must be independent .*: both hold samples"):
@@ -215,17 +214,9 @@ def test_samples_of_different_sources_do_not_certify(options, name):
 @pytest.mark.parametrize(
     ("noise", "options", "message"),
     [
-        (
-            Gaussian(1.0),
-            {},
-            r"^noise must be Gaussian\(sigma=0\.5\), .*, got Gaussian\(sigma=1\.0\)",
-        ),
+        (Gaussian(1.0), {}, r"^noise must be Gaussian\(sigma=0\.5\), .*, got Gaussian\(sigma=1\.0\)"),
         (NOISE, {"seed": 2}, "^seed must be 1, with which selection was sampled, got 2"),
-        (
-            NOISE,
-            {"input_ids": [1, 2, 3]},
-            r"^input_ids must be \[0, 1, 2\], with which .*, got \[1, 2, 3\]",
-        ),
+        (NOISE, {"input_ids": [1, 2, 3]}, r"^input_ids must be \[0, 1, 2\], with which .*, got \[1, 2, 3\]"),
     ],
 )
 @pytest.mark.parametrize("vouched", [False, True])

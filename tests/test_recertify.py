@@ -325,11 +325,7 @@ def spoil_sidecar(**changes):
         ("--radius 0.4", {"n": 10}, "estimation must go with n = "),
         ("", {"n0": 30}, "idx 0: n0 must be 30, as in results.json, got 20"),
         ("", {"num_classes": 5}, "idx 0: num_classes must be 5, as in results.json, got 4"),
-        (
-            "",
-            {"stream_version": 2},
-            "stream_version in run/results.json must be 1, got 2; read the run with a version",
-        ),
+        ("", {"stream_version": 2}, "stream_version in run/results.json must be 1, got 2; read the run with a version"),
         ("", {"stream_version": ...}, "must be of a run of rsfast certify, got one without stream_version"),
         ("", {"n": "x"}, "results.json is damaged: n must be an int from 0 to 2^63, got 'x'"),
         ("", {"seed": None}, "results.json is damaged: seed must be an int, got None"),

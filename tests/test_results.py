@@ -128,10 +128,7 @@ def test_zero_radius():
 
 @pytest.mark.parametrize("radius", [-1e-300, math.nan, math.inf])
 def test_a_radius_that_is_none_is_not_written(radius, tmp_path):
-    with (
-        RunWriter(tmp_path, SIDECAR) as run,
-        pytest.raises(ValueError, match=r"radius must be finite and at least 0, got "),
-    ):
+    with RunWriter(tmp_path, SIDECAR) as run, pytest.raises(ValueError, match=r"radius must be finite and at least 0, got "):
         run.write(0, 1, certificate(1, radius), 0.0, COUNTS)
     assert (tmp_path / "results.tsv").read_text() == HEADER + "\n"
     assert (tmp_path / "counts.jsonl").read_text() == ""
@@ -767,8 +764,7 @@ def test_a_damaged_setting_is_named(changes, what, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "missing"),
-    [({"end": 10**15}, 5 * 10**14 - 1), ({"end": 2 * 10**40}, 10**40 - 1), ({"skip": 10**15}, 0)],
+    ("changes", "missing"), [({"end": 10**15}, 5 * 10**14 - 1), ({"end": 2 * 10**40}, 10**40 - 1), ({"skip": 10**15}, 0)]
 )
 def test_a_setting_of_any_size_takes_no_memory(changes, missing, tmp_path):
     (tmp_path / "results.tsv").write_text(f"{HEADER}\n{GOOD_ROW}\n")
@@ -870,7 +866,7 @@ def test_runs_of_two_norms_are_refused(tmp_path):
 def test_the_norm_of_a_run_is_that_of_its_noise():
     """Earlier versions did not write it."""
     assert [run_of([1], settings).norm for settings in (None, {}, SETTINGS, {"noise": {"name": "Gaussian"}})] == [
-        *(None, None, "l2", None),
+        *(None, None, "l2", None)
     ]
     for norm in ("l1", 2):
         with pytest.raises(ValueError, match="norm must be 'l2', that of the noise, got"):

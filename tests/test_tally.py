@@ -337,10 +337,7 @@ def test_integers_and_back():
         ([{"n": 1, "counts": 1, "sums": [], "squares": []}], "counts must be a list, .*, got 1"),
         ([{"n": 1, "counts": [1.5, 0, 0], "sums": [], "squares": []}], "counts must be int64 .*, got "),
         ([{"n": 2, "counts": [1, 0, 0], "sums": [], "squares": []}], "n must be the sum of counts"),
-        (
-            [{"n": 1, "counts": [1, 0, 0], "sums": [[1, 2]], "squares": [[1, 2]]}],
-            "sums must be int64 .*, got \\[1, 1, 2\\]",
-        ),
+        ([{"n": 1, "counts": [1, 0, 0], "sums": [[1, 2]], "squares": [[1, 2]]}], "sums must be int64 .*, got \\[1, 1, 2\\]"),
     ],
 )
 def test_integers_that_are_no_tally(inputs, message):

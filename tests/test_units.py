@@ -23,12 +23,7 @@ OUTSIDE = {
     "table": (torch.randn(3, 12), LOW),
     "features": (torch.randn(3, 64, 4, 5), LOW),
 }
-FINE = {
-    "0 to 1": X,
-    "to be trained": X.clone().requires_grad_(),
-    "rounded": X * 1.0005 - 0.0002,
-    "table": torch.rand(3, 12),
-}
+FINE = {"0 to 1": X, "to be trained": X.clone().requires_grad_(), "rounded": X * 1.0005 - 0.0002, "table": torch.rand(3, 12)}
 
 
 def model(x):

@@ -80,8 +80,7 @@ def test_what_fits_as_it_is_needs_no_word(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prefix",
-    ["module.", "_orig_mod.", "model.", "net.", "module.model.", "_orig_mod.module.", "model._orig_mod.", "a.b.c."],
+    "prefix", ["module.", "_orig_mod.", "model.", "net.", "module.model.", "_orig_mod.module.", "model._orig_mod.", "a.b.c."]
 )
 def test_a_prefix_that_all_names_share_is_left_out(prefix):
     assert load(prefixed(STATE, prefix)) == [f"read {prefix}0.weight as 0.weight, and 8 more names so"]

@@ -221,8 +221,7 @@ Pair add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float 
 
 void add_pointwise(const AccumulateJob& job, const Scratch& s, int64_t t, const HeadParameters& head) {
   const Floats* logits = s.logits + t * job.classes;
-  for (int64_t k = 0; k < job.classes; ++k)
-    add(s, k, widen(pointwise_score(logits[k], head) & s.valid[t]));
+  for (int64_t k = 0; k < job.classes; ++k) add(s, k, widen(pointwise_score(logits[k], head) & s.valid[t]));
 }
 
 // The histograms of one head, of the first `rows` rows of a tile. `found` is the softmax factor or the sparsemax threshold.

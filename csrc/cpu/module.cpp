@@ -1,5 +1,5 @@
-// rsfast.ops._cpu: picks the instruction set, divides the work among threads, and is the only file that knows Python. Tensors
-// come as addresses and are checked by rsfast/ops; the GIL is released while kernels run.
+// rsfast.ops._cpu: picks the instruction set, divides the work among threads, and is the only file that knows Python.
+// Tensors come as addresses and are checked by rsfast/ops; the GIL is released while kernels run.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>

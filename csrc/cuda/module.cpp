@@ -1,5 +1,5 @@
-// rsfast.ops._cuda: the device, the stream and Python. Like rsfast.ops._cpu it takes the addresses of structs; it links neither
-// torch nor a driver, so it can be imported anywhere.
+// rsfast.ops._cuda: the device, the stream and Python. Like rsfast.ops._cpu it takes the addresses of structs; it links
+// neither torch nor a driver, so it can be imported anywhere.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
@@ -112,7 +112,8 @@ PYBIND11_MODULE(_cuda, m) {
   using namespace rsfast;
   m.doc() = "CUDA kernels. Tensors are addresses; rsfast.ops checks them. Work is queued on the stream that is named.";
   m.def("devices", &devices, "The number of devices; 0 where there is no driver.");
-  m.def("unavailable_reason", &unavailable_reason, py::arg("device"), "Load the kernels on a device. Why that cannot be, or ''.");
+  m.def("unavailable_reason", &unavailable_reason, py::arg("device"),
+        "Load the kernels on a device. Why that cannot be, or ''.");
   m.def(
       "draws",
       [] {

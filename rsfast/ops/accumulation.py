@@ -63,11 +63,7 @@ class Accumulation(NamedTuple):
 
 
 def accumulate(
-    logits: torch.Tensor,
-    tally: Tally,
-    *,
-    rows: torch.Tensor | Sequence[int] | None = None,
-    backend: str = "auto",
+    logits: torch.Tensor, tally: Tally, *, rows: torch.Tensor | Sequence[int] | None = None, backend: str = "auto"
 ) -> None:
     """Add a batch of logits to `tally`: one vote a row, and the scores of every soft head, in one pass.
 

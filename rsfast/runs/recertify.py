@@ -287,10 +287,7 @@ def recertify(
             replay.compare(row, certificate)
         outcomes.append((row, certificate))
     seconds = (time.perf_counter() - began) / len(rows)
-    origin = {
-        "recertified_from": str(run),
-        "counts_sha256": hashlib.sha256((run / COUNTS).read_bytes()).hexdigest(),
-    }
+    origin = {"recertified_from": str(run), "counts_sha256": hashlib.sha256((run / COUNTS).read_bytes()).hexdigest()}
     advice = "no run was left there; recertify again once there is space"
     with new_run(out, {**replay.sidecar, **origin, **(about or {})}, CERTIFY_COLUMNS, advice) as writer:
         for row, certificate in outcomes:
