@@ -31,7 +31,7 @@ from test_perturb import expected as expected_batch
 
 from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, noise, ops, sequences
 from rsfast.ops import _cpu, arithmetic, jobs
-from rsfast.ops.perturbation import Perturbation
+from rsfast.ops.calls import Perturbation
 from rsfast.ops.registry import Backend
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -336,5 +336,5 @@ def test_a_run_that_did_not_record_its_scale_is_refused(capsys, tmp_path):
         del sidecar[name]
     (tmp_path / "run" / "results.json").write_text(json.dumps(sidecar))
     error = fail(capsys, ["recertify", "run", "--out", "again", "--lipschitz", "0.25"])
-    assert "did not record scale; with lipschitz it must be there" in error
+    assert "must have scale, which lipschitz refers to" in error
     assert main(["recertify", "run", "--out", "again"]) == 0

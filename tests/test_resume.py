@@ -125,7 +125,7 @@ KILLS = """
     from rsfast.runs.environment import Environment
 
     HERE = os.path.dirname(rsfast.__file__)
-    NAMES = ["runs/" + name for name in ("run.py", "rows.py", "folders.py", "checkpoint.py", "writer.py", "folder.py")]
+    NAMES = ["runs/" + name for name in ("run.py", "rows.py", "merge.py", "checkpoint.py", "writer.py", "layout.py")]
     FILES = [os.path.join(HERE, name) for name in (*NAMES, "engine/sampler.py")]
     assert all(map(os.path.exists, FILES))
 

@@ -75,14 +75,16 @@ class NoiseParameters(NamedTuple):
 
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the argument, unless a kernel can take the block."""
-        constraints = DRAWS[check_choice("draw", self.draw, DRAWS)].scalars
+        draw = DRAWS.get(self.draw)
+        constraints = DRAWS[check_choice("draw", self.draw, DRAWS)].scalars if draw is None else draw.scalars
         if len(self.scalars) != len(constraints) or self.tensors:
             raise ValueError(
                 f"the parameters of the draw {self.draw!r} must be the scalars ({', '.join(constraints)}) and no tensors, "
                 f"got {len(self.scalars)} scalars and {len(self.tensors)} tensors"
             )
         for (name, constraint), value in zip(constraints.items(), self.scalars, strict=True):
-            constraint.check(name, value)
+            if not constraint.low <= value <= constraint.high:
+                constraint.check(name, value)
 
 
 class Noise:
@@ -141,7 +143,7 @@ class Noise:
 
     def parameters(self) -> NoiseParameters:
         """Return the draw and the parameter block that kernels take: here all parameters, in order, as scalars."""
-        return NoiseParameters(self.draw.name, tuple(self._fields().values()))
+        return NoiseParameters(self.draw.name, [getattr(self, name) for name in self.constraints])
 
     def check_lipschitz(self, lipschitz: float | None) -> float | None:
         """Return the Lipschitz constant of a base score; raise ValueError where none may be given."""

@@ -1,65 +1,21 @@
-"""`accumulate`: a batch of logits into a Tally, as a function, as a call that backends take, and as a torch operator."""
+"""`accumulate`: a batch of logits into a Tally, as a function and as a torch operator."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.autograd.graph import increment_version
 
 from .._check import MAX_SAMPLES
-from ..heads.bins import BINS
 from .arguments import as_indices, check_range
-from .checks import TYPES, check_apart, require
+from .calls import Accumulation
+from .checks import check_apart
 from .registry import check_backend, find
 from .tally import Tally
-
-_INDEX = (torch.int64,)
-_FLOAT = (torch.float32,)
-
-
-class Accumulation(NamedTuple):
-    """A call of `accumulate`, as backends receive it once it is checked: logits of any strides, the others contiguous."""
-
-    logits: torch.Tensor
-    rows: torch.Tensor
-    parameters: torch.Tensor  # float32 [M, 4]: kind, scale, low and high of each soft head
-    n: torch.Tensor
-    counts: torch.Tensor
-    sums: torch.Tensor
-    squares: torch.Tensor
-    tracked_classes: torch.Tensor  # int64 [I, M, C], C often 0
-    bin_counts: torch.Tensor
-    bin_sums: torch.Tensor
-
-    def check(self) -> None:
-        """Raise TypeError or ValueError, naming the argument, unless a kernel can take the call, whatever the values."""
-        logits, device = self.logits, self.n.device
-        if logits.device != device:
-            raise ValueError(f"logits must be on '{device}', as the tally is, got some on '{logits.device}'")
-        inputs = self.n.numel()
-        require("n", self.n, _INDEX, (inputs,), device)
-        require("counts", self.counts, _INDEX, (inputs, *self.counts.shape[-1:]), device)
-        classes = self.counts.shape[1] - 1
-        if logits.layout != torch.strided:
-            raise TypeError(f"logits must be a dense tensor, got {logits.layout}")
-        if logits.ndim != 2 or logits.shape[1] != classes:
-            raise ValueError(f"logits must have shape [B, {classes}], of the tally's num_classes, got {list(logits.shape)}")
-        if not 2 <= classes <= 1 << 20:
-            raise ValueError(f"logits must have from 2 to 2^20 classes, got shape {list(logits.shape)}")
-        require("logits", logits, TYPES, logits.shape, device, layout=None)
-        require("rows", self.rows, _INDEX, (logits.shape[0],), device)
-        require("parameters", self.parameters, _FLOAT, (*self.parameters.shape[:1], 4), device)
-        heads = self.parameters.shape[0]
-        require("sums", self.sums, _INDEX, (inputs, heads, classes), device)
-        require("squares", self.squares, _INDEX, (inputs, heads, classes), device)
-        require("tracked_classes", self.tracked_classes, _INDEX, (inputs, heads, *self.tracked_classes.shape[-1:]), device)
-        bins = (*self.tracked_classes.shape, BINS)
-        require("bin_counts", self.bin_counts, _INDEX, bins, device)
-        require("bin_sums", self.bin_sums, _INDEX, bins, device)
 
 
 def accumulate(

@@ -8,9 +8,8 @@ import os
 import torch
 
 from . import openmp
-from .accumulation import Accumulation
+from .calls import Accumulation, Perturbation
 from .jobs import accumulate_job, check_extension, perturb_job
-from .perturbation import Perturbation
 
 try:
     from . import _cpu

@@ -6,9 +6,8 @@ import ctypes
 
 import torch
 
-from .accumulation import Accumulation
+from .calls import Accumulation, Perturbation
 from .jobs import accumulate_job, check_extension, perturb_job
-from .perturbation import Perturbation
 
 try:
     from . import _cuda

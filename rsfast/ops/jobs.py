@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from ..noise import DRAWS
-from .accumulation import Accumulation
-from .perturbation import Perturbation
+from .calls import Accumulation, Perturbation
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
@@ -77,7 +76,7 @@ def perturb_job(
         batch=job.samples.shape[0],
         elements=job.x.shape[1:].numel(),
         channels=job.x.shape[1],
-        noise=NoiseParameters(draws[draw], tuple(scalars), tuple(t.data_ptr() for t in tensors)),
+        noise=NoiseParameters(draws[draw], tuple(scalars), tuple([tensor.data_ptr() for tensor in tensors])),
         seed=job.seed,
         stream=job.stream,
         scale=None if scale is None else scale.data_ptr(),
@@ -87,7 +86,11 @@ def perturb_job(
         clamp_high=high,
         type=_TYPES[job.out.dtype],
         channels_last=job.channels_last,
-        **{name: getattr(job, name).data_ptr() for name in ("x", "rows", "input_ids", "samples", "out")},
+        x=job.x.data_ptr(),
+        rows=job.rows.data_ptr(),
+        input_ids=job.input_ids.data_ptr(),
+        samples=job.samples.data_ptr(),
+        out=job.out.data_ptr(),
     )
 
 

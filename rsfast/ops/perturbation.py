@@ -1,65 +1,20 @@
-"""`perturb`: a batch of noisy inputs in one pass, as a function, as a call that backends take, and as a torch operator."""
+"""`perturb`: a batch of noisy inputs in one pass, as a function and as a torch operator."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.autograd.graph import increment_version
 
-from .._check import check_choice
 from ..noise import STREAMS, Noise, NoiseParameters, check_noise, check_seed
 from .arguments import affine, as_indices, check_clamp, check_copied, check_inputs, check_range, check_stream, indices
-from .checks import TYPES, as_dtype, check_apart, memory_format, require
+from .calls import Perturbation
+from .checks import as_dtype, check_apart, memory_format
 from .registry import check_backend, find
 
-_INDEX = (torch.int64,)
-_FLOAT = (torch.float32,)
 _READ = ("x", "samples", "rows", "input_ids", "scale", "shift")
-
-
-class Perturbation(NamedTuple):
-    """A call of `perturb`, as backends receive it once it is checked. All tensors are contiguous, out in its layout."""
-
-    x: torch.Tensor
-    rows: torch.Tensor
-    input_ids: torch.Tensor
-    samples: torch.Tensor
-    noise: NoiseParameters
-    seed: int
-    stream: int
-    scale: torch.Tensor | None  # float32 [channels], and then shift too
-    shift: torch.Tensor | None
-    clamp: Sequence[float] | None
-    channels_last: bool
-    out: torch.Tensor
-
-    def check(self) -> None:
-        """Raise TypeError or ValueError, naming the argument, unless a kernel can take the call, whatever the values."""
-        x, device = self.x, self.x.device
-        require("x", x, _FLOAT, x.shape, device)
-        if x.ndim < 2 or not 0 < x.numel() <= x.shape[0] * (1 << 34):
-            raise ValueError(f"x must have shape [I, *shape] with 1 to 2^34 elements an input, got {list(x.shape)}")
-        batch, channels = self.samples.numel(), x.shape[1]
-        require("samples", self.samples, _INDEX, (batch,), device)
-        require("rows", self.rows, _INDEX, (batch,), device)
-        require("input_ids", self.input_ids, _INDEX, (x.shape[0],), device)
-        self.noise.check()
-        check_choice("stream", self.stream, STREAMS.values())
-        if self.scale is not None and self.shift is not None:
-            require("scale", self.scale, _FLOAT, (channels,), device)
-            require("shift", self.shift, _FLOAT, (channels,), device)
-        elif self.scale is not None or self.shift is not None:
-            raise TypeError(f"scale and shift must both be tensors or both None, got {self.scale} and {self.shift}")
-        if self.clamp is not None and not (len(self.clamp) == 2 and self.clamp[0] <= self.clamp[1]):
-            raise ValueError(f"clamp must be (low, high) with low <= high, got {tuple(self.clamp)}")
-        layout = memory_format(self.channels_last, x.ndim - 1)
-        require("out", self.out, TYPES, (batch, *x.shape[1:]), device, layout)
-        if self.out.requires_grad:
-            raise ValueError(
-                "out must be a tensor that autograd does not follow, got one that requires grad; pass out.detach()"
-            )
 
 
 def perturb(

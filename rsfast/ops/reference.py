@@ -11,9 +11,8 @@ from ..heads import HEADS, Pointwise, Sparsemax
 from ..heads.bins import BINS, bin_edges
 from ..noise import DRAWS, philox
 from . import arithmetic
-from .accumulation import Accumulation
 from .arithmetic import fma, horner
-from .perturbation import Perturbation
+from .calls import Accumulation, Perturbation
 
 Tensor = torch.Tensor
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
 from .._check import check_choice
-
-if TYPE_CHECKING:
-    from .accumulation import Accumulation
-    from .perturbation import Perturbation
+from .calls import Accumulation, Perturbation
 
 
 class Kernels(Protocol):

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .._check import MAX_SAMPLES
 from ..heads.bins import BINS
-from .accumulation import Accumulation
+from .calls import Accumulation
 from .triton_base import OPTIONS, coefficients, horner, on
 
 _TILE = 2048  # logits that a program of accumulate holds

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .perturbation import Perturbation
+from .calls import Perturbation
 from .triton_base import MOST, OPTIONS, on
 from .triton_noise import standard_noise
 
