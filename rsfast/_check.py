@@ -72,6 +72,22 @@ def check_count(name: str, value: object) -> int:
     return count
 
 
+def as_float(name: str, value: object) -> float:
+    """Return a number as Python's float, an integer beyond all floats as infinity; raise TypeError if it is not one.
+
+    Examples
+    --------
+    >>> as_float("b", 10**400)
+    inf
+    """
+    if not is_real(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf
+
+
 def as_real(
     name: str,
     value: object,
@@ -108,12 +124,7 @@ def as_real(
     Traceback (most recent call last):
     ValueError: alpha must be a finite number above 0 and below 1, got 1
     """
-    if not is_real(value):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except OverflowError:  # an int beyond all floats
-        number = math.inf
+    number = as_float(name, value)
     if (
         not math.isfinite(number)
         or (above is not None and not number > above)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._check import check_choice, is_real
+from .._check import as_float, check_choice
 
 POTENTIAL_ERROR = 2.0**-48
 """A potential's relative error is at most this; 1.3e-15 was the most found. `Noise.radius` charges it."""
@@ -30,9 +30,7 @@ class Constraint(NamedTuple):
 
     def check(self, name: str, value: object) -> float:
         """Return `value` as a float; raise TypeError or ValueError, which name it, if the constraint does not hold."""
-        if not is_real(value):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        number = float(value)  # type: ignore[arg-type]
+        number = as_float(name, value)
         if not self.low <= number <= self.high:
             raise ValueError(f"{name} must be {self.words}, got {value!r}")
         return number
@@ -75,16 +73,14 @@ class NoiseParameters(NamedTuple):
 
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the argument, unless a kernel can take the block."""
-        draw = DRAWS.get(self.draw)
-        constraints = DRAWS[check_choice("draw", self.draw, DRAWS)].scalars if draw is None else draw.scalars
+        constraints = DRAWS[check_choice("draw", self.draw, DRAWS)].scalars
         if len(self.scalars) != len(constraints) or self.tensors:
             raise ValueError(
                 f"the parameters of the draw {self.draw!r} must be the scalars ({', '.join(constraints)}) and no tensors, "
                 f"got {len(self.scalars)} scalars and {len(self.tensors)} tensors"
             )
         for (name, constraint), value in zip(constraints.items(), self.scalars, strict=True):
-            if not constraint.low <= value <= constraint.high:
-                constraint.check(name, value)
+            constraint.check(name, value)
 
 
 class Noise:

@@ -43,8 +43,7 @@ class Perturbation(NamedTuple):
         require("rows", self.rows, _INDEX, (batch,), device)
         require("input_ids", self.input_ids, _INDEX, (x.shape[0],), device)
         self.noise.check()
-        if self.stream not in STREAMS.values():
-            check_choice("stream", self.stream, STREAMS.values())
+        check_choice("stream", self.stream, STREAMS.values())
         if self.scale is not None and self.shift is not None:
             require("scale", self.scale, _FLOAT, (channels,), device)
             require("shift", self.shift, _FLOAT, (channels,), device)

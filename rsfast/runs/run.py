@@ -19,7 +19,7 @@ from .._versions import versions
 from ..api import warn_of_radius
 from ..engine.forward import Model
 from ..engine.options import CertifyOptions, SamplingOptions, checked, options_of, refuse_unknown
-from ..engine.plan import Certification, Prediction, SamplingPlan
+from ..engine.plan import Prediction, SamplingPlan
 from ..engine.ranks import Ranks
 from ..engine.sampling import Sampling, expected, warn_if_hopeless
 from ..heads import Head, Votes
@@ -220,8 +220,7 @@ class Run:
             When a signal ended the run; a KeyboardInterrupt.
         """
         how = settings.certification(self.noise, head, options)
-        recorded: dict[str, Any] = {"seed": self.seed, "backend": self.backend, "execution": self.execution}
-        plan = Certification([how.spec], how.stopping, n0=how.n0, n=how.n, **recorded)
+        plan = self._probe.certification([how.spec], how.stopping, how.n0, how.n)
         warn_of_radius(plan.specs[0], how.stopping, how.n0, how.n, self._num_classes)
         return self._run(plan, how.recorded, CERTIFY_COLUMNS, each)
 
