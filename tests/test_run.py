@@ -13,7 +13,7 @@ from conftest import LINEAR_NETS
 
 import rsfast
 from rsfast import Gaussian, Run, cli
-from rsfast.runs import results
+from rsfast.runs import results, settings
 from rsfast.runs.environment import Environment, Stopped
 
 
@@ -251,3 +251,9 @@ def test_bad_ways_to_certify(options, error, message, net):
     with pytest.raises(error, match=message):
         run.certify(**options)
     assert not Path("run").exists()
+
+
+def test_a_run_computes_where_the_model_is():
+    images = torch.zeros(1, 3)
+    assert settings.device_of(torch.nn.Linear(3, 2, device="meta"), images) == torch.device("meta")
+    assert settings.device_of(torch.nn.Flatten(), images) == settings.device_of(len, images) == torch.device("cpu")
