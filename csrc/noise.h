@@ -1,5 +1,5 @@
-// The draws: maps from the four random words of a Philox block to the standard noise of the block's four elements. How noise
-// is added is in perturb.h. A change of any bit here is a new stream version (rsfast/noise/streams.py).
+// The draws: maps from the four random words of a Philox block to the standard noise of the block's four elements, and how
+// that noise and x are combined. A change of any bit here is a new stream version (rsfast/noise/streams.py).
 #pragma once
 
 #include "jobs.h"
@@ -7,8 +7,8 @@
 
 namespace rsfast {
 
-// Every draw, by the name that rsfast/noise gives it. Each has one function, standard_noise(DrawIs<Draw::name>, words, z).
-#define RSFAST_DRAWS(each) each(gaussian) each(laplace)
+// Every draw, by the name that rsfast/noise gives it. Each has a function standard_noise(DrawIs<Draw::name>, source, z).
+#define RSFAST_DRAWS(each) each(gaussian) each(laplace) each(uniform)
 
 #define RSFAST_DRAW_ENUMERATOR(name) name,
 #define RSFAST_DRAW_NAME(name) #name,
@@ -28,6 +28,26 @@ template <class F>
 static inline auto with_draw(Draw draw, const F& f) {
   switch (draw) { RSFAST_DRAWS(RSFAST_DRAW_CASE) }
   return f(DrawIs<Draw::gaussian>{});  // no other is let through by rsfast/ops
+}
+
+// What a draw makes the noise of a block from.
+template <class B, class More>
+struct Source {
+  const B* words;    // [4]
+  const More& more;  // more(w) makes four other words of the same block, for draws that need 64 bits an element
+  const NoiseParameters& noise;
+  int64_t sample;
+};
+
+template <class B, class More>
+RSFAST_FN Source<B, More> source_of(const B* words, const More& more, const NoiseParameters& noise, int64_t sample) {
+  return {words, more, noise, sample};
+}
+
+// x with standard noise z: what most draws do is add it. scale: noise.each of the element, or the first scalar.
+template <Draw D, class F>
+RSFAST_FN F combined(DrawIs<D>, const NoiseParameters&, F z, F scale, F x) {
+  return fused(z, scale, x);
 }
 
 // ln(u) = ln(1 + f) + e ln 2, with f in [-1/4, 1/2] and e an integer.
@@ -89,21 +109,32 @@ RSFAST_FN void box_muller(B radius, B angle, F& z0, F& z1) {
 }
 
 // Two normals of each two words. |z| is at most 6.77; the chance of more is 1.4e-11.
-template <class F, class B, class I>
-RSFAST_FN void standard_noise(DrawIs<Draw::gaussian>, const B* w, F* z) {
-  box_muller<F, B, I>(w[0], w[1], z[0], z[1]);
-  box_muller<F, B, I>(w[2], w[3], z[2], z[3]);
+template <class F, class I, class B, class More>
+RSFAST_FN void standard_noise(DrawIs<Draw::gaussian>, const Source<B, More>& from, F* z) {
+  box_muller<F, B, I>(from.words[0], from.words[1], z[0], z[1]);
+  box_muller<F, B, I>(from.words[2], from.words[3], z[2], z[3]);
 }
 
 // Laplace noise of scale 1, one element a word: |z| = -ln((2 k + 1) / 2^32), k the low 31 bits, negative if the top bit is
 // set. So P(|z| > t) is within 2^-32 of exp(-t) for every t. |z| is at most 32 ln 2 = 22.18, and the chance of more would be
 // 2^-32; at that end values lie ln 3 and less apart, near 0 they lie 2^-31 apart. Exactly symmetric.
-template <class F, class B, class I>
-RSFAST_FN void standard_noise(DrawIs<Draw::laplace>, const B* w, F* z) {
+template <class F, class I, class B, class More>
+RSFAST_FN void standard_noise(DrawIs<Draw::laplace>, const Source<B, More>& from, F* z) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    const F magnitude = minus_two_log(centred_uniform_31<F>(w[i])) * 0.5f;
-    z[i] = as_float(as_bits(magnitude) | (w[i] & 0x80000000u));
+    const F magnitude = minus_two_log(centred_uniform_31<F>(from.words[i])) * 0.5f;
+    z[i] = as_float(as_bits(magnitude) | (from.words[i] & 0x80000000u));
+  }
+}
+
+// Uniform noise on [-1, 1], one element a word: |z| = (2 k + 1) / 2^32 rounded to float, k the low 31 bits, negative if the
+// top bit is set. Exactly symmetric; the rounding moves a value by at most 2^-25, and the least magnitude is 2^-32.
+template <class F, class I, class B, class More>
+RSFAST_FN void standard_noise(DrawIs<Draw::uniform>, const Source<B, More>& from, F* z) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const F magnitude = to_float((from.words[i] << 1) | 1u) * 0x1p-32f;
+    z[i] = as_float(as_bits(magnitude) | (from.words[i] & 0x80000000u));
   }
 }
 

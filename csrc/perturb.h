@@ -2,7 +2,7 @@
 #pragma once
 
 #include "jobs.h"
-#include "lanes.h"
+#include "noise.h"
 
 namespace rsfast {
 
@@ -16,16 +16,21 @@ RSFAST_FN RowCounter row_counter(int64_t sample, int64_t input_id, int stream) {
           static_cast<uint32_t>(stream) << 24 | static_cast<uint32_t>(sample >> 32)};
 }
 
+// That of the words that Source.more makes: no stream has the top bit.
+RSFAST_FN RowCounter more_words(const RowCounter& row) {
+  return {row.sample_low, row.input_id, row.stream_and_sample_high | 0x80000000u};
+}
+
 template <class F>
 RSFAST_FN F clamped(F value, float low, float high) {  // NaN stays NaN
   value = value < low ? F{} + low : value;
   return value > high ? F{} + high : value;
 }
 
-// x with standard noise z added, before scale and shift.
-template <class F>
-RSFAST_FN F noisy(const PerturbJob& job, F z, F x) {
-  const F y = fused(z, job.noise.scalars[0], x);
+// x with its noise, before scale and shift.
+template <Draw D, class F>
+RSFAST_FN F noisy(DrawIs<D> draw, const PerturbJob& job, F z, F noise_scale, F x) {
+  const F y = combined(draw, job.noise, z, noise_scale, x);
   return job.clamp ? clamped(y, job.clamp_low, job.clamp_high) : y;
 }
 

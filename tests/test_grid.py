@@ -36,7 +36,7 @@ from rsfast.ops.registry import Backend
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAWS = jobs.check_extension(_cpu)
-ONE_SIGMA = Gaussian(1.0).parameters()
+ONE_SIGMA = Gaussian(1.0).parameters((1,))
 H200 = {"multiprocessors": 132, "most_shared": 227 << 10}
 
 

@@ -187,7 +187,7 @@ def test_predict_sample_and_tallies(tmp_path):
 
 
 def test_the_registry_is_what_the_kernels_have():
-    assert list(NOISES) == ["Gaussian", "Laplace"]
+    assert list(NOISES) == ["Gaussian", "Laplace", "Uniform"]
     assert set(_cpu.draws()) == set(DRAWS) == {cls.draw.name for cls in NOISES.values()}
 
 
@@ -197,7 +197,7 @@ def test_every_noise(cls):
     one = cls(**dict.fromkeys(cls.constraints, 0.25))
     assert noise.from_dict(one.to_dict()) == one
     assert one.norm in ("l1", "l2")
-    one.parameters().check()
+    one.parameters((3, 4, 4)).check()
     assert one.largest_input == 0.25 * 2**23
     for name in cls.constraints:
         for value in (0, -1.0, float("nan"), float("inf"), 1e-39, 10**400):
@@ -209,5 +209,5 @@ def test_every_noise(cls):
 
 
 def test_an_unknown_noise_is_told_of_those_that_are_known():
-    with pytest.raises(ValueError, match=r"^noise must be one of 'Gaussian', 'Laplace', got 'Cauchy'$"):
+    with pytest.raises(ValueError, match=r"^noise must be one of 'Gaussian', 'Laplace', 'Uniform', got 'Cauchy'$"):
         noise.from_dict({"name": "Cauchy", "b": 1.0})

@@ -14,7 +14,7 @@ import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
-from rsfast.noise import Gaussian, Laplace
+from rsfast.noise import Gaussian, Laplace, Uniform
 from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -51,6 +51,7 @@ TRANSFORMS = {
     "clamp": (SIGMA, False, False, (-0.25, 0.75)),
     "all": (SIGMA, True, True, (0.0, 1.0)),
     "Laplace": (Laplace(0.3), True, True, (0.0, 1.0)),
+    "Uniform": (Uniform(0.3), True, True, (0.0, 1.0)),
 }
 
 
@@ -571,7 +572,12 @@ OPERATOR_ERRORS = {
     "sigma NaN": (ValueError, r"^sigma must be .*, got nan", {"noise_scalars": [math.nan]}),
     "sigma beyond float32": (ValueError, r"^sigma must be .*, got 1e\+39", {"noise_scalars": [1e39]}),
     "two scalars": (ValueError, r"^the parameters of the draw 'gaussian' must be .*sigma", {"noise_scalars": [1.0, 2.0]}),
-    "a tensor": (ValueError, r"^the parameters .* no tensors, got 1 .* 1 tensors", {"noise_tensors": [torch.ones(3)]}),
+    "two tensors": (ValueError, r"^the parameters .* or none\), got .* 2 tensors", {"noise_tensors": [torch.ones(3)] * 2}),
+        ValueError,
+        r"^the parameters .* one value .* none\), got 1 .* 2 tensors",
+        {"noise_tensors": [torch.ones(3)] * 2},
+    ),
+    "a tensor of another length": (ValueError, r"^noise_tensors\[0\] must .*", {"noise_tensors": [torch.ones(3)]}),
     "stream": (ValueError, r"^stream must be one of 0, 1, 2, 3, got 4", {"stream": 4}),
     "stream negative": (ValueError, r"^stream must be .*, got -1", {"stream": -1}),
     "scale too short": (

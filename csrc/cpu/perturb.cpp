@@ -1,7 +1,6 @@
 // perturb on the CPU: philox.h, noise.h and perturb.h over vectors of lanes, a tile of 4 * kLanes elements at a time.
 #include "../perturb.h"
 
-#include "../noise.h"
 #include "../philox.h"
 #include "kernels.h"
 
@@ -70,12 +69,23 @@ RSFAST_FN void transpose(V v[4]) {
 
 struct Row {
   RowCounter counter;
+  int64_t sample;
   const float* x;
 };
 
 RSFAST_FN Row row_of(const PerturbJob& job, int64_t row) {
-  const int64_t input = job.rows[row];
-  return {row_counter(job.samples[row], job.input_ids[input], job.stream), job.x + input * job.elements};
+  const int64_t input = job.rows[row], sample = job.samples[row];
+  return {row_counter(sample, job.input_ids[input], job.stream), sample, job.x + input * job.elements};
+}
+
+// What a kernel reads of some elements: x, and one value an element each of the others, of which any may be null.
+struct Elements {
+  const float *x, *noise_scale, *scale, *shift;
+};
+
+RSFAST_FN Elements elements_of(const PerturbJob& job, const Row& row, int64_t first) {
+  const auto from = [first](const float* values) { return values ? values + first : nullptr; };
+  return {row.x + first, from(job.noise.each), from(job.scale), from(job.shift)};
 }
 
 template <Type T>
@@ -105,26 +115,38 @@ struct Output<Type::float64> {
   }
 };
 
-// Elements [tile, tile + N * kTile) of a row; x, scale and shift point at element `tile`. Stages run over all N tiles, so
-// that their chains of dependent operations overlap.
+// Elements [tile, tile + N * kTile) of a row, at which `of` points. Stages run over all N tiles, so that their chains of
+// dependent operations overlap.
 template <Draw D, Type T, int N>
-RSFAST_FN void perturb_tiles(const PerturbJob& job, const Key& key, const RowCounter& row, int64_t tile, const float* x,
-                             const float* scale, const float* shift, typename Output<T>::type* out) {
+RSFAST_FN void perturb_tiles(const PerturbJob& job, const Key& key, const Row& row, int64_t tile, const Elements& of,
+                             typename Output<T>::type* out) {
   TileWords words[N];
   Floats z[4 * N];
 #pragma GCC unroll 2
-  for (int n = 0; n < N; ++n) words[n] = tile_words(static_cast<uint64_t>(tile) / 4 + n * kLanes, row, key);
+  for (int n = 0; n < N; ++n) words[n] = tile_words(static_cast<uint64_t>(tile) / 4 + n * kLanes, row.counter, key);
 #pragma GCC unroll 2
-  for (int n = 0; n < N; ++n) standard_noise<Floats, Bits, Ints>(DrawIs<D>{}, words[n].w, z + 4 * n);
+  for (int n = 0; n < N; ++n) {
+    const auto more = [&](Bits* w) {
+      const TileWords made = tile_words(static_cast<uint64_t>(tile) / 4 + n * kLanes, more_words(row.counter), key);
+      __builtin_memcpy(w, made.w, sizeof made.w);
+    };
+    standard_noise<Floats, Ints>(DrawIs<D>{}, source_of(words[n].w, more, job.noise, row.sample), z + 4 * n);
+  }
 #pragma GCC unroll 2
   for (int n = 0; n < N; ++n) transpose(z + 4 * n);
+  const auto finish = [&](const auto& noise_scale) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-  for (int j = 0; j < 4 * N; ++j) {
-    const int at = j * kLanes;
-    Floats y = noisy(job, z[j], load<Floats>(x + at));
-    if (scale) y = fused(y, load<Floats>(scale + at), load<Floats>(shift + at));
-    Output<T>::write(out + at, y);
-  }
+    for (int j = 0; j < 4 * N; ++j) {
+      const int at = j * kLanes;
+      Floats y = noisy(DrawIs<D>{}, job, z[j], noise_scale(at), load<Floats>(of.x + at));
+      if (of.scale) y = fused(y, load<Floats>(of.scale + at), load<Floats>(of.shift + at));
+      Output<T>::write(out + at, y);
+    }
+  };
+  if (of.noise_scale)  // out here, or it costs a tenth of the time
+    finish([&](int at) { return load<Floats>(of.noise_scale + at); });
+  else
+    finish([&](int) { return Floats{} + job.noise.scalars[0]; });
 }
 
 constexpr int kTogether = kLanes == 16 ? 2 : 1;  // as many tiles as the registers hold
@@ -136,24 +158,23 @@ __attribute__((noinline)) void perturb_span(const PerturbJob& job, const Key& ke
                                             int64_t end, typename Output<T>::type* out) {
   int64_t step = kTile;
   for (int64_t tile = begin / kTile * kTile; tile < end; tile += step) {
-    const float *x = row.x + tile, *scale = job.scale ? job.scale + tile : nullptr,
-                *shift = job.scale ? job.shift + tile : nullptr;
+    const Elements of = elements_of(job, row, tile);
     const int64_t from = tile < begin ? begin - tile : 0, to = end - tile < kTile ? end - tile : kTile;
     step = from == 0 && end - tile >= kTogether * kTile ? kTogether * kTile : kTile;
     if (step > kTile) {
-      perturb_tiles<D, T, kTogether>(job, key, row.counter, tile, x, scale, shift, out + (tile - begin));
+      perturb_tiles<D, T, kTogether>(job, key, row, tile, of, out + (tile - begin));
     } else if (from == 0 && to == kTile) {
-      perturb_tiles<D, T, 1>(job, key, row.counter, tile, x, scale, shift, out + (tile - begin));
+      perturb_tiles<D, T, 1>(job, key, row, tile, of, out + (tile - begin));
     } else {
-      float xs[kTile] = {}, scales[kTile] = {}, shifts[kTile] = {};
+      float space[4][kTile] = {};
       typename Output<T>::type values[kTile];
-      const size_t bytes = (to - from) * sizeof(float);
-      __builtin_memcpy(xs + from, x + from, bytes);
-      if (scale) {
-        __builtin_memcpy(scales + from, scale + from, bytes);
-        __builtin_memcpy(shifts + from, shift + from, bytes);
-      }
-      perturb_tiles<D, T, 1>(job, key, row.counter, tile, xs, scale ? scales : nullptr, scale ? shifts : nullptr, values);
+      const auto inside = [from, to](const float* given, float* copy) {
+        if (given) __builtin_memcpy(copy + from, given + from, (to - from) * sizeof *copy);
+        return given ? copy : nullptr;
+      };
+      const Elements copies = {inside(of.x, space[0]), inside(of.noise_scale, space[1]), inside(of.scale, space[2]),
+                               inside(of.shift, space[3])};
+      perturb_tiles<D, T, 1>(job, key, row, tile, copies, values);
       __builtin_memcpy(out + (tile + from - begin), values + from, (to - from) * sizeof values[0]);
     }
   }
@@ -215,8 +236,11 @@ void philox_words(const int64_t counter[3], uint64_t seed, int64_t first_block, 
   }
 }
 
-// As many blocks of four words as there are lanes at a time; what the last one lacks is 0.
+// As many blocks of four words as there are lanes at a time; what the last one lacks is 0. For draws that need no more
+// words.
 void noise_of_words(int draw, const uint32_t* words, int64_t count, float* out) {
+  const NoiseParameters none = {};
+  const auto no_more = [](Bits* w) { __builtin_memset(w, 0, 4 * sizeof *w); };
   with_draw(static_cast<Draw>(draw), [&](auto is) {
     for (int64_t i = 0; i < count; i += kTile) {
       const int64_t some = count - i < kTile ? count - i : kTile;
@@ -226,7 +250,7 @@ void noise_of_words(int draw, const uint32_t* words, int64_t count, float* out) 
       Bits w[4];
       Floats z[4];
       for (int j = 0; j < kTile; ++j) w[j % 4][j / 4] = from[j];
-      standard_noise<Floats, Bits, Ints>(is, w, z);
+      standard_noise<Floats, Ints>(is, source_of(w, no_more, none, 0), z);
       for (int j = 0; j < kTile; ++j) to[j] = z[j % 4][j / 4];
       __builtin_memcpy(out + i, to, some * sizeof *out);
     }

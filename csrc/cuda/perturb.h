@@ -2,7 +2,6 @@
 // elements that are neighbours in logical order, as Philox makes them, and writes 16 bytes at a time where addresses allow.
 #pragma once
 
-#include "../noise.h"
 #include "../perturb.h"
 #include "../philox.h"
 #include "block.h"
@@ -88,6 +87,7 @@ inline PerturbGrid make_grid(const PerturbJob& given) {
 
 struct Row {
   RowCounter counter;
+  int64_t sample;
   const float* x;
 };
 
@@ -97,7 +97,7 @@ RSFAST_KERNEL_FN Row row_of(const PerturbJob& job, int64_t row) {
   RSFAST_REQUIRE(sample >= 0 && sample < int64_t{1} << 56, "rsfast.perturb: samples must lie in [0, 2^56)");
   const int64_t id = job.input_ids[input];
   RSFAST_REQUIRE(id >= 0 && id < int64_t{1} << 32, "rsfast.perturb: input_ids must lie in [0, 2^32)");
-  return {row_counter(sample, id, job.stream), job.x + input * job.elements};
+  return {row_counter(sample, id, job.stream), sample, job.x + input * job.elements};
 }
 
 struct alignas(16) Sixteen {
@@ -108,16 +108,26 @@ struct Four {
   float of[4];
 };
 
+struct FourWords {
+  uint32_t of[4];
+};
+
+RSFAST_FN FourWords four_words(uint32_t block, const RowCounter& c, const Key& key) {
+  const auto w = philox<uint64_t>(block, c.sample_low, c.input_id, c.stream_and_sample_high, key);
+  return {{static_cast<uint32_t>(w.a), static_cast<uint32_t>(w.b), static_cast<uint32_t>(w.c), static_cast<uint32_t>(w.d)}};
+}
+
 // The finished values of elements 4 four to 4 four + 3 of a row; those past its end are made of x = 0.
 template <Draw D, bool Aligned>
 RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_t four) {
   const PerturbJob& job = g.job;
-  const RowCounter& c = row.counter;
-  const auto w = philox<uint64_t>(four, c.sample_low, c.input_id, c.stream_and_sample_high, g.key);
-  const uint32_t words[4] = {static_cast<uint32_t>(w.a), static_cast<uint32_t>(w.b), static_cast<uint32_t>(w.c),
-                             static_cast<uint32_t>(w.d)};
+  const FourWords words = four_words(four, row.counter, g.key);
+  const auto more = [&](uint32_t* w) {
+    const FourWords made = four_words(four, more_words(row.counter), g.key);
+    for (int i = 0; i < 4; ++i) w[i] = made.of[i];
+  };
   Four z, y = {};
-  standard_noise<float, uint32_t, int32_t>(DrawIs<D>{}, words, z.of);
+  standard_noise<float, int32_t>(DrawIs<D>{}, source_of(words.of, more, job.noise, row.sample), z.of);
   const uint64_t first = uint64_t{four} * 4;
   if constexpr (Aligned) {
     const Sixteen bits = *reinterpret_cast<const Sixteen*>(row.x + first);
@@ -126,7 +136,12 @@ RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_
     for (int i = 0; i < 4; ++i)
       if (first + i < static_cast<uint64_t>(job.elements)) y.of[i] = row.x[first + i];
   }
-  for (int i = 0; i < 4; ++i) y.of[i] = noisy(job, z.of[i], y.of[i]);
+  for (int i = 0; i < 4; ++i) {
+    float noise_scale = job.noise.scalars[0];
+    if (job.noise.each && (Aligned || first + i < static_cast<uint64_t>(job.elements)))
+      noise_scale = job.noise.each[first + i];
+    y.of[i] = noisy(DrawIs<D>{}, job, z.of[i], noise_scale, y.of[i]);
+  }
   if (job.scale) {
     uint64_t channel = quotient(first, g.positions);
     float scale = job.scale[channel], shift = job.shift[channel];

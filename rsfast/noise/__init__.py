@@ -4,6 +4,7 @@ from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_
 from .gaussian import Gaussian, check_lipschitz
 from .laplace import Laplace
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
+from .uniform import Uniform
 
 __all__ = [
     "DRAWS",
@@ -15,6 +16,7 @@ __all__ = [
     "Laplace",
     "Noise",
     "NoiseParameters",
+    "Uniform",
     "check_lipschitz",
     "check_noise",
     "check_seed",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -40,6 +41,42 @@ _FLOAT32 = np.finfo(np.float32)
 POSITIVE = Constraint(float(_FLOAT32.tiny), float(_FLOAT32.max), "positive, finite and a normal float32")
 
 
+class NoiseParameters(NamedTuple):
+    """A noise as kernels take it: the name of its draw, and the block of parameters (csrc/jobs.h)."""
+
+    draw: str
+    scalars: Sequence[float]
+    tensors: Sequence[Any] = ()
+    """The draw's tables; or one value of each element, [elements]. Arrays in what `Noise.parameters` returns."""
+
+    @property
+    def each(self) -> Any:
+        """The value of each element, or None."""
+        return self.tensors[0] if self.tensors and not DRAWS[self.draw].tables else None
+
+    @property
+    def tables(self) -> Sequence[Any]:
+        """What the draw looks values up in."""
+        return self.tensors if DRAWS[self.draw].tables else ()
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError, naming the argument, unless the block is that of its draw."""
+        draw = DRAWS[check_choice("draw", self.draw, DRAWS)]
+        few, most = (len(draw.tables),) * 2 if draw.tables else (0, bool(draw.each))
+        if len(self.scalars) != len(draw.scalars) or not few <= len(self.tensors) <= most:
+            tensors = ", ".join(draw.tables) or ("one value of each element, or none" if draw.each else "none")
+            raise ValueError(
+                f"the parameters of the draw {self.draw!r} must be the scalars ({', '.join(draw.scalars)}) and the tensors "
+                f"({tensors}), got {len(self.scalars)} scalars and {len(self.tensors)} tensors"
+            )
+        for (name, constraint), value in zip(draw.scalars.items(), self.scalars, strict=True):
+            constraint.check(name, value)
+
+
+def _added(z: Any, x: Any, noise: NoiseParameters, math: Any) -> Any:
+    return math.fma(noise.scalars[0] if noise.each is None else noise.each, z, x)
+
+
 class Draw(NamedTuple):
     """A map from random words to standard noise, which every backend has under the same name.
 
@@ -53,34 +90,27 @@ class Draw(NamedTuple):
         The reference: ``plain(words, math)`` returns the standard noise of four elements, float32
         tensors, for the four words of their Philox block, int64 tensors. `math` is the module
         ops/arithmetic.py, so that no noise imports torch.
+    standard : callable, optional
+        The reference of a draw that takes more than those four words, instead of `plain`:
+        ``standard(words, noise, math)`` returns float32 [B, elements], for an `ops.reference.Words`
+        and the `NoiseParameters`.
+    combine : callable
+        The reference of how noise meets x: ``combine(z, x, noise, math)``, float32 [B, elements].
+        By default it is added, times the scale: ``fma(scale, z, x)``.
+    each : str
+        The dtype of the value that each element may have: "float32", "int32", or "" if it has none.
+        Of noise that is added, it is the element's scale.
+    tables : mapping of str to str
+        The names and dtypes of what the draw looks values up in; it then has no value of each element.
     """
 
     name: str
     scalars: Mapping[str, Constraint]
-    plain: Callable[[Sequence[Any], Any], Sequence[Any]]
-
-
-class NoiseParameters(NamedTuple):
-    """A noise as kernels take it: the name of its draw, and the block of parameters (csrc/jobs.h).
-
-    ``scalars[0]`` is the scale, by which standard noise is multiplied. No draw takes tensors yet:
-    they are for values of each element or channel, and for tables.
-    """
-
-    draw: str
-    scalars: Sequence[float]
-    tensors: Sequence[Any] = ()
-
-    def check(self) -> None:
-        """Raise TypeError or ValueError, naming the argument, unless a kernel can take the block."""
-        constraints = DRAWS[check_choice("draw", self.draw, DRAWS)].scalars
-        if len(self.scalars) != len(constraints) or self.tensors:
-            raise ValueError(
-                f"the parameters of the draw {self.draw!r} must be the scalars ({', '.join(constraints)}) and no tensors, "
-                f"got {len(self.scalars)} scalars and {len(self.tensors)} tensors"
-            )
-        for (name, constraint), value in zip(constraints.items(), self.scalars, strict=True):
-            constraint.check(name, value)
+    plain: Callable[[Sequence[Any], Any], Sequence[Any]] | None = None
+    standard: Callable[[Any, NoiseParameters, Any], Any] | None = None
+    combine: Callable[[Any, Any, NoiseParameters, Any], Any] = _added
+    each: str = "float32"
+    tables: Mapping[str, str] = MappingProxyType({})
 
 
 class Noise:
@@ -99,6 +129,8 @@ class Noise:
     norm: ClassVar[str]
     """The norm in which radii are measured: "l2" or "l1"."""
     draw: ClassVar[Draw]
+    has_arrays: ClassVar[bool] = False
+    """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
     potential_error: ClassVar[float] = POTENTIAL_ERROR
     """The relative error of the potential, which `radius` charges."""
 
@@ -137,8 +169,15 @@ class Noise:
         """
         return float(np.float32(self.scale)) * 2.0**23
 
-    def parameters(self) -> NoiseParameters:
-        """Return the draw and the parameter block that kernels take: here all parameters, in order, as scalars."""
+    def parameters(self, shape: Sequence[int]) -> NoiseParameters:
+        """Return the draw and the parameter block that kernels take: here all parameters, in order, as scalars.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Of an input. A noise with a value of each element or channel raises ValueError if they
+            do not fit the shape.
+        """
         return NoiseParameters(self.draw.name, [getattr(self, name) for name in self.constraints])
 
     def check_lipschitz(self, lipschitz: float | None) -> float | None:

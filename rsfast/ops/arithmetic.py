@@ -11,6 +11,11 @@ _MASK = 0xFFFFFFFF
 where = torch.where
 
 
+def to_float(word: Tensor) -> Tensor:
+    """Return int64 values as float32, rounded once."""
+    return word.double().float()
+
+
 def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     """Return a * b + c, float32 with one rounding: exact product, sum rounded to odd in float64, then to float32."""
     a, b, c = (torch.as_tensor(value, dtype=torch.float32).double() for value in (a, b, c))
@@ -46,14 +51,14 @@ def horner(x: Tensor, coefficients: str) -> Tensor:
 def centred_uniform(word: Tensor) -> tuple[Tensor, Tensor]:
     """Return u = (word + 1/2) / 2^32 for int64 words, as csrc/uniform.h does: u or 1 - u, and whether it is 1 - u."""
     near_one = word > 0xBFFFFFFF
-    return (torch.where(near_one, word ^ _MASK, word).double().float() + 0.5) * 2.0**-32, near_one
+    return (to_float(torch.where(near_one, word ^ _MASK, word)) + 0.5) * 2.0**-32, near_one
 
 
 def centred_uniform_31(word: Tensor) -> tuple[Tensor, Tensor]:
     """Return u = (2 k + 1) / 2^32, k the low 31 bits of int64 words, as csrc/uniform.h does; see `centred_uniform`."""
     odd = (word << 1 | 1) & _MASK
     near_one = odd > 0xBFFFFFFF
-    return torch.where(near_one, (1 << 32) - odd, odd).double().float() * 2.0**-32, near_one
+    return to_float(torch.where(near_one, (1 << 32) - odd, odd)) * 2.0**-32, near_one
 
 
 def minus_two_log(value: Tensor, near_one: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ def box_muller(radius: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     r = sqrt(minus_two_log(*centred_uniform(radius)))
     remainder = (angle << 2) & _MASK
     remainder = torch.where(remainder >= 1 << 31, remainder - (1 << 32), remainder)
-    x = remainder.double().float() * 2.0**-31
+    x = to_float(remainder) * 2.0**-31
     quadrant = ((angle + 0x20000000) & _MASK) >> 30
     square = x * x
     s = horner(square, "-0x1.2d92dep-15 0x1.465e9p-9 -0x1.4abbb8p-4 -0x1.a34d4cp-26")

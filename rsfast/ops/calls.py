@@ -9,7 +9,7 @@ import torch
 
 from .._check import check_choice
 from ..heads.bins import BINS
-from ..noise import STREAMS, NoiseParameters
+from ..noise import DRAWS, STREAMS, NoiseParameters
 from .checks import TYPES, memory_format, require
 
 _INDEX = (torch.int64,)
@@ -43,6 +43,11 @@ class Perturbation(NamedTuple):
         require("rows", self.rows, _INDEX, (batch,), device)
         require("input_ids", self.input_ids, _INDEX, (x.shape[0],), device)
         self.noise.check()
+        draw = DRAWS[self.noise.draw]
+        if self.noise.each is not None:
+            require("noise_tensors[0]", self.noise.each, (getattr(torch, draw.each),), (x.shape[1:].numel(),), device)
+        for (name, dtype), table in zip(draw.tables.items(), self.noise.tables, strict=True):
+            require(name, table, (getattr(torch, dtype),), table.shape, device)
         check_choice("stream", self.stream, STREAMS.values())
         if self.scale is not None and self.shift is not None:
             require("scale", self.scale, _FLOAT, (channels,), device)

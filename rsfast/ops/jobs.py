@@ -23,7 +23,9 @@ def _fields(*groups: tuple[str, Any]) -> list[tuple[str, Any]]:
 class NoiseParameters(ctypes.Structure):
     """See csrc/jobs.h."""
 
-    _fields_ = _fields(("draw", ctypes.c_int), ("scalars", ctypes.c_float * 4), ("tensors", ctypes.c_void_p * 2))
+    _fields_ = _fields(
+        ("draw", ctypes.c_int), ("scalars", ctypes.c_float * 4), ("each", ctypes.c_void_p), ("tables", ctypes.c_void_p * 2)
+    )
 
 
 class PerturbJob(ctypes.Structure):
@@ -69,14 +71,19 @@ def perturb_job(
     job: Perturbation, scale: torch.Tensor | None, shift: torch.Tensor | None, draws: Mapping[str, int]
 ) -> PerturbJob:
     """Return the struct. It holds addresses: the tensors must outlive it. `draws` are the extension's numbers."""
-    draw, scalars, tensors = job.noise
+    noise = job.noise
     low, high = job.clamp or (0.0, 0.0)
     return PerturbJob(
         inputs=job.x.shape[0],
         batch=job.samples.shape[0],
         elements=job.x.shape[1:].numel(),
         channels=job.x.shape[1],
-        noise=NoiseParameters(draws[draw], tuple(scalars), tuple([tensor.data_ptr() for tensor in tensors])),
+        noise=NoiseParameters(
+            draws[noise.draw],
+            tuple(noise.scalars),
+            None if noise.each is None else noise.each.data_ptr(),
+            tuple([table.data_ptr() for table in noise.tables]),
+        ),
         seed=job.seed,
         stream=job.stream,
         scale=None if scale is None else scale.data_ptr(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -97,8 +98,8 @@ def perturb(
     """
     given = (x, samples, rows, input_ids, scale, shift)
     x = check_inputs("x", x)
-    parameters = check_noise("noise", noise).parameters()
     device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
+    parameters = (_on_device if check_noise("noise", noise).has_arrays else _scalars)(noise, shape, device)
     samples = indices("samples", samples, None, 1 << 56, device)
     batch = samples.shape[0]
     rows = _default_rows(count, batch, device) if rows is None else rows
@@ -129,6 +130,17 @@ def perturb(
         result,
     )
     return result
+
+
+def _scalars(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
+    return noise.parameters(shape)
+
+
+@lru_cache(maxsize=64)
+def _on_device(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
+    """Return the parameter block with tensors instead of arrays."""
+    found = noise.parameters(shape)
+    return found._replace(tensors=[torch.tensor(array, device=device) for array in found.tensors])
 
 
 def _default_rows(count: int, batch: int, device: torch.device) -> torch.Tensor:

@@ -5,6 +5,9 @@ Philox runs on int64 (products wrap, which keeps their low 64 bits), float32 sta
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 
 from ..heads import HEADS, Pointwise, Sparsemax
@@ -20,30 +23,45 @@ _MASK = 0xFFFFFFFF
 _ONE = 1 << 40  # 1 within a row of scores
 
 
-def standard_noise(draw: str, samples: Tensor, input_ids: Tensor, elements: int, seed: int, stream: int) -> Tensor:
-    """Return a draw's float32 noise [B, elements] of the samples [B] of the inputs with ids [B]."""
-    blocks = torch.arange((elements + 3) // 4, device=samples.device)
-    shape = (samples.shape[0], blocks.shape[0])
-    high = stream << 24 | samples >> 32
-    words = philox(
-        (
-            blocks.expand(shape),
-            (samples & _MASK)[:, None].expand(shape),
-            input_ids[:, None].expand(shape),
-            high[:, None].expand(shape),
-        ),
-        seed,
-    )
-    z = torch.stack([*DRAWS[draw].plain(words, arithmetic)], dim=-1)
-    return z.flatten(1)[:, :elements]
+class Words(NamedTuple):
+    """The random words of some samples [B] of the inputs with ids [B]."""
+
+    samples: Tensor
+    input_ids: Tensor
+    elements: int
+    seed: int
+    stream: int
+
+    def of_blocks(self, blocks: Tensor) -> Sequence[Tensor]:
+        """Return the four words of blocks [N], each int64 [B, N]."""
+        shape = (self.samples.shape[0], blocks.shape[0])
+        rows = (self.samples & _MASK, self.input_ids, self.stream << 24 | self.samples >> 32)
+        low, input_id, high = (row[:, None].expand(shape) for row in rows)
+        return philox((blocks.expand(shape), low, input_id, high), self.seed)
+
+    def in_fours(self, plain: Callable[[Sequence[Tensor], object], Sequence[Tensor]]) -> Tensor:
+        """Return [B, elements] of a function that makes four elements of the four words of a block."""
+        blocks = torch.arange((self.elements + 3) // 4, device=self.samples.device)
+        return torch.stack([*plain(self.of_blocks(blocks), arithmetic)], dim=-1).flatten(1)[:, : self.elements]
+
+    def more(self) -> Words:
+        """Return other words of the same blocks, for draws that need 64 bits an element: no stream has the top bit."""
+        return self._replace(stream=self.stream | 0x80)
+
+
+def noisy(job: Perturbation) -> Tensor:
+    """Return x with its noise, float32 [B, elements]."""
+    words = Words(job.samples, job.input_ids[job.rows], job.x.shape[1:].numel(), job.seed, job.stream)
+    draw = DRAWS[job.noise.draw]
+    z = words.in_fours(draw.plain) if draw.plain else draw.standard(words, job.noise, arithmetic)  # type: ignore[misc]
+    y: Tensor = draw.combine(z, job.x.flatten(1)[job.rows], job.noise, arithmetic)
+    return y
 
 
 def perturb(job: Perturbation) -> None:
     """Fill ``job.out``."""
     shape = job.x.shape[1:]
-    draw, (scale_of_noise, *_), _ = job.noise
-    z = standard_noise(draw, job.samples, job.input_ids[job.rows], shape.numel(), job.seed, job.stream)
-    y = fma(scale_of_noise, z, job.x.flatten(1)[job.rows]).view(-1, *shape)
+    y = noisy(job).view(-1, *shape)
     if job.clamp is not None:
         y = y.clamp(*torch.tensor(job.clamp, dtype=torch.float32).tolist())
     if job.scale is not None and job.shift is not None:

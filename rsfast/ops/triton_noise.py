@@ -90,15 +90,30 @@ def laplace(word):
 
 
 @triton.jit
+def uniform(word):
+    """Uniform noise on [-1, 1], negative if the top bit of the word is set."""
+    magnitude = (((word << 1) | 1).to(tl.float32) * 2.0**-32).to(tl.uint32, bitcast=True)
+    return (magnitude | (word & 0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def block_words(block, sample, input_id, stream, seed):
+    """The four words of these blocks. Words that 64-bit draws need besides are those of `stream` + 128."""
+    high = (stream << 24) | (sample >> 32)
+    return philox(block, sample.to(tl.uint32), input_id.to(tl.uint32), high.to(tl.uint32), seed)
+
+
+@triton.jit
 def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
     """A draw's noise of these blocks of four elements, in the order of the elements."""
-    high = (stream << 24) | (sample >> 32)
-    a, b, c, d = philox(block, sample.to(tl.uint32), input_id.to(tl.uint32), high.to(tl.uint32), seed)
+    a, b, c, d = block_words(block, sample, input_id, stream, seed)
     if DRAW == "gaussian":
         z0, z1 = box_muller(a, b)
         z2, z3 = box_muller(c, d)
     elif DRAW == "laplace":
         z0, z1, z2, z3 = laplace(a), laplace(b), laplace(c), laplace(d)
+    elif DRAW == "uniform":
+        z0, z1, z2, z3 = uniform(a), uniform(b), uniform(c), uniform(d)
     else:
         tl.static_assert(False, "ops/triton_noise.py lacks this draw")
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))

@@ -29,13 +29,20 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 
 
 @triton.jit
-def noisy(z, noise_scale, x, low, high):
-    """x with standard noise z added, before scale and shift."""
+def noisy(z, noise_scale, x, low, high, DRAW: tl.constexpr):
+    """x with its noise, before scale and shift: most draws are added."""
     y = tl.fma(z, noise_scale, x)
     if low is not None:
         y = tl.where(y < low, low, y)
         y = tl.where(y > high, high, y)
     return y
+
+
+@triton.jit
+def channels_in_a_row(start, plane, lane):
+    """The channel of each lane of a tile that begins at element `start` of a row, and the place in that channel's plane."""
+    behind = (start % plane).to(tl.int32) + lane  # since the first plane of the tile began
+    return start // plane + behind // plane, behind % plane
 
 
 # Program (row, channel, tile) makes one tile of BLOCKS Philox blocks of a channel of a row: spans are channels. Where no
@@ -52,6 +59,7 @@ def perturb_kernel(
     low,
     high,
     noise_scale,
+    each_ptr,
     seed: tl.uint64,
     stream,
     inputs,
@@ -69,7 +77,6 @@ def perturb_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     source, input_id, sample, valid = row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs)
-    noise_scale = tl.where(valid, noise_scale, float("nan"))  # should the assertion be off, the row is NaN
 
     channel = first_channel + tl.program_id(1)
     tile = (first_tile + tl.program_id(2)).to(tl.int64)
@@ -84,13 +91,14 @@ def perturb_kernel(
         place -= first & 3
         inside = (place >= 0) & (place < span)
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
-    y = noisy(z, noise_scale, x, low, high)
-    in_plane = place
+    if each_ptr is not None:
+        noise_scale = tl.load(each_ptr + first + place, mask=inside)
+    y = noisy(z, noise_scale, x, low, high, DRAW)
+    y = tl.where(valid, y, float("nan"))  # should the assertion be off
     if NARROW:
-        start = tile * (4 * BLOCKS)
-        behind = (start % plane).to(tl.int32) + lane  # since the first plane of the tile began
-        channel = start // plane + behind // plane
-        in_plane = behind % plane
+        channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
+    else:
+        in_plane = place
     if scale_ptr is not None:
         scale = tl.load(scale_ptr + channel, mask=inside if NARROW else None)
         shift = tl.load(shift_ptr + channel, mask=inside if NARROW else None)
@@ -140,6 +148,7 @@ def perturb(job: Perturbation) -> None:
                     low,
                     high,
                     job.noise.scalars[0],
+                    job.noise.each,
                     job.seed,
                     job.stream,
                     job.x.shape[0],
