@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from . import ops
 from ._check import check_count
@@ -62,7 +61,8 @@ class Smoothed:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the estimate of g(x) as a float32 tensor without axes, whose gradient is that of `gradient`.
 
-        Value and gradient come from the same samples. f is not differentiated. A second derivative raises RuntimeError.
+        Value and gradient come from the same samples. f is not differentiated. A backward pass with
+        ``create_graph=True``, for a second derivative, raises RuntimeError.
         """
         if torch.is_grad_enabled() and isinstance(x, torch.Tensor) and x.requires_grad:
             result: torch.Tensor = _Autograd.apply(x, self)  # type: ignore[no-untyped-call]
@@ -224,8 +224,8 @@ def smoothed(
     costs, and a check of ``g.curvature``.
 
     Numerics: the noise is that of `ops.perturb` in float32. f's numbers are taken as float64, and means and variances are
-    computed in float64, in blocks that depend on the shape of x only. Memory beyond a batch is 16 bytes a pair, and some
-    16 MiB, or what a dozen x take where that is more.
+    computed in float64, in blocks that depend on the shape of x only. Memory beyond a batch is 16 bytes a pair, and about
+    ten float64 tensors of 2 MiB, or of x where that is more.
 
     References
     ----------
@@ -258,8 +258,12 @@ class _Autograd(torch.autograd.Function):
         return value.mean.float()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        if torch.is_grad_enabled():  # torch would take the second derivative for 0
+            raise RuntimeError(
+                "create_graph must be False where a smoothed function is differentiated, got True; its gradient has no "
+                "gradient, and g.curvature estimates the trace of the Hessian"
+            )
         (gradient,) = ctx.saved_tensors
         return upstream * gradient, None
 
