@@ -119,7 +119,7 @@ class Smoothed:
         x = self._check(x)
         self.noise.laplacian(x.new_zeros(0, *x.shape))
         with evaluating(self._modules):
-            centre = _check_values(self.f(x[None].clone()), 1)
+            centre = _check_finite(_check_output(self.f(x[None].clone()), 1).double())
         first, values = self.count, self._evaluate(x)
         return self._weigh(x, first, values.mean(dim=1) - centre, self.noise.laplacian)
 
@@ -140,7 +140,8 @@ class Smoothed:
                 rows = places % 2 if paired else torch.zeros_like(places)
                 batch = self._perturb(sources, first + (places // 2 if paired else places), rows)
                 batch *= (1 - 2 * rows).reshape(-1, *[1] * x.ndim)  # -(-x + z) is x - z, to the bit
-                values[start : start + size] = _check_values(self.f(batch), len(places))
+                values[start : start + size] = _check_output(self.f(batch), len(places))
+        _check_finite(values)
         if not self.common_random_numbers:
             self.count += self.n if paired else 2 * self.n
         return values.reshape(self.n, 2)
@@ -182,7 +183,8 @@ def smoothed(
         From a batch [B, *shape] to one finite real number a row, [B]. It is never differentiated. A torch.nn.Module is put
         into eval mode meanwhile.
     noise : Noise
-        Its parameters are in the units of x. Any noise has a value; Gaussian and Laplace a gradient; Gaussian a curvature.
+        Its parameters are in the units of x. The value takes any noise, the gradient Gaussian or Laplace noise, the curvature
+        Gaussian noise.
     n : int
         Pairs of samples that each call takes, at least 2. f is evaluated at 2 n points, at x itself too for the curvature.
     seed : int, optional
@@ -194,7 +196,7 @@ def smoothed(
     common_random_numbers : bool
         False: every call takes fresh samples, those of the stream "user" from ``g.count`` on, as stochastic gradient descent
         needs. True: all calls take the same, from ``g.count`` on, which stays. ``g(x)`` is then one fixed function of x:
-        differences ``g(x) - g(y)`` lose most of their noise, and line searches work. What one call errs by, all do.
+        differences ``g(x) - g(y)`` lose most of their noise, and line searches work. All x share the error of one draw.
 
     Returns
     -------
@@ -205,8 +207,8 @@ def smoothed(
     Raises
     ------
     TypeError, ValueError
-        Here, if an argument is wrong. When g is called: if x is wrong; if the noise has no score, and x requires grad or the
-        gradient or curvature is asked for; these before f is evaluated. If f returns anything but B finite real numbers.
+        Here, if an argument is wrong. When g is called, before f is evaluated, if x is wrong, or if a derivative is asked for
+        that the noise cannot give. After that, if f returns anything but B finite real numbers.
 
     Notes
     -----
@@ -217,15 +219,15 @@ def smoothed(
     - gradient: ``E (f(x + z) - f(x - z)) / 2 score(z)``;
     - trace of the Hessian: ``E ((f(x + z) + f(x - z)) / 2 - f(x)) laplacian(z)``.
 
-    Both points of a pair share z, so what is even in z is no noise in the gradient, and what is odd none in the value. A
-    noise without a score has no such pairs, as it may be no sum at all: its value takes 2 n independent samples.
+    Both points of a pair share z. So what is odd in z adds no noise to the value, and what is even none to the gradient. A
+    noise without a score may be no sum at all, so it has no such pairs: its value takes 2 n independent samples.
 
     For Gaussian noise, ``g(x) - f(x)`` is ``sigma^2 / 2 tr f''(x)`` up to terms in ``sigma^4``: the bias that smoothing
     costs, and a check of ``g.curvature``.
 
     Numerics: the noise is that of `ops.perturb` in float32. f's numbers are taken as float64, and means and variances are
-    computed in float64, in blocks that depend on the shape of x only. Memory beyond a batch is 16 bytes a pair, and about
-    ten float64 tensors of 2 MiB, or of x where that is more.
+    computed in float64, in blocks that depend on the shape of x only. Memory beyond a batch is 40 bytes a pair, and about
+    twenty float64 tensors of 2 MiB, or of the size of x where that is more.
 
     References
     ----------
@@ -299,8 +301,8 @@ def _estimate(values: torch.Tensor) -> Estimate:
     return moments.estimate()
 
 
-def _check_values(output: object, rows: int) -> torch.Tensor:
-    """Return what f made of a batch as float64 [rows]; raise TypeError or ValueError unless each is a finite number."""
+def _check_output(output: object, rows: int) -> torch.Tensor:
+    """Return what f made of a batch; raise TypeError or ValueError unless it is one real number a row."""
     if not isinstance(output, torch.Tensor):
         raise TypeError(f"f must return a tensor [B], got a {type(output).__name__}")
     if output.is_complex():
@@ -308,7 +310,11 @@ def _check_values(output: object, rows: int) -> torch.Tensor:
     if output.shape != (rows,):
         hint = "; add .squeeze(1)" if output.shape == (rows, 1) else ""
         raise ValueError(f"f must return one number a row, shape [{rows}] here, got {list(output.shape)}{hint}")
-    values = output.double()
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"f must return finite numbers, got {output[~values.isfinite()][0].item()}")
+    return output
+
+
+def _check_finite(values: torch.Tensor) -> torch.Tensor:
+    """Return what f made of all points; raise ValueError unless it is finite."""
+    if not bool((finite := values.isfinite()).all()):
+        raise ValueError(f"f must return finite numbers, got {values[~finite][0].item()}")
     return values

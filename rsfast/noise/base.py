@@ -210,7 +210,7 @@ class Noise:
         Raises
         ------
         TypeError
-            If p has no gradient everywhere but at a few points, as this class assumes.
+            Unless a subclass defines it, as it does where p has a gradient almost everywhere and no jumps.
         """
         raise TypeError(f"noise must have a density with a gradient, as Gaussian and Laplace have, got {self!r}")
 
