@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .lipschitz import lipschitz_bound
     from .ops.tally import Tally
     from .runs.run import Run
+    from .smoothing import smoothed
 
 __all__ = [
     "ABSTAIN",
@@ -59,6 +60,7 @@ __all__ = [
     "predictions",
     "sample",
     "sequences",
+    "smoothed",
     "tune_head",
 ]
 
@@ -74,6 +76,7 @@ _NEEDS_TORCH = {
     "ops": "ops",
     "predict": "api",
     "sample": "api",
+    "smoothed": "smoothing",
     "tune_head": "api",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data._utils import worker as _workers
 
 from . import ops
+from ._check import check_count
 from .noise import Gaussian, Noise, philox
 
 _WORKERS = 5
@@ -127,6 +128,141 @@ class GaussianNoise(nn.Module):
         noisy: torch.Tensor = _Perturb.apply(x, samples, ids, Gaussian(self.sigma), seed)  # type: ignore[no-untyped-call]
         count.copy_(after)
         return noisy
+
+
+class NoisyStateCell(nn.Module):
+    """Run a recurrent cell whose state gets Gaussian noise before every step, in training mode.
+
+    It takes the place of its cell: ``h = cell(input, h + z)``, with z fresh at each step and for each row. The first step's
+    state of zeros gets noise, too. A long short-term memory has noise on h, and none on c. In eval mode it is the cell.
+
+    Parameters
+    ----------
+    cell : torch.nn.RNNCell, GRUCell or LSTMCell
+        What it computes is left as it is; its parameters are trained.
+    sigma : float
+        Standard deviation of the noise on each element of the state.
+    seed : int, optional
+        In [0, 2^64); drawn from the operating system if left out.
+
+    Attributes
+    ----------
+    cell : nn.Module
+    noise : GaussianNoise
+        It draws the noise, from the stream "training", and its `count` makes training that resumes go on with the same bits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If cell is none of these, or sigma or seed is out of range; in forward, if input is not [B, input_size].
+
+    Notes
+    -----
+    For a loss l of ``W h`` the expected loss is that without noise plus ``sigma^2 / 2 tr(W' H W)``, up to terms in
+    ``sigma^4``, H the Hessian of l: a penalty on the recurrent weights W. Where H is a multiple of the identity, it is an
+    l2 penalty.
+
+    References
+    ----------
+    Jim, Giles and Horne, "An Analysis of Noise in Recurrent Neural Networks: Convergence and Generalization", 1996.
+
+    Examples
+    --------
+    >>> cell = NoisyStateCell(nn.GRUCell(3, 5), 0.1, seed=1)
+    >>> h = None
+    >>> for step in torch.zeros(7, 2, 3):
+    ...     h = cell(step, h)
+    >>> h.shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(self, cell: nn.RNNCellBase, sigma: float, *, seed: int | None = None) -> None:
+        super().__init__()
+        if not isinstance(cell, nn.RNNCellBase):
+            raise TypeError(f"cell must be an nn.RNNCell, nn.GRUCell or nn.LSTMCell, got {cell!r}")
+        self.cell, self.noise = cell, GaussianNoise(sigma, seed=seed)
+
+    def forward(self, input: torch.Tensor, state: Any = None) -> Any:
+        """Return the cell's next state for an input [B, input_size]: h [B, hidden_size], or (h, c) of an LSTMCell.
+
+        `state` is the one before, of the same form; None stands for zeros.
+        """
+        if input.ndim != 2:
+            raise ValueError(f"input must have shape [B, input_size], got {list(input.shape)}; one input is input[None]")
+        has_c = isinstance(self.cell, nn.LSTMCell)
+        if state is None:
+            h = input.new_zeros(len(input), self.cell.hidden_size)
+            state = (h, h) if has_c else h
+        if isinstance(state, torch.Tensor) == has_c:
+            raise TypeError(f"state must be {'(h, c)' if has_c else 'a tensor h'}, got a {type(state).__name__}")
+        return self.cell(input, (self.noise(state[0]), state[1]) if has_c else self.noise(state))
+
+
+class SmoothedCritic(nn.Module):
+    """Average a critic over noisy copies of its input: an estimate of ``E critic(x + noise)``, whose gradients are tame.
+
+    It takes the place of the critic of a generative adversarial network. Gradients reach x and the critic's parameters, and
+    may be differentiated again, as a gradient penalty does. It smooths in eval mode, too, as the generator is trained on the
+    smoothed critic; ``.critic`` is the one without noise.
+
+    Parameters
+    ----------
+    critic : nn.Module
+        From a batch [B, *shape] to [B, ...], row by row.
+    sigma : float
+        Standard deviation of the noise, in the units of x.
+    samples : int
+        Noisy copies of each x. They make a batch of B times as many rows.
+    seed : int, optional
+        In [0, 2^64); drawn from the operating system if left out.
+
+    Attributes
+    ----------
+    critic : nn.Module
+    samples : int
+    noise : GaussianNoise
+        It draws the noise, from the stream "training", and its `count` makes training that resumes go on with the same bits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong; in forward, if x is not as `GaussianNoise` takes it, or the critic returns another number of
+        rows.
+
+    References
+    ----------
+    Arjovsky, Chintala and Bottou, "Wasserstein GAN", 2017; Gulrajani et al., "Improved Training of Wasserstein GANs", 2017.
+
+    Examples
+    --------
+    >>> critic = SmoothedCritic(nn.Linear(2, 1), 0.5, 8, seed=1)
+    >>> critic(torch.zeros(4, 2)).shape
+    torch.Size([4, 1])
+    """
+
+    def __init__(self, critic: nn.Module, sigma: float, samples: int, *, seed: int | None = None) -> None:
+        super().__init__()
+        if not isinstance(critic, nn.Module):
+            raise TypeError(f"critic must be an nn.Module, got {critic!r}")
+        self.critic, self.samples = critic, check_count("samples", samples)
+        self.noise = GaussianNoise(sigma, seed=seed)
+
+    def extra_repr(self) -> str:
+        return f"samples={self.samples}"
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the critic's mode; the noise stays."""
+        super().train(mode)
+        self.noise.train()
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the mean [B, ...] of the critic over noisy copies of x [B, *shape]."""
+        copies = self.noise(x.repeat_interleave(self.samples, dim=0))
+        values: torch.Tensor = self.critic(copies)
+        if values.ndim == 0 or len(values) != len(copies):
+            raise ValueError(f"critic must return {len(copies)} rows for {len(copies)} rows, got shape {list(values.shape)}")
+        return values.reshape(len(x), self.samples, *values.shape[1:]).mean(dim=1)
 
 
 def _source(device: torch.device) -> int:

@@ -12,7 +12,7 @@ from rsfast._check import as_int
 KINDS = [np.int8, np.int64, np.uint16, torch.tensor]
 X = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
 
-
+CELL = nn.GRUCell(4, 2)
 COUNTS = np.eye(1, rsfast.sequences.BINS, 100, dtype=np.int64)
 
 
@@ -80,6 +80,9 @@ CALLS = {
     "Provenance": lambda i: Provenance(Gaussian(0.5), i(5), "user", range(3), [i(4), i(5)]),
     "perturb": lambda i: rsfast.ops.perturb(X, Gaussian(0.5), seed=i(5), samples=[i(3), i(4), i(5)]).tolist(),
     "GaussianNoise": lambda i: rsfast.nn.GaussianNoise(0.5, seed=i(5))(X).tolist(),
+    "NoisyStateCell": lambda i: rsfast.nn.NoisyStateCell(CELL, 0.5, seed=i(5))(X).tolist(),
+    "SmoothedCritic": lambda i: rsfast.nn.SmoothedCritic(nn.Flatten(), 0.5, i(3), seed=i(5))(X).tolist(),
+    "smoothed": lambda i: rsfast.smoothed(lambda x: x[:, 0], Gaussian(0.5), i(9), seed=i(5), batch_size=i(4))(X[0]).item(),
     "lipschitz_bound": lambda i: rsfast.lipschitz_bound(nn.Sequential(nn.Flatten(), nn.ReLU()).eval(), [i(3), i(4)]),
     "analysis_ends": lambda i: rsfast.sequences.analysis_ends(i(100)),
     "range_ends": lambda i: rsfast.sequences.range_ends(i(100)),

@@ -230,17 +230,29 @@ def _magnitudes(rows: torch.Tensor) -> torch.Tensor:
 
 def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Noise | None) -> None:
     """Raise ValueError unless inputs[first] and those after it are finite and not too large for the noise."""
-    most = torch.finfo(torch.float32).max if noise is None else min(noise.largest_input, torch.finfo(torch.float32).max)
-    usable = magnitudes <= most
-    if bool(usable.all()):
+    usable = magnitudes <= _largest(noise)
+    if not bool(usable.all()):
+        place = int((~usable).int().argmax())
+        check_magnitude(f"inputs[{first + place}]", float(magnitudes[place]), noise)
+
+
+def _largest(noise: Noise | None) -> float:
+    most = torch.finfo(torch.float32).max
+    return most if noise is None else min(noise.largest_input, most)
+
+
+def check_magnitude(name: str, magnitude: float, noise: Noise | None) -> None:
+    """Raise ValueError unless an input whose largest magnitude this is, NaN if it holds one, suits the noise.
+
+    It must be finite, and not beyond `Noise.largest_input`.
+    """
+    if magnitude <= _largest(noise):
         return
-    place = int((~usable).int().argmax())
-    largest = float(magnitudes[place])
-    if noise is None or not math.isfinite(largest):
-        raise ValueError(f"inputs[{first + place}] must be finite, got NaN or infinity")
+    if noise is None or not math.isfinite(magnitude):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
     raise ValueError(
-        f"inputs[{first + place}] must hold values of at most {noise.largest_input:g}, got {largest:g}; there float32 has "
-        f"too few numbers for noise of {noise.settings}"
+        f"{name} must hold values of at most {noise.largest_input:g}, got {magnitude:g}; there float32 has too few numbers "
+        f"for noise of {noise.settings}"
     )
 
 

@@ -118,6 +118,7 @@ class Noise:
 
     A subclass states `constraints` (one for each field), `norm` and `draw`, and defines
     `potential`; one without a potential defines `radius` instead. What kernels take is `parameters`.
+    One whose density has derivatives defines `score`, and `laplacian`, for `smoothed`.
 
     Raises
     ------
@@ -225,6 +226,43 @@ class Noise:
         """
         low, high = self.potential(p_lower, lipschitz), self.potential(p_upper, lipschitz)
         return np.asarray((low - high - self.potential_error * (np.abs(low) + np.abs(high))) / 2)
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the noise has a `score`: it is then a sum, x + z, with -z as likely as z."""
+        return type(self).score is not Noise.score
+
+    def score(self, z: Any) -> Any:
+        """Return the score of the noise's density p: minus the gradient of ``log p``, an odd function.
+
+        ``E f(x + z) score(z)`` is the gradient of ``E f(x + z)`` (Stein's lemma), which `smoothing.smoothed` estimates.
+
+        Parameters
+        ----------
+        z : float64 tensor [m, *shape]
+            Noise of m samples, in the units of the input.
+
+        Returns
+        -------
+        float64 tensor [m, *shape]
+
+        Raises
+        ------
+        TypeError
+            Unless a subclass defines it, as it does where p has a gradient almost everywhere and no jumps.
+        """
+        raise TypeError(f"noise must have a density with a gradient, as Gaussian and Laplace have, got {self!r}")
+
+    def laplacian(self, z: Any) -> Any:
+        """Return the Laplacian of the noise's density over the density, ``(tr p'') / p``, whose mean is 0.
+
+        ``E f(x + z) laplacian(z)`` is the trace of the Hessian of ``E f(x + z)``. Parameters, errors: as `score`.
+
+        Returns
+        -------
+        float64 tensor [m]
+        """
+        raise TypeError(f"noise must have a density with a Laplacian, as Gaussian has, got {self!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the noise's name and parameters; `from_dict` reads it back."""

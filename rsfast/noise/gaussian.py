@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -191,3 +192,12 @@ class Gaussian(Noise):
         inside = (p > 0) & (p < 1)
         t[inside] = _quantile(np.minimum(p, 1 - p)[inside], a)
         return np.asarray(sigma * np.copysign(t, p - 0.5))
+
+    def score(self, z: Any) -> Any:
+        """Return ``z / sigma^2``, with sigma as the kernels apply it, rounded to float32."""
+        return z / float(np.float32(self.sigma)) ** 2
+
+    def laplacian(self, z: Any) -> Any:
+        """Return ``(|z|^2 / sigma^2 - D) / sigma^2``, D the number of elements."""
+        variance, flat = float(np.float32(self.sigma)) ** 2, z.reshape(len(z), math.prod(z.shape[1:]))
+        return ((flat**2).sum(1) / variance - flat.shape[1]) / variance

@@ -100,3 +100,7 @@ class Laplace(Noise):
             q = np.minimum(p, 1 - p)
             size = np.where(q < 0.25, -np.log(2 * q), -np.log1p(2 * q - 1))
         return np.asarray(b * np.copysign(size, p - 0.5))
+
+    def score(self, z: Any) -> Any:
+        """Return ``sign(z) / b``, with b as the kernels apply it, rounded to float32."""
+        return z.sign() / float(np.float32(self.b))
