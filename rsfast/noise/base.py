@@ -264,6 +264,29 @@ class Noise:
         """
         raise TypeError(f"noise must have a density with a Laplacian, as Gaussian has, got {self!r}")
 
+    @property
+    def evaluations(self) -> int | None:
+        """The number of samples, from 0 on, that are the whole noise: an exact certificate counts each once.
+
+        None where noise is random, and certificates are bounds.
+        """
+        return None
+
+    def exact_radius(self, lead: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the radius that no chance is in, where `evaluations` is a number.
+
+        Parameters
+        ----------
+        lead : ndarray of int64
+            Votes for a class less votes for any other, of all evaluations.
+
+        Returns
+        -------
+        ndarray of float64
+            In `norm`, rounded down; a radius that is not positive proves nothing.
+        """
+        raise NotImplementedError(f"{self.name} noise is random")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the noise's name and parameters; `from_dict` reads it back."""
         return {"name": self.name, **self._fields()}

@@ -1,0 +1,60 @@
+"""Base classifiers whose smoothed scores and robust radius are known in closed form, one for each noise; their checks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+
+import rsfast
+from rsfast.noise import Gaussian, Laplace, Noise, Uniform
+
+
+class Case(NamedTuple):
+    """A noise; a base classifier of two classes, of which 1 is right; inputs, from numbers u in (0, 1); their true radii."""
+
+    noise: Noise
+    model: Callable[[torch.Tensor], torch.Tensor]
+    input_of: Callable[[np.ndarray], np.ndarray]  # u [I] to float32 inputs [I, *shape]
+    radius_of: Callable[[np.ndarray], np.ndarray]  # float32 inputs to the norm's radius in which class 1 stays ahead
+
+
+def right_of_zero(batch):
+    """Class 1 where the first element is above 0. Its l1 and l2 radius at x is the first element, if that is positive."""
+    return torch.stack([-batch[:, 0], batch[:, 0]], dim=1)
+
+
+def along_the_first_axis(far):
+    """Inputs of three elements; the first is u times `far`."""
+    return lambda u: np.stack([u * far, np.full_like(u, 0.3), np.full_like(u, -0.7)], axis=1).astype(np.float32)
+
+
+def first_element(x):
+    return x[:, 0].astype(np.float64)
+
+
+CASES = {
+    "Gaussian": Case(Gaussian(0.25), right_of_zero, along_the_first_axis(0.75), first_element),
+    "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
+    "Uniform": Case(Uniform(0.5), right_of_zero, along_the_first_axis(0.5), first_element),
+}
+
+
+def never_beyond(case, inputs=20_000, n=250, alpha=0.05):
+    """Check that no more certificates exceed the truth than a share alpha of them may: false failure 1e-6, fixed seeds."""
+    x = case.input_of(np.random.default_rng(11).uniform(0.02, 0.98, inputs))
+    found = rsfast.certify(case.model, torch.from_numpy(x), case.noise, num_classes=2, n0=20, n=n, alpha=alpha, seed=5)
+    radii = np.array([each.radius for each in found])
+    wrong = (radii > case.radius_of(x)) | np.array([each.prediction == 0 for each in found])
+    assert (radii > 0).mean() > 0.3  # or it would be no test
+    assert wrong.sum() <= stats.binom.isf(1e-6, inputs, alpha)
+
+
+def near(case, share=0.05, at=(0.3, 0.5, 0.7)):
+    """Check that n = 100,000 samples certify at least 1 - share of the truth, and no more than it, at alpha = 0.001."""
+    x = case.input_of(np.array(at))
+    found = rsfast.certify(case.model, torch.from_numpy(x), case.noise, num_classes=2, n=100_000, seed=4)
+    for certificate, truth in zip(found, case.radius_of(x), strict=True):
+        assert certificate.prediction == 1
+        assert (1 - share) * truth <= certificate.radius <= truth
