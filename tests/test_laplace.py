@@ -187,12 +187,12 @@ def test_predict_sample_and_tallies(tmp_path):
 
 
 def test_the_registry_is_what_the_kernels_have():
-    assert list(NOISES) == ["Gaussian", "Laplace", "Uniform"]
+    assert list(NOISES) == ["Gaussian", "Laplace", "Mask", "Uniform"]
     assert set(_cpu.draws()) == set(DRAWS) == {cls.draw.name for cls in NOISES.values()}
 
 
-@pytest.mark.parametrize("cls", NOISES.values(), ids=NOISES)
-def test_every_noise(cls):
+@pytest.mark.parametrize("cls", [Gaussian, Laplace, rsfast.Uniform])
+def test_every_noise_of_one_scale(cls):
     """Written and read, its parameters checked, its block taken by the kernels."""
     one = cls(**dict.fromkeys(cls.constraints, 0.25))
     assert noise.from_dict(one.to_dict()) == one
@@ -209,5 +209,5 @@ def test_every_noise(cls):
 
 
 def test_an_unknown_noise_is_told_of_those_that_are_known():
-    with pytest.raises(ValueError, match=r"^noise must be one of 'Gaussian', 'Laplace', 'Uniform', got 'Cauchy'$"):
+    with pytest.raises(ValueError, match=r"^noise must be one of 'Gaussian', 'Laplace', 'Mask', 'Uniform', got 'Cauchy'$"):
         noise.from_dict({"name": "Cauchy", "b": 1.0})

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
-from rsfast.noise import Gaussian, Laplace, Uniform
+from rsfast.noise import Gaussian, Laplace, Mask, Uniform
 from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -52,6 +53,9 @@ TRANSFORMS = {
     "all": (SIGMA, True, True, (0.0, 1.0)),
     "Laplace": (Laplace(0.3), True, True, (0.0, 1.0)),
     "Uniform": (Uniform(0.3), True, True, (0.0, 1.0)),
+    "Mask": (Mask(0.3, 0.25), True, True, (0.0, 1.0)),
+    "Mask of pixels": (Mask(0.3, 0.25, patch=1), True, True, (0.0, 1.0)),
+    "Mask of patches": (Mask(0.3, 0.25, patch=4), True, True, (0.0, 1.0)),
 }
 
 
@@ -66,6 +70,8 @@ def inputs(count, shape, seed=0):
 def arguments(shape, transform, dtype, channels_last=False):
     """Three inputs and eight rows of them, in no order, samples beyond 2^32 among them."""
     noise, with_scale, with_shift, clamp = TRANSFORMS[transform]
+    if isinstance(noise, Mask) and len(shape) < 3:  # without positions
+        noise = replace(noise, patch=None)
     channel = torch.arange(shape[0], dtype=torch.float32)
     return {
         "x": inputs(3, shape),
@@ -156,6 +162,8 @@ def test_reference_writes_out_in_full(dtype):
 def test_what_the_transforms_are():
     """clamp(x + sigma z) * scale + shift in float64, from z drawn at sigma 1 and x 0: within a few roundings."""
     for transform, (noise, with_scale, with_shift, clamp) in TRANSFORMS.items():
+        if isinstance(noise, Mask):  # which adds nothing: tests/test_mask.py
+            continue
         keywords = arguments((3, 5, 7), transform, torch.float32)
         plain = {key: keywords[key] for key in ("seed", "samples", "rows", "input_ids")}
         z = perturb(torch.zeros(3, 3, 5, 7), type(noise)(1.0), **plain).double()

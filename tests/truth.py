@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import rsfast
-from rsfast.noise import Gaussian, Laplace, Noise, Uniform
+from rsfast.noise import Gaussian, Laplace, Mask, Noise, Uniform
 
 
 class Case(NamedTuple):
@@ -34,9 +34,34 @@ def first_element(x):
     return x[:, 0].astype(np.float64)
 
 
+def nothing_negative(batch):
+    """Class 1 where something is seen that is not 0, and nothing negative is."""
+    right = (batch.amin(1) >= 0) & (batch.amax(1) > 0)
+    return torch.stack([~right, right], dim=1).float()
+
+
+def some_positive(u):
+    """Inputs of 40 elements: from 8 on are 1, the others 0."""
+    return (np.arange(40) < 8 + np.floor(32 * u)[:, None]).astype(np.float32)
+
+
+def changes_of(keep):
+    """Return the l0 radii of `nothing_negative`: the largest r with ``b^r - b^m > 1/2``, b = 1 - keep, m the positive elements.
+
+    That is the score where r of them are made negative; the certificate's bound is attained.
+    """
+
+    def radii(x):
+        b, m = 1 - keep, x.sum(axis=1, dtype=np.float64)[:, None]
+        return (b ** np.arange(1, 41) - b**m > 0.5).sum(axis=1).astype(np.float64)
+
+    return radii
+
+
 CASES = {
     "Gaussian": Case(Gaussian(0.25), right_of_zero, along_the_first_axis(0.75), first_element),
     "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
+    "Mask": Case(Mask(0.1), nothing_negative, some_positive, changes_of(Mask(0.1).chance)),
     "Uniform": Case(Uniform(0.5), right_of_zero, along_the_first_axis(0.5), first_element),
 }
 

@@ -3,6 +3,7 @@
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
 from .gaussian import Gaussian, check_lipschitz
 from .laplace import Laplace
+from .mask import Mask
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .uniform import Uniform
 
@@ -14,6 +15,7 @@ __all__ = [
     "STREAM_VERSION",
     "Gaussian",
     "Laplace",
+    "Mask",
     "Noise",
     "NoiseParameters",
     "Uniform",

@@ -97,6 +97,12 @@ def uniform(word):
 
 
 @triton.jit
+def mask(word):
+    """What a mask compares with the chance of keeping: the top 24 bits of the word, in [0, 1)."""
+    return (word >> 8).to(tl.float32) * 2.0**-24
+
+
+@triton.jit
 def block_words(block, sample, input_id, stream, seed):
     """The four words of these blocks. Words that 64-bit draws need besides are those of `stream` + 128."""
     high = (stream << 24) | (sample >> 32)
@@ -114,6 +120,17 @@ def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
         z0, z1, z2, z3 = laplace(a), laplace(b), laplace(c), laplace(d)
     elif DRAW == "uniform":
         z0, z1, z2, z3 = uniform(a), uniform(b), uniform(c), uniform(d)
+    elif DRAW == "mask":
+        z0, z1, z2, z3 = mask(a), mask(b), mask(c), mask(d)
     else:
         tl.static_assert(False, "ops/triton_noise.py lacks this draw")
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
+
+
+@triton.jit
+def mask_of_groups(group, sample, input_id, stream, seed):
+    """The mask's noise of elements whose groups share word g % 4 of block g / 4."""
+    group = group.to(tl.uint32, bitcast=True)
+    a, b, c, d = block_words(group >> 2, sample, input_id, stream, seed)
+    odd = (group & 1) != 0
+    return mask(tl.where((group & 2) != 0, tl.where(odd, d, c), tl.where(odd, b, a)))

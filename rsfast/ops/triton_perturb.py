@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .calls import Perturbation
 from .triton_base import MOST, OPTIONS, on
-from .triton_noise import standard_noise
+from .triton_noise import mask_of_groups, standard_noise
 
 _BLOCKS = 256  # of four elements, that a program of perturb makes
 
@@ -29,9 +29,12 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 
 
 @triton.jit
-def noisy(z, noise_scale, x, low, high, DRAW: tl.constexpr):
+def noisy(z, noise_scale, fill, x, low, high, DRAW: tl.constexpr):
     """x with its noise, before scale and shift: most draws are added."""
-    y = tl.fma(z, noise_scale, x)
+    if DRAW == "mask":
+        y = tl.where(z < noise_scale, x, fill)
+    else:
+        y = tl.fma(z, noise_scale, x)
     if low is not None:
         y = tl.where(y < low, low, y)
         y = tl.where(y > high, high, y)
@@ -59,6 +62,7 @@ def perturb_kernel(
     low,
     high,
     noise_scale,
+    fill,
     each_ptr,
     seed: tl.uint64,
     stream,
@@ -92,8 +96,12 @@ def perturb_kernel(
         inside = (place >= 0) & (place < span)
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
     if each_ptr is not None:
-        noise_scale = tl.load(each_ptr + first + place, mask=inside)
-    y = noisy(z, noise_scale, x, low, high, DRAW)
+        each = tl.load(each_ptr + first + place, mask=inside)
+        if DRAW == "mask":
+            z = mask_of_groups(each, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64))
+        else:
+            noise_scale = each
+    y = noisy(z, noise_scale, fill, x, low, high, DRAW)
     y = tl.where(valid, y, float("nan"))  # should the assertion be off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
@@ -148,6 +156,7 @@ def perturb(job: Perturbation) -> None:
                     low,
                     high,
                     job.noise.scalars[0],
+                    job.noise.scalars[1] if job.noise.draw == "mask" else None,
                     job.noise.each,
                     job.seed,
                     job.stream,
