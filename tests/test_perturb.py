@@ -71,7 +71,7 @@ def arguments(shape, transform, dtype, channels_last=False):
     """Three inputs and eight rows of them, in no order, samples beyond 2^32 among them."""
     noise, with_scale, with_shift, clamp = TRANSFORMS[transform]
     if isinstance(noise, Mask) and len(shape) < 3:  # without positions
-        noise = replace(noise, patch=None)
+        noise = replace(noise, patch=0)
     channel = torch.arange(shape[0], dtype=torch.float32)
     return {
         "x": inputs(3, shape),

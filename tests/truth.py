@@ -46,9 +46,9 @@ def some_positive(u):
 
 
 def changes_of(keep):
-    """Return the l0 radii of `nothing_negative`: the largest r with ``b^r - b^m > 1/2``, b = 1 - keep, m the positive elements.
+    """Return the l0 radii of `nothing_negative`: the largest r with ``b^r - b^m > 1/2``, where b = 1 - keep.
 
-    That is the score where r of them are made negative; the certificate's bound is attained.
+    That is the score where r of m positive elements are made negative; the certificate's bound is attained.
     """
 
     def radii(x):

@@ -152,7 +152,7 @@ class Noise:
     @property
     def settings(self) -> str:
         """The parameters as messages show them, as "sigma = 0.25"."""
-        return ", ".join(f"{name} = {value}" for name, value in self._fields().items() if value is not None)
+        return ", ".join(f"{name} = {value}" for name, value in self._fields().items())
 
     @property
     def largest_input(self) -> float:

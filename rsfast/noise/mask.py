@@ -16,7 +16,7 @@ from .base import Constraint, Draw, Noise, NoiseParameters, register
 _STEPS = 2.0**24
 _CHANCE = Constraint(1 / _STEPS, 1.0, "from 2^-24 to 1")
 _FINITE = Constraint(-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max), "finite in float32")
-_MOST_GROUPS = 1 << 31
+_MOST_CELLS = 1 << 31
 
 
 def _uniform(words: Sequence[Any], math: Any) -> Sequence[Any]:
@@ -56,8 +56,8 @@ class Mask(Noise):
     fill : float
         What hides an element, in the units of the input; finite, rounded to float32. `scale` and
         `shift` come after it, and so does a clamp.
-    patch : int, optional
-        The side of a cell, from 1; the input then has at least 3 axes.
+    patch : int
+        The side of a cell, or 0 for single elements. Cells take inputs of at least 3 axes.
 
     Raises
     ------
@@ -82,21 +82,17 @@ class Mask(Noise):
 
     keep: float
     fill: float = 0.0
-    patch: int | None = None
+    patch: int = 0
 
     constraints: ClassVar[Mapping[str, Constraint]] = {"keep": _CHANCE, "fill": _FINITE}
     norm = "l0"
-    draw = Draw(
-        "mask", {"keep": _CHANCE, "fill": _FINITE}, standard=_standard_mask, combine=_masked, each="int32"
-    )
-    has_arrays = True
+    draw = Draw("mask", {"keep": _CHANCE, "fill": _FINITE}, standard=_standard_mask, combine=_masked, each="int32")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patch is not None:
-            object.__setattr__(self, "patch", as_int("patch", self.patch))
-            if not 1 <= self.patch < _MOST_GROUPS:
-                raise ValueError(f"patch must be from 1 to 2^31 - 1, or None for single elements, got {self.patch!r}")
+        object.__setattr__(self, "patch", as_int("patch", self.patch))
+        if not 0 <= self.patch < _MOST_CELLS:
+            raise ValueError(f"patch must be from 0 to 2^31 - 1, got {self.patch}")
 
     @property
     def chance(self) -> float:
@@ -108,6 +104,11 @@ class Mask(Noise):
         1677721.0
         """
         return math.floor(self.keep * _STEPS) / _STEPS
+
+    @property
+    def has_arrays(self) -> bool:  # type: ignore[override]  # with single elements torch.compile need not trace any
+        """Whether there is a patch."""
+        return self.patch > 0
 
     @property
     def scale(self) -> float:
@@ -125,19 +126,21 @@ class Mask(Noise):
         return NoiseParameters(self.draw.name, [self.chance, self.fill], self._cells(tuple(shape)))
 
     def _cells(self, shape: tuple[int, ...]) -> list[NDArray[np.int32]]:
-        if self.patch is None:
+        if not self.patch:
             return []
         if len(shape) < 3:
             raise ValueError(
-                f"inputs must have shape [channels, height, width], or more axes, with noise {self!r}, got {list(shape)}; "
-                "without a patch, any shape goes"
+                f"an input must have shape [channels, height, width], or more axes, with noise {self!r}, got {list(shape)}; "
+                "without a patch it may have any shape"
             )
-        cells = np.zeros((), dtype=np.int64)
-        for length in shape[1:]:
-            cells = cells[..., None] * -(-length // self.patch) + np.arange(length) // self.patch
-        if cells.flat[-1] >= _MOST_GROUPS:
-            raise ValueError(f"inputs must have fewer than 2^31 cells with noise {self!r}, got shape {list(shape)}")
-        return [np.broadcast_to(cells, shape).astype(np.int32).ravel()]
+        lengths = [-(-length // self.patch) for length in shape[1:]]
+        if math.prod(lengths) > _MOST_CELLS:
+            raise ValueError(f"an input must have at most 2^31 cells with noise {self!r}, got shape {list(shape)}")
+        cells = np.zeros((1,) * len(shape), dtype=np.int64)
+        for axis, (length, count) in enumerate(zip(shape[1:], lengths, strict=True), 1):
+            along = np.arange(length).reshape([-1 if other == axis else 1 for other in range(len(shape))])
+            cells = cells * count + along // self.patch
+        return [np.broadcast_to(cells, shape).reshape(-1).astype(np.int32)]
 
     def radius(
         self, p_lower: NDArray[np.float64], p_upper: NDArray[np.float64], lipschitz: float | None = None

@@ -31,14 +31,21 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 @triton.jit
 def noisy(z, noise_scale, fill, x, low, high, DRAW: tl.constexpr):
     """x with its noise, before scale and shift: most draws are added."""
-    if DRAW == "mask":
-        y = tl.where(z < noise_scale, x, fill)
-    else:
-        y = tl.fma(z, noise_scale, x)
+    y = tl.where(z < noise_scale, x, fill) if DRAW == "mask" else tl.fma(z, noise_scale, x)
     if low is not None:
         y = tl.where(y < low, low, y)
         y = tl.where(y > high, high, y)
     return y
+
+
+@triton.jit
+def with_each(z, noise_scale, each, sample, input_id, stream, seed, DRAW: tl.constexpr):
+    """The noise and its scale where every element has a value: its scale, or of a mask the group that shares a word."""
+    if DRAW == "mask":
+        z = mask_of_groups(each, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64))
+    else:
+        noise_scale = each
+    return z, noise_scale
 
 
 @triton.jit
@@ -97,10 +104,7 @@ def perturb_kernel(
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
     if each_ptr is not None:
         each = tl.load(each_ptr + first + place, mask=inside)
-        if DRAW == "mask":
-            z = mask_of_groups(each, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64))
-        else:
-            noise_scale = each
+        z, noise_scale = with_each(z, noise_scale, each, sample, input_id, stream, seed, DRAW)
     y = noisy(z, noise_scale, fill, x, low, high, DRAW)
     y = tl.where(valid, y, float("nan"))  # should the assertion be off
     if NARROW:
