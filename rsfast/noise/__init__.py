@@ -3,12 +3,14 @@
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
 from .gaussian import Gaussian, check_lipschitz
 from .laplace import Laplace
+from .norms import NORMS
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .uniform import Uniform
 
 __all__ = [
     "DRAWS",
     "NOISES",
+    "NORMS",
     "POTENTIAL_ERROR",
     "STREAMS",
     "STREAM_VERSION",
