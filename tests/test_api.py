@@ -891,8 +891,8 @@ def test_errors_come_before_any_sampling():
         ({"rtol": 0.1, "n": 10}, "n is 10: .* certify needs n of at least 11$"),
         (
             {"radius": 0.5, "n": 200},
-            r"radius is 0\.5: no input can reach it, as at sigma = 0\.25 and alpha = 0\.001 n = 200 unanimous votes prove a "
-            r"radius of 0\.4\d+; ",
+            r"radius is 0\.5: no input can reach it, as at sigma = 0\.25 and alpha = 0\.001 n = 200 unanimous votes prove "
+            r"the l2 radius 0\.4\d+; ",
         ),
         ({"head": [Votes(), Softmax()], "radius": 1, "n": 500}, r"radius is 1: .* alpha = 0\.0005 n = 500 "),
     ],

@@ -3,7 +3,7 @@
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
 from .gaussian import Gaussian, check_lipschitz
 from .laplace import Laplace
-from .norms import NORMS
+from .norms import NORMS, radius_label
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .uniform import Uniform
 
@@ -24,5 +24,6 @@ __all__ = [
     "check_seed",
     "from_dict",
     "philox",
+    "radius_label",
     "uniforms",
 ]
