@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_the_figure_before(suffix, tmp_path):
 @pytest.mark.parametrize(
     ("norm", "label"),
     [
-        ("l0", "l0 radius (changed elements)"),
+        ("l0", "l0 radius (changed elements, pixels or patches)"),
         ("l2", "l2 radius (input units)"),
         ("mahalanobis", "Mahalanobis radius (standard deviations)"),
         ("of another version", "of another version radius (its units)"),

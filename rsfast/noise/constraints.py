@@ -191,8 +191,8 @@ class Array:
     Parameters
     ----------
     element : Real
-    axes : tuple of int
-        How many axes there may be.
+    axes : tuple of int, optional
+        How many axes there may be; any number but 0 by default.
 
     Examples
     --------
@@ -201,13 +201,13 @@ class Array:
     """
 
     element: Real
-    axes: tuple[int, ...]
+    axes: tuple[int, ...] = ()
 
     def check(self, name: str, value: Any) -> FrozenArray:
         """Return `value` as a `FrozenArray`."""
         array = value.array if isinstance(value, FrozenArray) else _as_array(name, value)
-        if array.ndim not in self.axes or not array.size:
-            axes = " or ".join(map(str, self.axes))
+        if array.ndim not in (self.axes or range(1, array.ndim + 1)) or not array.size:
+            axes = " or ".join(map(str, self.axes)) or "1 or more"
             raise ValueError(f"{name} must be an array of {axes} axes that is not empty, got shape {[*array.shape]}")
         wrong = ~((array >= self.element.low) & (array <= self.element.high))
         if wrong.any():

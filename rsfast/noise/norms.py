@@ -14,22 +14,18 @@ Factor = float | Callable[[Sequence[int]], float]
 
 
 class Norm(NamedTuple):
-    """How texts name a norm, the unit of its radii, and whether the norm depends on the noise's parameters.
-
-    Radii of two noises in a norm that does cannot be compared.
-    """
+    """How texts name a norm, and the unit of its radii."""
 
     words: str
     unit: str
-    of_noise: bool = False
 
 
 NORMS: Mapping[str, Norm] = {
-    "l0": Norm("l0", "changed elements"),
+    "l0": Norm("l0", "changed elements, pixels or patches"),
     "l1": Norm("l1", "input units"),
     "l2": Norm("l2", "input units"),
     "linf": Norm("linf", "input units"),
-    "mahalanobis": Norm("Mahalanobis", "standard deviations", of_noise=True),
+    "mahalanobis": Norm("Mahalanobis", "standard deviations"),
 }
 """Norms by the names that noises and certificates have."""
 
