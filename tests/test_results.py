@@ -851,6 +851,16 @@ def test_a_lipschitz_constant_needs_what_it_depends_on(tmp_path):
                 RunWriter(folder, again, resume=True)
 
 
+def test_an_error_shows_the_beginning_of_a_long_setting(tmp_path):
+    with RunWriter(tmp_path / "run", {"noise": {"name": "Ellipsoid", "sigmas": [0.25] * 10_000}}):
+        pass
+    with pytest.raises(
+        ValueError, match=r"^noise must be {'name': 'Ellipsoid', .*\.\.\., as in .*, got .*; resume"
+    ) as caught:
+        RunWriter(tmp_path / "run", {"noise": {"name": "Ellipsoid", "sigmas": [0.5] * 10_000}}, resume=True)
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("name", ["stream_version", "versions", "seed", "noise", "start", "skip", "std", "another"])
 def test_identity_is_of_every_field(name):
     """A checkpoint is known by it."""
