@@ -130,6 +130,8 @@ class Noise:
     norm: ClassVar[str]
     """The norm in which radii are measured: "l2" or "l1"."""
     draw: ClassVar[Draw]
+    grid: int | None = None
+    """Inputs must be multiples of 1 / grid, if it is a number; 8-bit images are, if it is a multiple of 255."""
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
     potential_error: ClassVar[float] = POTENTIAL_ERROR
