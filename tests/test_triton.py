@@ -12,6 +12,7 @@ import test_accumulate as accumulating
 import test_perturb as perturbing
 import torch
 from conftest import assert_same_bits, poison
+from test_grid_gaussian import tied
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import STREAMS, Gaussian
@@ -63,6 +64,10 @@ def test_perturb_is_the_reference(dtype):
     """Every shape and layout in one of the types."""
     for shape, channels_last in perturbing.LAYOUTS[perturbing.TYPES.index(dtype) :: len(perturbing.TYPES)]:
         check_perturb(**perturbing.arguments(shape, "all", dtype, channels_last))
+
+
+def test_low_words_decide_ties():
+    assert_same_bits(tied("triton", DEVICE), tied("reference"))
 
 
 @pytest.mark.parametrize("transform", perturbing.TRANSFORMS)

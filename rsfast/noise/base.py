@@ -131,7 +131,7 @@ class Noise:
     """The norm in which radii are measured: "l2" or "l1"."""
     draw: ClassVar[Draw]
     grid: int | None = None
-    """Inputs must be multiples of 1 / grid, if it is a number; 8-bit images are, if it is a multiple of 255."""
+    """A number where inputs must be multiples of 1 / grid."""
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
     potential_error: ClassVar[float] = POTENTIAL_ERROR
@@ -155,6 +155,11 @@ class Noise:
     def settings(self) -> str:
         """The parameters as messages show them, as "sigma = 0.25"."""
         return ", ".join(f"{name} = {value}" for name, value in self._fields().items())
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether inputs may be 8-bit images, uint8, which are taken as x / 255."""
+        return self.grid is not None and self.grid % 255 == 0
 
     @property
     def largest_input(self) -> float:

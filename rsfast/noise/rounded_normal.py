@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def tails(s: Fraction) -> Tails:
         errors.append((counts[-1] << (_F - BITS)) - tail)
         tail -= next(probabilities)
     errors.append(-tail)
-    total = abs(errors[0]) + sum(abs(a - b) for a, b in zip(errors, errors[1:], strict=False)) + abs(tail)
+    total = abs(errors[0]) + sum(abs(a - b) for a, b in pairwise(errors)) + abs(tail)
     # Each of the errors is known to within _GUARD, and stands in two terms.
     bound = Fraction(total, 1 << _F) + 2 * (len(errors) + 1) * Fraction(_GUARD) / (1 << BITS)
     return Tails(np.array(counts, dtype=np.uint64), round_up(bound))

@@ -148,6 +148,7 @@ def grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, guid
 @triton.jit
 def standard_noise(block, sample, input_id, stream, seed, scalar, table_0_ptr, table_1_ptr, DRAW: tl.constexpr):
     """A draw's noise of these blocks of four elements, in the order of the elements."""
+    stream, seed = stream.to(tl.int64), seed.to(tl.uint64)
     a, b, c, d = block_words(block, sample, input_id, stream, seed)
     if DRAW == "gaussian":
         z0, z1 = box_muller(a, b)

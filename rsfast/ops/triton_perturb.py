@@ -46,6 +46,12 @@ def noisy(z, noise_scale, x, low, high, DRAW: tl.constexpr):
 
 
 @triton.jit
+def scaled(y, scale_ptrs, shift_ptrs, mask):
+    """y by the scale and the shift of each lane's channel."""
+    return tl.fma(y, tl.load(scale_ptrs, mask=mask), tl.load(shift_ptrs, mask=mask))
+
+
+@triton.jit
 def channels_in_a_row(start, plane, lane):
     """The channel of each lane of a tile that begins at element `start` of a row, and the place in that channel's plane."""
     behind = (start % plane).to(tl.int32) + lane  # since the first plane of the tile began
@@ -91,7 +97,6 @@ def perturb_kernel(
     tile = (first_tile + tl.program_id(2)).to(tl.int64)
     first = channel.to(tl.int64) * span
     block = ((first >> 2) + tile * BLOCKS).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
-    stream, seed = stream.to(tl.int64), seed.to(tl.uint64)
     z = standard_noise(block, sample, input_id, stream, seed, noise_scale, table_0_ptr, table_1_ptr, DRAW)
 
     lane = tl.arange(0, 4 * BLOCKS)
@@ -103,16 +108,13 @@ def perturb_kernel(
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
     if each_ptr is not None:
         noise_scale = tl.load(each_ptr + first + place, mask=inside)
-    y = noisy(z, noise_scale, x, low, high, DRAW)
-    y = tl.where(valid, y, float("nan"))  # should the assertion be off
+    y = tl.where(valid, noisy(z, noise_scale, x, low, high, DRAW), float("nan"))  # should the assertion be off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
     else:
         in_plane = place
     if scale_ptr is not None:
-        scale = tl.load(scale_ptr + channel, mask=inside if NARROW else None)
-        shift = tl.load(shift_ptr + channel, mask=inside if NARROW else None)
-        y = tl.fma(y, scale, shift)
+        y = scaled(y, scale_ptr + channel, shift_ptr + channel, inside if NARROW else None)
     if CHANNELS_LAST:
         to_ptr = out_ptr + row * elements + channel + in_plane.to(tl.int64) * channels
     else:
