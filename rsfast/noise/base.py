@@ -323,10 +323,10 @@ def check_noise(name: str, noise: object) -> Noise:
 
     Examples
     --------
-    >>> check_noise("noise", 0.5)
+    >>> check_noise("noise", 0.5)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    TypeError: noise must be one of Gaussian, Laplace, got 0.5
+    TypeError: noise must be one of Gaussian, ..., got 0.5
     """
     if not isinstance(noise, Noise):
         raise TypeError(f"{name} must be one of {', '.join(NOISES)}, got {noise!r}")
