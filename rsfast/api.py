@@ -28,7 +28,7 @@ from .engine.options import (
 from .engine.plan import Certification, Prediction, StoppingRule, largest_radius, smallest_n
 from .engine.sampling import Sampling, draw_tally, warn_if_hopeless
 from .heads import HEADS, Head, Votes
-from .noise import Noise, radius_label
+from .noise import Noise, check_noise, radius_label
 from .ops.tally import Tally
 from .stats.certificate import Certificate
 from .stats.common import check_alpha
@@ -63,7 +63,8 @@ def sample(
     model : callable
         From a batch [B, *shape] to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
     inputs : float32 tensor [I, *shape]
-        Finite, no value beyond ``noise.largest_input``; first axis of shape is the channel.
+        Finite, no value beyond ``noise.largest_input``; first axis of shape is the channel. With `GridGaussian` noise uint8
+        images, or float32 multiples of 1/255.
     noise : Noise
         Its parameters are in the units of inputs.
     num_classes : int
@@ -108,7 +109,8 @@ def sample(
     1000
     """
     refuse_unknown(SampleOptions, options)  # no shard: each process has a range of its own, or inputs
-    n, x = check_count("n", n), ops.check_inputs("inputs", inputs)
+    n, takes_bytes = check_count("n", n), check_noise("noise", noise).takes_bytes
+    x = ops.as_floats(ops.check_inputs("inputs", inputs, takes_bytes=takes_bytes))
     if seed is None:
         raise TypeError("seed must be an int, got None; other samples of the same stream must be known to be others")
     if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
@@ -151,7 +153,8 @@ def certify(
     model, noise, num_classes, **options
         As in `sample`.
     inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
-        A tensor, or anything that `inputs.Inputs` reads: ahead of the model, and never all in memory.
+        A tensor, or anything that `inputs.Inputs` reads: ahead of the model, and never all in memory. With `GridGaussian`
+        noise uint8 images, or float32 multiples of 1/255.
     n0, n : int
         Selection samples (default 100), and estimation samples (default 100,000) of each input: the most of them if `radius`
         or `rtol` is given.

@@ -31,7 +31,12 @@ def add_run_options(parser: Parser) -> None:
         metavar="FILE",
         help="state_dict for the model: .safetensors, or what torch.load(weights_only=True) reads",
     )
-    add("--data", required=True, metavar="FILE.npz", help="arrays images, float32 [N, ...], and optionally labels, int [N]")
+    add(
+        "--data",
+        required=True,
+        metavar="FILE.npz",
+        help="arrays images, float32 (or uint8, with gridgaussian) [N, ...], and optionally labels, int [N]",
+    )
     add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
@@ -72,7 +77,7 @@ def make_run(args: argparse.Namespace, noise: Noise) -> Run:
     from .loading import file_sha256, join, load_data, load_model, restarts
 
     device, shard = join(args.device, args.shard)
-    images, labels = load_data(args.data, args.num_classes)
+    images, labels = load_data(args.data, args.num_classes, noise.takes_bytes)
     model = load_model(args.model, args.weights, device)
     about = {
         "command": args.command_line,

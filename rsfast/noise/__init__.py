@@ -2,6 +2,7 @@
 
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
 from .gaussian import Gaussian, check_lipschitz
+from .grid_gaussian import GridGaussian
 from .laplace import Laplace
 from .norms import NORMS, radius_label
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
@@ -15,6 +16,7 @@ __all__ = [
     "STREAMS",
     "STREAM_VERSION",
     "Gaussian",
+    "GridGaussian",
     "Laplace",
     "Noise",
     "NoiseParameters",

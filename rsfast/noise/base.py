@@ -111,6 +111,8 @@ class Noise:
     norm_fields: ClassVar[tuple[str, ...]] = ()
     """The parameters that the norm depends on: radii of noises that differ in one cannot be compared."""
     draw: ClassVar[Draw]
+    grid: int | None = None
+    """A number where inputs must be multiples of 1 / grid."""
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
     potential_error: ClassVar[float] = POTENTIAL_ERROR
@@ -134,6 +136,11 @@ class Noise:
     def settings(self) -> str:
         """The parameters as messages show them, as "sigma = 0.25"."""
         return ", ".join(f"{name} = {value}" for name, value in self._fields().items())
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether inputs may be 8-bit images, uint8, which are taken as x / 255."""
+        return self.grid is not None and self.grid % 255 == 0
 
     @property
     def largest_input(self) -> float:

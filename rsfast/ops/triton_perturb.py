@@ -13,6 +13,8 @@ from .triton_base import MOST, OPTIONS, on
 from .triton_noise import standard_noise
 
 _BLOCKS = 256  # of four elements, that a program of perturb makes
+_ROUND = tl.constexpr(1.5 * 2.0**23)
+_RECIPROCAL_255 = tl.constexpr(float.fromhex("0x1.010102p-8"))
 
 
 @triton.jit
@@ -31,11 +33,22 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 @triton.jit
 def noisy(z, noise_scale, x, low, high, DRAW: tl.constexpr):
     """x with its noise, before scale and shift: most draws are added."""
-    y = tl.fma(z, noise_scale, x)
+    if DRAW == "grid_gaussian":
+        total = ((x * 255.0 + _ROUND) - _ROUND) + z
+        quotient = total * _RECIPROCAL_255
+        y = tl.fma(tl.fma(quotient, -255.0, total), _RECIPROCAL_255, quotient)
+    else:
+        y = tl.fma(z, noise_scale, x)
     if low is not None:
         y = tl.where(y < low, low, y)
         y = tl.where(y > high, high, y)
     return y
+
+
+@triton.jit
+def scaled(y, scale_ptrs, shift_ptrs, mask):
+    """y by the scale and the shift of each lane's channel."""
+    return tl.fma(y, tl.load(scale_ptrs, mask=mask), tl.load(shift_ptrs, mask=mask))
 
 
 @triton.jit
@@ -60,6 +73,8 @@ def perturb_kernel(
     high,
     noise_scale,
     each_ptr,
+    table_0_ptr,
+    table_1_ptr,
     seed: tl.uint64,
     stream,
     inputs,
@@ -82,7 +97,7 @@ def perturb_kernel(
     tile = (first_tile + tl.program_id(2)).to(tl.int64)
     first = channel.to(tl.int64) * span
     block = ((first >> 2) + tile * BLOCKS).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
-    z = standard_noise(block, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64), DRAW)
+    z = standard_noise(block, sample, input_id, stream, seed, noise_scale, table_0_ptr, table_1_ptr, DRAW)
 
     lane = tl.arange(0, 4 * BLOCKS)
     place = tile * (4 * BLOCKS) + lane  # of the element in the span
@@ -93,16 +108,13 @@ def perturb_kernel(
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
     if each_ptr is not None:
         noise_scale = tl.load(each_ptr + first + place, mask=inside)
-    y = noisy(z, noise_scale, x, low, high, DRAW)
-    y = tl.where(valid, y, float("nan"))  # should the assertion be off
+    y = tl.where(valid, noisy(z, noise_scale, x, low, high, DRAW), float("nan"))  # should the assertion be off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
     else:
         in_plane = place
     if scale_ptr is not None:
-        scale = tl.load(scale_ptr + channel, mask=inside if NARROW else None)
-        shift = tl.load(shift_ptr + channel, mask=inside if NARROW else None)
-        y = tl.fma(y, scale, shift)
+        y = scaled(y, scale_ptr + channel, shift_ptr + channel, inside if NARROW else None)
     if CHANNELS_LAST:
         to_ptr = out_ptr + row * elements + channel + in_plane.to(tl.int64) * channels
     else:
@@ -149,6 +161,7 @@ def perturb(job: Perturbation) -> None:
                     high,
                     job.noise.scalars[0],
                     job.noise.each,
+                    *(job.noise.tables or (None, None)),
                     job.seed,
                     job.stream,
                     job.x.shape[0],
