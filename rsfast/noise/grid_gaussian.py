@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from .base import Constraint, Draw, Noise, NoiseParameters, register
-from .constraints import Real
+from .base import Draw, Noise, NoiseParameters, register
+from .constraints import Constraint, Real
 from .rounded_normal import Tails, round_up, tails
 
 _MOST_ELEMENTS = 1 << 26
