@@ -15,7 +15,7 @@ from . import ops
 from ._versions import versions
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian, Laplace, Mask, Noise, philox
+from .noise import STREAM_VERSION, Gaussian, GridGaussian, Laplace, Mask, Noise, philox
 from .ops import arithmetic
 from .ops.tally import Tally
 
@@ -52,6 +52,7 @@ CHECKSUMS = {
     "perturb float32": "1e619a29ecb8a63d",
     "perturb bfloat16": "9a9d30ee4f09ff98",
     "perturb Laplace": "d4647c5b61edeaf8",
+    "perturb GridGaussian": "e7434f56dab90f3a",
     "perturb Mask": "10c5be83756319cb",
     "accumulate": "d2a201a8a4afde0f",
 }
@@ -122,6 +123,8 @@ def _failures(backend: str, device: str) -> list[str]:
         "perturb float32": _perturb(backend, device, torch.float32) == CHECKSUMS["perturb float32"],
         "perturb bfloat16": _perturb(backend, device, torch.bfloat16) == CHECKSUMS["perturb bfloat16"],
         "perturb Laplace": _perturb(backend, device, torch.float32, Laplace(0.5)) == CHECKSUMS["perturb Laplace"],
+        "perturb GridGaussian": _perturb(backend, device, torch.float32, GridGaussian(0.5))
+        == CHECKSUMS["perturb GridGaussian"],
         "perturb Mask": _perturb(backend, device, torch.float32, Mask(0.5, 0.25, patch=2)) == CHECKSUMS["perturb Mask"],
         "accumulate": _accumulate(backend, device) == CHECKSUMS["accumulate"],
     }

@@ -9,8 +9,7 @@ import torch
 from scipy import stats
 
 import rsfast
-from rsfast import noise
-from rsfast.noise import DRAWS, NOISES, POTENTIAL_ERROR, Gaussian, Laplace
+from rsfast.noise import DRAWS, POTENTIAL_ERROR, Gaussian, Laplace
 from rsfast.ops import _cpu, arithmetic, perturb
 from rsfast.stats.rules import CertificationSpec, radius
 
@@ -181,33 +180,3 @@ def test_predict_sample_and_tallies(tmp_path):
     assert [each.radius for each in found] == [each.radius for each in whole]
     with pytest.raises(ValueError, match="noise"):
         rsfast.certificates(selection, read, Gaussian(0.25), alpha=0.001)
-
-
-# Every noise
-
-
-def test_the_registry_is_what_the_kernels_have():
-    assert list(NOISES) == ["Gaussian", "Laplace", "Mask", "Uniform"]
-    assert set(_cpu.draws()) == set(DRAWS) == {cls.draw.name for cls in NOISES.values()}
-
-
-@pytest.mark.parametrize("cls", [Gaussian, Laplace, rsfast.Uniform])
-def test_every_noise_of_one_scale(cls):
-    """Written and read, its parameters checked, its block taken by the kernels."""
-    one = cls(**dict.fromkeys(cls.constraints, 0.25))
-    assert noise.from_dict(one.to_dict()) == one
-    assert one.norm in ("l1", "l2")
-    one.parameters((3, 4, 4)).check()
-    assert one.largest_input == 0.25 * 2**23
-    for name in cls.constraints:
-        for value in (0, -1.0, float("nan"), float("inf"), 1e-39, 10**400):
-            with pytest.raises(ValueError, match=rf"^{name} must be positive, finite and a normal float32, got {value!r}$"):
-                cls(**{name: value})
-        for value in ("1", None, True):
-            with pytest.raises(TypeError, match=rf"^{name} must be a number, got {value!r}$"):
-                cls(**{name: value})
-
-
-def test_an_unknown_noise_is_told_of_those_that_are_known():
-    with pytest.raises(ValueError, match=r"^noise must be one of 'Gaussian', 'Laplace', 'Mask', 'Uniform', got 'Cauchy'$"):
-        noise.from_dict({"name": "Cauchy", "b": 1.0})

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import rsfast
-from rsfast.noise import Gaussian, Laplace, Mask, Noise, Uniform
+from rsfast.noise import Gaussian, GridGaussian, Laplace, Mask, Noise, Uniform
 
 
 class Case(NamedTuple):
@@ -28,6 +28,11 @@ def right_of_zero(batch):
 def along_the_first_axis(far):
     """Inputs of three elements; the first is u times `far`."""
     return lambda u: np.stack([u * far, np.full_like(u, 0.3), np.full_like(u, -0.7)], axis=1).astype(np.float32)
+
+
+def on_the_grid(input_of):
+    """The nearest inputs that 8-bit images may be."""
+    return lambda u: (np.round(255 * input_of(u)) / 255).astype(np.float32)
 
 
 def first_element(x):
@@ -63,6 +68,10 @@ CASES = {
     "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
     "Mask": Case(Mask(0.1), nothing_negative, some_positive, changes_of(Mask(0.1).chance)),
     "Uniform": Case(Uniform(0.5), right_of_zero, along_the_first_axis(0.5), first_element),
+    # u + round(s z) is above 0 where u + s z is above 1/2.
+    "GridGaussian": Case(
+        GridGaussian(0.25), right_of_zero, on_the_grid(along_the_first_axis(0.75)), lambda x: first_element(x) - 0.5 / 255
+    ),
 }
 
 

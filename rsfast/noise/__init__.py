@@ -2,18 +2,22 @@
 
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
 from .gaussian import Gaussian, check_lipschitz
+from .grid_gaussian import GridGaussian
 from .laplace import Laplace
 from .mask import Mask
+from .norms import NORMS, radius_label
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .uniform import Uniform
 
 __all__ = [
     "DRAWS",
     "NOISES",
+    "NORMS",
     "POTENTIAL_ERROR",
     "STREAMS",
     "STREAM_VERSION",
     "Gaussian",
+    "GridGaussian",
     "Laplace",
     "Mask",
     "Noise",
@@ -24,5 +28,6 @@ __all__ = [
     "check_seed",
     "from_dict",
     "philox",
+    "radius_label",
     "uniforms",
 ]

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .._check import as_int
-from .base import Constraint, Draw, Noise, NoiseParameters, register
+from .base import Draw, Noise, NoiseParameters, register
+from .constraints import Constraint, Integer, Real
 
 _STEPS = 2.0**24
-_CHANCE = Constraint(1 / _STEPS, 1.0, "from 2^-24 to 1")
-_FINITE = Constraint(-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max), "finite in float32")
+_CHANCE = Real(1 / _STEPS, 1.0, "from 2^-24 to 1")
+_FINITE = Real(-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max), "finite in float32")
 _MOST_CELLS = 1 << 31
 
 
@@ -84,15 +84,14 @@ class Mask(Noise):
     fill: float = 0.0
     patch: int = 0
 
-    constraints: ClassVar[Mapping[str, Constraint]] = {"keep": _CHANCE, "fill": _FINITE}
+    constraints: ClassVar[Mapping[str, Constraint]] = {
+        "keep": _CHANCE,
+        "fill": _FINITE,
+        "patch": Integer(0, _MOST_CELLS - 1),
+    }
     norm = "l0"
+    norm_fields = ("patch",)
     draw = Draw("mask", {"keep": _CHANCE, "fill": _FINITE}, standard=_standard_mask, combine=_masked, each="int32")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "patch", as_int("patch", self.patch))
-        if not 0 <= self.patch < _MOST_CELLS:
-            raise ValueError(f"patch must be from 0 to 2^31 - 1, got {self.patch}")
 
     @property
     def chance(self) -> float:
@@ -121,7 +120,7 @@ class Mask(Noise):
         Raises
         ------
         ValueError
-            If there is a patch and the shape has fewer than 3 axes, or 2^31 cells or more.
+            If there is a patch and the shape has fewer than 3 axes, or more than 2^31 cells.
         """
         return NoiseParameters(self.draw.name, [self.chance, self.fill], self._cells(tuple(shape)))
 

@@ -9,6 +9,7 @@ Tensor = torch.Tensor
 _MASK = 0xFFFFFFFF
 
 where = torch.where
+searchsorted = torch.searchsorted
 
 
 def to_float(word: Tensor) -> Tensor:

@@ -103,6 +103,32 @@ def mask(word):
 
 
 @triton.jit
+def grid_level(word, guide_ptr, shift):
+    """How many thresholds lie above the word's low 31 bits, and whether these are the high half of one."""
+    word = (word & 0x7FFFFFFF).to(tl.int32, bitcast=True)
+    cell = ((word.to(tl.float32) + 0.5).to(tl.int32, bitcast=True) >> shift) - (0x3F000000 >> shift)
+    cut = tl.load(guide_ptr + 2 * cell)
+    return tl.load(guide_ptr + 2 * cell + 1) + (word < cut).to(tl.int32), word == cut
+
+
+@triton.jit
+def compare_low_words(word, low, unsettled, level, thresholds_ptr):
+    """The level where a word's high half is that of a threshold: one threshold after the other, of which the last is 0."""
+    value = ((word & 0x7FFFFFFF).to(tl.int64) << 32) | low.to(tl.int64)
+    below = unsettled & (value < tl.load(thresholds_ptr + level, mask=unsettled, other=0))
+    while tl.max(below.to(tl.int32), axis=0) > 0:
+        level += below.to(tl.int32)
+        below = below & (value < tl.load(thresholds_ptr + level, mask=below, other=0))
+    return level
+
+
+@triton.jit
+def signed(level, word):
+    """The level as a float, negative if the top bit of the word is set."""
+    return (level.to(tl.float32).to(tl.uint32, bitcast=True) | (word & 0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def block_words(block, sample, input_id, stream, seed):
     """The four words of these blocks. Words that 64-bit draws need besides are those of `stream` + 128."""
     high = (stream << 24) | (sample >> 32)
@@ -110,8 +136,25 @@ def block_words(block, sample, input_id, stream, seed):
 
 
 @triton.jit
-def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
+def grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, guide_ptr, thresholds_ptr):
+    """Rounded Gaussian noise: 64 bits an element, of which the low 32 are made where a lane needs them."""
+    level_a, at_a = grid_level(a, guide_ptr, shift)
+    level_b, at_b = grid_level(b, guide_ptr, shift)
+    level_c, at_c = grid_level(c, guide_ptr, shift)
+    level_d, at_d = grid_level(d, guide_ptr, shift)
+    if tl.max((at_a | at_b | at_c | at_d).to(tl.int32), axis=0) > 0:
+        low_a, low_b, low_c, low_d = block_words(block, sample, input_id, stream + 128, seed)
+        level_a = compare_low_words(a, low_a, at_a, level_a, thresholds_ptr)
+        level_b = compare_low_words(b, low_b, at_b, level_b, thresholds_ptr)
+        level_c = compare_low_words(c, low_c, at_c, level_c, thresholds_ptr)
+        level_d = compare_low_words(d, low_d, at_d, level_d, thresholds_ptr)
+    return signed(level_a, a), signed(level_b, b), signed(level_c, c), signed(level_d, d)
+
+
+@triton.jit
+def standard_noise(block, sample, input_id, stream, seed, scalar, table_0_ptr, table_1_ptr, DRAW: tl.constexpr):
     """A draw's noise of these blocks of four elements, in the order of the elements."""
+    stream, seed = stream.to(tl.int64), seed.to(tl.uint64)
     a, b, c, d = block_words(block, sample, input_id, stream, seed)
     if DRAW == "gaussian":
         z0, z1 = box_muller(a, b)
@@ -122,6 +165,9 @@ def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
         z0, z1, z2, z3 = uniform(a), uniform(b), uniform(c), uniform(d)
     elif DRAW == "mask":
         z0, z1, z2, z3 = mask(a), mask(b), mask(c), mask(d)
+    elif DRAW == "grid_gaussian":
+        shift = tl.full([1], scalar, tl.float32).to(tl.int32)
+        z0, z1, z2, z3 = grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, table_0_ptr, table_1_ptr)
     else:
         tl.static_assert(False, "ops/triton_noise.py lacks this draw")
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
@@ -131,6 +177,6 @@ def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
 def mask_of_groups(group, sample, input_id, stream, seed):
     """The mask's noise of elements whose groups share word g % 4 of block g / 4."""
     group = group.to(tl.uint32, bitcast=True)
-    a, b, c, d = block_words(group >> 2, sample, input_id, stream, seed)
+    a, b, c, d = block_words(group >> 2, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64))
     odd = (group & 1) != 0
     return mask(tl.where((group & 2) != 0, tl.where(odd, d, c), tl.where(odd, b, a)))

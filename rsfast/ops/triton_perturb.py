@@ -13,6 +13,8 @@ from .triton_base import MOST, OPTIONS, on
 from .triton_noise import mask_of_groups, standard_noise
 
 _BLOCKS = 256  # of four elements, that a program of perturb makes
+_ROUND = tl.constexpr(1.5 * 2.0**23)
+_RECIPROCAL_255 = tl.constexpr(float.fromhex("0x1.010102p-8"))
 
 
 @triton.jit
@@ -31,7 +33,14 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 @triton.jit
 def noisy(z, noise_scale, fill, x, low, high, DRAW: tl.constexpr):
     """x with its noise, before scale and shift: most draws are added."""
-    y = tl.where(z < noise_scale, x, fill) if DRAW == "mask" else tl.fma(z, noise_scale, x)
+    if DRAW == "grid_gaussian":
+        total = ((x * 255.0 + _ROUND) - _ROUND) + z
+        quotient = total * _RECIPROCAL_255
+        y = tl.fma(tl.fma(quotient, -255.0, total), _RECIPROCAL_255, quotient)
+    elif DRAW == "mask":
+        y = tl.where(z < noise_scale, x, fill)
+    else:
+        y = tl.fma(z, noise_scale, x)
     if low is not None:
         y = tl.where(y < low, low, y)
         y = tl.where(y > high, high, y)
@@ -39,13 +48,20 @@ def noisy(z, noise_scale, fill, x, low, high, DRAW: tl.constexpr):
 
 
 @triton.jit
-def with_each(z, noise_scale, each, sample, input_id, stream, seed, DRAW: tl.constexpr):
+def with_each(z, each_ptrs, mask, sample, input_id, stream, seed, noise_scale, DRAW: tl.constexpr):
     """The noise and its scale where every element has a value: its scale, or of a mask the group that shares a word."""
+    each = tl.load(each_ptrs, mask=mask)
     if DRAW == "mask":
-        z = mask_of_groups(each, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64))
+        z = mask_of_groups(each, sample, input_id, stream, seed)
     else:
         noise_scale = each
     return z, noise_scale
+
+
+@triton.jit
+def scaled(y, scale_ptrs, shift_ptrs, mask):
+    """y by the scale and the shift of each lane's channel."""
+    return tl.fma(y, tl.load(scale_ptrs, mask=mask), tl.load(shift_ptrs, mask=mask))
 
 
 @triton.jit
@@ -71,6 +87,8 @@ def perturb_kernel(
     noise_scale,
     fill,
     each_ptr,
+    table_0_ptr,
+    table_1_ptr,
     seed: tl.uint64,
     stream,
     inputs,
@@ -93,7 +111,7 @@ def perturb_kernel(
     tile = (first_tile + tl.program_id(2)).to(tl.int64)
     first = channel.to(tl.int64) * span
     block = ((first >> 2) + tile * BLOCKS).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
-    z = standard_noise(block, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64), DRAW)
+    z = standard_noise(block, sample, input_id, stream, seed, noise_scale, table_0_ptr, table_1_ptr, DRAW)
 
     lane = tl.arange(0, 4 * BLOCKS)
     place = tile * (4 * BLOCKS) + lane  # of the element in the span
@@ -103,18 +121,14 @@ def perturb_kernel(
         inside = (place >= 0) & (place < span)
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
     if each_ptr is not None:
-        each = tl.load(each_ptr + first + place, mask=inside)
-        z, noise_scale = with_each(z, noise_scale, each, sample, input_id, stream, seed, DRAW)
-    y = noisy(z, noise_scale, fill, x, low, high, DRAW)
-    y = tl.where(valid, y, float("nan"))  # should the assertion be off
+        z, noise_scale = with_each(z, each_ptr + first + place, inside, sample, input_id, stream, seed, noise_scale, DRAW)
+    y = tl.where(valid, noisy(z, noise_scale, fill, x, low, high, DRAW), float("nan"))  # should the assertion be off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
     else:
         in_plane = place
     if scale_ptr is not None:
-        scale = tl.load(scale_ptr + channel, mask=inside if NARROW else None)
-        shift = tl.load(shift_ptr + channel, mask=inside if NARROW else None)
-        y = tl.fma(y, scale, shift)
+        y = scaled(y, scale_ptr + channel, shift_ptr + channel, inside if NARROW else None)
     if CHANNELS_LAST:
         to_ptr = out_ptr + row * elements + channel + in_plane.to(tl.int64) * channels
     else:
@@ -162,6 +176,7 @@ def perturb(job: Perturbation) -> None:
                     job.noise.scalars[0],
                     job.noise.scalars[1] if job.noise.draw == "mask" else None,
                     job.noise.each,
+                    *(job.noise.tables or (None, None)),
                     job.seed,
                     job.stream,
                     job.x.shape[0],
