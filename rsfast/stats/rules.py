@@ -165,8 +165,9 @@ def radius(noise: Noise, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: floa
     Returns
     -------
     ndarray of float64
-        ``(Q(p_lower) - Q(p_upper)) / 2`` with Q the noise's potential, rounded down, in the units of the input; finite
-        or -inf, and not positive where the class is not proved to be ahead.
+        ``(Q(p_lower) - Q(p_upper)) / 2`` with Q the noise's potential, rounded down, in the units of the input; of a noise
+        without one, as `Mask`, what its `radius` says. Finite or -inf, and not positive where the class is not proved to be
+        ahead.
 
     Raises
     ------
