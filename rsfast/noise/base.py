@@ -49,6 +49,8 @@ class NoiseParameters(NamedTuple):
     scalars: Sequence[float]
     tensors: Sequence[Any] = ()
     """The draw's tables; or one value of each element, [elements]. Arrays in what `Noise.parameters` returns."""
+    gain: Any = None
+    """Of noise that is shaped (ops/shaping.py), the float64 gain of each frequency of each channel, [C or 1, ...]."""
 
     @property
     def each(self) -> Any:
@@ -127,7 +129,7 @@ class Noise:
         If a parameter is no number, or its constraint does not hold.
     """
 
-    constraints: ClassVar[Mapping[str, Constraint]]
+    constraints: ClassVar[Mapping[str, Any]]
     norm: ClassVar[str]
     """The norm in which radii are measured: one of `norms.NORMS`."""
     draw: ClassVar[Draw]
@@ -374,10 +376,10 @@ def check_noise(name: str, noise: object) -> Noise:
 
     Examples
     --------
-    >>> check_noise("noise", 0.5)
+    >>> check_noise("noise", 0.5)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
         ...
-    TypeError: noise must be one of Gaussian, Laplace, got 0.5
+    TypeError: noise must be one of Gaussian, Laplace and so on, got 0.5
     """
     if not isinstance(noise, Noise):
         raise TypeError(f"{name} must be one of {', '.join(NOISES)}, got {noise!r}")
