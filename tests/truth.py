@@ -53,15 +53,12 @@ def deviations(x):
 
 
 def along_the_normal(u):
-    return (np.outer(u, 0.5 * NORMAL) + 0.01 * np.roll(NORMAL, 3)).astype(np.float32)
+    return (np.outer(u, 0.28 * NORMAL) + 0.01 * np.roll(NORMAL, 3)).astype(np.float32)
 
 
 CASES = {
     "AnisotropicGaussian": Case(
-        AnisotropicGaussian([0.25, 0.05, 2.0]),
-        right_of_zero,
-        along_the_first_axis(0.75),
-        lambda x: first_element(x) / 0.25,
+        AnisotropicGaussian([0.25, 0.05, 2.0]), right_of_zero, along_the_first_axis(0.75), lambda x: first_element(x) / 0.25
     ),
     "CorrelatedGaussian": Case(CorrelatedGaussian(SPECTRUM), beyond_a_plane, along_the_normal, deviations),
     "Gaussian": Case(Gaussian(0.25), right_of_zero, along_the_first_axis(0.75), first_element),

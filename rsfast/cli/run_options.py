@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.options import SamplingOptions, options_of
 from ..noise import Noise
-from .arguments import NOISE_OPTIONS, Parser, add_options, add_out, noise, options_in, positive
+from ..noise.text import forms
+from .arguments import Parser, add_options, add_out, noise, options_in, positive
 
 if TYPE_CHECKING:
     from ..runs.results import Results
@@ -34,7 +35,9 @@ def add_run_options(parser: Parser) -> None:
     add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
-    either.add_argument("--noise", type=noise, help=f"noise of another kind, in the same units: {NOISE_OPTIONS}")
+    either.add_argument(
+        "--noise", type=noise, help=f"noise of another kind, {forms()}; parameters and radii are in the same units"
+    )
     add_out(parser)
     add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
     add("--std", help="noisy images are fed to the model as (image - mean) / std", **_HELP | {"metavar": "S"})
