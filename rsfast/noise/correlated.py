@@ -188,7 +188,7 @@ class CorrelatedGaussian(Noise):
     @cached_property
     def scale(self) -> float:
         """The standard deviation of the weakest frequency whose eigenvalue is not 0."""
-        return math.sqrt(float(self._eigenvalues[self._eigenvalues > 0].min(initial=1)))
+        return math.sqrt(float(self._eigenvalues[self._eigenvalues > 0].min(initial=np.inf)))
 
     def of_channels(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """Return the spectrum with an axis for the channel, of length C or 1; raise ValueError if it does not fit."""
