@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..engine.options import SamplingOptions, options_of
-from ..noise import Noise
+from ..noise import Noise, radius_label
 from ..noise.text import forms
 from .arguments import Parser, add_options, add_out, noise, options_in, positive
 
@@ -117,14 +117,15 @@ def print_certified(args: argparse.Namespace, run: Results, seconds: float) -> N
     """Print what a run certifies; of one that stopped sampling early first what it decided, and of the rest bounds."""
     from ..runs import results
 
+    radius = radius_label(run.norm)
     if run.stopping.radius is not None:
-        print(f"{results.share_decided(run, run.stopping.radius):.1%} certified at radius {run.stopping.radius}")
+        print(f"{results.share_decided(run, run.stopping.radius):.1%} certified at {radius} {run.stopping.radius}")
     at_least = "at least " if run.stopping else ""
     acr = f"{at_least}{results.average_certified_radius(run):.3f}"
-    score = f"mean radius {acr}, no labels"
+    score = f"mean {radius} {acr}, no labels"
     if run.labelled:
         accuracy = f"{at_least}{results.clean_accuracy(run):.1%}"
-        score = f"certified accuracy at radius 0 {accuracy}, average certified radius {acr}"
+        score = f"certified accuracy at radius 0 {accuracy}, average certified {radius} {acr}"
     print_summary(args, run, seconds, score)
 
 
