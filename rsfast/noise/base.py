@@ -110,6 +110,8 @@ class Noise:
     constraints: ClassVar[Mapping[str, Constraint]]
     norm: ClassVar[str]
     """The norm in which radii are measured: one of `norms.NORMS`."""
+    norm_fields: ClassVar[tuple[str, ...]] = ()
+    """The parameters that the norm depends on: radii of noises that differ in one cannot be compared."""
     draw: ClassVar[Draw]
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
