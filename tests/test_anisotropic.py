@@ -1,4 +1,4 @@
-"""Gaussian noise with a sigma for each element or channel: its bits, its radii, attacks on its certificates, run folders."""
+"""Gaussian noise with a sigma for each element or channel: its bits, its radii, and attacks on its certificates."""
 
 import itertools
 import re
@@ -18,6 +18,11 @@ from rsfast.ops import perturb
 
 SIGMAS = np.array([0.25, 0.1, 0.7, 1.3, 0.1001])
 SHAPES = [(5,), (3, 4), (2, 3, 5), (3, 9, 11), (2, 2, 3, 3)]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
 
 
 def of_elements(shape):

@@ -1,30 +1,30 @@
-"""Gaussian noise with a spectrum: its bits and covariance, its radii, attacks on its certificates; run folders of arrays."""
+"""Gaussian noise with a spectrum: its bits and covariance, its radii, and attacks on its certificates."""
 
 import itertools
-import json
-import os
 import re
-import signal
-import sys
-from pathlib import Path
 
 import mpmath as mp
 import numpy as np
 import pytest
 import scipy.fft
 import torch
-from conftest import LINEAR_NETS, assert_same_bits, bits, poison
+from conftest import assert_same_bits, bits, poison
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
 import rsfast
-from rsfast import AnisotropicGaussian, CorrelatedGaussian, Gaussian, Run, cli
+from rsfast import CorrelatedGaussian, Gaussian
 from rsfast.noise import frequencies
 from rsfast.ops import arithmetic, perturb
 from rsfast.ops.shaping import filtered
 
 SHAPES = [(1,), (2,), (7,), (8,), (3, 5), (2, 6), (3, 4, 4), (2, 5, 7), (1, 28, 28), (3, 31, 33), (2, 3, 4, 6)]
 SMALL = [(7,), (8,), (2, 5), (1, 4, 4), (2, 3, 5), (1, 2, 3, 4)]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
 
 
 def axes(shape):
@@ -78,7 +78,8 @@ def everything(noise, shape):
 def test_the_formula(shape):
     """x + irfftn(rfftn(z) sqrt(spectrum)), z Gaussian noise of the same call, by NumPy in float64, rounded once.
 
-    NumPy's transform rounds otherwise, which shows in an element with chance 1e-8: none of these.
+    NumPy's transform rounds otherwise, which shows in an element with chance 1e-8: in none of these 17,000 here, and with
+    chance 2e-4 where an FFT library is another one.
     """
     x, over = torch.rand(2, *shape), tuple(range(2 if len(shape) > 1 else 1, len(shape) + 1))
     keywords = {"seed": 3, "samples": [0, 5, 2**40], "rows": [1, 0, 1], "input_ids": [7, 2**32 - 1]}
@@ -481,85 +482,3 @@ def test_the_value_of_a_smoothed_function():
     assert abs(value.mean - 8 - everything(noise, (8,)).trace()) < 5.5 * value.standard_error
     with pytest.raises(TypeError, match=r"^noise must have a density with a gradient"):
         g.gradient(torch.ones(8))
-
-
-# Tallies and run folders of both noises with arrays
-
-ARRAYS = [
-    AnisotropicGaussian(np.random.default_rng(1).uniform(0.3, 0.7, (3, 2, 2))),
-    CorrelatedGaussian(spectrum_of((3, 2, 2), channels=True)),
-]
-
-
-@pytest.mark.parametrize("noise", ARRAYS, ids=lambda noise: noise.name)
-def test_tallies(noise, tmp_path):
-    model, x = lambda batch: batch.flatten(1)[:, :4], torch.rand(2, 3, 2, 2)
-    options = {"num_classes": 4, "seed": 3}
-    selection = rsfast.sample(model, x, noise, n=50, stream="selection", **options)
-    tally = rsfast.sample(model, x, noise, n=600, **options) + rsfast.sample(model, x, noise, n=400, start=600, **options)
-    tally.save(tmp_path / "tally.safetensors")
-    read = rsfast.Tally.load(tmp_path / "tally.safetensors")
-    assert (read, read.provenance) == (tally, tally.provenance)
-    whole = rsfast.certify(model, x, noise, n0=50, n=1000, **options)
-    assert [each.radius for each in rsfast.certificates(selection, read, noise, alpha=0.001)] == [
-        each.radius for each in whole
-    ]
-    assert rsfast.Certificate.from_dict(json.loads(json.dumps(whole[0].to_dict()))) == whole[0]
-    with pytest.raises(ValueError, match="noise") as error:
-        rsfast.certificates(selection, read, type(noise)(2 * np.asarray(next(iter(vars(noise).values())))), alpha=0.001)
-    assert len(str(error.value)) < 400
-
-
-@pytest.mark.parametrize("noise", ARRAYS, ids=lambda noise: noise.name)
-def test_a_run(noise, tmp_path, monkeypatch, capsys):
-    """The command and Python write the same; a run that was stopped goes on, is certified again, and merged."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "array_nets", raising=False)
-    (tmp_path / "array_nets.py").write_text(LINEAR_NETS)
-    images = np.random.default_rng(0).random((6, 3, 2, 2), dtype=np.float32)
-    np.savez("data.npz", images=images, labels=np.arange(6) % 4)
-    values = np.asarray(next(iter(vars(noise).values())))
-    np.save("values.npy", values)
-    np.save("other.npy", 2 * values)
-    name = noise.name.lower()
-    base = "--model array_nets:Net --data data.npz --num-classes 4 --seed 3 --batch-size 50 --n 300"
-
-    def certify(out, options=""):
-        assert cli.main(f"certify {base} --noise {name}:values.npy --out {out} {options}".split()) == 0
-
-    def rows(folder):
-        return [line.rsplit("\t", 1)[0] for line in Path(folder, "results.tsv").read_text().splitlines()]
-
-    certify("whole")
-    sidecar = json.loads(Path("whole/results.json").read_text())
-    assert (sidecar["noise"], sidecar["norm"]) == (noise.to_dict(), "mahalanobis")
-    import array_nets
-
-    options = {"num_classes": 4, "labels": np.arange(6) % 4, "seed": 3, "batch_size": 50}
-    found = Run(array_nets.Net(), torch.from_numpy(images), noise, "python", **options).certify(n=300)
-    assert rows("python") == rows("whole")
-    assert (found.radius > 0).any()
-    calls = iter(range(1, 1000))
-    stop = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda *_: os.kill(os.getpid(), signal.SIGTERM) if next(calls) == 20 else None
-    )
-    with pytest.raises(SystemExit):
-        certify("run")
-    stop.remove()
-    assert len(rows("run")) < len(rows("whole"))
-    with pytest.raises(SystemExit):
-        cli.main(f"certify {base} --noise {name}:other.npy --out run --resume".split())
-    assert "noise must be " in capsys.readouterr().err
-    certify("run", "--resume")
-    assert rows("run") == rows("whole")
-    assert cli.main(["recertify", "run", "--out", "again", "--alpha", "0.01"]) == 0
-    certify("wanted", "--alpha 0.01")
-    assert rows("again") == rows("wanted")
-    for out, part in (("a", "--end 2"), ("b", "--start 2")):
-        certify(out, part)
-    assert cli.main(["merge", "a", "b", "--out", "merged"]) == 0
-    assert rows("merged") == rows("whole")
-    capsys.readouterr()
-    assert cli.main(["analyze", "run"]) == 0
-    assert noise.settings in capsys.readouterr().out

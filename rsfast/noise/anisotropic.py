@@ -67,6 +67,7 @@ class AnisotropicGaussian(Noise):
 
     constraints: ClassVar[Mapping[str, Constraint]] = {"sigmas": Array(POSITIVE)}
     norm = "mahalanobis"
+    norm_fields = ("sigmas",)
     draw = Gaussian.draw
     has_arrays = True
 

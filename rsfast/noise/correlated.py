@@ -143,6 +143,7 @@ class CorrelatedGaussian(Noise):
         "spectrum": Array(Real(0, POSITIVE.high, "0 or more, and finite float32"))
     }
     norm = "mahalanobis"
+    norm_fields = ("spectrum",)
     draw = Gaussian.draw
     has_arrays = True
     potential_error = 2.0**-36
