@@ -8,7 +8,7 @@
 namespace rsfast {
 
 // Every draw, by the name that rsfast/noise gives it. Each has a function standard_noise(DrawIs<Draw::name>, source, z).
-#define RSFAST_DRAWS(each) each(gaussian) each(laplace) each(uniform) each(grid_gaussian)
+#define RSFAST_DRAWS(each) each(gaussian) each(laplace) each(uniform) each(grid_gaussian) each(mask)
 
 #define RSFAST_DRAW_ENUMERATOR(name) name,
 #define RSFAST_DRAW_NAME(name) #name,
@@ -48,6 +48,12 @@ RSFAST_FN Source<B, More> source_of(const B* words, const More& more, const Nois
 template <Draw D, class F>
 RSFAST_FN F combined(DrawIs<D>, const NoiseParameters&, F z, F scale, F x) {
   return fused(z, scale, x);
+}
+
+// A mask keeps x, or hides it behind the fill. scalars: the chance of keeping, a multiple of 2^-24, and the fill.
+template <class F>
+RSFAST_FN F combined(DrawIs<Draw::mask>, const NoiseParameters& noise, F z, F, F x) {
+  return z < noise.scalars[0] ? x : F{} + noise.scalars[1];
 }
 
 // (round(255 x) + k) / 255, correctly rounded: exact integers of less than 2^24, and the quotient corrected by its error
@@ -146,6 +152,23 @@ RSFAST_FN void standard_noise(DrawIs<Draw::uniform>, const Source<B, More>& from
     const F magnitude = to_float((from.words[i] << 1) | 1u) * 0x1p-32f;
     z[i] = as_float(as_bits(magnitude) | (from.words[i] & 0x80000000u));
   }
+}
+
+// What a mask compares with the chance of keeping: the top 24 bits of the word, times 2^-24. So every value is exact, and
+// equally likely. In [0, 1).
+template <class F, class I, class B, class More>
+RSFAST_FN void standard_noise(DrawIs<Draw::mask>, const Source<B, More>& from, F* z) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) z[i] = to_float((I)(from.words[i] >> 8)) * 0x1p-24f;
+}
+
+// The word of an element that shares one with all elements of its group (noise.each has the group's number g): word g % 4 of
+// block g / 4, whose words these are.
+template <class B>
+RSFAST_FN B word_of_group(B group, const B* words) {
+  const auto odd = (group & 1u) != 0;
+  const B low = odd ? words[1] : words[0], high = odd ? words[3] : words[2];
+  return (group & 2u) != 0 ? high : low;
 }
 
 // The levels of lanes whose high word is that of a threshold: it takes their low words, and one threshold after the other.

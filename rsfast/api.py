@@ -399,7 +399,14 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
     largest = largest_radius(spec, stopping, n0=n0, n=n, num_classes=num_classes)
     if largest == 0:
         smallest = smallest_n(spec, stopping, n0=n0, num_classes=num_classes)
-        warn_if_hopeless("certify", n, spec.alpha, smallest, stacklevel=5)
+        if smallest is not None:
+            return warn_if_hopeless("certify", n, spec.alpha, smallest, stacklevel=5)
+        warnings.warn(
+            f"every input abstains, whatever the votes: at {spec.noise.settings} no number of samples proves a radius; take "
+            "more noise",
+            UserWarning,
+            stacklevel=4,
+        )
     elif stopping.radius is not None and largest < stopping.radius:
         warnings.warn(
             f"radius is {stopping.radius}: no input can reach it, as at {spec.noise.settings} and alpha = {spec.alpha} "

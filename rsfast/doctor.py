@@ -15,7 +15,7 @@ from . import ops
 from ._versions import versions
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, AnisotropicGaussian, Gaussian, GridGaussian, Laplace, Noise, philox
+from .noise import STREAM_VERSION, AnisotropicGaussian, Gaussian, GridGaussian, Laplace, Mask, Noise, philox
 from .ops import arithmetic
 from .ops.tally import Tally
 
@@ -50,6 +50,7 @@ _PERTURBED = {
     "perturb bfloat16": (torch.bfloat16, Gaussian(0.5)),
     "perturb Laplace": (torch.float32, Laplace(0.5)),
     "perturb GridGaussian": (torch.float32, GridGaussian(0.5)),
+    "perturb Mask": (torch.float32, Mask(0.5, 0.25, patch=2)),
     "perturb AnisotropicGaussian": (torch.float32, AnisotropicGaussian((1 + np.arange(105.0)).reshape(3, 5, 7) / 64)),
 }
 
@@ -60,6 +61,7 @@ CHECKSUMS = {
     "perturb Laplace": "d4647c5b61edeaf8",
     "perturb GridGaussian": "e7434f56dab90f3a",
     "perturb AnisotropicGaussian": "60deae0e5a2a39bd",
+    "perturb Mask": "10c5be83756319cb",
     "accumulate": "d2a201a8a4afde0f",
 }
 

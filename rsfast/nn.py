@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 from threading import Lock
@@ -15,6 +16,7 @@ from torch.utils.data._utils import worker as _workers
 from . import ops
 from ._check import check_count
 from .noise import Gaussian, Noise, philox
+from .noise import Mask as _MaskNoise
 
 _WORKERS = 5
 """The stream, in the Philox counter, of the seeds that layers take in a DataLoader's workers. No noise is drawn from it."""
@@ -27,7 +29,6 @@ class _Perturb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, samples: torch.Tensor, source: torch.Tensor, noise: Noise, seed: int) -> Any:
-        channels_last = x.ndim in (4, 5) and not x.is_contiguous() and x.is_contiguous(memory_format=_LAST[x.ndim])
         return ops.perturb(
             x.float(),
             noise,
@@ -36,7 +37,7 @@ class _Perturb(torch.autograd.Function):
             input_ids=source,
             stream="training",
             dtype=x.dtype,
-            channels_last=channels_last,
+            channels_last=_is_channels_last(x),
         )
 
     @staticmethod
@@ -48,7 +49,46 @@ _TYPES = (torch.float32, torch.float16, torch.bfloat16)  # float64 would lose di
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-class GaussianNoise(nn.Module):
+def _is_channels_last(x: torch.Tensor) -> bool:
+    return x.ndim in (4, 5) and not x.is_contiguous() and x.is_contiguous(memory_format=_LAST[x.ndim])
+
+
+class _NoiseLayer(nn.Module):
+    """Draw noise in training mode, each row of each batch its own, in whichever forward, checkpoint or worker it runs.
+
+    Subclasses define `_with_noise`. What holds of `count`, errors, ranks, checkpoints and workers is in `GaussianNoise`.
+    """
+
+    count: torch.Tensor
+
+    def __init__(self, seed: int | None) -> None:
+        super().__init__()
+        self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def _with_noise(self, x: torch.Tensor, samples: torch.Tensor, source: torch.Tensor, seed: int) -> torch.Tensor:
+        """Return x with the noise of these samples [B], of inputs with the ids `source` [B], which are all the same."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x [B, *shape] with noise, of the same type and memory format; x itself in eval mode."""
+        if not self.training:
+            return x
+        if x.dtype not in _TYPES:
+            raise TypeError(f"x must have dtype {', '.join(map(str, _TYPES))}, got {x.dtype}")
+        count, seed, source = self.count, self.seed, _source(x.device)
+        if (worker := _workers._worker_info) is not None:
+            count = _worker_counts.setdefault(self, torch.zeros_like(count))
+            seed, source = _worker_seed(seed, worker.seed), 1 << 31 | source
+        before, after = torch.ops.rsfast.place(count, x.shape[0], seed - (1 << 63))
+        samples = before + torch.arange(x.shape[0], device=x.device)
+        ids = torch.full_like(samples, source)
+        noisy = self._with_noise(x, samples, ids, seed)
+        count.copy_(after)
+        return noisy
+
+
+class GaussianNoise(_NoiseLayer):
     """Add Gaussian noise in training mode, each row of each batch its own; do nothing in eval mode.
 
     Put it before a classifier that is trained to be smoothed. Noise is that of `ops.perturb`, from the stream "training":
@@ -101,33 +141,95 @@ class GaussianNoise(nn.Module):
     (tensor(True), tensor(False))
     """
 
-    count: torch.Tensor
-
     def __init__(self, sigma: float, *, seed: int | None = None) -> None:
-        super().__init__()
-        self.sigma = Gaussian(sigma).sigma
-        self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        sigma = Gaussian(sigma).sigma
+        super().__init__(seed)
+        self.sigma = sigma
+
+    def _with_noise(self, x: torch.Tensor, samples: torch.Tensor, source: torch.Tensor, seed: int) -> torch.Tensor:
+        noisy: torch.Tensor = _Perturb.apply(x, samples, source, Gaussian(self.sigma), seed)  # type: ignore[no-untyped-call]
+        return noisy
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}, seed={self.seed}"
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x [B, *shape] plus noise, of the same type and memory format; x itself in eval mode."""
-        if not self.training:
-            return x
-        if x.dtype not in _TYPES:
-            raise TypeError(f"x must have dtype {', '.join(map(str, _TYPES))}, got {x.dtype}")
-        count, seed, source = self.count, self.seed, _source(x.device)
-        if (worker := _workers._worker_info) is not None:
-            count = _worker_counts.setdefault(self, torch.zeros_like(count))
-            seed, source = _worker_seed(seed, worker.seed), 1 << 31 | source
-        before, after = torch.ops.rsfast.place(count, x.shape[0], seed - (1 << 63))
-        samples = before + torch.arange(x.shape[0], device=x.device)
-        ids = torch.full_like(samples, source)
-        noisy: torch.Tensor = _Perturb.apply(x, samples, ids, Gaussian(self.sigma), seed)  # type: ignore[no-untyped-call]
-        count.copy_(after)
-        return noisy
+
+class Mask(_NoiseLayer):
+    """Hide parts of each row at random in training mode, as `rsfast.noise.Mask` does; do nothing in eval mode.
+
+    Put it before a classifier that is trained to be smoothed with that noise. It keeps a part with probability `keep`, and
+    puts `fill` in place of the others. Noise is that of `ops.perturb`, from the stream "training".
+
+    On hidden units it is dropout with ``p = 1 - keep``, but for the factor: `torch.nn.Dropout` multiplies what it keeps by
+    ``1 / keep``, and this layer leaves it as it is. With ``fill=0``, ``Mask(keep)(h) / keep`` has dropout's distribution.
+
+    Parameters
+    ----------
+    keep : float
+        The chance that a part is kept, from 2^-24 to 1; see `rsfast.noise.Mask`.
+    fill : float
+        What hides an element, in the units of the input; finite.
+    patch : int
+        0: parts are elements. p: they are cells of p positions along every axis but the channels', over all channels. The
+        rows of x, of shape [channels, height, width], then have at least 3 axes.
+    seed : int, optional
+        In [0, 2^64); drawn from the operating system if left out.
+
+    Attributes
+    ----------
+    count : int64 tensor, a buffer
+        Rows that have been masked. It is in the state_dict, so training that resumes goes on with the same bits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is out of range; in forward, if x is not float32, float16 or bfloat16 of rank 2 or more, or has too
+        few axes for a patch.
+
+    RuntimeError
+        If a backward pass runs the layer, and which forward it repeats cannot be told.
+
+    Notes
+    -----
+    The gradient of an element is that of x where it is kept, and 0 where it is hidden, whatever the fill. It may
+    be differentiated again. What `GaussianNoise` says of ranks, checkpoints and the workers of a DataLoader holds here, too.
+
+    References
+    ----------
+    Levine and Feizi, "Robustness Certificates for Sparse Adversarial Attacks by Randomized Ablation", 2020; Srivastava et
+    al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", 2014.
+
+    Examples
+    --------
+    >>> mask = Mask(0.25, fill=-1.0, patch=1, seed=1)
+    >>> x = torch.zeros(2, 3, 8, 8)
+    >>> mask(x).unique(), mask.eval()(x).unique()
+    (tensor([-1.,  0.]), tensor([0.]))
+    """
+
+    def __init__(self, keep: float, fill: float = 0.0, patch: int = 0, *, seed: int | None = None) -> None:
+        noise = _MaskNoise(keep, fill, patch)
+        super().__init__(seed)
+        self.keep, self.fill, self.patch = noise.keep, ctypes.c_float(noise.fill).value, noise.patch
+
+    def _with_noise(self, x: torch.Tensor, samples: torch.Tensor, source: torch.Tensor, seed: int) -> torch.Tensor:
+        if x.ndim < 2 or not x.numel():
+            raise ValueError(f"x must have shape [B, *shape] with at least one element, got {list(x.shape)}")
+        kept = ops.perturb(
+            torch.ones(1, *x.shape[1:], device=x.device),
+            _MaskNoise(self.keep, 0.0, self.patch),
+            seed=seed,
+            samples=samples,
+            rows=torch.zeros_like(samples),
+            input_ids=source[:1],
+            stream="training",
+            dtype=x.dtype,
+            channels_last=_is_channels_last(x),
+        )
+        return torch.where(kept != 0, x, self.fill)
+
+    def extra_repr(self) -> str:
+        return f"keep={self.keep}, fill={self.fill}, patch={self.patch}, seed={self.seed}"
 
 
 class NoisyStateCell(nn.Module):
@@ -279,7 +381,7 @@ def _worker_seed(seed: int, of_worker: int) -> int:
 
 
 # Of the layers in this worker of a DataLoader: workers that were spawned share the buffers of the main process.
-_worker_counts: WeakKeyDictionary[GaussianNoise, torch.Tensor] = WeakKeyDictionary()
+_worker_counts: WeakKeyDictionary[_NoiseLayer, torch.Tensor] = WeakKeyDictionary()
 
 # Of the latest forwards, by the layer and the number that torch's generator gave: the count before it, or None if there were
 # several such forwards, and whether it was repeated.
@@ -308,7 +410,7 @@ def _place(count: torch.Tensor, rows: int, layer: int) -> tuple[torch.Tensor, to
         return count.clone(), count + rows
     if start is None:
         raise RuntimeError(
-            "GaussianNoise runs in a backward pass, and cannot tell which forward it repeats, so its noise is unknown; "
+            "a noise layer runs in a backward pass, and cannot tell which forward it repeats, so its noise is unknown; "
             "torch.utils.checkpoint must be called with preserve_rng_state=True, and no two forwards from the same "
             f"torch.manual_seed, nor more than {_KEPT}, may wait for their backward pass"
         )

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import rsfast
 from rsfast import Gaussian, ops
-from rsfast.nn import GaussianNoise, NoisyStateCell, SmoothedCritic
+from rsfast.nn import GaussianNoise, Mask, NoisyStateCell, SmoothedCritic
 
 
 def test_noise_is_that_of_perturb_one_sample_a_row():
@@ -277,6 +277,117 @@ def test_workers_follow_torchs_seed():
     assert abs(float(torch.cat([one, two]).std()) - 1) < 0.5
 
 
+# Masks: the base of the layers is tested above, here that masks take it, and what differs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("patch", [0, 1, 3])
+def test_a_mask_is_that_of_perturb(patch, dtype):
+    """In every type and memory format, whose bits do not matter; fills that the type must round among them."""
+    layer, noise = Mask(0.3, 1 / 3, patch, seed=7), rsfast.Mask(0.3, 1 / 3, patch)
+    x = torch.rand(5, 3, 4, 7).to(dtype)
+    ids = torch.zeros(5, dtype=torch.int64)
+    options = {"seed": 7, "stream": "training", "input_ids": ids, "dtype": dtype}
+    for form, start in ((torch.contiguous_format, 0), (torch.channels_last, 5)):
+        y = layer(x.contiguous(memory_format=form))
+        assert torch.equal(y, ops.perturb(x.float(), noise, samples=range(start, start + 5), **options))
+        assert y.is_contiguous(memory_format=form)
+        assert y.dtype == dtype
+    assert int(layer.count) == 10
+    assert layer.eval()(x) is x
+
+
+@pytest.mark.parametrize("patch", [0, 2])
+def test_the_gradient_of_a_mask_passes_through_what_is_kept(patch):
+    """Where x itself equals the fill, too; and it can be differentiated again."""
+    x = torch.full((4, 3, 5, 6), 2.0, requires_grad=True)
+    weight = torch.rand(x.shape) + 1
+    y = Mask(0.5, 2.0, patch, seed=3)(x)
+    (gradient,) = torch.autograd.grad((y.square() * weight).sum(), x, create_graph=True)
+    kept = Mask(0.5, 0.0, patch, seed=3)(torch.ones(x.shape)) == 1
+    assert 0 < kept.sum() < kept.numel()
+    assert torch.equal(gradient, torch.where(kept, 4 * weight, 0.0))
+    (second,) = torch.autograd.grad(gradient.sum(), x)
+    assert torch.equal(second, torch.where(kept, 2 * weight, 0.0))
+
+
+def test_what_is_hidden_does_not_spoil_the_gradient():
+    """A select, not a product: NaN and infinity behind the mask reach neither the output nor the gradient."""
+    x = torch.full((2, 1000), torch.nan, requires_grad=True)
+    y = Mask(0.5, seed=3)(x)
+    hidden = y.detach() == 0
+    assert 800 < hidden.sum() < 1200
+    y.nansum().backward()
+    assert bool((x.grad[hidden] == 0).all())
+
+
+def test_dropout_is_this_noise_without_the_factor():
+    """Mask(1 - p)(h) / (1 - p) and nn.Dropout(p)(h): values 0 and h / (1 - p), as often, and gradients alike.
+
+    Shares of 400,000 elements within 5 standard errors of 1 - p, both: false failure below 2e-6; fixed seeds.
+    """
+    torch.manual_seed(1)
+    p, h = 0.3, torch.rand(400, 1000) + 1
+    outputs, shares = [], []
+    for layer in (nn.Sequential(Mask(1 - p, seed=2)), nn.Dropout(p)):
+        x = h.clone().requires_grad_()
+        y = layer(x) / (1 - p if isinstance(layer, nn.Sequential) else 1)
+        kept = y.detach() != 0
+        torch.testing.assert_close(y.detach(), torch.where(kept, h / (1 - p), 0.0))
+        y.sum().backward()
+        torch.testing.assert_close(x.grad, torch.where(kept, 1 / (1 - p), 0.0))
+        outputs.append(y.detach())
+        shares.append(float(kept.double().mean()))
+    assert max(abs(share - (1 - p)) for share in shares) < 5 * (p * (1 - p) / h.numel()) ** 0.5
+    assert not torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_repeats_the_mask(reentrant):
+    def net():
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Sequential(Mask(0.5, 1.0, seed=1), nn.Linear(6, 8), nn.Tanh()), Mask(0.7, seed=2))
+
+    one, two = net(), net()
+    expected = train(one, one)
+    found = train(two, lambda x: checkpoint(two, x, use_reentrant=reentrant))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    resumed = net()
+    resumed.load_state_dict(two.state_dict())
+    x = torch.rand(3, 6)
+    assert torch.equal(resumed(x), two(x))
+
+
+def test_workers_draw_masks_of_their_own():
+    layer = Mask(0.5, 1.0, seed=7)
+    found = torch.cat([epochs(layer, 3), epochs(layer, 4)])
+    assert torch.equal(found[:16], epochs(copy.deepcopy(layer), 3))
+    assert int(layer.count) == 0
+    rows = DataLoader(Wide(layer), batch_size=2, num_workers=2)
+    assert different(torch.cat(list(rows)), layer(torch.zeros(8, 64)))
+
+
+class Wide(Noisy):
+    def __getitem__(self, place):
+        return self.layer(torch.zeros(self.rows, 64))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch", [0, 2])
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache", "ignore:To copy construct")
+def test_a_compiled_mask(patch):
+    network, x = nn.Sequential(Mask(0.5, 0.5, patch, seed=3), nn.Conv2d(3, 4, 1)), torch.rand(8, 3, 5, 5)
+    expected = [network(x) for _ in range(2)]
+    network[0].count.zero_()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    found = [compiled(x) for _ in range(2)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    found[0].sum().backward()
+    assert network[1].weight.grad.abs().sum() > 0
+
+
 # Layers that put noise elsewhere
 
 
@@ -402,6 +513,8 @@ def test_seeds():
     x = torch.zeros(2, 8)
     assert not torch.equal(GaussianNoise(1.0)(x), GaussianNoise(1.0)(x))
     assert repr(GaussianNoise(0.5, seed=3)) == "GaussianNoise(sigma=0.5, seed=3)"
+    assert not torch.equal(Mask(0.5)(x + 1), Mask(0.5)(x + 1))
+    assert repr(Mask(0.5, patch=2, seed=3)) == "Mask(keep=0.5, fill=0.0, patch=2, seed=3)"
 
 
 @pytest.mark.parametrize(
@@ -420,6 +533,11 @@ def test_seeds():
             "x must have dtype .*, got torch.float64",
         ),
         (lambda: GaussianNoise(0.5)(torch.zeros(3)), ValueError, r"x must have shape \[I, \*shape\] with .*, got \[3\]"),
+        (lambda: Mask(0.0), ValueError, "^keep must be from .*, got 0.0"),
+        (lambda: Mask(0.5, seed="1"), TypeError, "^seed must be an int, got '1'"),
+        (lambda: Mask(0.5, patch=1)(torch.zeros(2, 3)), ValueError, r"^an input must have shape .*, got \[3\]"),
+        (lambda: Mask(0.5)(torch.zeros(2, 3, dtype=torch.float64)), TypeError, "^x must have dtype .*, got torch.float64"),
+        (lambda: Mask(0.5)(torch.zeros(3)), ValueError, r"^x must have shape \[B, \*shape\] .*, got \[3\]$"),
         (lambda: NoisyStateCell(nn.LSTM(2, 3), 0.5), TypeError, r"^cell must be an nn.RNNCell, .*, got LSTM\("),
         (lambda: NoisyStateCell(nn.GRUCell(2, 3), 0), ValueError, "^sigma must be .*, got 0"),
         (lambda: NoisyStateCell(nn.GRUCell(2, 3), 0.5, seed=0.5), TypeError, "^seed must be an int, got 0.5"),

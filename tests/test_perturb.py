@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
-from rsfast.noise import AnisotropicGaussian, Gaussian, GridGaussian, Laplace, Uniform
+from rsfast.noise import AnisotropicGaussian, Gaussian, GridGaussian, Laplace, Mask, Uniform
 from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -54,12 +55,17 @@ TRANSFORMS = {
     "Uniform": (Uniform(0.3), True, True, (0.0, 1.0)),
     "GridGaussian": (GridGaussian(0.3), True, True, (0.0, 1.0)),
     "AnisotropicGaussian": (AnisotropicGaussian, True, True, (0.0, 1.0)),  # a sigma for each element, see `noise_of`
+    "Mask": (Mask(0.3, 0.25), True, True, (0.0, 1.0)),
+    "Mask of pixels": (Mask(0.3, 0.25, patch=1), True, True, (0.0, 1.0)),
+    "Mask of patches": (Mask(0.3, 0.25, patch=4), True, True, (0.0, 1.0)),
 }
 
 
 def noise_of(transform, shape):
-    """The transform's noise; of a class with one value of each element, those of `shape`."""
+    """The transform's noise; of a class with one value of each element, those of `shape`; no patches without positions."""
     noise = TRANSFORMS[transform][0]
+    if isinstance(noise, Mask) and len(shape) < 3:
+        return replace(noise, patch=0)
     return noise(0.3 + np.arange(math.prod(shape)).reshape(shape) % 97 / 60) if isinstance(noise, type) else noise
 
 

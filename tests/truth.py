@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import rsfast
-from rsfast.noise import AnisotropicGaussian, CorrelatedGaussian, Gaussian, GridGaussian, Laplace, Noise, Uniform
+from rsfast.noise import AnisotropicGaussian, CorrelatedGaussian, Gaussian, GridGaussian, Laplace, Mask, Noise, Uniform
 
 
 class Case(NamedTuple):
@@ -61,6 +61,30 @@ def along_the_normal(u):
     return (np.outer(u, 0.28 * NORMAL) + 0.01 * np.roll(NORMAL, 3)).astype(np.float32)
 
 
+def nothing_negative(batch):
+    """Class 1 where something is seen that is not 0, and nothing negative is."""
+    right = (batch.amin(1) >= 0) & (batch.amax(1) > 0)
+    return torch.stack([~right, right], dim=1).float()
+
+
+def some_positive(u):
+    """Inputs of 40 elements: from 8 on are 1, the others 0."""
+    return (np.arange(40) < 8 + np.floor(32 * u)[:, None]).astype(np.float32)
+
+
+def changes_of(keep):
+    """Return the l0 radii of `nothing_negative`: the largest r with ``b^r - b^m > 1/2``, where b = 1 - keep.
+
+    That is the score where r of m positive elements are made negative; the certificate's bound is attained.
+    """
+
+    def radii(x):
+        b, m = 1 - keep, x.sum(axis=1, dtype=np.float64)[:, None]
+        return (b ** np.arange(1, 41) - b**m > 0.5).sum(axis=1).astype(np.float64)
+
+    return radii
+
+
 CASES = {
     "AnisotropicGaussian": Case(
         AnisotropicGaussian([0.25, 0.05, 2.0]), right_of_zero, along_the_first_axis(0.75), lambda x: first_element(x) / 0.25
@@ -68,6 +92,7 @@ CASES = {
     "CorrelatedGaussian": Case(CorrelatedGaussian(SPECTRUM), beyond_a_plane, along_the_normal, deviations),
     "Gaussian": Case(Gaussian(0.25), right_of_zero, along_the_first_axis(0.75), first_element),
     "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
+    "Mask": Case(Mask(0.1), nothing_negative, some_positive, changes_of(Mask(0.1).chance)),
     "Uniform": Case(Uniform(0.5), right_of_zero, along_the_first_axis(0.5), first_element),
     # u + round(s z) is above 0 where u + s z is above 1/2.
     "GridGaussian": Case(

@@ -67,6 +67,15 @@ RSFAST_FN void transpose(V v[4]) {
   v[3] = interleave<2, 1>(b, d, lanes);
 }
 
+// Each lane's word, of its group: a block for every lane, in the order of the lanes.
+RSFAST_FN Bits words_of_groups(Bits groups, const RowCounter& row, const Key& key) {
+  const Wides blocks = reinterpret_cast<Wides>(groups >> 2);
+  const auto even = philox(blocks, row.sample_low, row.input_id, row.stream_and_sample_high, key);
+  const auto odd = philox(blocks >> 32, row.sample_low, row.input_id, row.stream_and_sample_high, key);
+  const Bits words[] = {pack(even.a, odd.a), pack(even.b, odd.b), pack(even.c, odd.c), pack(even.d, odd.d)};
+  return word_of_group(groups, words);
+}
+
 struct Row {
   RowCounter counter;
   int64_t sample;
@@ -115,13 +124,11 @@ struct Output<Type::float64> {
   }
 };
 
-// Elements [tile, tile + N * kTile) of a row, at which `of` points. Stages run over all N tiles, so that their chains of
+// The standard noise of elements [tile, tile + N * kTile) of a row. Stages run over all N tiles, so that their chains of
 // dependent operations overlap.
-template <Draw D, Type T, int N>
-RSFAST_FN void perturb_tiles(const PerturbJob& job, const Key& key, const Row& row, int64_t tile, const Elements& of,
-                             typename Output<T>::type* out) {
+template <Draw D, int N>
+RSFAST_FN void noise_of_tiles(const PerturbJob& job, const Key& key, const Row& row, int64_t tile, Floats* z) {
   TileWords words[N];
-  Floats z[4 * N];
 #pragma GCC unroll 2
   for (int n = 0; n < N; ++n) words[n] = tile_words(static_cast<uint64_t>(tile) / 4 + n * kLanes, row.counter, key);
 #pragma GCC unroll 2
@@ -134,6 +141,32 @@ RSFAST_FN void perturb_tiles(const PerturbJob& job, const Key& key, const Row& r
   }
 #pragma GCC unroll 2
   for (int n = 0; n < N; ++n) transpose(z + 4 * n);
+}
+
+// That of elements whose groups share a word.
+template <Draw D, int N>
+RSFAST_FN void noise_of_groups(const PerturbJob& job, const Key& key, const Row& row, const float* groups, Floats* z) {
+  const auto no_more = [](Bits* w) { __builtin_memset(w, 0, 4 * sizeof *w); };
+  for (int n = 0; n < 4 * N; n += 4) {
+    Bits words[4];
+    for (int j = 0; j < 4; ++j) words[j] = words_of_groups(load<Bits>(groups + (n + j) * kLanes), row.counter, key);
+    standard_noise<Floats, Ints>(DrawIs<D>{}, source_of(words, no_more, job.noise, row.sample), z + n);
+  }
+}
+
+// Elements [tile, tile + N * kTile) of a row, at which `of` points.
+template <Draw D, Type T, int N>
+RSFAST_FN void perturb_tiles(const PerturbJob& job, const Key& key, const Row& row, int64_t tile, const Elements& of,
+                             typename Output<T>::type* out) {
+  Floats z[4 * N];
+  if constexpr (D == Draw::mask) {
+    if (of.noise_scale)
+      noise_of_groups<D, N>(job, key, row, of.noise_scale, z);
+    else
+      noise_of_tiles<D, N>(job, key, row, tile, z);
+  } else {
+    noise_of_tiles<D, N>(job, key, row, tile, z);
+  }
   const auto finish = [&](const auto& noise_scale) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int j = 0; j < 4 * N; ++j) {

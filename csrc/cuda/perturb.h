@@ -117,18 +117,36 @@ RSFAST_FN FourWords four_words(uint32_t block, const RowCounter& c, const Key& k
   return {{static_cast<uint32_t>(w.a), static_cast<uint32_t>(w.b), static_cast<uint32_t>(w.c), static_cast<uint32_t>(w.d)}};
 }
 
+// The words of elements whose groups share one; neighbours are mostly of one block.
+RSFAST_FN FourWords words_of_groups(const PerturbGrid& g, const RowCounter& c, uint64_t first) {
+  FourWords block = {}, words = {};
+  uint32_t last = 0;
+  for (int i = 0; i < 4; ++i) {
+    if (first + i >= static_cast<uint64_t>(g.job.elements)) break;
+    const uint32_t group = as_bits(g.job.noise.each[first + i]);
+    if (i == 0 || group / 4 != last) block = four_words(group / 4, c, g.key);
+    last = group / 4;
+    words.of[i] = word_of_group(group, block.of);
+  }
+  return words;
+}
+
 // The finished values of elements 4 four to 4 four + 3 of a row; those past its end are made of x = 0.
 template <Draw D, bool Aligned>
 RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_t four) {
   const PerturbJob& job = g.job;
-  const FourWords words = four_words(four, row.counter, g.key);
+  const uint64_t first = uint64_t{four} * 4;
+  FourWords words;
+  if (D == Draw::mask && job.noise.each)
+    words = words_of_groups(g, row.counter, first);
+  else
+    words = four_words(four, row.counter, g.key);
   const auto more = [&](uint32_t* w) {
     const FourWords made = four_words(four, more_words(row.counter), g.key);
     for (int i = 0; i < 4; ++i) w[i] = made.of[i];
   };
   Four z, y = {};
   standard_noise<float, int32_t>(DrawIs<D>{}, source_of(words.of, more, job.noise, row.sample), z.of);
-  const uint64_t first = uint64_t{four} * 4;
   if constexpr (Aligned) {
     const Sixteen bits = *reinterpret_cast<const Sixteen*>(row.x + first);
     for (int i = 0; i < 4; ++i) y.of[i] = as_float(bits.words[i]);

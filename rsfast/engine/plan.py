@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .._check import as_real
+from .._check import MAX_SAMPLES, as_real
 from ..heads import Head, Votes
 from ..stats import rules
 from ..stats.certificate import Certificate, Execution
@@ -109,8 +109,10 @@ def largest_radius(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, 
     return max(0.0, float(rules.radius(spec.noise, found.lower, found.upper, spec.lipschitz)[0, 0]))
 
 
-def smallest_n(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, num_classes: int) -> int:
+def smallest_n(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, num_classes: int) -> int | None:
     """Return the fewest estimation samples with which samples that all agree certify anything; as `largest_radius`.
+
+    None if no number of them up to 2^32 does, as of a mask that keeps half of the input.
 
     Examples
     --------
@@ -122,6 +124,8 @@ def smallest_n(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, num_
     most = 1
     while proves(n=most) == 0:
         most *= 2
+        if most > MAX_SAMPLES:
+            return None
     return bisect_left(range(most), True, lo=most // 2 + 1, key=lambda n: proves(n=n) > 0)
 
 

@@ -6,6 +6,7 @@ from .correlated import CorrelatedGaussian, frequencies
 from .gaussian import Gaussian, check_lipschitz
 from .grid_gaussian import GridGaussian
 from .laplace import Laplace
+from .mask import Mask
 from .norms import NORMS, radius_label
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .uniform import Uniform
@@ -22,6 +23,7 @@ __all__ = [
     "Gaussian",
     "GridGaussian",
     "Laplace",
+    "Mask",
     "Noise",
     "NoiseParameters",
     "Uniform",

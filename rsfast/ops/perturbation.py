@@ -94,8 +94,8 @@ def perturb(
     Notes
     -----
     Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph. So values of x are not
-    looked at: that they are finite, and within `Noise.largest_input`, is checked by `certify`, `predict` and `sample`. Noise
-    with arrays copies them to the GPU when it first meets a shape, and torch.compile breaks its graph there.
+    looked at: `certify`, `predict` and `sample` check that they are finite, within `Noise.largest_input` and on the noise's
+    grid. Noise with arrays copies them to the GPU when it first meets a shape, and torch.compile breaks its graph there.
 
     Numerics: Philox4x32-10 and the noise's draw, standard noise z, in float32 as one fixed sequence of exactly rounded
     operations (csrc/noise.h); then fma(z, the noise's scale, x), clamp, fma(scale, shift), all in float32; then one rounding

@@ -44,6 +44,11 @@ class Words(NamedTuple):
         blocks = torch.arange((self.elements + 3) // 4, device=self.samples.device)
         return torch.stack([*plain(self.of_blocks(blocks), arithmetic)], dim=-1).flatten(1)[:, : self.elements]
 
+    def of_groups(self, groups: Tensor) -> Tensor:
+        """Return [B, elements]: word g % 4 of block g // 4, where g is the group [elements] of an element."""
+        blocks = torch.stack([*self.of_blocks(groups.long() >> 2)], dim=-1)
+        return blocks.gather(2, (groups.long() & 3).expand(blocks.shape[:2])[:, :, None])[:, :, 0]
+
     def more(self) -> Words:
         """Return other words of the same blocks, for draws that need 64 bits an element: no stream has the top bit."""
         return self._replace(stream=self.stream | 0x80)

@@ -97,6 +97,12 @@ def uniform(word):
 
 
 @triton.jit
+def mask(word):
+    """What a mask compares with the chance of keeping: the top 24 bits of the word, in [0, 1)."""
+    return (word >> 8).to(tl.float32) * 2.0**-24
+
+
+@triton.jit
 def grid_level(word, guide_ptr, shift):
     """How many thresholds lie above the word's low 31 bits, and whether these are the high half of one."""
     word = (word & 0x7FFFFFFF).to(tl.int32, bitcast=True)
@@ -157,9 +163,20 @@ def standard_noise(block, sample, input_id, stream, seed, scalar, table_0_ptr, t
         z0, z1, z2, z3 = laplace(a), laplace(b), laplace(c), laplace(d)
     elif DRAW == "uniform":
         z0, z1, z2, z3 = uniform(a), uniform(b), uniform(c), uniform(d)
+    elif DRAW == "mask":
+        z0, z1, z2, z3 = mask(a), mask(b), mask(c), mask(d)
     elif DRAW == "grid_gaussian":
         shift = tl.full([1], scalar, tl.float32).to(tl.int32)
         z0, z1, z2, z3 = grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, table_0_ptr, table_1_ptr)
     else:
         tl.static_assert(False, "ops/triton_noise.py lacks this draw")
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
+
+
+@triton.jit
+def mask_of_groups(group, sample, input_id, stream, seed):
+    """The mask's noise of elements whose groups share word g % 4 of block g / 4."""
+    group = group.to(tl.uint32, bitcast=True)
+    a, b, c, d = block_words(group >> 2, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64))
+    odd = (group & 1) != 0
+    return mask(tl.where((group & 2) != 0, tl.where(odd, d, c), tl.where(odd, b, a)))

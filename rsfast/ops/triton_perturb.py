@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .calls import Perturbation
 from .triton_base import MOST, OPTIONS, on
-from .triton_noise import standard_noise
+from .triton_noise import mask_of_groups, standard_noise
 
 _BLOCKS = 256  # of four elements, that a program of perturb makes
 _ROUND = tl.constexpr(1.5 * 2.0**23)
@@ -31,18 +31,31 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 
 
 @triton.jit
-def noisy(z, noise_scale, x, low, high, DRAW: tl.constexpr):
+def noisy(z, noise_scale, fill, x, low, high, DRAW: tl.constexpr):
     """x with its noise, before scale and shift: most draws are added."""
     if DRAW == "grid_gaussian":
         total = ((x * 255.0 + _ROUND) - _ROUND) + z
         quotient = total * _RECIPROCAL_255
         y = tl.fma(tl.fma(quotient, -255.0, total), _RECIPROCAL_255, quotient)
+    elif DRAW == "mask":
+        y = tl.where(z < noise_scale, x, fill)
     else:
         y = tl.fma(z, noise_scale, x)
     if low is not None:
         y = tl.where(y < low, low, y)
         y = tl.where(y > high, high, y)
     return y
+
+
+@triton.jit
+def with_each(z, each_ptrs, mask, sample, input_id, stream, seed, noise_scale, DRAW: tl.constexpr):
+    """The noise and its scale where every element has a value: its scale, or of a mask the group that shares a word."""
+    each = tl.load(each_ptrs, mask=mask)
+    if DRAW == "mask":
+        z = mask_of_groups(each, sample, input_id, stream, seed)
+    else:
+        noise_scale = each
+    return z, noise_scale
 
 
 @triton.jit
@@ -72,6 +85,7 @@ def perturb_kernel(
     low,
     high,
     noise_scale,
+    fill,
     each_ptr,
     table_0_ptr,
     table_1_ptr,
@@ -107,8 +121,8 @@ def perturb_kernel(
         inside = (place >= 0) & (place < span)
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
     if each_ptr is not None:
-        noise_scale = tl.load(each_ptr + first + place, mask=inside)
-    y = tl.where(valid, noisy(z, noise_scale, x, low, high, DRAW), float("nan"))  # should the assertion be off
+        z, noise_scale = with_each(z, each_ptr + first + place, inside, sample, input_id, stream, seed, noise_scale, DRAW)
+    y = tl.where(valid, noisy(z, noise_scale, fill, x, low, high, DRAW), float("nan"))  # should the assertion be off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
     else:
@@ -160,6 +174,7 @@ def perturb(job: Perturbation) -> None:
                     low,
                     high,
                     job.noise.scalars[0],
+                    job.noise.scalars[1] if job.noise.draw == "mask" else None,
                     job.noise.each,
                     *(job.noise.tables or (None, None)),
                     job.seed,
