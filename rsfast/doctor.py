@@ -15,7 +15,7 @@ from . import ops
 from ._versions import versions
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian, GridGaussian, Laplace, Mask, Noise, philox
+from .noise import STREAM_VERSION, AnisotropicGaussian, Gaussian, GridGaussian, Laplace, Mask, Noise, philox
 from .ops import arithmetic
 from .ops.tally import Tally
 
@@ -45,7 +45,14 @@ NORMALS = (
     (556728102, 3219461760, -0.0052156611570296881, -2.0214394099095873),
 )
 
-_NOISE = Gaussian(0.5)
+_PERTURBED = {
+    "perturb float32": (torch.float32, Gaussian(0.5)),
+    "perturb bfloat16": (torch.bfloat16, Gaussian(0.5)),
+    "perturb Laplace": (torch.float32, Laplace(0.5)),
+    "perturb GridGaussian": (torch.float32, GridGaussian(0.5)),
+    "perturb Mask": (torch.float32, Mask(0.5, 0.25, patch=2)),
+    "perturb AnisotropicGaussian": (torch.float32, AnisotropicGaussian((1 + np.arange(105.0)).reshape(3, 5, 7) / 64)),
+}
 
 # Of the fixed calls below. They change with STREAM_VERSION or the definition of a head, and with nothing else.
 CHECKSUMS = {
@@ -53,6 +60,7 @@ CHECKSUMS = {
     "perturb bfloat16": "9a9d30ee4f09ff98",
     "perturb Laplace": "d4647c5b61edeaf8",
     "perturb GridGaussian": "e7434f56dab90f3a",
+    "perturb AnisotropicGaussian": "60deae0e5a2a39bd",
     "perturb Mask": "10c5be83756319cb",
     "accumulate": "d2a201a8a4afde0f",
 }
@@ -120,12 +128,7 @@ def _if_missing(name: str) -> str:
 def _failures(backend: str, device: str) -> list[str]:
     """Return the names of the tests that a backend fails."""
     tests = {
-        "perturb float32": _perturb(backend, device, torch.float32) == CHECKSUMS["perturb float32"],
-        "perturb bfloat16": _perturb(backend, device, torch.bfloat16) == CHECKSUMS["perturb bfloat16"],
-        "perturb Laplace": _perturb(backend, device, torch.float32, Laplace(0.5)) == CHECKSUMS["perturb Laplace"],
-        "perturb GridGaussian": _perturb(backend, device, torch.float32, GridGaussian(0.5))
-        == CHECKSUMS["perturb GridGaussian"],
-        "perturb Mask": _perturb(backend, device, torch.float32, Mask(0.5, 0.25, patch=2)) == CHECKSUMS["perturb Mask"],
+        **{name: _perturb(backend, device, *case) == CHECKSUMS[name] for name, case in _PERTURBED.items()},
         "accumulate": _accumulate(backend, device) == CHECKSUMS["accumulate"],
     }
     if backend in ("reference", "cpu"):  # on a GPU the words and the normals do not leave the kernel
@@ -159,7 +162,7 @@ def _normals(backend: str) -> NDArray[np.float32]:
     return out
 
 
-def _perturb(backend: str, device: str, dtype: torch.dtype, noise: Noise = _NOISE) -> str:
+def _perturb(backend: str, device: str, dtype: torch.dtype, noise: Noise) -> str:
     """Return the checksum of a batch with an odd number of elements, extreme indices and every optional step."""
     out = ops.perturb(
         torch.arange(210.0, device=device).view(2, 3, 5, 7) / 64 - 1,

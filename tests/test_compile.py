@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -63,6 +64,13 @@ def test_ranges_lists_and_options_compile():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("noise", [rsfast.AnisotropicGaussian([0.25, 0.5, 1.0]), rsfast.CorrelatedGaussian(np.ones((8, 5)))])
+def test_noise_with_arrays(noise):
+    """The graph breaks before its arrays are made; the bits are the same."""
+    x, function = images(), lambda x: ops.perturb(x * 2, noise, seed=1, samples=range(2)) * 3
+    assert torch.equal(torch.compile(function, backend="aot_eager")(x), function(x))
+
+
 def test_an_index_out_of_range_is_told_when_the_graph_runs():
     function = torch.compile(lambda x, rows: ops.perturb(x, NOISE, seed=1, samples=range(2), rows=rows), backend="aot_eager")
     with pytest.raises(ValueError, match=r"^rows must lie in \[0, 2\), got values from 0 to 2"):
@@ -75,7 +83,7 @@ def perturb_arguments(channels_last, transformed):
     out = torch.empty(4, 3, 8, 8, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     scale = torch.ones(3) if transformed else None
     clamp = [0.0, 1.0] if transformed else None
-    noise = "gaussian", [0.25], []
+    noise = "gaussian", [0.25], [], None
     return x, samples % 2, torch.arange(2), samples, *noise, -1, 1, scale, scale, clamp, channels_last, "cpu", out
 
 

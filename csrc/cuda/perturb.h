@@ -154,11 +154,13 @@ RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_
     for (int i = 0; i < 4; ++i)
       if (first + i < static_cast<uint64_t>(job.elements)) y.of[i] = row.x[first + i];
   }
-  for (int i = 0; i < 4; ++i) {
-    float noise_scale = job.noise.scalars[0];
-    if (job.noise.each && (Aligned || first + i < static_cast<uint64_t>(job.elements)))
-      noise_scale = job.noise.each[first + i];
-    y.of[i] = noisy(DrawIs<D>{}, job, z.of[i], noise_scale, y.of[i]);
+  if (job.noise.each) {
+    for (int i = 0; i < 4; ++i) {
+      const bool inside = Aligned || first + i < static_cast<uint64_t>(job.elements);
+      y.of[i] = noisy(DrawIs<D>{}, job, z.of[i], inside ? job.noise.each[first + i] : 0.0f, y.of[i]);
+    }
+  } else {
+    for (int i = 0; i < 4; ++i) y.of[i] = noisy(DrawIs<D>{}, job, z.of[i], job.noise.scalars[0], y.of[i]);
   }
   if (job.scale) {
     uint64_t channel = quotient(first, g.positions);

@@ -1,6 +1,8 @@
 """Smoothing noises: what is added, in which norm a shift is measured, and the potential that turns a bound into a radius."""
 
+from .anisotropic import AnisotropicGaussian
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
+from .correlated import CorrelatedGaussian, frequencies
 from .gaussian import Gaussian, check_lipschitz
 from .grid_gaussian import GridGaussian
 from .laplace import Laplace
@@ -16,6 +18,8 @@ __all__ = [
     "POTENTIAL_ERROR",
     "STREAMS",
     "STREAM_VERSION",
+    "AnisotropicGaussian",
+    "CorrelatedGaussian",
     "Gaussian",
     "GridGaussian",
     "Laplace",
@@ -26,6 +30,7 @@ __all__ = [
     "check_lipschitz",
     "check_noise",
     "check_seed",
+    "frequencies",
     "from_dict",
     "philox",
     "radius_label",

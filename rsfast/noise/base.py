@@ -27,6 +27,8 @@ class NoiseParameters(NamedTuple):
     scalars: Sequence[float]
     tensors: Sequence[Any] = ()
     """The draw's tables; or one value of each element, [elements]. Arrays in what `Noise.parameters` returns."""
+    gain: Any = None
+    """Of noise that is shaped (ops/shaping.py), the float64 gain of each frequency of each channel, [C or 1, ...]."""
 
     @property
     def each(self) -> Any:

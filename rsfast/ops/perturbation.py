@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from ..noise import STREAMS, Noise, NoiseParameters, check_noise, check_seed
+from . import shaping
 from .arguments import (
     affine,
     as_floats,
@@ -93,12 +94,13 @@ def perturb(
     Notes
     -----
     Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph. So values of x are not
-    looked at: that they are finite, within `Noise.largest_input` and on the noise's grid, is checked by `certify`, `predict`
-    and `sample`.
+    looked at: `certify`, `predict` and `sample` check that they are finite, within `Noise.largest_input` and on the noise's
+    grid. Noise with arrays copies them to the GPU when it first meets a shape, and torch.compile breaks its graph there.
 
     Numerics: Philox4x32-10 and the noise's draw, standard noise z, in float32 as one fixed sequence of exactly rounded
     operations (csrc/noise.h); then fma(z, the noise's scale, x), clamp, fma(scale, shift), all in float32; then one rounding
     to nearest even to float16 or bfloat16. float64 holds exactly the float32 values, for models whose weights are float64.
+    `CorrelatedGaussian` shapes z by an FFT, whose rounding it states: its noise has these bits up to that.
 
     Examples
     --------
@@ -111,7 +113,7 @@ def perturb(
     takes_bytes = check_noise("noise", noise).takes_bytes
     x = as_floats(check_inputs("x", x, takes_bytes=takes_bytes))
     device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
-    parameters = (_on_device if noise.has_arrays else _scalars)(noise, shape, device)
+    parameters = (_arrays if noise.has_arrays else _scalars)(noise, shape, device)
     samples = indices("samples", samples, None, 1 << 56, device)
     batch = samples.shape[0]
     rows = _default_rows(count, batch, device) if rows is None else rows
@@ -148,11 +150,20 @@ def _scalars(noise: Noise, shape: tuple[int, ...], device: torch.device) -> Nois
     return noise.parameters(shape)
 
 
+def _arrays(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
+    # A compiler would follow what NumPy does, in its own arithmetic: the graph breaks here.
+    if torch.compiler.is_compiling():
+        eager: Callable[..., NoiseParameters] = torch.compiler.disable(_on_device)  # type: ignore[no-untyped-call]
+        return eager(noise, shape, device)
+    return _on_device(noise, shape, device)
+
+
 @lru_cache(maxsize=64)
 def _on_device(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
     """Return the parameter block with tensors instead of arrays."""
     found = noise.parameters(shape)
-    return found._replace(tensors=[torch.tensor(array, device=device) for array in found.tensors])
+    gain = None if found.gain is None else torch.tensor(found.gain, device=device)
+    return found._replace(tensors=[torch.tensor(array, device=device) for array in found.tensors], gain=gain)
 
 
 def _default_rows(count: int, batch: int, device: torch.device) -> torch.Tensor:
@@ -172,8 +183,8 @@ def _check_out(out: object, dtype: torch.dtype) -> None:
 
 def _job(arguments: Sequence[Any]) -> tuple[Perturbation, str]:
     """Return the operator's arguments as a call that is checked, and the name of its backend."""
-    x, rows, input_ids, samples, draw, scalars, tensors, seed, *rest, backend, out = arguments
-    noise = NoiseParameters(draw, scalars, tensors)
+    x, rows, input_ids, samples, draw, scalars, tensors, gain, seed, *rest, backend, out = arguments
+    noise = NoiseParameters(draw, scalars, tensors, gain)
     seed %= 1 << 64  # an operator's int is signed
     job = Perturbation._make((x, rows, input_ids, samples, noise, seed, *rest, out))
     job.check()
@@ -194,7 +205,10 @@ def _perturb(*arguments: Any) -> None:
         read += [("scale", job.scale), ("shift", job.shift)]
     check_apart([("out", job.out)], read)
     increment_version(job.out)
-    found.kernels.perturb(job)
+    if job.noise.gain is None:
+        found.kernels.perturb(job)
+    else:
+        shaping.perturb(job, found.kernels.perturb)
 
 
 def _check_perturb(*arguments: Any) -> None:
@@ -207,8 +221,8 @@ def _check_perturb(*arguments: Any) -> None:
 _library: Any = torch.library.Library("rsfast", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "perturb(Tensor x, Tensor rows, Tensor input_ids, Tensor samples, str draw, float[] noise_scalars, "
-    "Tensor[] noise_tensors, SymInt seed, int stream, Tensor? scale, Tensor? shift, float[]? clamp, bool channels_last, "
-    "str backend, Tensor(a!) out) -> ()"
+    "Tensor[] noise_tensors, Tensor? noise_gain, SymInt seed, int stream, Tensor? scale, Tensor? shift, float[]? clamp, "
+    "bool channels_last, str backend, Tensor(a!) out) -> ()"
 )
 _library.impl("perturb", _perturb, "CompositeExplicitAutograd")
 torch.library.register_fake("rsfast::perturb", _check_perturb, lib=_library)
