@@ -55,6 +55,16 @@ def groups_of(shape, patch):
     return found
 
 
+def by_groups(x, noise, groups, samples, *, seed, stream, input_id, backend):
+    """Rows of one input by the operator itself, with any groups."""
+    rows, out = torch.zeros(len(samples), dtype=torch.int64), torch.empty(len(samples), *x.shape[1:])
+    scalars = noise.parameters(x.shape[1:]).scalars
+    place = seed - 2**64 if seed >= 2**63 else seed, STREAMS[stream]
+    call = x, rows, rows[:1] + input_id, torch.tensor(samples), "mask", scalars, [groups], None, *place
+    torch.ops.rsfast.perturb(*call, None, None, None, False, backend, out)
+    return out
+
+
 # Which parts are kept
 
 
@@ -102,24 +112,20 @@ def test_elements_as_groups_have_the_bits_of_elements(backend):
     """A group for every element, by the operator itself: what a patch is for groups 0, 1, 2, ... of any length."""
     for length in (1, 5, 63, 64, 257):
         x = torch.rand(1, length)
-        rows = torch.zeros(3, dtype=torch.int64)
         for groups in (torch.arange(length), torch.randperm(length)):
-            out = torch.empty(3, length)
-            draw = ("mask", [0.25, FILL], [groups.int()], 9, 3, None, None, None, False, backend, out)
-            torch.ops.rsfast.perturb(x, rows, rows[:1] + 4, torch.arange(3), *draw)
-            options = {"seed": 9, "stream": "user", "samples": range(3), "input_ids": [4], "backend": backend}
-            kept = perturb(torch.ones(1, length), Mask(0.25), **options)[:, groups] != 0
+            place = {"seed": 9, "stream": "user", "backend": backend}
+            out = by_groups(x, Mask(0.25, FILL), groups.int(), range(3), input_id=4, **place)
+            kept = perturb(torch.ones(1, length), Mask(0.25), samples=range(3), input_ids=[4], **place)[:, groups] != 0
             assert_same_bits(out, torch.where(kept, x, FILL))
 
 
 def test_groups_far_away(backend):
     """Of 2^31 - 1, whose block is the largest that an int32 has: as elements there would be."""
     groups = torch.tensor([2**31 - 1, 2**31 - 4, 5], dtype=torch.int32)
-    zero, out = torch.zeros(1, dtype=torch.int64), torch.empty(1, 3)
-    for top, kept in ((word(2**31 - 1, 0) >> 8, False), ((word(2**31 - 1, 0) >> 8) + 1, True)):
-        draw = ("mask", [top / 2**24, 0.0], [groups], PLACE["seed"] - 2**64, 0, None, None, None, False, backend, out)
-        torch.ops.rsfast.perturb(torch.ones(1, 3), zero, zero + 5, zero, *draw)
-        assert bool(out[0, 0]) is kept
+    place = {"seed": PLACE["seed"], "stream": PLACE["stream"], "input_id": 5, "backend": backend}
+    for step, kept in ((0, False), (1, True)):
+        noise = Mask(((word(2**31 - 1, 0) >> 8) + step) / 2**24)
+        assert bool(by_groups(torch.ones(1, 3), noise, groups, [0], **place)[0, 0]) is kept
 
 
 def test_distribution():
@@ -429,8 +435,7 @@ def test_wrong_parameters(call, error, message):
 
 
 def test_the_operator_takes_groups_as_int32_and_one_an_element():
-    zero, out = torch.zeros(1, dtype=torch.int64), torch.empty(1, 3)
+    place = {"seed": 0, "stream": "user", "input_id": 0, "backend": "auto"}
     for groups, message in ((torch.zeros(3), "int32"), (torch.zeros(2, dtype=torch.int32), r"\[3\]")):
-        draw = ("mask", [0.5, 0.0], [groups], 0, 0, None, None, None, False, "auto", out)
         with pytest.raises((TypeError, ValueError), match=message):
-            torch.ops.rsfast.perturb(torch.ones(1, 3), zero, zero, zero, *draw)
+            by_groups(torch.ones(1, 3), Mask(0.5), groups, [0], **place)
