@@ -8,7 +8,7 @@
 namespace rsfast {
 
 // Every draw, by the name that rsfast/noise gives it. Each has a function standard_noise(DrawIs<Draw::name>, source, z).
-#define RSFAST_DRAWS(each) each(gaussian) each(laplace) each(uniform)
+#define RSFAST_DRAWS(each) each(gaussian) each(laplace) each(uniform) each(splitting)
 
 #define RSFAST_DRAW_ENUMERATOR(name) name,
 #define RSFAST_DRAW_NAME(name) #name,
@@ -48,6 +48,56 @@ RSFAST_FN Source<B, More> source_of(const B* words, const More& more, const Nois
 template <Draw D, class F>
 RSFAST_FN F combined(DrawIs<D>, const NoiseParameters&, F z, F scale, F x) {
   return fused(z, scale, x);
+}
+
+// A draw whose words do not depend on sample, input and stream takes those of one row (perturb.h).
+template <Draw D>
+RSFAST_FN bool words_are_fixed(DrawIs<D>, const NoiseParameters&) {
+  return false;
+}
+
+// Splitting noise cuts the line into cells and puts the centre of x's cell, cut to [0, 1], in place of x.
+//
+// Units are 1 if random; x is then as it is given. If deterministic they are the levels of the grid, and x * units lies within
+// 2^-7 of an integer. z holds, in its high half, one of `places` along a cell, and in its low half where in that place the
+// cells' edges are: (place + k * places + low / 2^16) * step for all integers k, rounded once (and low's share by 2^-40 of a
+// cell before). x is in the cell k if edge(k) < x <= edge(k + 1).
+struct SplittingParameters {
+  float places, step, inverse_width, units, half_unit;
+};
+
+RSFAST_FN SplittingParameters splitting_parameters(const NoiseParameters& noise) {
+  const float* s = noise.scalars;
+  return {s[0] > 0.0f ? s[0] : 65536.0f, s[1], s[2], s[3], s[4]};
+}
+
+RSFAST_FN bool words_are_fixed(DrawIs<Draw::splitting>, const NoiseParameters& noise) { return noise.scalars[0] > 0.0f; }
+
+// An integer below 2^23, exactly.
+template <class B>
+RSFAST_FN auto small_to_float(B value) {
+  return as_float(value | 0x4B000000u) - 8388608.0f;
+}
+
+template <class F>
+RSFAST_FN F combined(DrawIs<Draw::splitting>, const NoiseParameters& noise, F z, F, F x) {
+  const SplittingParameters p = splitting_parameters(noise);
+  const auto bits = as_bits(z);
+  const F place = small_to_float(bits >> 16), low = small_to_float(bits & 0xFFFFu) * (p.step * 0x1p-16f);
+  const auto edge = [&](F k) __attribute__((always_inline)) {
+    return fused(fused(k, F{} + p.places, place), F{} + p.step, low);
+  };
+  // Other edges than the nearest lie half a cell away: whether that one is below x tells the cell.
+  const F at = x * p.units;
+  const F k = ((at - edge(F{})) * p.inverse_width + 12582912.0f) - 12582912.0f;
+  const F nearest = edge(k);
+  const auto below = nearest < at;
+  const F other = edge(below ? k + 1.0f : k - 1.0f);
+  const F first = below ? nearest : other, last = below ? other : nearest;
+  const F sum = (first < 0.0f ? F{} : first) + (last > p.units ? F{} + p.units : last);
+  // sum / (2 units), rounded once if half_unit is 1 / (2 units) rounded (Markstein 1990).
+  const F quotient = sum * p.half_unit;
+  return fused(fused(-quotient, F{} + 2.0f * p.units, sum), F{} + p.half_unit, quotient);
 }
 
 // ln(u) = ln(1 + f) + e ln 2, with f in [-1/4, 1/2] and e an integer.
@@ -135,6 +185,21 @@ RSFAST_FN void standard_noise(DrawIs<Draw::uniform>, const Source<B, More>& from
   for (int i = 0; i < 4; ++i) {
     const F magnitude = to_float((from.words[i] << 1) | 1u) * 0x1p-32f;
     z[i] = as_float(as_bits(magnitude) | (from.words[i] & 0x80000000u));
+  }
+}
+
+// Splitting noise: what `combined` says of z. If random, z is the word, so the edges are at one of 2^32 places along a cell.
+// If deterministic, sample s has the edges half way to the next of N places, the place being (floor(h N / 2^16) + s) mod N, h
+// the high half of the word. So over N samples every element's edges are at each of the N places once.
+template <class F, class I, class B, class More>
+RSFAST_FN void standard_noise(DrawIs<Draw::splitting>, const Source<B, More>& from, F* z) {
+  const uint32_t count = static_cast<uint32_t>(from.noise.scalars[0]);
+  const uint32_t turn = count ? static_cast<uint32_t>(from.sample % count) : 0;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const B place = (((from.words[i] >> 16) * count) >> 16) + turn;
+    const B fixed = ((place >= count ? place - count : place) << 16) | 0x8000u;
+    z[i] = as_float(count ? fixed : from.words[i]);
   }
 }
 

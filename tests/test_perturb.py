@@ -14,7 +14,7 @@ import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
-from rsfast.noise import Gaussian, Laplace, Uniform
+from rsfast.noise import Gaussian, Laplace, Splitting, Uniform
 from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -52,6 +52,8 @@ TRANSFORMS = {
     "all": (SIGMA, True, True, (0.0, 1.0)),
     "Laplace": (Laplace(0.3), True, True, (0.0, 1.0)),
     "Uniform": (Uniform(0.3), True, True, (0.0, 1.0)),
+    "Splitting": (Splitting(0.3), True, True, (0.0, 0.75)),
+    "deterministic Splitting": (Splitting(0.1, deterministic=True, levels=35), True, True, (0.25, 1.0)),
 }
 
 

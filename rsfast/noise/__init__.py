@@ -3,6 +3,7 @@
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
 from .gaussian import Gaussian, check_lipschitz
 from .laplace import Laplace
+from .splitting import Splitting
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .uniform import Uniform
 
@@ -16,6 +17,7 @@ __all__ = [
     "Laplace",
     "Noise",
     "NoiseParameters",
+    "Splitting",
     "Uniform",
     "check_lipschitz",
     "check_noise",

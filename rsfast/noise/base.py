@@ -272,6 +272,11 @@ class Noise:
         """
         return None
 
+    @property
+    def grid(self) -> int | None:
+        """The q for which inputs must be multiples of 1/q, or None where they may be any numbers."""
+        return None
+
     def exact_radius(self, lead: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the radius that no chance is in, where `evaluations` is a number.
 

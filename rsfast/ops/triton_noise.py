@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..noise import streams
 from .triton_base import coefficients, horner
 
 _LOG = coefficients(
@@ -19,6 +20,7 @@ _LOG = coefficients(
 _MINUS_TWO_LN2 = tl.constexpr(float.fromhex("-0x1.62e43p+0"))
 _SIN = coefficients("-0x1.2d92dep-15 0x1.465e9p-9 -0x1.4abbb8p-4 -0x1.a34d4cp-26")
 _QUARTER_PI = tl.constexpr(float.fromhex("0x1.921fb6p-1"))
+FIXED_STREAM = tl.constexpr(streams.FIXED_STREAM)
 _COS = coefficients("0x1.d9bf06p-19 -0x1.55c58cp-12 0x1.03c1dcp-6 -0x1.3bd3ccp-2 0x1p0")
 
 
@@ -97,6 +99,43 @@ def uniform(word):
 
 
 @triton.jit
+def small_to_float(value):
+    """An integer below 2^23, exactly."""
+    return (value | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+
+
+@triton.jit
+def splitting(word, count, sample):
+    """The place of the cells' edges: the word, or of deterministic splitting one of `count` places, and half way on."""
+    place = (((word >> 16) * count) >> 16) + (sample % tl.maximum(count, 1)).to(tl.uint32)
+    fixed = (tl.where(place >= count, place - count, place) << 16) | 0x8000
+    return tl.where(count > 0, fixed, word).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def edge(k, place, places, low, step):
+    """The edge of splitting noise between the cells k - 1 and k."""
+    return tl.fma(tl.fma(k, places, place), step, low)
+
+
+@triton.jit
+def split(z, count, step, inverse_width, units, half_unit, x):
+    """The centre of x's cell, cut to [0, 1]."""
+    bits = z.to(tl.uint32, bitcast=True)
+    places = tl.where(count > 0, count, 65536.0)
+    place, low = small_to_float(bits >> 16), small_to_float(bits & 0xFFFF) * (step * 2.0**-16)
+    at = x * units
+    k = ((at - edge(tl.zeros_like(place), place, places, low, step)) * inverse_width + 12582912.0) - 12582912.0
+    nearest = edge(k, place, places, low, step)
+    below = nearest < at
+    other = edge(tl.where(below, k + 1.0, k - 1.0), place, places, low, step)
+    first, last = tl.where(below, nearest, other), tl.where(below, other, nearest)
+    sum = tl.where(first < 0.0, 0.0, first) + tl.where(last > units, units, last)
+    quotient = sum * half_unit
+    return tl.fma(tl.fma(-quotient, 2.0 * units, sum), half_unit, quotient)
+
+
+@triton.jit
 def block_words(block, sample, input_id, stream, seed):
     """The four words of these blocks. Words that 64-bit draws need besides are those of `stream` + 128."""
     high = (stream << 24) | (sample >> 32)
@@ -104,9 +143,15 @@ def block_words(block, sample, input_id, stream, seed):
 
 
 @triton.jit
-def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
-    """A draw's noise of these blocks of four elements, in the order of the elements."""
-    a, b, c, d = block_words(block, sample, input_id, stream, seed)
+def standard_noise(block, sample, input_id, stream, seed, scalar, DRAW: tl.constexpr):
+    """A draw's noise of these blocks of four elements, in the order of the elements. `scalar` is its first parameter."""
+    if DRAW == "splitting":
+        random = scalar == 0
+        a, b, c, d = block_words(
+            block, tl.where(random, sample, 0), tl.where(random, input_id, 0), tl.where(random, stream, FIXED_STREAM), seed
+        )
+    else:
+        a, b, c, d = block_words(block, sample, input_id, stream, seed)
     if DRAW == "gaussian":
         z0, z1 = box_muller(a, b)
         z2, z3 = box_muller(c, d)
@@ -114,6 +159,10 @@ def standard_noise(block, sample, input_id, stream, seed, DRAW: tl.constexpr):
         z0, z1, z2, z3 = laplace(a), laplace(b), laplace(c), laplace(d)
     elif DRAW == "uniform":
         z0, z1, z2, z3 = uniform(a), uniform(b), uniform(c), uniform(d)
+    elif DRAW == "splitting":
+        count = scalar.to(tl.uint32)
+        z0, z1 = splitting(a, count, sample), splitting(b, count, sample)
+        z2, z3 = splitting(c, count, sample), splitting(d, count, sample)
     else:
         tl.static_assert(False, "ops/triton_noise.py lacks this draw")
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))

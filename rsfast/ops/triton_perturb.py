@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .calls import Perturbation
 from .triton_base import MOST, OPTIONS, on
-from .triton_noise import standard_noise
+from .triton_noise import split, standard_noise
 
 _BLOCKS = 256  # of four elements, that a program of perturb makes
 
@@ -29,9 +29,12 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 
 
 @triton.jit
-def noisy(z, noise_scale, x, low, high, DRAW: tl.constexpr):
+def noisy(z, noise_scale, s1, s2, s3, s4, x, low, high, DRAW: tl.constexpr):
     """x with its noise, before scale and shift: most draws are added."""
-    y = tl.fma(z, noise_scale, x)
+    if DRAW == "splitting":
+        y = split(z, noise_scale, s1, s2, s3, s4, x)
+    else:
+        y = tl.fma(z, noise_scale, x)
     if low is not None:
         y = tl.where(y < low, low, y)
         y = tl.where(y > high, high, y)
@@ -59,6 +62,10 @@ def perturb_kernel(
     low,
     high,
     noise_scale,
+    s1,
+    s2,
+    s3,
+    s4,
     each_ptr,
     seed: tl.uint64,
     stream,
@@ -82,7 +89,7 @@ def perturb_kernel(
     tile = (first_tile + tl.program_id(2)).to(tl.int64)
     first = channel.to(tl.int64) * span
     block = ((first >> 2) + tile * BLOCKS).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
-    z = standard_noise(block, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64), DRAW)
+    z = standard_noise(block, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64), noise_scale, DRAW)
 
     lane = tl.arange(0, 4 * BLOCKS)
     place = tile * (4 * BLOCKS) + lane  # of the element in the span
@@ -93,7 +100,7 @@ def perturb_kernel(
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
     if each_ptr is not None:
         noise_scale = tl.load(each_ptr + first + place, mask=inside)
-    y = noisy(z, noise_scale, x, low, high, DRAW)
+    y = noisy(z, noise_scale, s1, s2, s3, s4, x, low, high, DRAW)
     y = tl.where(valid, y, float("nan"))  # should the assertion be off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
@@ -133,6 +140,7 @@ def perturb(job: Perturbation) -> None:
     aligned = spans == 1 or span % 4 == 0
     tiles = triton.cdiv(span + (0 if aligned else 3), 4 * _BLOCKS)
     low, high = job.clamp or (None, None)
+    scalars = [*job.noise.scalars, None, None, None, None][:5]
     with on(job.x.device):
         for first_channel in range(0, spans, MOST):
             for first_tile in range(0, tiles, MOST):
@@ -147,7 +155,7 @@ def perturb(job: Perturbation) -> None:
                     job.shift,
                     low,
                     high,
-                    job.noise.scalars[0],
+                    *scalars,
                     job.noise.each,
                     job.seed,
                     job.stream,
