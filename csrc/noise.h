@@ -58,10 +58,10 @@ RSFAST_FN bool words_are_fixed(DrawIs<D>, const NoiseParameters&) {
 
 // Splitting noise cuts the line into cells and puts the centre of x's cell, cut to [0, 1], in place of x.
 //
-// Units are 1 if random; x is then as it is given. If deterministic they are the levels of the grid, and x * units lies within
-// 2^-7 of an integer. z holds, in its high half, one of `places` along a cell, and in its low half where in that place the
-// cells' edges are: (place + k * places + low / 2^16) * step for all integers k, rounded once (and low's share by 2^-40 of a
-// cell before). x is in the cell k if edge(k) < x <= edge(k + 1).
+// Units are 1 if random; x is then as it is given. If deterministic they are the levels of the grid, and x * units lies
+// within 2^-7 of an integer. z holds, in its high half, one of `places` along a cell, and in its low half where in that
+// place the cells' edges are: (place + k * places + low / 2^16) * step for all integers k, rounded once (and low's share by
+// 2^-40 of a cell before). x is in the cell k if edge(k) < x <= edge(k + 1).
 struct SplittingParameters {
   float places, step, inverse_width, units, half_unit;
 };
@@ -80,19 +80,21 @@ RSFAST_FN auto small_to_float(B value) {
 }
 
 template <class F>
+RSFAST_FN F edge(const SplittingParameters& p, F place, F low, F k) {
+  return fused(fused(k, F{} + p.places, place), F{} + p.step, low);
+}
+
+template <class F>
 RSFAST_FN F combined(DrawIs<Draw::splitting>, const NoiseParameters& noise, F z, F, F x) {
   const SplittingParameters p = splitting_parameters(noise);
   const auto bits = as_bits(z);
   const F place = small_to_float(bits >> 16), low = small_to_float(bits & 0xFFFFu) * (p.step * 0x1p-16f);
-  const auto edge = [&](F k) __attribute__((always_inline)) {
-    return fused(fused(k, F{} + p.places, place), F{} + p.step, low);
-  };
   // Other edges than the nearest lie half a cell away: whether that one is below x tells the cell.
   const F at = x * p.units;
-  const F k = ((at - edge(F{})) * p.inverse_width + 12582912.0f) - 12582912.0f;
-  const F nearest = edge(k);
+  const F k = ((at - fused(place, F{} + p.step, low)) * p.inverse_width + 12582912.0f) - 12582912.0f;
+  const F nearest = edge(p, place, low, k);
   const auto below = nearest < at;
-  const F other = edge(below ? k + 1.0f : k - 1.0f);
+  const F other = edge(p, place, low, below ? k + 1.0f : k - 1.0f);
   const F first = below ? nearest : other, last = below ? other : nearest;
   const F sum = (first < 0.0f ? F{} : first) + (last > p.units ? F{} + p.units : last);
   // sum / (2 units), rounded once if half_unit is 1 / (2 units) rounded (Markstein 1990).
@@ -189,8 +191,8 @@ RSFAST_FN void standard_noise(DrawIs<Draw::uniform>, const Source<B, More>& from
 }
 
 // Splitting noise: what `combined` says of z. If random, z is the word, so the edges are at one of 2^32 places along a cell.
-// If deterministic, sample s has the edges half way to the next of N places, the place being (floor(h N / 2^16) + s) mod N, h
-// the high half of the word. So over N samples every element's edges are at each of the N places once.
+// If deterministic, sample s has the edges half way to the next of N places, the place being (floor(h N / 2^16) + s) mod N,
+// h the high half of the word. So over N samples every element's edges are at each of the N places once.
 template <class F, class I, class B, class More>
 RSFAST_FN void standard_noise(DrawIs<Draw::splitting>, const Source<B, More>& from, F* z) {
   const uint32_t count = static_cast<uint32_t>(from.noise.scalars[0]);

@@ -18,7 +18,8 @@ RSFAST_FN RowCounter row_counter(int64_t sample, int64_t input_id, int stream) {
 
 // That of a draw. Words that are the same for all samples, inputs and streams are those of a stream that nothing else uses.
 template <Draw D>
-RSFAST_FN RowCounter row_counter(DrawIs<D> draw, const NoiseParameters& noise, int64_t sample, int64_t input_id, int stream) {
+RSFAST_FN RowCounter row_counter(DrawIs<D> draw, const NoiseParameters& noise, int64_t sample, int64_t input_id,
+                                 int stream) {
   constexpr int kFixedStream = 6;
   return words_are_fixed(draw, noise) ? row_counter(0, 0, kFixedStream) : row_counter(sample, input_id, stream);
 }

@@ -15,7 +15,7 @@ from . import ops
 from ._versions import versions
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian, Laplace, Noise, philox
+from .noise import STREAM_VERSION, Gaussian, Laplace, Noise, Splitting, Uniform, philox
 from .ops import arithmetic
 from .ops.tally import Tally
 
@@ -45,13 +45,24 @@ NORMALS = (
     (556728102, 3219461760, -0.0052156611570296881, -2.0214394099095873),
 )
 
-_NOISE = Gaussian(0.5)
+# Calls of perturb that are checked: the type and the noise.
+_PERTURB: dict[str, tuple[torch.dtype, Noise]] = {
+    "perturb float32": (torch.float32, Gaussian(0.5)),
+    "perturb bfloat16": (torch.bfloat16, Gaussian(0.5)),
+    "perturb Laplace": (torch.float32, Laplace(0.5)),
+    "perturb Uniform": (torch.float32, Uniform(0.5)),
+    "perturb Splitting": (torch.float32, Splitting(0.5)),
+    "perturb deterministic Splitting": (torch.float32, Splitting(0.5, deterministic=True)),
+}
 
 # Of the fixed calls below. They change with STREAM_VERSION or the definition of a head, and with nothing else.
 CHECKSUMS = {
     "perturb float32": "1e619a29ecb8a63d",
     "perturb bfloat16": "9a9d30ee4f09ff98",
     "perturb Laplace": "d4647c5b61edeaf8",
+    "perturb Uniform": "22882db6ed80cece",
+    "perturb Splitting": "06cc1ec38284d4d6",
+    "perturb deterministic Splitting": "9f30a36529067458",
     "accumulate": "d2a201a8a4afde0f",
 }
 
@@ -117,12 +128,8 @@ def _if_missing(name: str) -> str:
 
 def _failures(backend: str, device: str) -> list[str]:
     """Return the names of the tests that a backend fails."""
-    tests = {
-        "perturb float32": _perturb(backend, device, torch.float32) == CHECKSUMS["perturb float32"],
-        "perturb bfloat16": _perturb(backend, device, torch.bfloat16) == CHECKSUMS["perturb bfloat16"],
-        "perturb Laplace": _perturb(backend, device, torch.float32, Laplace(0.5)) == CHECKSUMS["perturb Laplace"],
-        "accumulate": _accumulate(backend, device) == CHECKSUMS["accumulate"],
-    }
+    tests = {name: _perturb(backend, device, *call) == CHECKSUMS[name] for name, call in _PERTURB.items()}
+    tests["accumulate"] = _accumulate(backend, device) == CHECKSUMS["accumulate"]
     if backend in ("reference", "cpu"):  # on a GPU the words and the normals do not leave the kernel
         got, exact = _normals(backend), np.array([z for _, _, *z in NORMALS])
         tests["philox"] = all(_philox(backend, counter, key) == words for counter, key, words in PHILOX)
@@ -154,7 +161,7 @@ def _normals(backend: str) -> NDArray[np.float32]:
     return out
 
 
-def _perturb(backend: str, device: str, dtype: torch.dtype, noise: Noise = _NOISE) -> str:
+def _perturb(backend: str, device: str, dtype: torch.dtype, noise: Noise) -> str:
     """Return the checksum of a batch with an odd number of elements, extreme indices and every optional step."""
     out = ops.perturb(
         torch.arange(210.0, device=device).view(2, 3, 5, 7) / 64 - 1,

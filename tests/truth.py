@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import rsfast
-from rsfast.noise import Gaussian, Laplace, Noise, Uniform
+from rsfast.noise import Gaussian, Laplace, Noise, Splitting, Uniform
 
 
 class Case(NamedTuple):
@@ -30,6 +30,16 @@ def along_the_first_axis(far):
     return lambda u: np.stack([u * far, np.full_like(u, 0.3), np.full_like(u, -0.7)], axis=1).astype(np.float32)
 
 
+def right_of_half(batch):
+    """Class 1 where the first element is above 1/2. Splitting noise of lam = 1/2 puts it there with probability x."""
+    return right_of_zero(batch - 0.5)
+
+
+def from_half(u):
+    """Inputs of three elements in [0, 1]; the first goes from 1/2 to 1."""
+    return np.stack([0.5 + u / 2, np.full_like(u, 0.3), np.full_like(u, 0.7)], axis=1).astype(np.float32)
+
+
 def first_element(x):
     return x[:, 0].astype(np.float64)
 
@@ -37,6 +47,7 @@ def first_element(x):
 CASES = {
     "Gaussian": Case(Gaussian(0.25), right_of_zero, along_the_first_axis(0.75), first_element),
     "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
+    "Splitting": Case(Splitting(0.5), right_of_half, from_half, lambda x: first_element(x) - 0.5),
     "Uniform": Case(Uniform(0.5), right_of_zero, along_the_first_axis(0.5), first_element),
 }
 

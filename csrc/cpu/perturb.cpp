@@ -76,7 +76,8 @@ struct Row {
 template <Draw D>
 RSFAST_FN Row row_of(const PerturbJob& job, int64_t row) {
   const int64_t input = job.rows[row], sample = job.samples[row];
-  return {row_counter(DrawIs<D>{}, job.noise, sample, job.input_ids[input], job.stream), sample, job.x + input * job.elements};
+  return {row_counter(DrawIs<D>{}, job.noise, sample, job.input_ids[input], job.stream), sample,
+          job.x + input * job.elements};
 }
 
 // What a kernel reads of some elements: x, and one value an element each of the others, of which any may be null.

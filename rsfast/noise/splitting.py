@@ -38,7 +38,7 @@ def _split(z: Any, x: Any, noise: NoiseParameters, math: Any) -> Any:
         return math.fma(math.fma(k, count or 65536.0, place), step, low)
 
     at = x * units
-    k = ((at - edge(0.0)) * inverse_width + 12582912.0) - 12582912.0
+    k = ((at - math.fma(place, step, low)) * inverse_width + 12582912.0) - 12582912.0
     nearest = edge(k)
     below = nearest < at
     other = edge(math.where(below, k + 1, k - 1))

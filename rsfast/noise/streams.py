@@ -17,7 +17,7 @@ _UNIFORMS = 4
 
 
 FIXED_STREAM = 6
-"""The stream of words that are the same for all samples and inputs, of (block, 0, 0, 6 << 24). 5 is that of workers' keys."""
+"""The stream of words that are the same for all samples and inputs: of (block, 0, 0, 6 << 24). Workers' keys have 5."""
 
 
 def philox(counter: tuple[Any, Any, Any, Any], seed: int) -> tuple[Any, Any, Any, Any]:

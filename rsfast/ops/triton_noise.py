@@ -105,9 +105,9 @@ def small_to_float(value):
 
 
 @triton.jit
-def splitting(word, count, sample):
-    """The place of the cells' edges: the word, or of deterministic splitting one of `count` places, and half way on."""
-    place = (((word >> 16) * count) >> 16) + (sample % tl.maximum(count, 1)).to(tl.uint32)
+def splitting(word, count, turn):
+    """Where the cells' edges are: the word, or of deterministic splitting one of `count` places, and half way on."""
+    place = (((word >> 16) * count) >> 16) + turn
     fixed = (tl.where(place >= count, place - count, place) << 16) | 0x8000
     return tl.where(count > 0, fixed, word).to(tl.float32, bitcast=True)
 
@@ -119,13 +119,14 @@ def edge(k, place, places, low, step):
 
 
 @triton.jit
-def split(z, count, step, inverse_width, units, half_unit, x):
+def split(z, scalars, x):
     """The centre of x's cell, cut to [0, 1]."""
+    count, step, inverse_width, units, half_unit = scalars
     bits = z.to(tl.uint32, bitcast=True)
     places = tl.where(count > 0, count, 65536.0)
     place, low = small_to_float(bits >> 16), small_to_float(bits & 0xFFFF) * (step * 2.0**-16)
     at = x * units
-    k = ((at - edge(tl.zeros_like(place), place, places, low, step)) * inverse_width + 12582912.0) - 12582912.0
+    k = ((at - tl.fma(place, step, low)) * inverse_width + 12582912.0) - 12582912.0
     nearest = edge(k, place, places, low, step)
     below = nearest < at
     other = edge(tl.where(below, k + 1.0, k - 1.0), place, places, low, step)
@@ -143,13 +144,14 @@ def block_words(block, sample, input_id, stream, seed):
 
 
 @triton.jit
-def standard_noise(block, sample, input_id, stream, seed, scalar, DRAW: tl.constexpr):
-    """A draw's noise of these blocks of four elements, in the order of the elements. `scalar` is its first parameter."""
+def standard_noise(block, sample, input_id, stream, seed, scalars, DRAW: tl.constexpr):
+    """A draw's noise of these blocks of four elements, in the order of the elements."""
     if DRAW == "splitting":
-        random = scalar == 0
-        a, b, c, d = block_words(
-            block, tl.where(random, sample, 0), tl.where(random, input_id, 0), tl.where(random, stream, FIXED_STREAM), seed
-        )
+        count = tl.full((), scalars[0], tl.float32).to(tl.uint32)
+        turn = (sample % tl.maximum(count, 1).to(tl.int64)).to(tl.uint32)
+        random = count == 0  # if not, words are the same for all samples, inputs and streams
+        sample, input_id = tl.where(random, sample, 0), tl.where(random, input_id, 0)
+        a, b, c, d = block_words(block, sample, input_id, tl.where(random, stream, FIXED_STREAM), seed)
     else:
         a, b, c, d = block_words(block, sample, input_id, stream, seed)
     if DRAW == "gaussian":
@@ -160,9 +162,8 @@ def standard_noise(block, sample, input_id, stream, seed, scalar, DRAW: tl.const
     elif DRAW == "uniform":
         z0, z1, z2, z3 = uniform(a), uniform(b), uniform(c), uniform(d)
     elif DRAW == "splitting":
-        count = scalar.to(tl.uint32)
-        z0, z1 = splitting(a, count, sample), splitting(b, count, sample)
-        z2, z3 = splitting(c, count, sample), splitting(d, count, sample)
+        z0, z1 = splitting(a, count, turn), splitting(b, count, turn)
+        z2, z3 = splitting(c, count, turn), splitting(d, count, turn)
     else:
         tl.static_assert(False, "ops/triton_noise.py lacks this draw")
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))

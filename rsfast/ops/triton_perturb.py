@@ -29,12 +29,9 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 
 
 @triton.jit
-def noisy(z, noise_scale, s1, s2, s3, s4, x, low, high, DRAW: tl.constexpr):
+def noisy(z, noise_scale, scalars, x, low, high, DRAW: tl.constexpr):
     """x with its noise, before scale and shift: most draws are added."""
-    if DRAW == "splitting":
-        y = split(z, noise_scale, s1, s2, s3, s4, x)
-    else:
-        y = tl.fma(z, noise_scale, x)
+    y = split(z, scalars, x) if DRAW == "splitting" else tl.fma(z, noise_scale, x)
     if low is not None:
         y = tl.where(y < low, low, y)
         y = tl.where(y > high, high, y)
@@ -61,11 +58,7 @@ def perturb_kernel(
     shift_ptr,
     low,
     high,
-    noise_scale,
-    s1,
-    s2,
-    s3,
-    s4,
+    noise_scalars,
     each_ptr,
     seed: tl.uint64,
     stream,
@@ -89,7 +82,7 @@ def perturb_kernel(
     tile = (first_tile + tl.program_id(2)).to(tl.int64)
     first = channel.to(tl.int64) * span
     block = ((first >> 2) + tile * BLOCKS).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
-    z = standard_noise(block, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64), noise_scale, DRAW)
+    z = standard_noise(block, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64), noise_scalars, DRAW)
 
     lane = tl.arange(0, 4 * BLOCKS)
     place = tile * (4 * BLOCKS) + lane  # of the element in the span
@@ -98,9 +91,8 @@ def perturb_kernel(
         place -= first & 3
         inside = (place >= 0) & (place < span)
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
-    if each_ptr is not None:
-        noise_scale = tl.load(each_ptr + first + place, mask=inside)
-    y = noisy(z, noise_scale, s1, s2, s3, s4, x, low, high, DRAW)
+    noise_scale = noise_scalars[0] if each_ptr is None else tl.load(each_ptr + first + place, mask=inside)
+    y = noisy(z, noise_scale, noise_scalars, x, low, high, DRAW)
     y = tl.where(valid, y, float("nan"))  # should the assertion be off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
@@ -140,7 +132,6 @@ def perturb(job: Perturbation) -> None:
     aligned = spans == 1 or span % 4 == 0
     tiles = triton.cdiv(span + (0 if aligned else 3), 4 * _BLOCKS)
     low, high = job.clamp or (None, None)
-    scalars = [*job.noise.scalars, None, None, None, None][:5]
     with on(job.x.device):
         for first_channel in range(0, spans, MOST):
             for first_tile in range(0, tiles, MOST):
@@ -155,7 +146,7 @@ def perturb(job: Perturbation) -> None:
                     job.shift,
                     low,
                     high,
-                    *scalars,
+                    tuple(job.noise.scalars),
                     job.noise.each,
                     job.seed,
                     job.stream,
