@@ -42,6 +42,11 @@ class Uniform(Noise):
     TypeError, ValueError
         If lam is not a positive number that float32 can hold.
 
+    Notes
+    -----
+    Kernels draw ``|z| / lam = (2 k + 1) / 2^32`` with k the low 31 bits of a word, rounded to float32,
+    and a sign (csrc/noise.h). Draws are exactly symmetric.
+
     References
     ----------
     Lee, Yuan, Chang and Jaakkola, "Tight Certificates of Adversarial Robustness for Randomly
