@@ -59,6 +59,14 @@ RSFAST_FN float fused(float a, float b, float c) {
 
 RSFAST_FN uint64_t divide(uint64_t a, uint64_t b) { return a / b; }
 
+// Whether any lane of a is that of b.
+RSFAST_FN bool any_equal(int32_t a, int32_t b) { return a == b; }
+
+// The two of a row of a table [rows, 2].
+RSFAST_FN void look_up(const int32_t* table, int32_t row, int32_t& first, int32_t& second) {
+  first = table[2 * row], second = table[2 * row + 1];
+}
+
 // The full product of the low halves.
 RSFAST_FN uint64_t multiply_wide(uint64_t a, uint64_t b) {
 #if defined(__CUDA_ARCH__)
@@ -154,6 +162,34 @@ RSFAST_FN Floats fused(Floats a, Floats b, Floats c) {
 
 RSFAST_FN Floats fused(Floats a, Floats b, float c) { return fused(a, b, Floats{} + c); }
 RSFAST_FN Floats fused(Floats a, float b, Floats c) { return fused(a, Floats{} + b, c); }
+
+RSFAST_FN bool any_equal(Ints a, Ints b) {
+#if defined(__AVX512F__)
+  return _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8(reinterpret_cast<__m256i>(a == b)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8(reinterpret_cast<__m128i>(a == b)) != 0;
+#else
+  bool any = false;
+  for (int i = 0; i < kLanes; ++i) any |= a[i] == b[i];
+  return any;
+#endif
+}
+
+RSFAST_FN void look_up(const int32_t* table, Ints row, Ints& first, Ints& second) {
+#if defined(__AVX512F__)
+  const __m512i rows = reinterpret_cast<__m512i>(row);
+  first = reinterpret_cast<Ints>(_mm512_i32gather_epi32(rows, table, 8));
+  second = reinterpret_cast<Ints>(_mm512_i32gather_epi32(rows, table + 1, 8));
+#elif defined(__AVX2__)
+  const __m256i rows = reinterpret_cast<__m256i>(row);
+  first = reinterpret_cast<Ints>(_mm256_i32gather_epi32(table, rows, 8));
+  second = reinterpret_cast<Ints>(_mm256_i32gather_epi32(table + 1, rows, 8));
+#else
+  for (int i = 0; i < kLanes; ++i) first[i] = table[2 * row[i]], second[i] = table[2 * row[i] + 1];
+#endif
+}
 
 RSFAST_FN Wides multiply_wide(Wides a, Wides b) {
 #if defined(__AVX512F__)

@@ -8,7 +8,7 @@
 namespace rsfast {
 
 // Every draw, by the name that rsfast/noise gives it. Each has a function standard_noise(DrawIs<Draw::name>, source, z).
-#define RSFAST_DRAWS(each) each(gaussian) each(laplace) each(uniform) each(splitting)
+#define RSFAST_DRAWS(each) each(gaussian) each(laplace) each(uniform) each(grid_gaussian) each(splitting)
 
 #define RSFAST_DRAW_ENUMERATOR(name) name,
 #define RSFAST_DRAW_NAME(name) #name,
@@ -48,6 +48,26 @@ RSFAST_FN Source<B, More> source_of(const B* words, const More& more, const Nois
 template <Draw D, class F>
 RSFAST_FN F combined(DrawIs<D>, const NoiseParameters&, F z, F scale, F x) {
   return fused(z, scale, x);
+}
+
+// Ties to even; of values of at most 2^22.
+template <class F>
+RSFAST_FN F nearest_integer(F value) {
+  return (value + 12582912.0f) - 12582912.0f;
+}
+
+// dividend / divisor for the reciprocal rounded: the product is corrected by its error (Markstein 1990). It is correctly
+// rounded for the dividends that tests prove it of. A dividend of 0 gives +0.
+template <class F>
+RSFAST_FN F corrected_quotient(F dividend, float divisor, float reciprocal) {
+  const F quotient = dividend * reciprocal;
+  return fused(fused(quotient, F{} - divisor, dividend), F{} + reciprocal, quotient);
+}
+
+// (round(255 x) + k) / 255, correctly rounded: exact integers of less than 2^24, and their quotient.
+template <class F>
+RSFAST_FN F combined(DrawIs<Draw::grid_gaussian>, const NoiseParameters&, F k, F, F x) {
+  return corrected_quotient(nearest_integer(x * 255.0f) + k, 255.0f, 1.0f / 255.0f);
 }
 
 // A draw whose words do not depend on sample, input and stream takes those of one row (perturb.h).
@@ -91,15 +111,13 @@ RSFAST_FN F combined(DrawIs<Draw::splitting>, const NoiseParameters& noise, F z,
   const F place = small_to_float(bits >> 16), low = small_to_float(bits & 0xFFFFu) * (p.step * 0x1p-16f);
   // Other edges than the nearest lie half a cell away: whether that one is below x tells the cell.
   const F at = x * p.units;
-  const F k = ((at - fused(place, F{} + p.step, low)) * p.inverse_width + 12582912.0f) - 12582912.0f;
+  const F k = nearest_integer((at - fused(place, F{} + p.step, low)) * p.inverse_width);
   const F nearest = edge(p, place, low, k);
   const auto below = nearest < at;
   const F other = edge(p, place, low, below ? k + 1.0f : k - 1.0f);
   const F first = below ? nearest : other, last = below ? other : nearest;
   const F sum = (first < 0.0f ? F{} : first) + (last > p.units ? F{} + p.units : last);
-  // sum / (2 units), rounded once if half_unit is 1 / (2 units) rounded (Markstein 1990).
-  const F quotient = sum * p.half_unit;
-  return fused(fused(-quotient, F{} + 2.0f * p.units, sum), F{} + p.half_unit, quotient);
+  return corrected_quotient(sum, 2.0f * p.units, p.half_unit);
 }
 
 // ln(u) = ln(1 + f) + e ln 2, with f in [-1/4, 1/2] and e an integer.
@@ -188,6 +206,50 @@ RSFAST_FN void standard_noise(DrawIs<Draw::uniform>, const Source<B, More>& from
     const F magnitude = to_float((from.words[i] << 1) | 1u) * 0x1p-32f;
     z[i] = as_float(as_bits(magnitude) | (from.words[i] & 0x80000000u));
   }
+}
+
+// The levels of lanes whose high word is that of a threshold: it takes their low words, and one threshold after the other.
+// About one call in a hundred thousand has such a lane.
+template <class B, class More, class I>
+RSFAST_FN void compare_low_words(const Source<B, More>& from, const I* cut, I* level) {
+  constexpr int kElements = 4 * sizeof(B) / sizeof(uint32_t);
+  const auto* thresholds = static_cast<const int64_t*>(from.noise.tables[1]);
+  B more[4];
+  from.more(more);
+  uint32_t high[kElements], low[kElements];
+  int32_t cuts[kElements], levels[kElements];
+  __builtin_memcpy(high, from.words, sizeof high);
+  __builtin_memcpy(low, more, sizeof low);
+  __builtin_memcpy(cuts, cut, sizeof cuts);
+  __builtin_memcpy(levels, level, sizeof levels);
+  for (int i = 0; i < kElements; ++i) {
+    const int32_t word = static_cast<int32_t>(high[i] & 0x7FFFFFFFu);
+    const int64_t value = int64_t{word} << 32 | low[i];
+    if (word == cuts[i])
+      while (value < thresholds[levels[i]]) ++levels[i];  // the last is 0
+  }
+  __builtin_memcpy(level, levels, sizeof levels);
+}
+
+// Rounded Gaussian noise, an integer: its size is the number of thresholds above 63 bits, its sign the 64th (GridGaussian
+// has the tables). Each tail has the chance nearest to its own of the multiples of 2^-64. Exactly symmetric.
+template <class F, class I, class B, class More>
+RSFAST_FN void standard_noise(DrawIs<Draw::grid_gaussian>, const Source<B, More>& from, F* z) {
+  const auto* guide = static_cast<const int32_t*>(from.noise.tables[0]);
+  const int shift = static_cast<int>(from.noise.scalars[0]);
+  I cut[4], level[4];
+  bool unsettled = false;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const I word = (I)(from.words[i] & 0x7FFFFFFFu);
+    const I cell = (I)(as_bits(to_float(word) + 0.5f) >> shift) - (0x3F000000 >> shift);
+    look_up(guide, cell, cut[i], level[i]);
+    level[i] = word < cut[i] ? level[i] + 1 : level[i];
+    unsettled |= any_equal(word, cut[i]);
+  }
+  if (__builtin_expect(unsettled, 0)) compare_low_words(from, cut, level);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) z[i] = as_float(as_bits(to_float(level[i])) | (from.words[i] & 0x80000000u));
 }
 
 // Splitting noise: what `combined` says of z. If random, z is the word, so the edges are at one of 2^32 places along a cell.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import bounds, heads, noise, sequences
 from ._versions import __version__ as __version__
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian, Laplace, Splitting, Uniform
+from .noise import STREAM_VERSION, Gaussian, GridGaussian, Laplace, Splitting, Uniform
 from .noise.provenance import Provenance
 from .stats.certificate import ABSTAIN, Certificate, Execution
 from .stats.estimates import leading_classes
@@ -37,6 +37,7 @@ __all__ = [
     "ClippedLogits",
     "Execution",
     "Gaussian",
+    "GridGaussian",
     "Laplace",
     "Provenance",
     "Run",

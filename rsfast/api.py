@@ -28,7 +28,7 @@ from .engine.options import (
 from .engine.plan import Certification, Prediction, StoppingRule, largest_radius, smallest_n
 from .engine.sampling import Sampling, draw_tally, warn_if_hopeless
 from .heads import HEADS, Head, Votes
-from .noise import Noise
+from .noise import Noise, check_noise, radius_label
 from .ops.tally import Tally
 from .stats.certificate import Certificate
 from .stats.common import check_alpha
@@ -63,7 +63,8 @@ def sample(
     model : callable
         From a batch [B, *shape] to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
     inputs : float32 tensor [I, *shape]
-        Finite, no value beyond ``noise.largest_input``; first axis of shape is the channel.
+        Finite, no value beyond ``noise.largest_input``; first axis of shape is the channel. With `GridGaussian` noise uint8
+        images, or float32 multiples of 1/255.
     noise : Noise
         Its parameters are in the units of inputs.
     num_classes : int
@@ -108,7 +109,8 @@ def sample(
     1000
     """
     refuse_unknown(SampleOptions, options)  # no shard: each process has a range of its own, or inputs
-    n, x = check_count("n", n), ops.check_inputs("inputs", inputs)
+    n, takes_bytes = check_count("n", n), check_noise("noise", noise).takes_bytes
+    x = ops.as_floats(ops.check_inputs("inputs", inputs, takes_bytes=takes_bytes))
     if seed is None:
         raise TypeError("seed must be an int, got None; other samples of the same stream must be known to be others")
     if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
@@ -151,7 +153,8 @@ def certify(
     model, noise, num_classes, **options
         As in `sample`.
     inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
-        A tensor, or anything that `inputs.Inputs` reads: ahead of the model, and never all in memory.
+        A tensor, or anything that `inputs.Inputs` reads: ahead of the model, and never all in memory. With `GridGaussian`
+        noise uint8 images, or float32 multiples of 1/255.
     n0, n : int
         Selection samples (default 100), and estimation samples (default 100,000) of each input: the most of them if `radius`
         or `rtol` is given.
@@ -174,8 +177,9 @@ def certify(
         float32, as scores then jump: dtype, autocast, the model's parameters and buffers, its logits, TF32 and the like
         (on a GPU PyTorch's default for convolutions; `torch.backends.cudnn.allow_tf32` switches it off).
     radius : float, optional
-        Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that it will not be. The
-        certificate holds either way; its radius may be larger or smaller, and n is the number of samples it took.
+        In the noise's norm. Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that
+        it will not be. The certificate holds either way; its radius may be larger or smaller, and n is the number of samples
+        it took.
     rtol : float, optional
         Stop sampling an input as soon as its radius is proved to within this share, in (0, 1), of what it could become.
     seed : int, optional
@@ -188,8 +192,9 @@ def certify(
     Returns
     -------
     list of Certificate
-        Each unpacks as ``prediction, radius``; ``rsfast.ABSTAIN, 0.0`` where nothing can be certified. With a sequence of
-        heads, for each input the list of its certificates, one a head.
+        Each unpacks as ``prediction, radius``; ``rsfast.ABSTAIN, 0.0`` where nothing can be certified. The radius is in the
+        noise's norm, and `Certificate.radius_in` states it in others. With a sequence of heads, for each input the list of
+        its certificates, one a head.
 
     Raises
     ------
@@ -340,7 +345,7 @@ def tune_head(
     criterion : str or float
         "average_radius": the mean over inputs of the radius, 0 where the prediction is wrong. "certified_accuracy": the
         share of inputs that are predicted right, and not abstained from. A number: the share that is right with a radius of
-        at least that much.
+        at least that much in the noise's norm.
     seed : int, optional
         In [0, 2^64); drawn from the operating system if left out. It may be the seed of the certification: noise comes from
         the stream "training".
@@ -398,7 +403,8 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
     elif stopping.radius is not None and largest < stopping.radius:
         warnings.warn(
             f"radius is {stopping.radius}: no input can reach it, as at {spec.noise.settings} and alpha = {spec.alpha} "
-            f"n = {n} unanimous votes prove a radius of {largest:.4g}; take a smaller radius, or more noise or a larger n",
+            f"n = {n} unanimous votes prove the {radius_label(spec.noise.norm)} {largest:.4g}; take a smaller radius, or "
+            "more noise or a larger n",
             UserWarning,
             stacklevel=4,
         )

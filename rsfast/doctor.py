@@ -15,7 +15,7 @@ from . import ops
 from ._versions import versions
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian, Laplace, Noise, Splitting, Uniform, philox
+from .noise import STREAM_VERSION, Gaussian, GridGaussian, Laplace, Noise, Splitting, Uniform, philox
 from .ops import arithmetic
 from .ops.tally import Tally
 
@@ -50,6 +50,7 @@ _PERTURB: dict[str, tuple[torch.dtype, Noise]] = {
     "perturb float32": (torch.float32, Gaussian(0.5)),
     "perturb bfloat16": (torch.bfloat16, Gaussian(0.5)),
     "perturb Laplace": (torch.float32, Laplace(0.5)),
+    "perturb GridGaussian": (torch.float32, GridGaussian(0.5)),
     "perturb Uniform": (torch.float32, Uniform(0.5)),
     "perturb Splitting": (torch.float32, Splitting(0.5)),
     "perturb deterministic Splitting": (torch.float32, Splitting(0.5, deterministic=True)),
@@ -60,6 +61,7 @@ CHECKSUMS = {
     "perturb float32": "1e619a29ecb8a63d",
     "perturb bfloat16": "9a9d30ee4f09ff98",
     "perturb Laplace": "d4647c5b61edeaf8",
+    "perturb GridGaussian": "e7434f56dab90f3a",
     "perturb Uniform": "22882db6ed80cece",
     "perturb Splitting": "06cc1ec38284d4d6",
     "perturb deterministic Splitting": "9f30a36529067458",

@@ -12,7 +12,7 @@ from . import ops
 from ._check import check_count
 from .engine.batch_size import fixed
 from .engine.forward import Model
-from .engine.inputs import check_magnitude
+from .engine.inputs import check_values
 from .engine.modes import evaluating, modules_of
 from .engine.sampling import check_model
 from .noise import Noise, check_noise
@@ -125,7 +125,7 @@ class Smoothed:
 
     def _check(self, x: torch.Tensor) -> torch.Tensor:
         x = ops.check_inputs("x", x, single=True)
-        check_magnitude("x", float(x.abs().max()), self.noise)
+        check_values("x", x, self.noise)
         return x
 
     def _evaluate(self, x: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from test_accumulate import (
     some_rows,
 )
 from test_accumulate import expected as expected_tally
+from test_grid_gaussian import tied
 from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
@@ -181,6 +182,10 @@ def test_division_by_multiplication(library):
         numbers = [0, 1, by - 1, by, by + 1, 7 * by - 1, 7 * by, 2**32 - 1, 2**32, 2**34, draw.getrandbits(32)]
         for n in numbers:
             assert library.divided(ctypes.c_uint64(n), ctypes.c_int64(by)) == n // by, (n, by)
+
+
+def test_low_words_decide_ties(grid):
+    assert_same_bits(tied("cpu"), tied("reference"))
 
 
 WRONG = {

@@ -1,4 +1,4 @@
-"""Noises in l1: what they draw, their potentials, their certificates. What only one of them has is in a file of its own."""
+"""Noises in l1: what they draw, and their potentials. What only one of them has is in a file of its own."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,9 @@ import pytest
 import torch
 from l1_noises import EDGES, POTENTIALS, WORD_DRAWS, kernel_values, reference_values
 from scipy import stats
-from truth import CASES
 
 import rsfast
-from rsfast import noise
-from rsfast.noise import POTENTIAL_ERROR, Gaussian, Laplace, Splitting, Uniform
+from rsfast.noise import POTENTIAL_ERROR, Laplace, Splitting
 from rsfast.ops import _cpu, perturb
 from rsfast.stats.rules import CertificationSpec, radius
 
@@ -198,36 +196,3 @@ def test_no_lipschitz_constant(cls):
         cls(1.0).potential(0.9, lipschitz=2.0)
     with pytest.raises(ValueError, match=f"^{message}"):
         CertificationSpec(cls(1.0), 0.001, rsfast.Softmax(), lipschitz=2.0)
-
-
-# Certificates; of classifiers whose radius is known they are tested in test_truth.py
-
-
-@pytest.mark.parametrize("name", [cls.__name__ for cls in POTENTIALS])
-def test_predict_sample_and_tallies(name, tmp_path):
-    case = CASES[name]
-    x = torch.from_numpy(case.input_of(np.array([0.9, 0.8])))
-    assert rsfast.predict(case.model, x, case.noise, num_classes=2, n=100, alpha=0.001, seed=1) == [1, 1]
-    options = {"num_classes": 2, "seed": 3}
-    selection = rsfast.sample(case.model, x, case.noise, n=50, stream="selection", **options)
-    first = rsfast.sample(case.model, x, case.noise, n=600, **options)
-    tally = first + rsfast.sample(case.model, x, case.noise, n=400, start=600, **options)
-    assert tally.provenance.noise == case.noise
-    tally.save(tmp_path / "tally.safetensors")
-    read = rsfast.Tally.load(tmp_path / "tally.safetensors")
-    assert read == tally
-    assert read.provenance == tally.provenance
-    whole = rsfast.certify(case.model, x, case.noise, n0=50, n=1000, **options)
-    assert [each.norm for each in whole] == ["l1", "l1"]
-    assert [rsfast.Certificate.from_dict(each.to_dict()) for each in whole] == whole
-    found = rsfast.certificates(selection, read, case.noise, alpha=0.001)
-    assert [each.radius for each in found] == [each.radius for each in whole]
-    assert found[0].radius > 0
-    with pytest.raises(ValueError, match="noise"):
-        rsfast.certificates(selection, read, Gaussian(0.25), alpha=0.001)
-
-
-@pytest.mark.parametrize("one", [Laplace(0.3), Uniform(0.3), Splitting(0.3), Splitting(1.0, deterministic=True, levels=8)])
-def test_written_and_read(one):
-    assert noise.from_dict(one.to_dict()) == one
-    assert len({one, noise.from_dict(one.to_dict())}) == 1

@@ -14,7 +14,7 @@ import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
-from rsfast.noise import Gaussian, Laplace, Splitting, Uniform
+from rsfast.noise import Gaussian, GridGaussian, Laplace, Splitting, Uniform
 from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -52,6 +52,7 @@ TRANSFORMS = {
     "all": (SIGMA, True, True, (0.0, 1.0)),
     "Laplace": (Laplace(0.3), True, True, (0.0, 1.0)),
     "Uniform": (Uniform(0.3), True, True, (0.0, 1.0)),
+    "GridGaussian": (GridGaussian(0.3), True, True, (0.0, 1.0)),
     "Splitting": (Splitting(0.3), True, True, (0.0, 0.75)),
     "deterministic Splitting": (Splitting(0.1, deterministic=True, levels=35), True, True, (0.25, 1.0)),
 }
@@ -161,6 +162,8 @@ def test_what_the_transforms_are():
     Of splitting noise, which is not added, what stands for x + sigma z is drawn from x.
     """
     for transform, (noise, with_scale, with_shift, clamp) in TRANSFORMS.items():
+        if noise.grid is not None:  # that rounds, and has a test of its own
+            continue
         keywords = arguments((3, 5, 7), transform, torch.float32)
         plain = {key: keywords[key] for key in ("seed", "samples", "rows", "input_ids")}
         if isinstance(noise, Splitting):

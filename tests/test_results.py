@@ -10,14 +10,17 @@ import struct
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from conftest import integers, largest_file, strip_sums
 
+from rsfast.noise.base import NOISES, POSITIVE, Noise
 from rsfast.runs.layout import PREDICT_COLUMNS, identity, same_logits
 from rsfast.runs.plot import plot
 from rsfast.runs.results import (
@@ -555,7 +558,7 @@ def test_runs_that_stopped_early_are_marked(example):
         "",
         f"* a_b|c: sampling stopped once radius 0.5 was decided: 70.0% certified at it. {AT_LEAST}",
         "",
-        f"* d: sampling stopped once a radius was known to 0.1 of its size. {AT_LEAST}",
+        f"* d: sampling stopped once the radius was known to 0.1 of its size. {AT_LEAST}",
     ]
     lines = table(early_runs(example), [0.5], "markdown").splitlines()
     assert lines[2].startswith(r"| a_b\|c \*")
@@ -715,6 +718,15 @@ def test_without_labels_shares_are_by_radius():
     assert lines[4:] == ["", f"* {note}"]
 
 
+def test_notes_name_the_norm():
+    stopped = {"norm": "l0", "radius": 3}, {"norm": "mahalanobis", "rtol": 0.5}
+    first, second = (notes({"a": run_of([1], settings)})[0].partition(": ")[2] for settings in stopped)
+    assert first.startswith("sampling stopped once l0 radius 3 was decided: ")
+    assert second.startswith("sampling stopped once the Mahalanobis radius was known to 0.5 of its size. ")
+    unlabelled = notes({"a": run_of([1], {"norm": "l1"}, label=-1)})
+    assert unlabelled == ["a: no labels: shares of images certified at r, right or wrong, and ACR is their mean l1 radius."]
+
+
 def test_predictions_without_labels_have_no_accuracy():
     runs = {"a": run_of([0, 1], label=-1, has_radius=False)}
     assert table(runs, []).splitlines()[2:] == ["a *           2           -        50.0%", "", "* a: no labels."]
@@ -839,6 +851,16 @@ def test_a_lipschitz_constant_needs_what_it_depends_on(tmp_path):
                 RunWriter(folder, again, resume=True)
 
 
+def test_an_error_shows_the_beginning_of_a_long_setting(tmp_path):
+    with RunWriter(tmp_path / "run", {"noise": {"name": "Ellipsoid", "sigmas": [0.25] * 10_000}}):
+        pass
+    with pytest.raises(
+        ValueError, match=r"^noise must be {'name': 'Ellipsoid', .*\.\.\., as in .*, got .*; resume"
+    ) as caught:
+        RunWriter(tmp_path / "run", {"noise": {"name": "Ellipsoid", "sigmas": [0.5] * 10_000}}, resume=True)
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("name", ["stream_version", "versions", "seed", "noise", "start", "skip", "std", "another"])
 def test_identity_is_of_every_field(name):
     """A checkpoint is known by it."""
@@ -861,6 +883,29 @@ def test_runs_of_two_norms_are_refused(tmp_path):
     assert [line.split()[2] for line in table(runs, [0.5]).splitlines()][2:] == ["l1", "-", "-"]
     with pytest.raises(ValueError, match="norm must be that of the runs, 'l1', got 'l2'"):
         plot(runs, tmp_path / "figure.png", norm="l2")
+
+
+def test_runs_of_a_norm_that_depends_on_their_noise_agree_in_it(tmp_path, monkeypatch):
+    """Radii of two ellipsoids, in standard deviations, are in two norms of one name."""
+
+    @dataclass(frozen=True)
+    class Ellipsoid(Noise):
+        first: float
+        second: float
+
+        constraints: ClassVar = {"first": POSITIVE, "second": POSITIVE}
+        norm = "mahalanobis"
+        norm_fields = ("first",)
+
+    monkeypatch.setitem(NOISES, "Ellipsoid", Ellipsoid)
+    one, same, other = (run_of([0, 1], {"noise": Ellipsoid(*each).to_dict()}) for each in ((0.5, 1), (0.5, 2), (0.25, 1)))
+    assert "mahalanobis" in table({"a": one, "b": same}, [0.5])
+    message = (
+        r"runs must have one norm, got mahalanobis \(first = 0.5\) in a and mahalanobis \(first = 0.25\) in b; compare "
+    )
+    for compare in (lambda runs: table(runs, [0.5]), lambda runs: plot(runs, tmp_path / "figure.png")):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            compare({"a": one, "b": other})
 
 
 def test_the_norm_of_a_run_is_that_of_its_noise():

@@ -178,8 +178,8 @@ def test_a_run_with_laplace_noise(net, capsys):
     ("options", "message"),
     [
         ("", "one of the arguments --sigma --noise is required"),
-        ("--noise laplace", "--noise: must be gaussian:SIGMA or laplace:B, got 'laplace'"),
-        ("--noise uniform:1", "--noise: must be gaussian:SIGMA or laplace:B, got 'uniform:1'"),
+        ("--noise laplace", "--noise: must be laplace:B, got 'laplace' (b is missing)"),
+        ("--noise cauchy:1", "--noise: must be gaussian:SIGMA, laplace:B"),
         ("--noise laplace:0", "got 'laplace:0' (b must be positive, finite and a normal float32, got 0.0)"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import rsfast
-from rsfast.noise import Gaussian, Laplace, Noise, Splitting, Uniform
+from rsfast.noise import Gaussian, GridGaussian, Laplace, Noise, Splitting, Uniform
 
 
 class Case(NamedTuple):
@@ -40,6 +40,11 @@ def from_half(u):
     return np.stack([0.5 + u / 2, np.full_like(u, 0.3), np.full_like(u, 0.7)], axis=1).astype(np.float32)
 
 
+def on_the_grid(input_of):
+    """The nearest inputs that 8-bit images may be."""
+    return lambda u: (np.round(255 * input_of(u)) / 255).astype(np.float32)
+
+
 def first_element(x):
     return x[:, 0].astype(np.float64)
 
@@ -49,6 +54,10 @@ CASES = {
     "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
     "Splitting": Case(Splitting(0.5), right_of_half, from_half, lambda x: first_element(x) - 0.5),
     "Uniform": Case(Uniform(0.5), right_of_zero, along_the_first_axis(0.5), first_element),
+    # u + round(s z) is above 0 where u + s z is above 1/2.
+    "GridGaussian": Case(
+        GridGaussian(0.25), right_of_zero, on_the_grid(along_the_first_axis(0.75)), lambda x: first_element(x) - 0.5 / 255
+    ),
 }
 
 

@@ -34,8 +34,11 @@ _SPEC = re.compile(r"([\w-]+(?:\.[\w-]+)*)(?<!\.py):(\w+(?:\.\w+)*)")
 _PACKAGE = Path(__file__).parent.parent
 
 
-def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | None]:
-    """Return images float32 [N, ...] and labels [N], if it holds any, of an .npz file; errors name --data."""
+def load_data(path: str, num_classes: int, takes_bytes: bool = False) -> tuple[torch.Tensor, list[int] | None]:
+    """Return images and labels [N], if it holds any, of an .npz file; errors name --data.
+
+    Images are float32 [N, ...], or with `takes_bytes` uint8.
+    """
     try:
         arrays, found = read_arrays(path, [name for names in _ARRAYS for name in names])
     except OSError as error:
@@ -50,9 +53,11 @@ def load_data(path: str, num_classes: int) -> tuple[torch.Tensor, list[int] | No
         raise ValueError(
             f"--data {path} must hold images (or x), and may hold labels (or y), got {listed(found)}; name them so"
         )
-    if images.dtype != np.float32:
+    if images.dtype != np.float32 and not (takes_bytes and images.dtype == np.uint8):
         way = {"u": " / 255, and --sigma is then in units of [0, 1]", "f": "", "b": ""}.get(images.dtype.kind)
         hint = "" if way is None else f"; save images.astype('float32'){way}"
+        if images.dtype == np.uint8:
+            hint += "; or take --noise gridgaussian:SIGMA, for 8-bit images as they are"
         raise TypeError(f"images in --data {path} must be float32, got {images.dtype}{hint}")
     if images.ndim < 2 or images.size == 0:
         raise ValueError(f"images in --data {path} must be [N, ...] and not empty, got {list(images.shape)}")

@@ -26,6 +26,7 @@ from torch.utils.data import (
 from .. import ops
 from .._hints import axes, axes_of_each, conversion
 from ..noise import Noise
+from ..noise.norms import in_input_units
 from ..ops import openmp
 from .batches import to_host
 
@@ -89,7 +90,7 @@ class Inputs:
     ids : int64 tensor [I] or sequence of int, optional
         Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
     noise : Noise, optional
-        Inputs are refused beyond its `largest_input`.
+        Inputs are refused beyond its `largest_input`, and off its `grid`. One that takes 8-bit images gets them as float32.
     patience : float
         Seconds to wait for the thread when it is to end: it may itself be waiting, for a disk or a network.
 
@@ -143,8 +144,8 @@ class Inputs:
     ) -> None:
         self.count: int | None
         if isinstance(inputs, (torch.Tensor, np.ndarray)):
-            tensor = ops.check_inputs("inputs", inputs)
-            _check_magnitudes(_magnitudes(tensor), 0, noise)
+            tensor = ops.check_inputs("inputs", inputs, takes_bytes=noise is not None and noise.takes_bytes)
+            _check_tensor(tensor, noise)
             self.count = len(tensor)
             self._ids = _check_ids(ids, self.count, tensor.device)
             self._rows: Owned[torch.Tensor] | Generator[torch.Tensor, None, None] = _rows(tensor)
@@ -160,7 +161,7 @@ class Inputs:
                     UserWarning,
                     stacklevel=2,
                 )
-            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched), noise, patience))
+            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched, noise), noise, patience))
         self.first = next(self._rows)
         self.shape, self.device = self.first.shape, self.first.device
         self.known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
@@ -205,9 +206,10 @@ def warn_of_units(x: object, noise: Noise, stacklevel: int) -> None:
     low, high = map(float, x.detach().aminmax())
     if low >= -_SLACK and high <= 1 + _SLACK:
         return
+    what = f"{noise.settings} and the radii" if in_input_units(noise.norm) else noise.settings
     warnings.warn(
-        f"inputs hold values from {low:.4g} to {high:.4g}, and {noise.settings} and the radii are in these units; if they "
-        "are images, pass them in [0, 1], and the model's normalisation as scale= and shift= (--mean and --std)",
+        f"inputs hold values from {low:.4g} to {high:.4g}, and {what} are in these units; if they are images, pass them in "
+        "[0, 1], and the model's normalisation as scale= and shift= (--mean and --std)",
         UserWarning,
         stacklevel=stacklevel + 1,
     )
@@ -222,18 +224,13 @@ def _check_ids(ids: torch.Tensor | Sequence[int] | None, count: int | None, devi
     return numbers
 
 
-def _magnitudes(rows: torch.Tensor) -> torch.Tensor:
-    """Return the largest magnitude [I] in each of `rows` [I, *shape]: NaN where there is one."""
-    low, high = rows.flatten(1).aminmax(dim=1)
-    return torch.maximum(-low, high)
-
-
-def _check_magnitudes(magnitudes: torch.Tensor, first: int, noise: Noise | None) -> None:
-    """Raise ValueError unless inputs[first] and those after it are finite and not too large for the noise."""
-    usable = magnitudes <= _largest(noise)
-    if not bool(usable.all()):
-        place = int((~usable).int().argmax())
-        check_magnitude(f"inputs[{first + place}]", float(magnitudes[place]), noise)
+def _usable(rows: torch.Tensor, noise: Noise | None) -> torch.Tensor:
+    """Return for each of `rows` [I, *shape] whether it suits the noise, a bool [I], as `check_values` says."""
+    low, high = rows.flatten(1).aminmax(dim=1)  # NaN where there is one
+    usable = torch.maximum(-low, high) <= _largest(noise)
+    if noise is not None and noise.grid is not None:
+        usable &= ~_off_grid(rows.flatten(1), noise.grid).any(dim=1)
+    return usable
 
 
 def _largest(noise: Noise | None) -> float:
@@ -241,19 +238,50 @@ def _largest(noise: Noise | None) -> float:
     return most if noise is None else min(noise.largest_input, most)
 
 
-def check_magnitude(name: str, magnitude: float, noise: Noise | None) -> None:
-    """Raise ValueError unless an input whose largest magnitude this is, NaN if it holds one, suits the noise.
+def _off_grid(x: torch.Tensor, grid: int) -> torch.Tensor:
+    """Return which elements lie further from a multiple of 1 / grid than the rounding of a few operations takes them."""
+    nearest = (x * grid).round() / grid
+    return (x - nearest).abs() > nearest.abs() * 2.0**-21  # 4 to 8 units in the last place
 
-    It must be finite, and not beyond `Noise.largest_input`.
-    """
-    if magnitude <= _largest(noise):
+
+def _check_tensor(tensor: torch.Tensor, noise: Noise | None) -> None:
+    """Raise ValueError unless all rows of `tensor` [I, *shape] suit the noise."""
+    if tensor.dtype == torch.uint8:
         return
-    if noise is None or not math.isfinite(magnitude):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    raise ValueError(
-        f"{name} must hold values of at most {noise.largest_input:g}, got {magnitude:g}; there float32 has too few numbers "
-        f"for noise of {noise.settings}"
-    )
+    # Some rows at a time where the check takes memory.
+    step = len(tensor) if noise is None or noise.grid is None else max(1, _AHEAD_BYTES // tensor[0].nbytes)
+    for first in range(0, len(tensor), step):
+        rows = tensor[first : first + step]
+        usable = _usable(rows, noise)
+        if not bool(usable.all()):
+            place = int((~usable).int().argmax())
+            check_values(f"inputs[{first + place}]", rows[place], noise)
+
+
+def check_values(name: str, x: torch.Tensor, noise: Noise | None) -> None:
+    """Raise ValueError unless an input [*shape] suits the noise.
+
+    It must be finite, not beyond `Noise.largest_input`, and on the grid if the noise has one.
+    """
+    magnitude = float(x.abs().max())
+    if not magnitude <= _largest(noise):
+        if noise is None or not math.isfinite(magnitude):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        raise ValueError(
+            f"{name} must hold values of at most {noise.largest_input:g}, got {magnitude:g}; there float32 has too few "
+            f"numbers for noise of {noise.settings}"
+        )
+    if noise is None or noise.grid is None:
+        return
+    if len(places := _off_grid(x, noise.grid).nonzero()):
+        place, grid = tuple(places[0].tolist()), noise.grid
+        value = float(x[place])
+        raise ValueError(
+            f"{name} must hold multiples of 1/{grid} with {noise.name} noise, got {value:.9g} at {list(place)}, next to "
+            f"{round(value * grid)}/{grid}; "
+            + ("pass uint8 images, or round them: " if noise.takes_bytes else "round them: ")
+            + f"images.mul({grid}).round().div({grid})"
+        )
 
 
 def _items(inputs: Any) -> Iterator[object]:
@@ -300,26 +328,27 @@ def _shuffler(loader: DataLoader[Any]) -> object | None:
 
 
 class _Row(NamedTuple):
-    """An input, its magnitude [1] on the host, and from a GPU what to wait for before that can be read."""
+    """An input, whether it suits the noise [1] on the host, and from a GPU what to wait for before that can be read."""
 
     pixels: torch.Tensor
-    magnitude: torch.Tensor
+    usable: torch.Tensor
     known: torch.cuda.Event | None
 
 
 def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
     """Yield the first row, to be inspected, and then every row."""
-    yield tensor[0]
+    yield ops.as_floats(tensor[0])
     for place in range(len(tensor)):
-        yield tensor[place]
+        yield ops.as_floats(tensor[place])
 
 
-def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
+def _checked(items: Iterator[object], batched: bool, noise: Noise | None) -> Iterator[_Row]:
     """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list.
 
     Whoever takes an input checks its values: to check them here would be to wait for a GPU each time.
     """
     place, shape, device = 0, torch.Size(), torch.device("cpu")
+    takes_bytes = noise is not None and noise.takes_bytes
     while True:
         try:
             item = next(items)
@@ -334,7 +363,8 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
         if isinstance(item, (tuple, list)) and item and not all(isinstance(each, (int, float)) for each in item):
             item, given = item[0], f"{given}[0]"
         name = f"the batch at inputs[{place}]" if batched else f"inputs[{place}]"
-        batch = ops.check_inputs(name, item, single=not batched, given=given, form=form)
+        batch = ops.check_inputs(name, item, single=not batched, given=given, form=form, takes_bytes=takes_bytes)
+        batch = ops.as_floats(batch)
         batch = batch if batched else batch[None]
         if place == 0:
             shape, device = batch.shape[1:], batch.device
@@ -342,10 +372,10 @@ def _checked(items: Iterator[object], batched: bool) -> Iterator[_Row]:
             raise ValueError(f"inputs[{place}] must have shape {list(shape)}, as inputs[0], got {list(batch.shape[1:])}")
         if batch.device != device:
             raise ValueError(f"inputs[{place}] must be on '{device}', as inputs[0] is, got '{batch.device}'")
-        magnitudes, known = to_host(_magnitudes(batch))
+        usable, known = to_host(_usable(batch, noise))
         for number, row in enumerate(batch):
             # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
-            yield _Row(row.clone(), magnitudes[number : number + 1], known)
+            yield _Row(row.clone(), usable[number : number + 1], known)
             place += 1
     if place == 0:
         raise ValueError("inputs must hold at least one input, got none")
@@ -373,7 +403,8 @@ def _ahead(rows: Iterator[_Row], noise: Noise | None, patience: float) -> Genera
                 raise row
             if row.known is not None:
                 row.known.synchronize()
-            _check_magnitudes(row.magnitude, place, noise)
+            if not bool(row.usable):
+                check_values(f"inputs[{place}]", row.pixels, noise)
             if place == 0:
                 for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
                     wanted.put(None)

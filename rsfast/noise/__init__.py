@@ -2,7 +2,9 @@
 
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
 from .gaussian import Gaussian, check_lipschitz
+from .grid_gaussian import GridGaussian
 from .laplace import Laplace
+from .norms import NORMS, radius_label
 from .splitting import Splitting
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .uniform import Uniform
@@ -10,10 +12,12 @@ from .uniform import Uniform
 __all__ = [
     "DRAWS",
     "NOISES",
+    "NORMS",
     "POTENTIAL_ERROR",
     "STREAMS",
     "STREAM_VERSION",
     "Gaussian",
+    "GridGaussian",
     "Laplace",
     "Noise",
     "NoiseParameters",
@@ -24,5 +28,6 @@ __all__ = [
     "check_seed",
     "from_dict",
     "philox",
+    "radius_label",
     "uniforms",
 ]

@@ -10,35 +10,14 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._check import as_float, check_choice
+from .._check import as_real, check_choice
+from .constraints import POSITIVE as POSITIVE
+from .constraints import Constraint as Constraint
+from .constraints import FrozenArray, Real
+from .norms import Factor, check_shape, conversions, scaled_down
 
 POTENTIAL_ERROR = 2.0**-48
 """A potential's relative error is at most this; 1.3e-15 was the most found. `Noise.radius` charges it."""
-
-
-class Constraint(NamedTuple):
-    """The numbers that a parameter may be, from `low` to `high`, and the words that say so in an error.
-
-    Examples
-    --------
-    >>> POSITIVE.check("sigma", 1)
-    1.0
-    """
-
-    low: float
-    high: float
-    words: str
-
-    def check(self, name: str, value: object) -> float:
-        """Return `value` as a float; raise TypeError or ValueError, which name it, if the constraint does not hold."""
-        number = as_float(name, value)
-        if not self.low <= number <= self.high:
-            raise ValueError(f"{name} must be {self.words}, got {value!r}")
-        return number
-
-
-_FLOAT32 = np.finfo(np.float32)
-POSITIVE = Constraint(float(_FLOAT32.tiny), float(_FLOAT32.max), "positive, finite and a normal float32")
 
 
 class NoiseParameters(NamedTuple):
@@ -84,7 +63,7 @@ class Draw(NamedTuple):
     ----------
     name : str
         Of the draw in csrc/noise.h and in ops/triton_noise.py.
-    scalars : mapping of str to Constraint
+    scalars : mapping of str to Real
         What the scalars of its parameter block are, in order.
     plain : callable
         The reference: ``plain(words, math)`` returns the standard noise of four elements, float32
@@ -105,7 +84,7 @@ class Draw(NamedTuple):
     """
 
     name: str
-    scalars: Mapping[str, Constraint]
+    scalars: Mapping[str, Real]
     plain: Callable[[Sequence[Any], Any], Sequence[Any]] | None = None
     standard: Callable[[Any, NoiseParameters, Any], Any] | None = None
     combine: Callable[[Any, Any, NoiseParameters, Any], Any] = _added
@@ -128,8 +107,12 @@ class Noise:
 
     constraints: ClassVar[Mapping[str, Constraint]]
     norm: ClassVar[str]
-    """The norm in which radii are measured: "l2" or "l1"."""
+    """The norm in which radii are measured: one of `norms.NORMS`."""
+    norm_fields: ClassVar[tuple[str, ...]] = ()
+    """The parameters that the norm depends on: radii of noises that differ in one cannot be compared."""
     draw: ClassVar[Draw]
+    grid: int | None = None
+    """A number where inputs must be multiples of 1 / grid."""
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
     potential_error: ClassVar[float] = POTENTIAL_ERROR
@@ -153,6 +136,11 @@ class Noise:
     def settings(self) -> str:
         """The parameters as messages show them, as "sigma = 0.25"."""
         return ", ".join(f"{name} = {value}" for name, value in self._fields().items())
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether inputs may be 8-bit images, uint8, which are taken as x / 255."""
+        return self.grid is not None and self.grid % 255 == 0
 
     @property
     def largest_input(self) -> float:
@@ -228,6 +216,63 @@ class Noise:
         return np.asarray((low - high - self.potential_error * (np.abs(low) + np.abs(high))) / 2)
 
     @property
+    def conversions(self) -> Mapping[str, Factor]:
+        """The other norms that `radius_in` takes, and what it multiplies a radius by: here l_p norms.
+
+        A noise whose `norm` is no l_p norm has none, unless it overrides this.
+        """
+        return conversions(self.norm)
+
+    def radius_in(self, radius: float, norm: str, shape: Sequence[int] | None = None) -> float:
+        """Return a certified radius as one in another norm, rounded down.
+
+        The ball of the radius returned lies within the ball that is certified, so that whatever is
+        proved within that one holds in it.
+
+        Parameters
+        ----------
+        radius : float
+            In the noise's `norm`; finite and at least 0, as an abstention's is.
+        norm : str
+            The noise's norm, which returns `radius`, or one of `conversions`.
+        shape : sequence of int, optional
+            Of an input. Norms that depend on its d elements need it: of noise in l2, linf, and of
+            noise in l1, l2 and linf.
+
+        Returns
+        -------
+        float
+            Of an l_p radius r in l_q: ``r d^-max(0, 1/p - 1/q)``, by Hoelder's inequality. A ball of
+            a larger radius would not lie within the l_p ball.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If radius is no such number, the norm is another one, or shape is wrong, or is missing and needed.
+
+        Examples
+        --------
+        >>> from rsfast.noise import Gaussian, Laplace
+        >>> Gaussian(0.25).radius_in(0.5, "l1")
+        0.5
+        >>> round(Laplace(0.25).radius_in(0.5, "l2", shape=(3, 32, 32)), 6)
+        0.009021
+        """
+        radius = as_real("radius", radius, least=0)
+        if norm == self.norm:
+            return radius
+        possible = self.conversions
+        if norm not in tuple(possible):
+            names = " or".join(", ".join(map(repr, (self.norm, *possible))).rsplit(",", 1))
+            raise ValueError(f"norm must be {names} with {self.name} noise, got {norm!r}")
+        factor = possible[norm]
+        if callable(factor):
+            if shape is None:
+                raise ValueError(f"shape must be that of an input to state the radius in {norm}, got None")
+            factor = factor(check_shape(shape))
+        return scaled_down(radius, factor)
+
+    @property
     def has_score(self) -> bool:
         """Whether the noise has a `score`: it is then a sum, x + z, with -z as likely as z."""
         return type(self).score is not Noise.score
@@ -272,11 +317,6 @@ class Noise:
         """
         return None
 
-    @property
-    def grid(self) -> int | None:
-        """The q for which inputs must be multiples of 1/q, or None where they may be any numbers."""
-        return None
-
     def exact_radius(self, lead: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the radius that no chance is in, where `evaluations` is a number.
 
@@ -293,8 +333,11 @@ class Noise:
         raise NotImplementedError(f"{self.name} noise is random")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the noise's name and parameters; `from_dict` reads it back."""
-        return {"name": self.name, **self._fields()}
+        """Return the noise's name and parameters, as values that JSON can hold; `from_dict` reads it back."""
+        written = {
+            name: value.tolist() if isinstance(value, FrozenArray) else value for name, value in self._fields().items()
+        }
+        return {"name": self.name, **written}
 
     def _fields(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
@@ -321,10 +364,9 @@ def check_noise(name: str, noise: object) -> Noise:
 
     Examples
     --------
-    >>> check_noise("noise", 0.5)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    TypeError: noise must be one of Gaussian, ..., got 0.5
+    >>> from rsfast.noise import Gaussian
+    >>> check_noise("noise", Gaussian(0.5))
+    Gaussian(sigma=0.5)
     """
     if not isinstance(noise, Noise):
         raise TypeError(f"{name} must be one of {', '.join(NOISES)}, got {noise!r}")

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._check import as_int
 from .base import POSITIVE, Constraint, Draw, Noise, NoiseParameters, register
+from .constraints import Flag, Integer, Real
 from .uniform import bounded_potential
 
 _MOST = 65535  # evaluations and levels: what 16 bits hold, so that every number on the grid is exact in float32
-_LAM = Constraint(2.0**-9, 2.0**15, "from 1/512 to 32768")
-_COUNT = Constraint(0, _MOST, f"from 0 to {_MOST}")
+_LAM = Real(2.0**-9, 2.0**15, "from 1/512 to 32768")
+_COUNT = Real(0, _MOST, f"from 0 to {_MOST}")
 
 
 def _same(words: Sequence[Any], math: Any) -> Sequence[Any]:
@@ -38,14 +38,13 @@ def _split(z: Any, x: Any, noise: NoiseParameters, math: Any) -> Any:
         return math.fma(math.fma(k, count or 65536.0, place), step, low)
 
     at = x * units
-    k = ((at - math.fma(place, step, low)) * inverse_width + 12582912.0) - 12582912.0
+    k = math.nearest_integer((at - math.fma(place, step, low)) * inverse_width)
     nearest = edge(k)
     below = nearest < at
     other = edge(math.where(below, k + 1, k - 1))
     first, last = math.where(below, nearest, other), math.where(below, other, nearest)
-    total = math.where(first < 0, 0.0, first) + math.where(last > units, units, last)
-    quotient = total * half_unit
-    return math.fma(math.fma(-quotient, 2 * units, total), half_unit, quotient)
+    ends = math.where(first < 0, 0.0, first) + math.where(last > units, units, last)
+    return math.corrected_quotient(ends, 2 * units, half_unit)
 
 
 @register
@@ -112,7 +111,7 @@ class Splitting(Noise):
     deterministic: bool = False
     levels: int = 255
 
-    constraints: ClassVar[Mapping[str, Constraint]] = {"lam": _LAM}
+    constraints: ClassVar[Mapping[str, Constraint]] = {"lam": _LAM, "deterministic": Flag(), "levels": Integer(1, _MOST)}
     norm = "l1"
     draw = Draw(
         "splitting",
@@ -124,11 +123,7 @@ class Splitting(Noise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.deterministic, bool):
-            raise TypeError(f"deterministic must be a bool, got {self.deterministic!r}")
-        object.__setattr__(self, "levels", as_int("levels", self.levels))
-        if not 1 <= self.levels <= _MOST:
-            raise ValueError(f"levels must be from 1 to {_MOST}, got {self.levels}")
+        object.__setattr__(self, "grid", self.levels if self.deterministic else None)
         exact = 2 * self.lam * self.levels
         if self.deterministic and not (1 <= round(exact) <= _MOST and abs(exact - round(exact)) <= exact * 2.0**-22):
             raise ValueError(
@@ -141,14 +136,9 @@ class Splitting(Noise):
         """``2 lam levels`` if deterministic, else None."""
         return round(2 * self.lam * self.levels) if self.deterministic else None
 
-    @property
-    def grid(self) -> int | None:
-        """`levels` if deterministic, else None."""
-        return self.levels if self.deterministic else None
-
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the draw and its scalars: lengths are in units of the input if random, and of the grid if deterministic."""
-        count, units = self.evaluations or 0, self.grid or 1
+        count, units = self.evaluations or 0, self.grid or 1  # of the grid, or of the input
         width = count or 2 * float(np.float32(self.lam))
         step = 1.0 if count else width / 65536
         scalars = [np.float32(value) for value in (count, step, 1 / width, units, 1 / (2 * units))]

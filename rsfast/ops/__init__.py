@@ -11,7 +11,7 @@ where this costs 4.
 
 from ..noise import check_seed
 from .accumulation import accumulate
-from .arguments import affine, check_clamp, check_inputs, check_range, check_stream, indices
+from .arguments import affine, as_floats, check_clamp, check_inputs, check_range, check_stream, indices
 from .checks import TYPES, as_dtype, memory_format
 from .perturbation import perturb
 from .registry import BACKENDS, backend_for
@@ -22,6 +22,7 @@ __all__ = [
     "accumulate",
     "affine",
     "as_dtype",
+    "as_floats",
     "backend_for",
     "check_clamp",
     "check_inputs",

@@ -66,8 +66,17 @@ def as_indices(name: str, values: object, limit: int, device: torch.device, shap
     return tensor.contiguous()
 
 
-def check_inputs(name: str, x: object, *, single: bool = False, given: str | None = None, form: str = "{}") -> torch.Tensor:
+def as_floats(x: torch.Tensor) -> torch.Tensor:
+    """Return 8-bit images as float32 in [0, 1], ``x / 255``; a float32 tensor as it is."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def check_inputs(
+    name: str, x: object, *, single: bool = False, given: str | None = None, form: str = "{}", takes_bytes: bool = False
+) -> torch.Tensor:
     """Return `x` contiguous if it is a float32 tensor [I, *shape], or if `single` [*shape], shape of rank 1 or more.
+
+    With `takes_bytes` it may be uint8, for `as_floats`.
 
     Raise an error that names it if not, and says what to write instead: `given` is how the user writes `x`, by default
     `name`, and `form` how what is made of it is passed.
@@ -79,9 +88,11 @@ def check_inputs(name: str, x: object, *, single: bool = False, given: str | Non
         step = conversion(given, x)
         hint = "" if step is None else f"; pass {form.replace('{}', step)}"
         raise TypeError(f"{name} must be a dense float32 tensor {wanted}, got {what}{hint}")
-    if x.dtype != torch.float32:
+    if x.dtype != torch.float32 and not (takes_bytes and x.dtype == torch.uint8):
         plain = x.is_floating_point() or x.dtype == torch.bool
         hint = "; call x.float()" if plain else "" if x.is_complex() else "; convert integer images with x.float() / 255"
+        if x.dtype == torch.uint8:
+            hint += ", or take GridGaussian noise, which is for 8-bit images as they are"
         raise TypeError(f"{name} must have dtype float32, got {x.dtype}{hint}")
     if x.ndim < (1 if single else 2) or x.numel() == 0:
         least = "one element" if single else "one input and one element"

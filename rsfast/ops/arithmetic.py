@@ -9,6 +9,7 @@ Tensor = torch.Tensor
 _MASK = 0xFFFFFFFF
 
 where = torch.where
+searchsorted = torch.searchsorted
 
 
 def to_float(word: Tensor) -> Tensor:
@@ -27,6 +28,17 @@ def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     even_and_inexact = ((error > 0) | (error < 0)) & (bits & 1 == 0)
     odd = torch.where((error > 0) == (total > 0), bits + 1, bits - 1)
     return torch.where(even_and_inexact, odd, bits).view(torch.float64).float()
+
+
+def nearest_integer(value: Tensor) -> Tensor:
+    """Return the integer nearest to float32 values of at most 2^22, ties to even, as csrc/noise.h does."""
+    return (value + 12582912.0) - 12582912.0
+
+
+def corrected_quotient(dividend: Tensor, divisor: float, reciprocal: float) -> Tensor:
+    """Return dividend / divisor for the reciprocal rounded to float32, as csrc/noise.h does: corrected by its error."""
+    quotient = dividend * reciprocal
+    return fma(fma(quotient, -divisor, dividend), reciprocal, quotient)
 
 
 def sqrt(value: Tensor) -> Tensor:

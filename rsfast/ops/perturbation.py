@@ -10,7 +10,17 @@ import torch
 from torch.autograd.graph import increment_version
 
 from ..noise import STREAMS, Noise, NoiseParameters, check_noise, check_seed
-from .arguments import affine, as_indices, check_clamp, check_copied, check_inputs, check_range, check_stream, indices
+from .arguments import (
+    affine,
+    as_floats,
+    as_indices,
+    check_clamp,
+    check_copied,
+    check_inputs,
+    check_range,
+    check_stream,
+    indices,
+)
 from .calls import Perturbation
 from .checks import as_dtype, check_apart, memory_format
 from .registry import check_backend, find
@@ -43,8 +53,8 @@ def perturb(
     Parameters
     ----------
     x : float32 tensor [I, *shape]
-        The inputs. The first axis of shape is the channel. Never modified, and taken as detached: no gradient reaches it
-        (`nn.GaussianNoise` passes one on).
+        The inputs; or uint8, for `GridGaussian` noise. The first axis of shape is the channel. Never modified, and taken as
+        detached: no gradient reaches it (`nn.GaussianNoise` passes one on).
     noise : Noise
         Its parameters are in the units of x, before `scale`.
     seed : int
@@ -83,7 +93,8 @@ def perturb(
     Notes
     -----
     Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph. So values of x are not
-    looked at: that they are finite, and within `Noise.largest_input`, is checked by `certify`, `predict` and `sample`.
+    looked at: that they are finite, within `Noise.largest_input` and on the noise's grid, is checked by `certify`, `predict`
+    and `sample`.
 
     Numerics: Philox4x32-10 and the noise's draw, standard noise z, in float32 as one fixed sequence of exactly rounded
     operations (csrc/noise.h); then fma(z, the noise's scale, x), clamp, fma(scale, shift), all in float32; then one rounding
@@ -97,9 +108,10 @@ def perturb(
     torch.Size([3, 2])
     """
     given = (x, samples, rows, input_ids, scale, shift)
-    x = check_inputs("x", x)
+    takes_bytes = check_noise("noise", noise).takes_bytes
+    x = as_floats(check_inputs("x", x, takes_bytes=takes_bytes))
     device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
-    parameters = (_on_device if check_noise("noise", noise).has_arrays else _scalars)(noise, shape, device)
+    parameters = (_on_device if noise.has_arrays else _scalars)(noise, shape, device)
     samples = indices("samples", samples, None, 1 << 56, device)
     batch = samples.shape[0]
     rows = _default_rows(count, batch, device) if rows is None else rows

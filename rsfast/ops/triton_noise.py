@@ -99,6 +99,45 @@ def uniform(word):
 
 
 @triton.jit
+def grid_level(word, guide_ptr, shift):
+    """How many thresholds lie above the word's low 31 bits, and whether these are the high half of one."""
+    word = (word & 0x7FFFFFFF).to(tl.int32, bitcast=True)
+    cell = ((word.to(tl.float32) + 0.5).to(tl.int32, bitcast=True) >> shift) - (0x3F000000 >> shift)
+    cut = tl.load(guide_ptr + 2 * cell)
+    return tl.load(guide_ptr + 2 * cell + 1) + (word < cut).to(tl.int32), word == cut
+
+
+@triton.jit
+def compare_low_words(word, low, unsettled, level, thresholds_ptr):
+    """The level where a word's high half is that of a threshold: one threshold after the other, of which the last is 0."""
+    value = ((word & 0x7FFFFFFF).to(tl.int64) << 32) | low.to(tl.int64)
+    below = unsettled & (value < tl.load(thresholds_ptr + level, mask=unsettled, other=0))
+    while tl.max(below.to(tl.int32), axis=0) > 0:
+        level += below.to(tl.int32)
+        below = below & (value < tl.load(thresholds_ptr + level, mask=below, other=0))
+    return level
+
+
+@triton.jit
+def signed(level, word):
+    """The level as a float, negative if the top bit of the word is set."""
+    return (level.to(tl.float32).to(tl.uint32, bitcast=True) | (word & 0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def nearest_integer(value):
+    """Ties to even; of values of at most 2^22."""
+    return (value + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def corrected_quotient(dividend, divisor, reciprocal):
+    """dividend / divisor, for the reciprocal rounded: the product is corrected by its error."""
+    quotient = dividend * reciprocal
+    return tl.fma(tl.fma(quotient, -divisor, dividend), reciprocal, quotient)
+
+
+@triton.jit
 def small_to_float(value):
     """An integer below 2^23, exactly."""
     return (value | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
@@ -126,14 +165,13 @@ def split(z, scalars, x):
     places = tl.where(count > 0, count, 65536.0)
     place, low = small_to_float(bits >> 16), small_to_float(bits & 0xFFFF) * (step * 2.0**-16)
     at = x * units
-    k = ((at - tl.fma(place, step, low)) * inverse_width + 12582912.0) - 12582912.0
+    k = nearest_integer((at - tl.fma(place, step, low)) * inverse_width)
     nearest = edge(k, place, places, low, step)
     below = nearest < at
     other = edge(tl.where(below, k + 1.0, k - 1.0), place, places, low, step)
     first, last = tl.where(below, nearest, other), tl.where(below, other, nearest)
-    sum = tl.where(first < 0.0, 0.0, first) + tl.where(last > units, units, last)
-    quotient = sum * half_unit
-    return tl.fma(tl.fma(-quotient, 2.0 * units, sum), half_unit, quotient)
+    ends = tl.where(first < 0.0, 0.0, first) + tl.where(last > units, units, last)
+    return corrected_quotient(ends, 2.0 * units, half_unit)
 
 
 @triton.jit
@@ -144,8 +182,25 @@ def block_words(block, sample, input_id, stream, seed):
 
 
 @triton.jit
-def standard_noise(block, sample, input_id, stream, seed, scalars, DRAW: tl.constexpr):
+def grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, guide_ptr, thresholds_ptr):
+    """Rounded Gaussian noise: 64 bits an element, of which the low 32 are made where a lane needs them."""
+    level_a, at_a = grid_level(a, guide_ptr, shift)
+    level_b, at_b = grid_level(b, guide_ptr, shift)
+    level_c, at_c = grid_level(c, guide_ptr, shift)
+    level_d, at_d = grid_level(d, guide_ptr, shift)
+    if tl.max((at_a | at_b | at_c | at_d).to(tl.int32), axis=0) > 0:
+        low_a, low_b, low_c, low_d = block_words(block, sample, input_id, stream + 128, seed)
+        level_a = compare_low_words(a, low_a, at_a, level_a, thresholds_ptr)
+        level_b = compare_low_words(b, low_b, at_b, level_b, thresholds_ptr)
+        level_c = compare_low_words(c, low_c, at_c, level_c, thresholds_ptr)
+        level_d = compare_low_words(d, low_d, at_d, level_d, thresholds_ptr)
+    return signed(level_a, a), signed(level_b, b), signed(level_c, c), signed(level_d, d)
+
+
+@triton.jit
+def standard_noise(block, sample, input_id, stream, seed, scalars, table_0_ptr, table_1_ptr, DRAW: tl.constexpr):
     """A draw's noise of these blocks of four elements, in the order of the elements."""
+    stream, seed = stream.to(tl.int64), seed.to(tl.uint64)
     if DRAW == "splitting":
         count = tl.full((), scalars[0], tl.float32).to(tl.uint32)
         turn = (sample % tl.maximum(count, 1).to(tl.int64)).to(tl.uint32)
@@ -161,6 +216,9 @@ def standard_noise(block, sample, input_id, stream, seed, scalars, DRAW: tl.cons
         z0, z1, z2, z3 = laplace(a), laplace(b), laplace(c), laplace(d)
     elif DRAW == "uniform":
         z0, z1, z2, z3 = uniform(a), uniform(b), uniform(c), uniform(d)
+    elif DRAW == "grid_gaussian":
+        shift = tl.full([1], scalars[0], tl.float32).to(tl.int32)
+        z0, z1, z2, z3 = grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, table_0_ptr, table_1_ptr)
     elif DRAW == "splitting":
         z0, z1 = splitting(a, count, turn), splitting(b, count, turn)
         z2, z3 = splitting(c, count, turn), splitting(d, count, turn)

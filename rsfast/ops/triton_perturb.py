@@ -10,9 +10,10 @@ import triton.language as tl
 
 from .calls import Perturbation
 from .triton_base import MOST, OPTIONS, on
-from .triton_noise import split, standard_noise
+from .triton_noise import corrected_quotient, nearest_integer, split, standard_noise
 
 _BLOCKS = 256  # of four elements, that a program of perturb makes
+_RECIPROCAL_255 = tl.constexpr(float.fromhex("0x1.010102p-8"))
 
 
 @triton.jit
@@ -31,11 +32,22 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 @triton.jit
 def noisy(z, noise_scale, scalars, x, low, high, DRAW: tl.constexpr):
     """x with its noise, before scale and shift: most draws are added."""
-    y = split(z, scalars, x) if DRAW == "splitting" else tl.fma(z, noise_scale, x)
+    if DRAW == "grid_gaussian":
+        y = corrected_quotient(nearest_integer(x * 255.0) + z, 255.0, _RECIPROCAL_255)
+    elif DRAW == "splitting":
+        y = split(z, scalars, x)
+    else:
+        y = tl.fma(z, noise_scale, x)
     if low is not None:
         y = tl.where(y < low, low, y)
         y = tl.where(y > high, high, y)
     return y
+
+
+@triton.jit
+def scaled(y, scale_ptrs, shift_ptrs, mask):
+    """y by the scale and the shift of each lane's channel."""
+    return tl.fma(y, tl.load(scale_ptrs, mask=mask), tl.load(shift_ptrs, mask=mask))
 
 
 @triton.jit
@@ -60,6 +72,8 @@ def perturb_kernel(
     high,
     noise_scalars,
     each_ptr,
+    table_0_ptr,
+    table_1_ptr,
     seed: tl.uint64,
     stream,
     inputs,
@@ -82,7 +96,7 @@ def perturb_kernel(
     tile = (first_tile + tl.program_id(2)).to(tl.int64)
     first = channel.to(tl.int64) * span
     block = ((first >> 2) + tile * BLOCKS).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
-    z = standard_noise(block, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64), noise_scalars, DRAW)
+    z = standard_noise(block, sample, input_id, stream, seed, noise_scalars, table_0_ptr, table_1_ptr, DRAW)
 
     lane = tl.arange(0, 4 * BLOCKS)
     place = tile * (4 * BLOCKS) + lane  # of the element in the span
@@ -99,9 +113,7 @@ def perturb_kernel(
     else:
         in_plane = place
     if scale_ptr is not None:
-        scale = tl.load(scale_ptr + channel, mask=inside if NARROW else None)
-        shift = tl.load(shift_ptr + channel, mask=inside if NARROW else None)
-        y = tl.fma(y, scale, shift)
+        y = scaled(y, scale_ptr + channel, shift_ptr + channel, inside if NARROW else None)
     if CHANNELS_LAST:
         to_ptr = out_ptr + row * elements + channel + in_plane.to(tl.int64) * channels
     else:
@@ -148,6 +160,7 @@ def perturb(job: Perturbation) -> None:
                     high,
                     tuple(job.noise.scalars),
                     job.noise.each,
+                    *(job.noise.tables or (None, None)),
                     job.seed,
                     job.stream,
                     job.x.shape[0],

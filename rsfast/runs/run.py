@@ -68,7 +68,7 @@ class Run:
     model : callable
         As in `certify`. It runs on one noisy sample here, so that one that fails does before there is a run folder.
     images : Tensor
-        float32 [N, ...]. The number of an image is its ``input_id``.
+        float32 [N, ...], or uint8 with `GridGaussian` noise. The number of an image is its ``input_id``.
     noise : Noise
     out : path-like
         The run folder, made if it does not exist.
@@ -146,8 +146,9 @@ class Run:
         if wrong := [name for name in _NOT_OF_A_RUN if name in options]:
             raise TypeError(f"keyword arguments must not be among {', '.join(_NOT_OF_A_RUN)}, got {', '.join(wrong)}")
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._model, self._images, self._num_classes = model, settings.check_images(images), num_classes
         self.noise = check_noise("noise", noise)
+        self._images = settings.check_images(images, noise.takes_bytes)
+        self._model, self._num_classes = model, num_classes
         self.labels = settings.check_labels(labels, len(images), num_classes)
         self.indices = settings.indices_of(start, end, skip, len(images))
         self._device = settings.device_of(model, images) if device is None else torch.device(device)
@@ -298,7 +299,7 @@ class Run:
         mine = [index for index in self.indices if index not in done]
         if self.ranks.by_inputs:
             mine = mine[self.ranks.rank :: self.ranks.world]
-        about = {name: sidecar[name] for name in ("command", "backend", "batch_size", "versions")}
+        about = {name: sidecar[name] for name in ("command", "norm", "backend", "batch_size", "versions")}
         about |= {"device": str(self._device), "threads": torch.get_num_threads()}
         with self._log.running(images=len(mine), done_before=len(done), **about):
             sampler = RowSampler(

@@ -52,11 +52,13 @@ def certification(noise: Noise, head: Head, options: Mapping[str, Any]) -> Setti
     return Settings(spec, stopping, values["n0"], values["n"], {name: used[name] for name in names})
 
 
-def check_images(images: object) -> torch.Tensor:
+def check_images(images: object, takes_bytes: bool) -> torch.Tensor:
+    """Return images; with `takes_bytes` they may be uint8."""
     if not isinstance(images, torch.Tensor):
         raise TypeError(f"images must be a tensor, float32 [N, ...], got a {type(images).__name__}")
-    if images.dtype != torch.float32:
-        raise TypeError(f"images must be float32, got {images.dtype}")
+    if images.dtype != torch.float32 and not (takes_bytes and images.dtype == torch.uint8):
+        hint = "; pass images.float() / 255, or take GridGaussian noise" if images.dtype == torch.uint8 else ""
+        raise TypeError(f"images must be float32, got {images.dtype}{hint}")
     if images.ndim < 2 or not images.numel():
         raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
     return images

@@ -154,7 +154,7 @@ class Certificate:
     prediction : int
         The class, or `ABSTAIN`.
     radius : float
-        In ``norm``, in the units of the input, rounded down; 0 for an abstention.
+        In ``norm``, in the unit that `noise.NORMS` states, rounded down; 0 for an abstention.
     norm : str
         The norm of the noise.
     p_lower, p_upper : float
@@ -220,6 +220,31 @@ class Certificate:
     def abstained(self) -> bool:
         """Whether the prediction is `ABSTAIN`."""
         return self.prediction == ABSTAIN
+
+    def radius_in(self, norm: str, shape: Sequence[int] | None = None) -> float:
+        """Return the radius in another norm, rounded down; 0 for an abstention. See `Noise.radius_in`.
+
+        Parameters
+        ----------
+        norm : str
+            This certificate's, which returns `radius`, or one that its noise converts to.
+        shape : sequence of int, optional
+            Of the input, where the conversion depends on it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the noise does not convert to this norm, or shape is wrong, or is missing and needed.
+
+        Examples
+        --------
+        >>> from rsfast import Laplace, Votes
+        >>> found = Certificate(3, 0.5, "l1", 0.85, 0.15, (90, 7), 10, 100, 0.05, "one_vs_rest", "clopper_pearson",
+        ...                     Votes(), Laplace(0.5), seed=0, stream_version=1, input_id=0)
+        >>> found.radius_in("l2", shape=(4, 4))
+        0.125
+        """
+        return self.noise.radius_in(self.radius, norm, shape)
 
     def __getitem__(self, place: int) -> int | float:
         """Return the prediction or the radius, which is what unpacking needs."""
