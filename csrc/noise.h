@@ -209,7 +209,7 @@ RSFAST_FN void standard_noise(DrawIs<Draw::uniform>, const Source<B, More>& from
 }
 
 // The levels of lanes whose high word is that of a threshold: it takes their low words, and one threshold after the other.
-// About one call in a hundred thousand has such a lane.
+// With n thresholds about n of 2^31 words are such.
 template <class B, class More, class I>
 RSFAST_FN void compare_low_words(const Source<B, More>& from, const I* cut, I* level) {
   constexpr int kElements = 4 * sizeof(B) / sizeof(uint32_t);

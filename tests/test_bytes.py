@@ -61,6 +61,16 @@ def test_sample_and_perturb_take_bytes():
     assert_same_bits(ops.perturb(PIXELS, NOISE, **options), ops.perturb(FLOATS, NOISE, **options))
 
 
+def test_smooth_takes_bytes():
+    for x in PIXELS:
+        found = [rsfast.Smooth(model, 2, NOISE, seed=2).certify(each, 20, 200, 0.01, 50) for each in (x, x[None], x / 255)]
+        assert found[0] == found[1] == found[2]
+    with pytest.raises(ValueError, match=r"^inputs\[0\] must hold multiples of 1/255"):
+        rsfast.Smooth(model, 2, NOISE).predict(x / 255 + 0.001, 20, 0.01, 20)
+    with pytest.raises(TypeError, match=r"^x must have dtype float32, got torch.uint8; .* GridGaussian noise"):
+        rsfast.Smooth(model, 2, 0.25).predict(x, 20, 0.01, 20)
+
+
 def test_inputs_are_float32_whatever_they_were():
     for source in SOURCES.values():
         with Inputs(source(), noise=NOISE) as inputs:

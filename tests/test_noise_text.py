@@ -95,8 +95,8 @@ def test_array_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "noise must be gaussian:SIGMA, laplace:B"),
-        ("Gaussian:1", "noise must be gaussian:SIGMA, laplace:B"),
+        ("", "noise must begin with the name of one, "),
+        ("Gaussian:1", ", toygrid or toyshape, got 'Gaussian:1'"),
         ("gaussian", "noise must be gaussian:SIGMA, got 'gaussian' (sigma is missing)"),
         ("gaussian:x", "noise must be gaussian:SIGMA, got 'gaussian:x' (could not convert string to float: 'x')"),
         ("gaussian:1:2", "noise must be gaussian:SIGMA, got 'gaussian:1:2' (there must be at most 1 values, got 2)"),

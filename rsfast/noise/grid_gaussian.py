@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from .base import Constraint, Draw, Noise, NoiseParameters, register
+from .base import Draw, Noise, NoiseParameters, register
+from .constraints import Constraint, Real
 from .rounded_normal import Tails, round_up, tails
 
 _MOST_ELEMENTS = 1 << 26
@@ -128,11 +129,11 @@ class GridGaussian(Noise):
 
     sigma: float
 
-    constraints: ClassVar[Mapping[str, Constraint]] = {"sigma": Constraint(2.0**-9, 8.0, "from 2^-9 to 8")}
+    constraints: ClassVar[Mapping[str, Constraint]] = {"sigma": Real(2.0**-9, 8.0, "from 2^-9 to 8")}
     norm = "l2"
     draw = Draw(
         "grid_gaussian",
-        {"shift": Constraint(0, _MANTISSA, f"from 0 to {_MANTISSA}")},
+        {"shift": Real(0, _MANTISSA, f"from 0 to {_MANTISSA}")},
         standard=_standard,
         combine=_combined,
         tables={"guide": "int32", "thresholds": "int64"},

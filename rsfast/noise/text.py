@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
@@ -27,7 +27,11 @@ def form(cls: type[Noise]) -> str:
 
 def forms() -> str:
     """Return how each noise is written, as a list in words."""
-    return " or".join(", ".join(map(form, NOISES.values())).rsplit(",", 1))
+    return _listed(map(form, NOISES.values()))
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return " or".join(", ".join(texts).rsplit(",", 1))
 
 
 def from_text(text: str) -> Noise:
@@ -52,7 +56,7 @@ def from_text(text: str) -> Noise:
     name, *parts = text.split(":")
     classes = {each.lower(): cls for each, cls in NOISES.items()}
     if name not in classes:
-        raise ValueError(f"noise must be {forms()}, got {text!r}")
+        raise ValueError(f"noise must begin with the name of one, {_listed(classes)}, got {text!r}")
     try:
         return classes[name](**_values(classes[name], parts))
     except (TypeError, ValueError) as error:
