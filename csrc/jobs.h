@@ -12,7 +12,7 @@ enum class Draw : int;  // noise.h
 // What a noise adds, or does, to x. What a draw takes of it, rsfast/noise and noise.h say.
 struct NoiseParameters {
   Draw draw;
-  float scalars[4];       // of noise that is added, the first is the scale, by which standard noise is multiplied
+  float scalars[5];       // of noise that is added, the first is the scale, by which standard noise is multiplied
   const float* each;      // [elements]: a value of each element (its bits, if an int32), or null
   const void* tables[2];  // of a draw that looks values up
 };

@@ -8,7 +8,7 @@
 namespace rsfast {
 
 // Every draw, by the name that rsfast/noise gives it. Each has a function standard_noise(DrawIs<Draw::name>, source, z).
-#define RSFAST_DRAWS(each) each(gaussian) each(laplace) each(uniform) each(grid_gaussian) each(mask)
+#define RSFAST_DRAWS(each) each(gaussian) each(laplace) each(uniform) each(grid_gaussian) each(mask) each(splitting)
 
 #define RSFAST_DRAW_ENUMERATOR(name) name,
 #define RSFAST_DRAW_NAME(name) #name,
@@ -56,14 +56,74 @@ RSFAST_FN F combined(DrawIs<Draw::mask>, const NoiseParameters& noise, F z, F, F
   return z < noise.scalars[0] ? x : F{} + noise.scalars[1];
 }
 
-// (round(255 x) + k) / 255, correctly rounded: exact integers of less than 2^24, and the quotient corrected by its error
-// (Markstein 1990), which the tests prove of each. A sum of 0 gives +0.
+// Ties to even; of values of at most 2^22.
+template <class F>
+RSFAST_FN F nearest_integer(F value) {
+  return (value + 12582912.0f) - 12582912.0f;
+}
+
+// dividend / divisor for the reciprocal rounded: the product is corrected by its error (Markstein 1990). It is correctly
+// rounded for the dividends that tests prove it of. A dividend of 0 gives +0.
+template <class F>
+RSFAST_FN F corrected_quotient(F dividend, float divisor, float reciprocal) {
+  const F quotient = dividend * reciprocal;
+  return fused(fused(quotient, F{} - divisor, dividend), F{} + reciprocal, quotient);
+}
+
+// (round(255 x) + k) / 255, correctly rounded: exact integers of less than 2^24, and their quotient.
 template <class F>
 RSFAST_FN F combined(DrawIs<Draw::grid_gaussian>, const NoiseParameters&, F k, F, F x) {
-  constexpr float kRound = 12582912.0f, kReciprocal = 1.0f / 255.0f;
-  const F sum = ((x * 255.0f + kRound) - kRound) + k;
-  const F quotient = sum * kReciprocal;
-  return fused(fused(quotient, F{} - 255.0f, sum), F{} + kReciprocal, quotient);
+  return corrected_quotient(nearest_integer(x * 255.0f) + k, 255.0f, 1.0f / 255.0f);
+}
+
+// A draw whose words do not depend on sample, input and stream takes those of one row (perturb.h).
+template <Draw D>
+RSFAST_FN bool words_are_fixed(DrawIs<D>, const NoiseParameters&) {
+  return false;
+}
+
+// Splitting noise cuts the line into cells and puts the centre of x's cell, cut to [0, 1], in place of x.
+//
+// Units are 1 if random; x is then as it is given. If deterministic they are the levels of the grid, and x * units lies
+// within 2^-7 of an integer. z holds, in its high half, one of `places` along a cell, and in its low half where in that
+// place the cells' edges are: (place + k * places + low / 2^16) * step for all integers k, rounded once (and low's share by
+// 2^-40 of a cell before). x is in the cell k if edge(k) < x <= edge(k + 1).
+struct SplittingParameters {
+  float places, step, inverse_width, units, half_unit;
+};
+
+RSFAST_FN SplittingParameters splitting_parameters(const NoiseParameters& noise) {
+  const float* s = noise.scalars;
+  return {s[0] > 0.0f ? s[0] : 65536.0f, s[1], s[2], s[3], s[4]};
+}
+
+RSFAST_FN bool words_are_fixed(DrawIs<Draw::splitting>, const NoiseParameters& noise) { return noise.scalars[0] > 0.0f; }
+
+// An integer below 2^23, exactly.
+template <class B>
+RSFAST_FN auto small_to_float(B value) {
+  return as_float(value | 0x4B000000u) - 8388608.0f;
+}
+
+template <class F>
+RSFAST_FN F edge(const SplittingParameters& p, F place, F low, F k) {
+  return fused(fused(k, F{} + p.places, place), F{} + p.step, low);
+}
+
+template <class F>
+RSFAST_FN F combined(DrawIs<Draw::splitting>, const NoiseParameters& noise, F z, F, F x) {
+  const SplittingParameters p = splitting_parameters(noise);
+  const auto bits = as_bits(z);
+  const F place = small_to_float(bits >> 16), low = small_to_float(bits & 0xFFFFu) * (p.step * 0x1p-16f);
+  // Other edges than the nearest lie half a cell away: whether that one is below x tells the cell.
+  const F at = x * p.units;
+  const F k = nearest_integer((at - fused(place, F{} + p.step, low)) * p.inverse_width);
+  const F nearest = edge(p, place, low, k);
+  const auto below = nearest < at;
+  const F other = edge(p, place, low, below ? k + 1.0f : k - 1.0f);
+  const F first = below ? nearest : other, last = below ? other : nearest;
+  const F sum = (first < 0.0f ? F{} : first) + (last > p.units ? F{} + p.units : last);
+  return corrected_quotient(sum, 2.0f * p.units, p.half_unit);
 }
 
 // ln(u) = ln(1 + f) + e ln 2, with f in [-1/4, 1/2] and e an integer.
@@ -213,6 +273,21 @@ RSFAST_FN void standard_noise(DrawIs<Draw::grid_gaussian>, const Source<B, More>
   if (__builtin_expect(unsettled, 0)) compare_low_words(from, cut, level);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) z[i] = as_float(as_bits(to_float(level[i])) | (from.words[i] & 0x80000000u));
+}
+
+// Splitting noise: what `combined` says of z. If random, z is the word, so the edges are at one of 2^32 places along a cell.
+// If deterministic, sample s has the edges half way to the next of N places, the place being (floor(h N / 2^16) + s) mod N,
+// h the high half of the word. So over N samples every element's edges are at each of the N places once.
+template <class F, class I, class B, class More>
+RSFAST_FN void standard_noise(DrawIs<Draw::splitting>, const Source<B, More>& from, F* z) {
+  const uint32_t count = static_cast<uint32_t>(from.noise.scalars[0]);
+  const uint32_t turn = count ? static_cast<uint32_t>(from.sample % count) : 0;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const B place = (((from.words[i] >> 16) * count) >> 16) + turn;
+    const B fixed = ((place >= count ? place - count : place) << 16) | 0x8000u;
+    z[i] = as_float(count ? fixed : from.words[i]);
+  }
 }
 
 }  // namespace rsfast

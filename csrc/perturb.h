@@ -16,6 +16,14 @@ RSFAST_FN RowCounter row_counter(int64_t sample, int64_t input_id, int stream) {
           static_cast<uint32_t>(stream) << 24 | static_cast<uint32_t>(sample >> 32)};
 }
 
+// That of a draw. Words that are the same for all samples, inputs and streams are those of a stream that nothing else uses.
+template <Draw D>
+RSFAST_FN RowCounter row_counter(DrawIs<D> draw, const NoiseParameters& noise, int64_t sample, int64_t input_id,
+                                 int stream) {
+  constexpr int kFixedStream = 6;
+  return words_are_fixed(draw, noise) ? row_counter(0, 0, kFixedStream) : row_counter(sample, input_id, stream);
+}
+
 // That of the words that Source.more makes: no stream has the top bit.
 RSFAST_FN RowCounter more_words(const RowCounter& row) {
   return {row.sample_low, row.input_id, row.stream_and_sample_high | 0x80000000u};

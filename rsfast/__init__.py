@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 from . import bounds, heads, noise, sequences
 from ._versions import __version__ as __version__
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, AnisotropicGaussian, CorrelatedGaussian, Gaussian, GridGaussian, Laplace, Mask, Uniform
+from .noise import (
+    STREAM_VERSION,
+    AnisotropicGaussian,
+    CorrelatedGaussian,
+    Gaussian,
+    GridGaussian,
+    Laplace,
+    Mask,
+    Splitting,
+    Uniform,
+)
 from .noise.provenance import Provenance
 from .stats.certificate import ABSTAIN, Certificate, Execution
 from .stats.estimates import leading_classes
@@ -47,6 +57,7 @@ __all__ = [
     "Smooth",
     "Softmax",
     "Sparsemax",
+    "Splitting",
     "Tally",
     "Uniform",
     "Votes",

@@ -15,7 +15,18 @@ from . import ops
 from ._versions import versions
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, AnisotropicGaussian, Gaussian, GridGaussian, Laplace, Mask, Noise, philox
+from .noise import (
+    STREAM_VERSION,
+    AnisotropicGaussian,
+    Gaussian,
+    GridGaussian,
+    Laplace,
+    Mask,
+    Noise,
+    Splitting,
+    Uniform,
+    philox,
+)
 from .ops import arithmetic
 from .ops.tally import Tally
 
@@ -45,13 +56,17 @@ NORMALS = (
     (556728102, 3219461760, -0.0052156611570296881, -2.0214394099095873),
 )
 
-_PERTURBED = {
+# Calls of perturb that are checked: the type and the noise.
+_PERTURB: dict[str, tuple[torch.dtype, Noise]] = {
     "perturb float32": (torch.float32, Gaussian(0.5)),
     "perturb bfloat16": (torch.bfloat16, Gaussian(0.5)),
     "perturb Laplace": (torch.float32, Laplace(0.5)),
     "perturb GridGaussian": (torch.float32, GridGaussian(0.5)),
     "perturb Mask": (torch.float32, Mask(0.5, 0.25, patch=2)),
     "perturb AnisotropicGaussian": (torch.float32, AnisotropicGaussian((1 + np.arange(105.0)).reshape(3, 5, 7) / 64)),
+    "perturb Uniform": (torch.float32, Uniform(0.5)),
+    "perturb Splitting": (torch.float32, Splitting(0.5)),
+    "perturb deterministic Splitting": (torch.float32, Splitting(0.5, deterministic=True)),
 }
 
 # Of the fixed calls below. They change with STREAM_VERSION or the definition of a head, and with nothing else.
@@ -62,6 +77,9 @@ CHECKSUMS = {
     "perturb GridGaussian": "e7434f56dab90f3a",
     "perturb AnisotropicGaussian": "60deae0e5a2a39bd",
     "perturb Mask": "10c5be83756319cb",
+    "perturb Uniform": "22882db6ed80cece",
+    "perturb Splitting": "06cc1ec38284d4d6",
+    "perturb deterministic Splitting": "9f30a36529067458",
     "accumulate": "d2a201a8a4afde0f",
 }
 
@@ -127,10 +145,8 @@ def _if_missing(name: str) -> str:
 
 def _failures(backend: str, device: str) -> list[str]:
     """Return the names of the tests that a backend fails."""
-    tests = {
-        **{name: _perturb(backend, device, *case) == CHECKSUMS[name] for name, case in _PERTURBED.items()},
-        "accumulate": _accumulate(backend, device) == CHECKSUMS["accumulate"],
-    }
+    tests = {name: _perturb(backend, device, *call) == CHECKSUMS[name] for name, call in _PERTURB.items()}
+    tests["accumulate"] = _accumulate(backend, device) == CHECKSUMS["accumulate"]
     if backend in ("reference", "cpu"):  # on a GPU the words and the normals do not leave the kernel
         got, exact = _normals(backend), np.array([z for _, _, *z in NORMALS])
         tests["philox"] = all(_philox(backend, counter, key) == words for counter, key, words in PHILOX)

@@ -15,7 +15,7 @@ import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
-from rsfast.noise import AnisotropicGaussian, Gaussian, GridGaussian, Laplace, Mask, Uniform
+from rsfast.noise import AnisotropicGaussian, Gaussian, GridGaussian, Laplace, Mask, Splitting, Uniform
 from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -58,6 +58,8 @@ TRANSFORMS = {
     "Mask": (Mask(0.3, 0.25), True, True, (0.0, 1.0)),
     "Mask of pixels": (Mask(0.3, 0.25, patch=1), True, True, (0.0, 1.0)),
     "Mask of patches": (Mask(0.3, 0.25, patch=4), True, True, (0.0, 1.0)),
+    "Splitting": (Splitting(0.3), True, True, (0.0, 0.75)),
+    "deterministic Splitting": (Splitting(0.1, deterministic=True, levels=35), True, True, (0.25, 1.0)),
 }
 
 

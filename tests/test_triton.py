@@ -293,7 +293,7 @@ from types import SimpleNamespace
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from rsfast.noise import GridGaussian, NoiseParameters
+from rsfast.noise import DRAWS, GridGaussian, NoiseParameters
 from rsfast.ops import triton_accumulate, triton_kernels, triton_perturb
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
@@ -314,11 +314,13 @@ class Compiler:
         signature, constants, hints = {}, {}, {}
         for i, param in enumerate(self.kernel.params):
             value = values[i] if i < len(values) else options.pop(param.name)
-            special = not param.do_not_specialize and not isinstance(value, float)
+            special = not param.do_not_specialize and not isinstance(value, (float, tuple))
             if param.is_constexpr or value is None or (special and type(value) is int and value == 1):
                 signature[param.name], constants[i,] = "constexpr", value
             elif isinstance(value, torch.Tensor):
                 signature[param.name], hints[i,] = POINTERS[value.dtype], [["tt.divisibility", 16]]
+            elif isinstance(value, tuple):
+                signature[param.name] = ("fp32",) * len(value)
             else:
                 signature[param.name] = param.annotation_type or ("fp32" if isinstance(value, float) else "i32")
                 if special and value % 16 == 0:
@@ -338,7 +340,9 @@ for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[
         channels = torch.ones(shape[0]) if full else None
         triton_kernels.perturb(SimpleNamespace(
             x=x, rows=index, input_ids=index, samples=index, seed=0, stream=1, scale=channels, shift=channels,
-            noise=NoiseParameters(draw := operation.partition(" ")[2] or "gaussian", (0.5,), TABLES.get(draw, ())),
+            noise=NoiseParameters(
+                draw := operation.partition(" ")[2] or "gaussian", (0.5,) * len(DRAWS[draw].scalars), TABLES.get(draw, ())
+            ),
             clamp=(0.0, 1.0) if full else None, channels_last=channels_last, out=x.to(dtype),
         ))
     else:
@@ -362,7 +366,11 @@ VARIANTS = [
     (SM90, "perturb", "float32", (2, 17, 31), True, True),
     *((SM90, "perturb", dtype, (3, 5, 7), True, False) for dtype in ("float16", "float64")),
     *((target, "perturb laplace", "bfloat16", IMAGE, True, False) for target in (SM90, GFX942)),
-    *((target, "perturb grid_gaussian", "bfloat16", IMAGE, True, False) for target in (SM90, GFX942)),
+    *(
+        (target, f"perturb {draw}", "bfloat16", IMAGE, True, False)
+        for draw in ("uniform", "grid_gaussian", "splitting")
+        for target in (SM90, GFX942)
+    ),
     *((SM90, "accumulate", dtype, (10,), None, None) for dtype in ("float32", "float64")),
     *((SM90, "accumulate", dtype, (classes,), None, None) for dtype, classes in (("bfloat16", 1000), ("float16", 5000))),
     *((SM90, "accumulate", "float32", (classes,), tracked, None) for classes in (10, 5000) for tracked in (1, 2)),
@@ -399,9 +407,10 @@ def test_ptx(compiled):
             draw = operation.partition(" ")[2] or "gaussian"
             blocks = triton_perturb._BLOCKS // lanes
             # A block has two pairs, each of 9 fma for the logarithm, 4 for the sine and 4 for the cosine; and four elements.
-            # Of Laplace noise each element has its own logarithm, and no root; on a grid, two fma for a quotient, not one.
-            drawn = {"gaussian": 2 * 17, "laplace": 4 * 9, "grid_gaussian": 4}[draw]
-            assert facts["fma.rn.f32"] == blocks * (drawn + 4 * (2 if full else 1))
+            # Of Laplace noise each element has its own logarithm, and no root. On a grid, two fma make a quotient; splitting
+            # noise has three edges besides, of five fma, since the first is that of the cell 0.
+            drawn = {"gaussian": 2 * 17 + 4, "laplace": 4 * 9 + 4, "uniform": 4, "grid_gaussian": 4 * 2, "splitting": 4 * 7}
+            assert facts["fma.rn.f32"] == blocks * (drawn[draw] + (4 if full else 0))
             assert facts["sqrt.rn.f32"] == (2 * blocks if draw == "gaussian" else 0)
             if shape == IMAGE and not channels_last:  # 16 bytes a store, halves converted two by two
                 assert facts["st.global.v4.b32"] == blocks * (1 if dtype == "float32" else 0.5)

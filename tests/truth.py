@@ -8,7 +8,17 @@ import torch
 from scipy import stats
 
 import rsfast
-from rsfast.noise import AnisotropicGaussian, CorrelatedGaussian, Gaussian, GridGaussian, Laplace, Mask, Noise, Uniform
+from rsfast.noise import (
+    AnisotropicGaussian,
+    CorrelatedGaussian,
+    Gaussian,
+    GridGaussian,
+    Laplace,
+    Mask,
+    Noise,
+    Splitting,
+    Uniform,
+)
 
 
 class Case(NamedTuple):
@@ -28,6 +38,16 @@ def right_of_zero(batch):
 def along_the_first_axis(far):
     """Inputs of three elements; the first is u times `far`."""
     return lambda u: np.stack([u * far, np.full_like(u, 0.3), np.full_like(u, -0.7)], axis=1).astype(np.float32)
+
+
+def right_of_half(batch):
+    """Class 1 where the first element is above 1/2. Splitting noise of lam = 1/2 puts it there with probability x."""
+    return right_of_zero(batch - 0.5)
+
+
+def from_half(u):
+    """Inputs of three elements in [0, 1]; the first goes from 1/2 to 1."""
+    return np.stack([0.5 + u / 2, np.full_like(u, 0.3), np.full_like(u, 0.7)], axis=1).astype(np.float32)
 
 
 def on_the_grid(input_of):
@@ -93,6 +113,7 @@ CASES = {
     "Gaussian": Case(Gaussian(0.25), right_of_zero, along_the_first_axis(0.75), first_element),
     "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
     "Mask": Case(Mask(0.1), nothing_negative, some_positive, changes_of(Mask(0.1).chance)),
+    "Splitting": Case(Splitting(0.5), right_of_half, from_half, lambda x: first_element(x) - 0.5),
     "Uniform": Case(Uniform(0.5), right_of_zero, along_the_first_axis(0.5), first_element),
     # u + round(s z) is above 0 where u + s z is above 1/2.
     "GridGaussian": Case(

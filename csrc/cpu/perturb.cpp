@@ -82,9 +82,11 @@ struct Row {
   const float* x;
 };
 
+template <Draw D>
 RSFAST_FN Row row_of(const PerturbJob& job, int64_t row) {
   const int64_t input = job.rows[row], sample = job.samples[row];
-  return {row_counter(sample, job.input_ids[input], job.stream), sample, job.x + input * job.elements};
+  return {row_counter(DrawIs<D>{}, job.noise, sample, job.input_ids[input], job.stream), sample,
+          job.x + input * job.elements};
 }
 
 // What a kernel reads of some elements: x, and one value an element each of the others, of which any may be null.
@@ -235,9 +237,9 @@ void perturb_typed(const PerturbJob& job, int64_t begin, int64_t end) {
     const int64_t to = from + span < length ? from + span : length;
     auto* out = static_cast<typename Output<T>::type*>(job.out) + r * job.elements;
     if (job.channels_last)
-      perturb_channels_last<D, T>(job, key, row_of(job, r), from, to, out);
+      perturb_channels_last<D, T>(job, key, row_of<D>(job, r), from, to, out);
     else
-      perturb_span<D, T>(job, key, row_of(job, r), from, to, out + from);
+      perturb_span<D, T>(job, key, row_of<D>(job, r), from, to, out + from);
   }
 }
 

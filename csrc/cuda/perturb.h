@@ -91,13 +91,14 @@ struct Row {
   const float* x;
 };
 
+template <Draw D>
 RSFAST_KERNEL_FN Row row_of(const PerturbJob& job, int64_t row) {
   const int64_t input = job.rows[row], sample = job.samples[row];
   RSFAST_REQUIRE(input >= 0 && input < job.inputs, "rsfast.perturb: rows must lie in [0, inputs)");
   RSFAST_REQUIRE(sample >= 0 && sample < int64_t{1} << 56, "rsfast.perturb: samples must lie in [0, 2^56)");
   const int64_t id = job.input_ids[input];
   RSFAST_REQUIRE(id >= 0 && id < int64_t{1} << 32, "rsfast.perturb: input_ids must lie in [0, 2^32)");
-  return {row_counter(sample, id, job.stream), sample, job.x + input * job.elements};
+  return {row_counter(DrawIs<D>{}, job.noise, sample, id, job.stream), sample, job.x + input * job.elements};
 }
 
 struct alignas(16) Sixteen {
@@ -221,7 +222,7 @@ RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& 
   using Out = typename Output<T>::type;
   constexpr int kFours = sizeof(Out) == 2 ? 2 : 1, kStores = kThreadElements / (4 * kFours);
   const uint64_t elements = g.job.elements;
-  const Row row = row_of(g.job, block.y);
+  const Row row = row_of<D>(g.job, block.y);
   Out* out = static_cast<Out*>(g.job.out) + block.y * g.job.elements;
   block.apart([&](int thread) {
     uint32_t store = static_cast<uint32_t>(block.x) * kStores * block.threads + thread;
@@ -275,7 +276,7 @@ RSFAST_KERNEL_FN void perturb_channels_last(const Block& block, const PerturbGri
   const bool whole = tile_width == channels;
   const int lines = whole ? 1 : tile_length, length = whole ? tile_width * tile_length : tile_width;
   Out* tile = reinterpret_cast<Out*>(block.shared);
-  const Row row = row_of(g.job, block.y);
+  const Row row = row_of<D>(g.job, block.y);
   // Neighbouring threads take neighbouring channels: that spreads their writes over the banks.
   block.each([&](int thread) {
     for (int item = thread; item < fours * width; item += block.threads) {

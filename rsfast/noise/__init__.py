@@ -8,6 +8,7 @@ from .grid_gaussian import GridGaussian
 from .laplace import Laplace
 from .mask import Mask
 from .norms import NORMS, radius_label
+from .splitting import Splitting
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .uniform import Uniform
 
@@ -26,6 +27,7 @@ __all__ = [
     "Mask",
     "Noise",
     "NoiseParameters",
+    "Splitting",
     "Uniform",
     "check_lipschitz",
     "check_noise",

@@ -73,8 +73,8 @@ class Draw(NamedTuple):
         ops/arithmetic.py, so that no noise imports torch.
     standard : callable, optional
         The reference of a draw that takes more than those four words, instead of `plain`:
-        ``standard(words, noise, math)`` returns float32 [B, elements], for an `ops.reference.Words`
-        and the `NoiseParameters`.
+        ``standard(words, noise, math)`` returns float32 [B, elements], or what `combine` takes
+        instead, for an `ops.reference.Words` and the `NoiseParameters`.
     combine : callable
         The reference of how noise meets x: ``combine(z, x, noise, math)``, float32 [B, elements].
         By default it is added, times the scale: ``fma(scale, z, x)``.

@@ -19,7 +19,6 @@ from .rounded_normal import Tails, round_up, tails
 
 _MOST_ELEMENTS = 1 << 26
 _LEVELS = 255
-_ROUND = 1.5 * 2.0**23  # float32 numbers as large are integers: to add it and take it off is to round
 _RECIPROCAL = float(np.float32(1 / _LEVELS))
 _OCTAVES = 32  # of a 31-bit word plus 1/2, rounded to float32: from 2^-1 to 2^31
 _HALF = 0x3F000000  # the bits of 1/2
@@ -78,10 +77,8 @@ def _standard(words: Any, noise: NoiseParameters, math: Any) -> Any:
 
 
 def _combined(z: Any, x: Any, noise: NoiseParameters, math: Any) -> Any:
-    """Return (round(255 x) + z) / 255, correctly rounded (Markstein): the product's error corrects it."""
-    total = (x * 255.0 + _ROUND) - _ROUND + z
-    quotient = total * _RECIPROCAL
-    return math.fma(math.fma(quotient, -255.0, total), _RECIPROCAL, quotient)
+    """Return (round(255 x) + z) / 255, correctly rounded."""
+    return math.corrected_quotient(math.nearest_integer(x * 255.0) + z, 255.0, _RECIPROCAL)
 
 
 @register

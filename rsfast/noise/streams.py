@@ -16,6 +16,10 @@ _UNIFORMS = 4
 """The stream, in the Philox counter, of the uniforms of randomized bounds; no noise is ever drawn from it."""
 
 
+FIXED_STREAM = 6
+"""The stream of words that are the same for all samples and inputs: of (block, 0, 0, 6 << 24). Workers' keys have 5."""
+
+
 def philox(counter: tuple[Any, Any, Any, Any], seed: int) -> tuple[Any, Any, Any, Any]:
     """Return the four words of Philox4x32-10 for counters that hold 32 bits each: ints, or int64 tensors.
 

@@ -17,6 +17,12 @@ def _standard_uniform(words: Sequence[Any], math: Any) -> Sequence[Any]:
     return [math.where(word >> 31 == 1, -z, z) for word, z in zip(words, magnitudes, strict=True)]
 
 
+def bounded_potential(p: ArrayLike, lam: float) -> NDArray[np.float64]:
+    """Return 2 lam (p - 1/2), lam rounded to float32, and NaN for p outside [0, 1]."""
+    p, applied = np.asarray(p, dtype=np.float64), float(np.float32(lam))
+    return np.asarray(np.where((p >= 0) & (p <= 1), 2 * applied * (p - 0.5), np.nan))
+
+
 @register
 @dataclass(frozen=True)
 class Uniform(Noise):
@@ -35,6 +41,11 @@ class Uniform(Noise):
     ------
     TypeError, ValueError
         If lam is not a positive number that float32 can hold.
+
+    Notes
+    -----
+    Kernels draw ``|z| / lam = (2 k + 1) / 2^32`` with k the low 31 bits of a word, rounded to float32,
+    and a sign (csrc/noise.h). Draws are exactly symmetric.
 
     References
     ----------
@@ -85,5 +96,4 @@ class Uniform(Noise):
         [-0.5, 0.0, 1.0]
         """
         self.check_lipschitz(lipschitz)
-        p, lam = np.asarray(p, dtype=np.float64), float(np.float32(self.lam))
-        return np.asarray(np.where((p >= 0) & (p <= 1), 2 * lam * (p - 0.5), np.nan))
+        return bounded_potential(p, self.lam)

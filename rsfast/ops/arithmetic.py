@@ -30,6 +30,17 @@ def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     return torch.where(even_and_inexact, odd, bits).view(torch.float64).float()
 
 
+def nearest_integer(value: Tensor) -> Tensor:
+    """Return the integer nearest to float32 values of at most 2^22, ties to even, as csrc/noise.h does."""
+    return (value + 12582912.0) - 12582912.0
+
+
+def corrected_quotient(dividend: Tensor, divisor: float, reciprocal: float) -> Tensor:
+    """Return dividend / divisor for the reciprocal rounded to float32, as csrc/noise.h does: corrected by its error."""
+    quotient = dividend * reciprocal
+    return fma(fma(quotient, -divisor, dividend), reciprocal, quotient)
+
+
 def sqrt(value: Tensor) -> Tensor:
     """Return the correctly rounded square root, float32, of positive float32 values; torch's own may be off by an ulp.
 

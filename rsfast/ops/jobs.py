@@ -24,7 +24,7 @@ class NoiseParameters(ctypes.Structure):
     """See csrc/jobs.h."""
 
     _fields_ = _fields(
-        ("draw", ctypes.c_int), ("scalars", ctypes.c_float * 4), ("each", ctypes.c_void_p), ("tables", ctypes.c_void_p * 2)
+        ("draw", ctypes.c_int), ("scalars", ctypes.c_float * 5), ("each", ctypes.c_void_p), ("tables", ctypes.c_void_p * 2)
     )
 
 

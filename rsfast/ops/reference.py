@@ -13,6 +13,7 @@ import torch
 from ..heads import HEADS, Pointwise, Sparsemax
 from ..heads.bins import BINS, bin_edges
 from ..noise import DRAWS, philox
+from ..noise.streams import FIXED_STREAM
 from . import arithmetic
 from .arithmetic import fma, horner
 from .calls import Accumulation, Perturbation
@@ -52,6 +53,11 @@ class Words(NamedTuple):
     def more(self) -> Words:
         """Return other words of the same blocks, for draws that need 64 bits an element: no stream has the top bit."""
         return self._replace(stream=self.stream | 0x80)
+
+    def fixed(self) -> Words:
+        """Return words that are the same for all samples, input ids and streams: of a stream that nothing else uses."""
+        zeros = torch.zeros_like(self.samples)
+        return self._replace(samples=zeros, input_ids=zeros, stream=FIXED_STREAM)
 
 
 def noisy(job: Perturbation) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..noise import streams
 from .triton_base import coefficients, horner
 
 _LOG = coefficients(
@@ -19,6 +20,7 @@ _LOG = coefficients(
 _MINUS_TWO_LN2 = tl.constexpr(float.fromhex("-0x1.62e43p+0"))
 _SIN = coefficients("-0x1.2d92dep-15 0x1.465e9p-9 -0x1.4abbb8p-4 -0x1.a34d4cp-26")
 _QUARTER_PI = tl.constexpr(float.fromhex("0x1.921fb6p-1"))
+FIXED_STREAM = tl.constexpr(streams.FIXED_STREAM)
 _COS = coefficients("0x1.d9bf06p-19 -0x1.55c58cp-12 0x1.03c1dcp-6 -0x1.3bd3ccp-2 0x1p0")
 
 
@@ -129,6 +131,56 @@ def signed(level, word):
 
 
 @triton.jit
+def nearest_integer(value):
+    """Ties to even; of values of at most 2^22."""
+    return (value + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def corrected_quotient(dividend, divisor, reciprocal):
+    """dividend / divisor, for the reciprocal rounded: the product is corrected by its error."""
+    quotient = dividend * reciprocal
+    return tl.fma(tl.fma(quotient, -divisor, dividend), reciprocal, quotient)
+
+
+@triton.jit
+def small_to_float(value):
+    """An integer below 2^23, exactly."""
+    return (value | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+
+
+@triton.jit
+def splitting(word, count, turn):
+    """Where the cells' edges are: the word, or of deterministic splitting one of `count` places, and half way on."""
+    place = (((word >> 16) * count) >> 16) + turn
+    fixed = (tl.where(place >= count, place - count, place) << 16) | 0x8000
+    return tl.where(count > 0, fixed, word).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def edge(k, place, places, low, step):
+    """The edge of splitting noise between the cells k - 1 and k."""
+    return tl.fma(tl.fma(k, places, place), step, low)
+
+
+@triton.jit
+def split(z, scalars, x):
+    """The centre of x's cell, cut to [0, 1]."""
+    count, step, inverse_width, units, half_unit = scalars
+    bits = z.to(tl.uint32, bitcast=True)
+    places = tl.where(count > 0, count, 65536.0)
+    place, low = small_to_float(bits >> 16), small_to_float(bits & 0xFFFF) * (step * 2.0**-16)
+    at = x * units
+    k = nearest_integer((at - tl.fma(place, step, low)) * inverse_width)
+    nearest = edge(k, place, places, low, step)
+    below = nearest < at
+    other = edge(tl.where(below, k + 1.0, k - 1.0), place, places, low, step)
+    first, last = tl.where(below, nearest, other), tl.where(below, other, nearest)
+    ends = tl.where(first < 0.0, 0.0, first) + tl.where(last > units, units, last)
+    return corrected_quotient(ends, 2.0 * units, half_unit)
+
+
+@triton.jit
 def block_words(block, sample, input_id, stream, seed):
     """The four words of these blocks. Words that 64-bit draws need besides are those of `stream` + 128."""
     high = (stream << 24) | (sample >> 32)
@@ -152,10 +204,17 @@ def grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, guid
 
 
 @triton.jit
-def standard_noise(block, sample, input_id, stream, seed, scalar, table_0_ptr, table_1_ptr, DRAW: tl.constexpr):
+def standard_noise(block, sample, input_id, stream, seed, scalars, table_0_ptr, table_1_ptr, DRAW: tl.constexpr):
     """A draw's noise of these blocks of four elements, in the order of the elements."""
     stream, seed = stream.to(tl.int64), seed.to(tl.uint64)
-    a, b, c, d = block_words(block, sample, input_id, stream, seed)
+    if DRAW == "splitting":
+        count = tl.full((), scalars[0], tl.float32).to(tl.uint32)
+        turn = (sample % tl.maximum(count, 1).to(tl.int64)).to(tl.uint32)
+        random = count == 0  # if not, words are the same for all samples, inputs and streams
+        sample, input_id = tl.where(random, sample, 0), tl.where(random, input_id, 0)
+        a, b, c, d = block_words(block, sample, input_id, tl.where(random, stream, FIXED_STREAM), seed)
+    else:
+        a, b, c, d = block_words(block, sample, input_id, stream, seed)
     if DRAW == "gaussian":
         z0, z1 = box_muller(a, b)
         z2, z3 = box_muller(c, d)
@@ -166,8 +225,11 @@ def standard_noise(block, sample, input_id, stream, seed, scalar, table_0_ptr, t
     elif DRAW == "mask":
         z0, z1, z2, z3 = mask(a), mask(b), mask(c), mask(d)
     elif DRAW == "grid_gaussian":
-        shift = tl.full([1], scalar, tl.float32).to(tl.int32)
+        shift = tl.full([1], scalars[0], tl.float32).to(tl.int32)
         z0, z1, z2, z3 = grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, table_0_ptr, table_1_ptr)
+    elif DRAW == "splitting":
+        z0, z1 = splitting(a, count, turn), splitting(b, count, turn)
+        z2, z3 = splitting(c, count, turn), splitting(d, count, turn)
     else:
         tl.static_assert(False, "ops/triton_noise.py lacks this draw")
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))

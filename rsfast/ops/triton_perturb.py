@@ -10,10 +10,9 @@ import triton.language as tl
 
 from .calls import Perturbation
 from .triton_base import MOST, OPTIONS, on
-from .triton_noise import mask_of_groups, standard_noise
+from .triton_noise import corrected_quotient, mask_of_groups, nearest_integer, split, standard_noise
 
 _BLOCKS = 256  # of four elements, that a program of perturb makes
-_ROUND = tl.constexpr(1.5 * 2.0**23)
 _RECIPROCAL_255 = tl.constexpr(float.fromhex("0x1.010102p-8"))
 
 
@@ -31,14 +30,14 @@ def row_of(row, rows_ptr, input_ids_ptr, samples_ptr, inputs):
 
 
 @triton.jit
-def noisy(z, noise_scale, fill, x, low, high, DRAW: tl.constexpr):
+def noisy(z, noise_scale, scalars, x, low, high, DRAW: tl.constexpr):
     """x with its noise, before scale and shift: most draws are added."""
     if DRAW == "grid_gaussian":
-        total = ((x * 255.0 + _ROUND) - _ROUND) + z
-        quotient = total * _RECIPROCAL_255
-        y = tl.fma(tl.fma(quotient, -255.0, total), _RECIPROCAL_255, quotient)
+        y = corrected_quotient(nearest_integer(x * 255.0) + z, 255.0, _RECIPROCAL_255)
     elif DRAW == "mask":
-        y = tl.where(z < noise_scale, x, fill)
+        y = tl.where(z < scalars[0], x, scalars[1])
+    elif DRAW == "splitting":
+        y = split(z, scalars, x)
     else:
         y = tl.fma(z, noise_scale, x)
     if low is not None:
@@ -84,8 +83,7 @@ def perturb_kernel(
     shift_ptr,
     low,
     high,
-    noise_scale,
-    fill,
+    noise_scalars,
     each_ptr,
     table_0_ptr,
     table_1_ptr,
@@ -111,7 +109,7 @@ def perturb_kernel(
     tile = (first_tile + tl.program_id(2)).to(tl.int64)
     first = channel.to(tl.int64) * span
     block = ((first >> 2) + tile * BLOCKS).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
-    z = standard_noise(block, sample, input_id, stream, seed, noise_scale, table_0_ptr, table_1_ptr, DRAW)
+    z = standard_noise(block, sample, input_id, stream, seed, noise_scalars, table_0_ptr, table_1_ptr, DRAW)
 
     lane = tl.arange(0, 4 * BLOCKS)
     place = tile * (4 * BLOCKS) + lane  # of the element in the span
@@ -120,9 +118,11 @@ def perturb_kernel(
         place -= first & 3
         inside = (place >= 0) & (place < span)
     x = tl.load(x_ptr + (source * elements + first) + place, mask=inside)
+    noise_scale = noise_scalars[0]
     if each_ptr is not None:
         z, noise_scale = with_each(z, each_ptr + first + place, inside, sample, input_id, stream, seed, noise_scale, DRAW)
-    y = tl.where(valid, noisy(z, noise_scale, fill, x, low, high, DRAW), float("nan"))  # should the assertion be off
+    y = noisy(z, noise_scale, noise_scalars, x, low, high, DRAW)
+    y = tl.where(valid, y, float("nan"))  # should the assertion be off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
     else:
@@ -173,8 +173,7 @@ def perturb(job: Perturbation) -> None:
                     job.shift,
                     low,
                     high,
-                    job.noise.scalars[0],
-                    job.noise.scalars[1] if job.noise.draw == "mask" else None,
+                    tuple(job.noise.scalars),
                     job.noise.each,
                     *(job.noise.tables or (None, None)),
                     job.seed,
