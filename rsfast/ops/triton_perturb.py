@@ -121,8 +121,9 @@ def perturb_kernel(
     noise_scale = noise_scalars[0]
     if each_ptr is not None:
         z, noise_scale = with_each(z, each_ptr + first + place, inside, sample, input_id, stream, seed, noise_scale, DRAW)
-    y = noisy(z, noise_scale, noise_scalars, x, low, high, DRAW)
-    y = tl.where(valid, y, float("nan"))  # should the assertion be off
+    y = tl.where(
+        valid, noisy(z, noise_scale, noise_scalars, x, low, high, DRAW), float("nan")
+    )  # should the assertion be off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
     else:
