@@ -121,9 +121,7 @@ def perturb_kernel(
     noise_scale = noise_scalars[0]
     if each_ptr is not None:
         z, noise_scale = with_each(z, each_ptr + first + place, inside, sample, input_id, stream, seed, noise_scale, DRAW)
-    y = tl.where(
-        valid, noisy(z, noise_scale, noise_scalars, x, low, high, DRAW), float("nan")
-    )  # should the assertion be off
+    y = tl.where(valid, noisy(z, noise_scale, noise_scalars, x, low, high, DRAW), float("nan"))  # if the assertion is off
     if NARROW:
         channel, in_plane = channels_in_a_row(tile * (4 * BLOCKS), plane, lane)
     else:
