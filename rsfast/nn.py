@@ -192,8 +192,8 @@ class Mask(_NoiseLayer):
     Notes
     -----
     The gradient of an element is that of x where it is kept, and 0 where it is hidden, whatever the fill. It may
-    be differentiated again. torch.compile makes one graph of it; with a patch the graph breaks here. What `GaussianNoise` says
-    of ranks, checkpoints and the workers of a DataLoader holds here, too.
+    be differentiated again. torch.compile makes one graph of it; with a patch the graph breaks here. What `GaussianNoise`
+    says of ranks, checkpoints and the workers of a DataLoader holds here, too.
 
     References
     ----------
