@@ -283,7 +283,7 @@ class Noise:
         Returns
         -------
         ndarray of float64
-            In `norm`, rounded down; a radius that is not positive proves nothing.
+            In `norm`, rounded down. A lead of at least 1 proves the class at the input itself, so the radius is at least 0.
         """
         raise NotImplementedError(f"{self.name} noise is random")
 
