@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import bounds, heads, noise, sequences
 from ._versions import __version__ as __version__
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian, Laplace, Uniform
+from .noise import STREAM_VERSION, AnisotropicGaussian, CorrelatedGaussian, Gaussian, Laplace, Uniform
 from .noise.provenance import Provenance
 from .stats.certificate import ABSTAIN, Certificate, Execution
 from .stats.estimates import leading_classes
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ABSTAIN",
     "STREAM_VERSION",
+    "AnisotropicGaussian",
     "Certificate",
     "ClippedLogits",
+    "CorrelatedGaussian",
     "Execution",
     "Gaussian",
     "Laplace",

@@ -15,7 +15,7 @@ from . import ops
 from ._versions import versions
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, Gaussian, Laplace, Noise, philox
+from .noise import STREAM_VERSION, AnisotropicGaussian, Gaussian, Laplace, Noise, philox
 from .ops import arithmetic
 from .ops.tally import Tally
 
@@ -46,12 +46,14 @@ NORMALS = (
 )
 
 _NOISE = Gaussian(0.5)
+_ANISOTROPIC = AnisotropicGaussian((1 + np.arange(105.0)).reshape(3, 5, 7) / 64)
 
 # Of the fixed calls below. They change with STREAM_VERSION or the definition of a head, and with nothing else.
 CHECKSUMS = {
     "perturb float32": "1e619a29ecb8a63d",
     "perturb bfloat16": "9a9d30ee4f09ff98",
     "perturb Laplace": "d4647c5b61edeaf8",
+    "perturb AnisotropicGaussian": "60deae0e5a2a39bd",
     "accumulate": "d2a201a8a4afde0f",
 }
 
@@ -121,6 +123,8 @@ def _failures(backend: str, device: str) -> list[str]:
         "perturb float32": _perturb(backend, device, torch.float32) == CHECKSUMS["perturb float32"],
         "perturb bfloat16": _perturb(backend, device, torch.bfloat16) == CHECKSUMS["perturb bfloat16"],
         "perturb Laplace": _perturb(backend, device, torch.float32, Laplace(0.5)) == CHECKSUMS["perturb Laplace"],
+        "perturb AnisotropicGaussian": _perturb(backend, device, torch.float32, _ANISOTROPIC)
+        == CHECKSUMS["perturb AnisotropicGaussian"],
         "accumulate": _accumulate(backend, device) == CHECKSUMS["accumulate"],
     }
     if backend in ("reference", "cpu"):  # on a GPU the words and the normals do not leave the kernel

@@ -14,7 +14,7 @@ import torch
 from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
-from rsfast.noise import Gaussian, Laplace, Uniform
+from rsfast.noise import AnisotropicGaussian, Gaussian, Laplace, Uniform
 from rsfast.ops import _cpu, perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -52,7 +52,14 @@ TRANSFORMS = {
     "all": (SIGMA, True, True, (0.0, 1.0)),
     "Laplace": (Laplace(0.3), True, True, (0.0, 1.0)),
     "Uniform": (Uniform(0.3), True, True, (0.0, 1.0)),
+    "AnisotropicGaussian": (AnisotropicGaussian, True, True, (0.0, 1.0)),  # a sigma for each element, see `noise_of`
 }
+
+
+def noise_of(transform, shape):
+    """The transform's noise; of a class with one value of each element, those of `shape`."""
+    noise = TRANSFORMS[transform][0]
+    return noise(0.3 + np.arange(math.prod(shape)).reshape(shape) % 97 / 60) if isinstance(noise, type) else noise
 
 
 def memory_format(shape, channels_last):
@@ -65,11 +72,11 @@ def inputs(count, shape, seed=0):
 
 def arguments(shape, transform, dtype, channels_last=False):
     """Three inputs and eight rows of them, in no order, samples beyond 2^32 among them."""
-    noise, with_scale, with_shift, clamp = TRANSFORMS[transform]
+    _, with_scale, with_shift, clamp = TRANSFORMS[transform]
     channel = torch.arange(shape[0], dtype=torch.float32)
     return {
         "x": inputs(3, shape),
-        "noise": noise,
+        "noise": noise_of(transform, shape),
         "seed": 0x9E3779B97F4A7C15,
         "samples": [0, 1, 5, 2**32 + 3, 2**32 - 1, 7, 1, 2**56 - 1],
         "rows": [2, 0, 0, 1, 2, 1, 1, 0],
@@ -155,11 +162,13 @@ def test_reference_writes_out_in_full(dtype):
 
 def test_what_the_transforms_are():
     """clamp(x + sigma z) * scale + shift in float64, from z drawn at sigma 1 and x 0: within a few roundings."""
-    for transform, (noise, with_scale, with_shift, clamp) in TRANSFORMS.items():
+    for transform, (_, with_scale, with_shift, clamp) in TRANSFORMS.items():
         keywords = arguments((3, 5, 7), transform, torch.float32)
         plain = {key: keywords[key] for key in ("seed", "samples", "rows", "input_ids")}
-        z = perturb(torch.zeros(3, 3, 5, 7), type(noise)(1.0), **plain).double()
-        y = keywords["x"][keywords["rows"]].double() + 0.3 * z
+        noise, each = keywords["noise"], transform == "AnisotropicGaussian"
+        size = torch.tensor(noise.sigmas).double() if each else 0.3
+        z = perturb(torch.zeros(3, 3, 5, 7), Gaussian(1.0) if each else type(noise)(1.0), **plain).double()
+        y = keywords["x"][keywords["rows"]].double() + size * z
         y = y.clamp(*clamp) if clamp else y
         y = y * (keywords["scale"].double()[:, None, None] if with_scale else 1)
         y = y + (keywords["shift"].double()[:, None, None] if with_shift else 0)
@@ -632,6 +641,7 @@ def call_operator(**changes):
         "draw": "gaussian",
         "noise_scalars": [0.3],
         "noise_tensors": [],
+        "noise_gain": None,
         "seed": -1,
     }
     arguments |= {"stream": 1, "scale": None, "shift": None, "clamp": None, "channels_last": False, "backend": "cpu"}

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import rsfast
-from rsfast.noise import Gaussian, Laplace, Noise, Uniform
+from rsfast.noise import AnisotropicGaussian, CorrelatedGaussian, Gaussian, Laplace, Noise, Uniform
 
 
 class Case(NamedTuple):
@@ -34,7 +34,36 @@ def first_element(x):
     return x[:, 0].astype(np.float64)
 
 
+SPECTRUM = np.array([1.0, 0.3, 0.02, 0.1, 0.05]) / 16  # of noise on 8 elements
+NORMAL = np.array([0.5, 0.9, -0.2, 0.1, 0.0, 0.3, -0.6, 0.4], dtype=np.float32)
+
+
+def beyond_a_plane(batch):
+    """Class 1 where NORMAL'x is above 0. Its Mahalanobis radius at x is NORMAL'x over the noise's deviation along NORMAL."""
+    height = (batch * torch.from_numpy(NORMAL)).sum(1)
+    return torch.stack([-height, height], dim=1)
+
+
+def deviations(x):
+    """NORMAL'x over ``sqrt(NORMAL' S NORMAL)``, S the matrix whose columns are the first one, shifted."""
+    column = np.fft.irfft(SPECTRUM, 8)
+    covariance = np.stack([np.roll(column, k) for k in range(8)], axis=1)
+    normal = NORMAL.astype(np.float64)
+    return x.astype(np.float64) @ normal / np.sqrt(normal @ covariance @ normal)
+
+
+def along_the_normal(u):
+    return (np.outer(u, 0.5 * NORMAL) + 0.01 * np.roll(NORMAL, 3)).astype(np.float32)
+
+
 CASES = {
+    "AnisotropicGaussian": Case(
+        AnisotropicGaussian([0.25, 0.05, 2.0]),
+        right_of_zero,
+        along_the_first_axis(0.75),
+        lambda x: first_element(x) / 0.25,
+    ),
+    "CorrelatedGaussian": Case(CorrelatedGaussian(SPECTRUM), beyond_a_plane, along_the_normal, deviations),
     "Gaussian": Case(Gaussian(0.25), right_of_zero, along_the_first_axis(0.75), first_element),
     "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
     "Uniform": Case(Uniform(0.5), right_of_zero, along_the_first_axis(0.5), first_element),

@@ -1,17 +1,23 @@
 """Smoothing noises: what is added, in which norm a shift is measured, and the potential that turns a bound into a radius."""
 
+from .anisotropic import AnisotropicGaussian
 from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_noise, from_dict
+from .correlated import CorrelatedGaussian, frequencies
 from .gaussian import Gaussian, check_lipschitz
 from .laplace import Laplace
+from .norms import NORMS
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .uniform import Uniform
 
 __all__ = [
     "DRAWS",
     "NOISES",
+    "NORMS",
     "POTENTIAL_ERROR",
     "STREAMS",
     "STREAM_VERSION",
+    "AnisotropicGaussian",
+    "CorrelatedGaussian",
     "Gaussian",
     "Laplace",
     "Noise",
@@ -20,6 +26,7 @@ __all__ = [
     "check_lipschitz",
     "check_noise",
     "check_seed",
+    "frequencies",
     "from_dict",
     "philox",
     "uniforms",

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._check import as_float, check_choice
+from .._check import as_float, as_real, check_choice
+from .norms import Factor, check_shape, conversions, scaled_down
 
 POTENTIAL_ERROR = 2.0**-48
 """A potential's relative error is at most this; 1.3e-15 was the most found. `Noise.radius` charges it."""
@@ -48,6 +49,8 @@ class NoiseParameters(NamedTuple):
     scalars: Sequence[float]
     tensors: Sequence[Any] = ()
     """The draw's tables; or one value of each element, [elements]. Arrays in what `Noise.parameters` returns."""
+    gain: Any = None
+    """Of noise that is shaped (ops/shaping.py), the float64 gain of each frequency of each channel, [C or 1, ...]."""
 
     @property
     def each(self) -> Any:
@@ -126,9 +129,9 @@ class Noise:
         If a parameter is no number, or its constraint does not hold.
     """
 
-    constraints: ClassVar[Mapping[str, Constraint]]
+    constraints: ClassVar[Mapping[str, Any]]
     norm: ClassVar[str]
-    """The norm in which radii are measured: "l2" or "l1"."""
+    """The norm in which radii are measured: one of `norms.NORMS`."""
     draw: ClassVar[Draw]
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
@@ -228,6 +231,63 @@ class Noise:
         return np.asarray((low - high - self.potential_error * (np.abs(low) + np.abs(high))) / 2)
 
     @property
+    def conversions(self) -> Mapping[str, Factor]:
+        """The other norms that `radius_in` takes, and what it multiplies a radius by: here l_p norms.
+
+        A noise whose `norm` is no l_p norm has none, unless it overrides this.
+        """
+        return conversions(self.norm)
+
+    def radius_in(self, radius: float, norm: str, shape: Sequence[int] | None = None) -> float:
+        """Return a certified radius as one in another norm, rounded down.
+
+        The ball of the radius returned lies within the ball that is certified, so that whatever is
+        proved within that one holds in it.
+
+        Parameters
+        ----------
+        radius : float
+            In the noise's `norm`; finite and at least 0, as an abstention's is.
+        norm : str
+            The noise's norm, which returns `radius`, or one of `conversions`.
+        shape : sequence of int, optional
+            Of an input. Norms that depend on its d elements need it: of noise in l2, linf, and of
+            noise in l1, l2 and linf.
+
+        Returns
+        -------
+        float
+            Of an l_p radius r in l_q: ``r d^-max(0, 1/p - 1/q)``, by Hoelder's inequality. A ball of
+            a larger radius would not lie within the l_p ball.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If radius is no such number, the norm is another one, or shape is wrong, or is missing and needed.
+
+        Examples
+        --------
+        >>> from rsfast.noise import Gaussian, Laplace
+        >>> Gaussian(0.25).radius_in(0.5, "l1")
+        0.5
+        >>> round(Laplace(0.25).radius_in(0.5, "l2", shape=(3, 32, 32)), 6)
+        0.009021
+        """
+        radius = as_real("radius", radius, least=0)
+        if norm == self.norm:
+            return radius
+        possible = self.conversions
+        if norm not in tuple(possible):
+            names = " or".join(", ".join(map(repr, (self.norm, *possible))).rsplit(",", 1))
+            raise ValueError(f"norm must be {names} with {self.name} noise, got {norm!r}")
+        factor = possible[norm]
+        if callable(factor):
+            if shape is None:
+                raise ValueError(f"shape must be that of an input to state the radius in {norm}, got None")
+            factor = factor(check_shape(shape))
+        return scaled_down(radius, factor)
+
+    @property
     def has_score(self) -> bool:
         """Whether the noise has a `score`: it is then a sum, x + z, with -z as likely as z."""
         return type(self).score is not Noise.score
@@ -316,10 +376,10 @@ def check_noise(name: str, noise: object) -> Noise:
 
     Examples
     --------
-    >>> check_noise("noise", 0.5)
+    >>> check_noise("noise", 0.5)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
         ...
-    TypeError: noise must be one of Gaussian, Laplace, got 0.5
+    TypeError: noise must be one of Gaussian, Laplace and so on, got 0.5
     """
     if not isinstance(noise, Noise):
         raise TypeError(f"{name} must be one of {', '.join(NOISES)}, got {noise!r}")

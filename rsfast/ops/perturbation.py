@@ -10,6 +10,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from ..noise import STREAMS, Noise, NoiseParameters, check_noise, check_seed
+from . import shaping
 from .arguments import affine, as_indices, check_clamp, check_copied, check_inputs, check_range, check_stream, indices
 from .calls import Perturbation
 from .checks import as_dtype, check_apart, memory_format
@@ -88,6 +89,7 @@ def perturb(
     Numerics: Philox4x32-10 and the noise's draw, standard noise z, in float32 as one fixed sequence of exactly rounded
     operations (csrc/noise.h); then fma(z, the noise's scale, x), clamp, fma(scale, shift), all in float32; then one rounding
     to nearest even to float16 or bfloat16. float64 holds exactly the float32 values, for models whose weights are float64.
+    `CorrelatedGaussian` shapes z by an FFT, whose rounding it states: its noise has these bits up to that.
 
     Examples
     --------
@@ -140,7 +142,8 @@ def _scalars(noise: Noise, shape: tuple[int, ...], device: torch.device) -> Nois
 def _on_device(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
     """Return the parameter block with tensors instead of arrays."""
     found = noise.parameters(shape)
-    return found._replace(tensors=[torch.tensor(array, device=device) for array in found.tensors])
+    gain = None if found.gain is None else torch.tensor(found.gain, device=device)
+    return found._replace(tensors=[torch.tensor(array, device=device) for array in found.tensors], gain=gain)
 
 
 def _default_rows(count: int, batch: int, device: torch.device) -> torch.Tensor:
@@ -160,8 +163,8 @@ def _check_out(out: object, dtype: torch.dtype) -> None:
 
 def _job(arguments: Sequence[Any]) -> tuple[Perturbation, str]:
     """Return the operator's arguments as a call that is checked, and the name of its backend."""
-    x, rows, input_ids, samples, draw, scalars, tensors, seed, *rest, backend, out = arguments
-    noise = NoiseParameters(draw, scalars, tensors)
+    x, rows, input_ids, samples, draw, scalars, tensors, gain, seed, *rest, backend, out = arguments
+    noise = NoiseParameters(draw, scalars, tensors, gain)
     seed %= 1 << 64  # an operator's int is signed
     job = Perturbation._make((x, rows, input_ids, samples, noise, seed, *rest, out))
     job.check()
@@ -182,7 +185,10 @@ def _perturb(*arguments: Any) -> None:
         read += [("scale", job.scale), ("shift", job.shift)]
     check_apart([("out", job.out)], read)
     increment_version(job.out)
-    found.kernels.perturb(job)
+    if job.noise.gain is None:
+        found.kernels.perturb(job)
+    else:
+        shaping.perturb(job, found.kernels.perturb)
 
 
 def _check_perturb(*arguments: Any) -> None:
@@ -195,8 +201,8 @@ def _check_perturb(*arguments: Any) -> None:
 _library: Any = torch.library.Library("rsfast", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "perturb(Tensor x, Tensor rows, Tensor input_ids, Tensor samples, str draw, float[] noise_scalars, "
-    "Tensor[] noise_tensors, SymInt seed, int stream, Tensor? scale, Tensor? shift, float[]? clamp, bool channels_last, "
-    "str backend, Tensor(a!) out) -> ()"
+    "Tensor[] noise_tensors, Tensor? noise_gain, SymInt seed, int stream, Tensor? scale, Tensor? shift, float[]? clamp, "
+    "bool channels_last, str backend, Tensor(a!) out) -> ()"
 )
 _library.impl("perturb", _perturb, "CompositeExplicitAutograd")
 torch.library.register_fake("rsfast::perturb", _check_perturb, lib=_library)

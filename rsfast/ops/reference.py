@@ -60,14 +60,17 @@ def noisy(job: Perturbation) -> Tensor:
 
 def perturb(job: Perturbation) -> None:
     """Fill ``job.out``."""
-    shape = job.x.shape[1:]
-    y = noisy(job).view(-1, *shape)
+    finish(noisy(job).view(-1, *job.x.shape[1:]), job, job.out)
+
+
+def finish(y: Tensor, job: Perturbation, out: Tensor) -> None:
+    """Fill `out`, rows of ``job.out``, with their noisy inputs y, float32, clamped, scaled and shifted."""
     if job.clamp is not None:
         y = y.clamp(*torch.tensor(job.clamp, dtype=torch.float32).tolist())
     if job.scale is not None and job.shift is not None:
-        scale, shift = (t.view(-1, *[1] * (len(shape) - 1)) for t in (job.scale, job.shift))
+        scale, shift = (t.view(-1, *[1] * (y.ndim - 2)) for t in (job.scale, job.shift))
         y = fma(y, scale, shift)
-    job.out.copy_(y)
+    out.copy_(y)
 
 
 def exp_units(a: Tensor) -> Tensor:

@@ -221,6 +221,31 @@ class Certificate:
         """Whether the prediction is `ABSTAIN`."""
         return self.prediction == ABSTAIN
 
+    def radius_in(self, norm: str, shape: Sequence[int] | None = None) -> float:
+        """Return the radius in another norm, rounded down; 0 for an abstention. See `Noise.radius_in`.
+
+        Parameters
+        ----------
+        norm : str
+            This certificate's, which returns `radius`, or one that its noise converts to.
+        shape : sequence of int, optional
+            Of the input, where the conversion depends on it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the noise does not convert to this norm, or shape is wrong, or is missing and needed.
+
+        Examples
+        --------
+        >>> from rsfast import Laplace, Votes
+        >>> found = Certificate(3, 0.5, "l1", 0.85, 0.15, (90, 7), 10, 100, 0.05, "one_vs_rest", "clopper_pearson",
+        ...                     Votes(), Laplace(0.5), seed=0, stream_version=1, input_id=0)
+        >>> found.radius_in("l2", shape=(4, 4))
+        0.125
+        """
+        return self.noise.radius_in(self.radius, norm, shape)
+
     def __getitem__(self, place: int) -> int | float:
         """Return the prediction or the radius, which is what unpacking needs."""
         return (self.prediction, self.radius)[place]

@@ -1,0 +1,101 @@
+"""Norms in which radii are measured: their words and units, and the largest balls of one norm in those of another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from .._check import as_int
+
+Factor = float | Callable[[Sequence[int]], float]
+"""What a radius is multiplied by, in (0, inf) and rounded down; or a function of the input's shape that returns it."""
+
+
+class Norm(NamedTuple):
+    """How texts name a norm, and the unit of its radii.
+
+    Examples
+    --------
+    >>> str(NORMS["mahalanobis"])
+    'Mahalanobis, standard deviations'
+    """
+
+    words: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.words}, {self.unit}"
+
+
+NORMS: Mapping[str, Norm] = {
+    "l0": Norm("l0", "changed elements"),
+    "l1": Norm("l1", "input units"),
+    "l2": Norm("l2", "input units"),
+    "linf": Norm("linf", "input units"),
+    "mahalanobis": Norm("Mahalanobis", "standard deviations"),
+}
+"""Norms by the names that noises and certificates have."""
+
+_INVERSE = {"l1": 2, "l2": 1, "linf": 0}  # 2/p
+
+
+def check_shape(shape: object) -> tuple[int, ...]:
+    """Return the shape of an input as a tuple; raise TypeError or ValueError unless it holds positive ints.
+
+    Examples
+    --------
+    >>> check_shape([3, 32, 32])
+    (3, 32, 32)
+    """
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise TypeError(f"shape must be a sequence of ints, the shape of an input, got {shape!r}")
+    sizes = tuple(as_int("shape", size) for size in shape)
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"shape must hold positive ints, got {shape!r}")
+    return sizes
+
+
+def conversions(norm: str) -> dict[str, Factor]:
+    """Return the other l_q norms, q in {1, 2, inf}, and what a radius in this l_p norm is multiplied by; {} if it is none.
+
+    The l_p ball of radius r contains the l_q ball of radius ``r d^-max(0, 1/p - 1/q)`` (Hoelder's inequality), and no
+    larger one: the two touch at a vector of one element, or of equal ones.
+
+    Examples
+    --------
+    >>> found = conversions("l2")
+    >>> found["l1"], round(found["linf"]((3, 32, 32)), 6)
+    (1.0, 0.018042)
+    """
+    if norm not in _INVERSE:
+        return {}
+    steps = {other: _INVERSE[norm] - inverse for other, inverse in _INVERSE.items() if other != norm}
+    return {other: _root_factor(step) if step > 0 else 1.0 for other, step in steps.items()}
+
+
+def _root_factor(step: int) -> Callable[[Sequence[int]], float]:
+    """Return the function of a shape of d elements that returns ``d^(-step/2)``, rounded down."""
+
+    def factor(shape: Sequence[int]) -> float:
+        power = math.prod(shape) ** step
+        found = 1 / math.sqrt(power)
+        while Fraction(found) ** 2 * power > 1:
+            found = math.nextafter(found, 0)
+        return found
+
+    return factor
+
+
+def scaled_down(radius: float, factor: float) -> float:
+    """Return ``radius * factor``, rounded down; both are at least 0.
+
+    Examples
+    --------
+    >>> scaled_down(0.3, 1.0)
+    0.3
+    """
+    product = radius * factor
+    exact = Fraction(radius) * Fraction(factor)
+    return math.nextafter(product, 0) if Fraction(product) > exact else product
