@@ -15,11 +15,21 @@ from typing import TYPE_CHECKING, Any
 from . import bounds, heads, noise, sequences
 from ._versions import __version__ as __version__
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
-from .noise import STREAM_VERSION, AnisotropicGaussian, CorrelatedGaussian, Gaussian, Laplace, Uniform
+from .noise import (
+    STREAM_VERSION,
+    AnisotropicGaussian,
+    CorrelatedGaussian,
+    Gaussian,
+    HaarSubspaces,
+    Laplace,
+    SubspaceGaussian,
+    SubspaceSmoothing,
+    Uniform,
+)
 from .noise.provenance import Provenance
 from .stats.certificate import ABSTAIN, Certificate, Execution
 from .stats.estimates import leading_classes
-from .stats.proof import certificates, predictions
+from .stats.proof import certificates, exact_certificates, predictions
 
 if TYPE_CHECKING:
     from . import nn, ops
@@ -39,12 +49,15 @@ __all__ = [
     "CorrelatedGaussian",
     "Execution",
     "Gaussian",
+    "HaarSubspaces",
     "Laplace",
     "Provenance",
     "Run",
     "Smooth",
     "Softmax",
     "Sparsemax",
+    "SubspaceGaussian",
+    "SubspaceSmoothing",
     "Tally",
     "Uniform",
     "Votes",
@@ -52,6 +65,7 @@ __all__ = [
     "certificates",
     "certify",
     "certify_each",
+    "exact_certificates",
     "heads",
     "leading_classes",
     "lipschitz_bound",

@@ -205,7 +205,9 @@ def test_every_noise(one):
     assert one.largest_input == float(np.float32(one.scale)) * 2**23
 
 
-@pytest.mark.parametrize("cls", [cls for cls in NOISES.values() if all(type(c) is Constraint for c in cls.constraints.values())])
+@pytest.mark.parametrize(
+    "cls", [cls for cls in NOISES.values() if all(type(c) is Constraint for c in cls.constraints.values())]
+)
 def test_every_noise_of_numbers(cls):
     """Its parameters checked, its block taken by the kernels."""
     cls(**dict.fromkeys(cls.constraints, 0.25)).parameters((3, 4, 4)).check()

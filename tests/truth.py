@@ -58,10 +58,7 @@ def along_the_normal(u):
 
 CASES = {
     "AnisotropicGaussian": Case(
-        AnisotropicGaussian([0.25, 0.05, 2.0]),
-        right_of_zero,
-        along_the_first_axis(0.75),
-        lambda x: first_element(x) / 0.25,
+        AnisotropicGaussian([0.25, 0.05, 2.0]), right_of_zero, along_the_first_axis(0.75), lambda x: first_element(x) / 0.25
     ),
     "CorrelatedGaussian": Case(CorrelatedGaussian(SPECTRUM), beyond_a_plane, along_the_normal, deviations),
     "Gaussian": Case(Gaussian(0.25), right_of_zero, along_the_first_axis(0.75), first_element),

@@ -24,7 +24,9 @@ def run(args: argparse.Namespace) -> int:
     from ..runs import results, settings
 
     noise, given = noise_in(args), options_in(args, ("n", "alpha"))
-    n, alpha = settings.prediction(noise, given.get("n"), given.get("alpha"))  # a mistake shows before model and data are read
+    n, alpha = settings.prediction(
+        noise, given.get("n"), given.get("alpha")
+    )  # a mistake shows before model and data are read
     made = make_run(args, noise)
     counts = Counts(made)
     found = made.predict(n, alpha, each=counts)

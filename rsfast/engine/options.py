@@ -244,10 +244,10 @@ def proof_options(noise: Noise, head: Head, given: Mapping[str, Any]) -> ProofOp
     >>> proof_options(halves, Votes(), {})["n"], proof_options(halves, Votes(), {})["alpha"]
     (2, 0.0)
     """
-    if check_noise("noise", noise).evaluations is None:
+    if (n := check_noise("noise", noise).evaluations) is None:
         return checked(ProofOptions, part(ProofOptions, given))
     check_exact(noise, head, **part(ProofOptions, given), **part(StoppingOptions, given))
-    return ProofOptions(n0=0, n=noise.evaluations, alpha=0.0, bound=EXACT, rule=EXACT, lipschitz=None)
+    return ProofOptions(n0=0, n=n, alpha=0.0, bound=EXACT, rule=EXACT, lipschitz=None)
 
 
 def prediction_options(noise: Noise, n: int | None, alpha: float | None) -> tuple[int, float]:
@@ -258,10 +258,10 @@ def prediction_options(noise: Noise, n: int | None, alpha: float | None) -> tupl
     TypeError, ValueError
         If n or alpha fails its check, or the noise is no Noise.
     """
-    if check_noise("noise", noise).evaluations is None:
+    if (evaluations := check_noise("noise", noise).evaluations) is None:
         return check_count("n", n), check_alpha(alpha)  # type: ignore[arg-type]
     check_exact(noise, Votes(), **{name: each for name, each in (("n", n), ("alpha", alpha)) if each is not None})
-    return noise.evaluations, 0.0
+    return evaluations, 0.0
 
 
 def refuse_unknown(kind: type, given: Mapping[str, object]) -> None:

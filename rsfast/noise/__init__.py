@@ -7,6 +7,7 @@ from .gaussian import Gaussian, check_lipschitz
 from .laplace import Laplace
 from .norms import NORMS
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
+from .subspaces import HaarSubspaces, SubspaceGaussian, SubspaceSmoothing
 from .uniform import Uniform
 
 __all__ = [
@@ -19,9 +20,12 @@ __all__ = [
     "AnisotropicGaussian",
     "CorrelatedGaussian",
     "Gaussian",
+    "HaarSubspaces",
     "Laplace",
     "Noise",
     "NoiseParameters",
+    "SubspaceGaussian",
+    "SubspaceSmoothing",
     "Uniform",
     "check_lipschitz",
     "check_noise",

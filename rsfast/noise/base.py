@@ -49,8 +49,11 @@ class NoiseParameters(NamedTuple):
     scalars: Sequence[float]
     tensors: Sequence[Any] = ()
     """The draw's tables; or one value of each element, [elements]. Arrays in what `Noise.parameters` returns."""
-    gain: Any = None
-    """Of noise that is shaped (ops/shaping.py), the float64 gain of each frequency of each channel, [C or 1, ...]."""
+    shaper: str = ""
+    """What makes the noise of the draw, of noise that is shaped in plain PyTorch: a name in ops/shaping.py."""
+    shaper_scalars: Sequence[float] = ()
+    shaper_tensors: Sequence[Any] = ()
+    """What that takes. Arrays in what `Noise.parameters` returns."""
 
     @property
     def each(self) -> Any:

@@ -35,6 +35,8 @@ NORMS: Mapping[str, Norm] = {
     "l2": Norm("l2", "input units"),
     "linf": Norm("linf", "input units"),
     "mahalanobis": Norm("Mahalanobis", "standard deviations"),
+    "projected l2": Norm("projected l2", "input units"),
+    "projections": Norm("projections", "changed projections"),
 }
 """Norms by the names that noises and certificates have."""
 

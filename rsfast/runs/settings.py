@@ -53,7 +53,10 @@ def certification(noise: Noise, head: Head, options: Mapping[str, Any]) -> Setti
     if wrong := options.keys() & SamplingOptions.__annotations__.keys():
         raise TypeError(f"keyword arguments must be of the certification, got {', '.join(wrong)}; give those to Run")
     refuse_unknown(CertifyOptions, options)
-    values, stopping = proof_options(noise, check_head("head", head), options), StoppingRule(**part(StoppingOptions, options))
+    values, stopping = (
+        proof_options(noise, check_head("head", head), options),
+        StoppingRule(**part(StoppingOptions, options)),
+    )
     proof = {name: value for name, value in values.items() if name not in ("n0", "n")}
     spec = CertificationSpec(noise, head=head, early=bool(stopping), **proof)  # type: ignore[arg-type]
     used = {**values, **vars(stopping), "head": head.to_dict(), "bound": spec.bound, "rule": spec.rule}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from ..noise import STREAM_VERSION, Noise
 from ..noise.provenance import Provenance
 from .certificate import ABSTAIN
 from .common import Floats, Integers
-from .estimates import Estimates, Scores, TallyLike
+from .estimates import Estimates, TallyLike
 from .registry import Bound
 
 EXACT = "exact"
@@ -19,26 +21,40 @@ EXACT = "exact"
 
 
 class Exact(Bound):
-    """The shares of votes themselves, rounded outward. They fail never, so no alpha is spent; only exact specs take it."""
+    """The shares of votes themselves, rounded outward. They never fail, so no alpha is spent; only exact specs take it."""
 
     name = EXACT
 
     def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         ours = estimates.at(place)
-        return np.asarray(np.maximum(np.nextafter(ours.sums / ours.trials, -np.inf), 0.0))
+        return _rounded_down(ours.sums, ours.trials)
 
     def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
-        return _upper(estimates.at(place))
+        ours = estimates.at(place)
+        return _rounded_up(ours.sums, ours.trials)
 
     def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        return np.asarray(_upper(estimates.others()).max(axis=1, keepdims=True))
+        others = estimates.others()
+        return _rounded_up(others.sums.max(axis=1, keepdims=True), others.trials)
 
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         return mean
 
 
-def _upper(scores: Scores) -> Floats:
-    return np.asarray(np.minimum(np.nextafter(scores.sums / scores.trials, np.inf), 1.0))
+def _rounded_down(counts: Integers, n: Integers) -> Floats:
+    def share(count: int, n: int) -> float:
+        found = count / n
+        return found if Fraction(found) <= Fraction(count, n) else math.nextafter(found, 0)
+
+    return np.asarray(np.frompyfunc(share, 2, 1)(counts, n), dtype=np.float64)
+
+
+def _rounded_up(counts: Integers, n: Integers) -> Floats:
+    def share(count: int, n: int) -> float:
+        found = count / n
+        return found if Fraction(found) >= Fraction(count, n) else math.nextafter(found, 1)
+
+    return np.asarray(np.frompyfunc(share, 2, 1)(counts, n), dtype=np.float64)
 
 
 def check_exact(noise: Noise, head: Head, **options: Any) -> None:
@@ -85,7 +101,9 @@ def check_whole(name: str, tally: TallyLike) -> Provenance:
         raise ValueError(f"{name}.provenance.stream_version must be {STREAM_VERSION}, got {where.stream_version}")
     for input_id, samples in zip(where.input_ids, where.samples, strict=True):
         if samples != (range(n),):
-            raise ValueError(f"{name} must hold the samples 0 to {n - 1} of input {input_id}, all evaluations, got {samples}")
+            raise ValueError(
+                f"{name} must hold the samples 0 to {n - 1} of input {input_id}, all evaluations, got {samples}"
+            )
     return where
 
 

@@ -152,9 +152,7 @@ def certificates(
     return found
 
 
-def exact_certificates(
-    tally: TallyLike, *, backend: str = "", execution: Execution = _EXECUTION
-) -> list[Certificate]:
+def exact_certificates(tally: TallyLike, *, backend: str = "", execution: Execution = _EXECUTION) -> list[Certificate]:
     """Return the exact certificate of every input of a Tally that holds all evaluations of deterministic noise.
 
     Nothing is left to chance: alpha is 0.
