@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._check import as_float, as_real, check_choice
-from .norms import Factor, check_shape, conversions, scaled_down
+from .norms import Factor, check_shape, conversions, scaled_down, size
 
 POTENTIAL_ERROR = 2.0**-48
 """A potential's relative error is at most this; 1.3e-15 was the most found. `Noise.radius` charges it."""
@@ -289,6 +289,27 @@ class Noise:
                 raise ValueError(f"shape must be that of an input to state the radius in {norm}, got None")
             factor = factor(check_shape(shape))
         return scaled_down(radius, factor)
+
+    def size(self, delta: ArrayLike) -> float:
+        """Return the size of a perturbation in `norm`, rounded up: a certificate of at least this radius covers it.
+
+        Parameters
+        ----------
+        delta : array_like
+            Finite numbers, in the units of the input: what is added to the input that is certified.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        NotImplementedError
+            If the norm is not l1, l2 or linf, and the noise does not define this.
+        """
+        if self.norm not in ("l1", "l2", "linf"):
+            raise NotImplementedError(f"{self.name} noise does not measure perturbations")
+        return size(delta, self.norm)
 
     @property
     def has_score(self) -> bool:
