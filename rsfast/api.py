@@ -30,7 +30,7 @@ from .engine.options import (
 from .engine.plan import Certification, Prediction, StoppingRule, largest_radius, smallest_n
 from .engine.sampling import Sampling, draw_tally, warn_if_hopeless
 from .heads import HEADS, Head, Votes
-from .noise import Noise, check_noise
+from .noise import Noise, check_noise, radius_label
 from .ops.tally import Tally
 from .stats.certificate import Certificate
 from .stats.proof import smallest_predictable_n
@@ -176,8 +176,9 @@ def certify(
         float32, as scores then jump: dtype, autocast, the model's parameters and buffers, its logits, TF32 and the like
         (on a GPU PyTorch's default for convolutions; `torch.backends.cudnn.allow_tf32` switches it off).
     radius : float, optional
-        Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that it will not be. The
-        certificate holds either way; its radius may be larger or smaller, and n is the number of samples it took.
+        In the noise's norm. Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that
+        it will not be. The certificate holds either way; its radius may be larger or smaller, and n is the number of samples
+        it took.
     rtol : float, optional
         Stop sampling an input as soon as its radius is proved to within this share, in (0, 1), of what it could become.
     seed : int, optional
@@ -190,8 +191,9 @@ def certify(
     Returns
     -------
     list of Certificate
-        Each unpacks as ``prediction, radius``; ``rsfast.ABSTAIN, 0.0`` where nothing can be certified. With a sequence of
-        heads, for each input the list of its certificates, one a head.
+        Each unpacks as ``prediction, radius``; ``rsfast.ABSTAIN, 0.0`` where nothing can be certified. The radius is in the
+        noise's norm, and `Certificate.radius_in` states it in others. With a sequence of heads, for each input the list of
+        its certificates, one a head.
 
     Raises
     ------
@@ -342,7 +344,7 @@ def tune_head(
     criterion : str or float
         "average_radius": the mean over inputs of the radius, 0 where the prediction is wrong. "certified_accuracy": the
         share of inputs that are predicted right, and not abstained from. A number: the share that is right with a radius of
-        at least that much.
+        at least that much in the noise's norm.
     seed : int, optional
         In [0, 2^64); drawn from the operating system if left out. It may be the seed of the certification: noise comes from
         the stream "training".
@@ -402,7 +404,8 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
     elif stopping.radius is not None and largest < stopping.radius:
         warnings.warn(
             f"radius is {stopping.radius}: no input can reach it, as at {spec.noise.settings} and alpha = {spec.alpha} "
-            f"n = {n} unanimous votes prove a radius of {largest:.4g}; take a smaller radius, or more noise or a larger n",
+            f"n = {n} unanimous votes prove the {radius_label(spec.noise.norm)} {largest:.4g}; take a smaller radius, or "
+            "more noise or a larger n",
             UserWarning,
             stacklevel=4,
         )

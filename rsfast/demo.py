@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from . import api
 from .heads import Head, Softmax, Votes
 from .nn import GaussianNoise
-from .noise import Gaussian
+from .noise import Gaussian, radius_label
 from .ops.tally import Tally
 from .runs import results
 from .runs.layout import SIDECAR, read_sidecar
@@ -200,9 +200,8 @@ def run(out: Path, *, images: int = 200, seed: int = 2026, max_samples: int = CA
         name: _write(folder, HEADS[name], of_head, labels, seconds, selection, ranges)
         for folder, (name, of_head) in zip(folders, certified.items(), strict=True)
     }
-    print(
-        f"\n{images} test images, n = {N:,}, alpha = {ALPHA}; certified accuracy at l2 radius r, ACR the average radius:\n"
-    )
+    label = radius_label(noise.norm)
+    print(f"\n{images} test images, n = {N:,}, alpha = {ALPHA}; certified accuracy at {label} r, ACR the average radius:\n")
     print(results.table(runs, RADII))
     plot(runs, figure, title=f"Handwritten digits, sigma = {SIGMA}, n = {N:,}")
     print("\nFrom the same samples, by bound and rule:\n")
@@ -286,7 +285,7 @@ def decided(
     same = sum(ours == loops for ours, loops in zip(certified, certified_2019, strict=False))
     total = "" if timed == images else f", so about {each * images:,.0f} s for all {images}"
     return (
-        f"rsfast decided all {images} test images at radius {DECIDED} in {seconds:.1f} s. "
+        f"rsfast decided all {images} test images at {radius_label(early[0].norm)} {DECIDED} in {seconds:.1f} s. "
         f"The 2019 loop takes {each:.1f} s an image (measured on {timed}){total}.\n"
         f"Both may take {max_samples:,} samples an image, on {torch.get_num_threads()} threads; rsfast stops at a decision, "
         f"after {used / images:,.0f} on average. It certified {images - certified.count(None)} of {images}; "

@@ -21,6 +21,7 @@ from rsfast.demo import Loop2019
 from rsfast.engine.batches import Batches
 from rsfast.engine.sampler import Pacing
 from rsfast.engine.sampling import Sampling
+from rsfast.noise import Laplace, Uniform
 
 
 class Linear(nn.Module):
@@ -321,6 +322,41 @@ def test_smooth_predict_equals_predict_and_abstains():
     assert [smooth.predict(image, 300, 0.001, 64) for image in x] == expected == [1, ABSTAIN]
 
 
+@pytest.mark.parametrize("noise", [Laplace(0.2), Uniform(0.5)], ids=repr)
+def test_smooth_takes_any_noise(noise):
+    model = Linear(12)
+    x = model.at([0.21, 0.0]).view(2, 3, 2, 2)
+    smooth = Smooth(model, 2, noise, seed=8)
+    assert smooth.sigma == smooth.noise == noise
+    for call in range(2):
+        [certificate] = certify(model, x[:1], noise, num_classes=2, n0=50, n=400, seed=8, input_ids=[call])
+        assert smooth.certify(x[0], 50, 400, 0.001, 32) == tuple(certificate)
+        assert certificate.radius > 0
+        assert certificate.norm == "l1"
+    expected = predict(model, x[1:], noise, num_classes=2, n=300, alpha=0.001, seed=8, input_ids=[2])
+    assert [smooth.predict(x[1], 300, 0.001, 64)] == expected
+    smooth.sigma = 0.25
+    assert smooth.noise == Gaussian(0.25)
+
+
+def test_smooth_keeps_the_sigma_of_gaussian_noise_as_a_number():
+    """Forks multiply by it."""
+    one, other = Smooth(last_three, 3, Gaussian(0.25), seed=8), Smooth(last_three, 3, 0.25, seed=8)
+    assert one.sigma == 0.25
+    assert type(one.sigma) is float
+    assert answers(one) == answers(other)
+
+
+def test_smooth_refuses_noise_that_is_not_random():
+    """Its bound is of independent samples."""
+
+    class Steady(Laplace):
+        evaluations = 7
+
+    with pytest.raises(ValueError, match=r"^sigma must be random noise, got .*Steady\(b=0\.5\); rsfast\.certify gives"):
+        Smooth(last_three, 3, Steady(0.5))
+
+
 def test_smooth_returns_python_numbers():
     label, radius = Smooth(Linear(4), 2, 0.25, seed=1).certify(Linear(4).at([0.5]).view(1, 2, 2), 10, 100, 0.001, 10)
     assert (type(label), type(radius)) == (int, float)
@@ -441,7 +477,7 @@ def test_what_is_set_on_a_smooth_is_used_from_the_next_call(change):
         ("num_classes", 1, ValueError, "num_classes must be from 2 to 1048576, got 1"),
         ("num_classes", 3.0, TypeError, "num_classes must be an int, got 3.0"),
         ("sigma", 0.0, ValueError, "sigma must be positive.*, got 0.0"),
-        ("sigma", "0.5", TypeError, "sigma must be a number, got '0.5'"),
+        ("sigma", "0.5", TypeError, "sigma must be a number or a noise, got '0.5'"),
         ("seed", -1, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
         ("options", {"sedd": 1}, TypeError, "keyword arguments must be among scale, .*, got sedd"),
         ("options", None, TypeError, "options must be a dict of keyword arguments, got None"),
@@ -891,8 +927,8 @@ def test_errors_come_before_any_sampling():
         ({"rtol": 0.1, "n": 10}, "n is 10: .* certify needs n of at least 11$"),
         (
             {"radius": 0.5, "n": 200},
-            r"radius is 0\.5: no input can reach it, as at sigma = 0\.25 and alpha = 0\.001 n = 200 unanimous votes prove a "
-            r"radius of 0\.4\d+; ",
+            r"radius is 0\.5: no input can reach it, as at sigma = 0\.25 and alpha = 0\.001 n = 200 unanimous votes prove "
+            r"the l2 radius 0\.4\d+; ",
         ),
         ({"head": [Votes(), Softmax()], "radius": 1, "n": 500}, r"radius is 1: .* alpha = 0\.0005 n = 500 "),
     ],

@@ -215,7 +215,7 @@ def test_counts_of_ranges_hold_the_histograms():
 def lower_bounds(found):
     """What is said of a run that stopped early."""
     return (
-        f"certified accuracy at radius 0 at least {results.clean_accuracy(found):.1%}, average certified radius at least "
+        f"certified accuracy at radius 0 at least {results.clean_accuracy(found):.1%}, average certified l2 radius at least "
         f"{results.average_certified_radius(found):.3f}, abstained at most {results.abstention_rate(found):.1%}"
     )
 
@@ -233,16 +233,17 @@ def test_figures_of_a_run_that_stopped_early_are_bounds(capsys):
     found = results.read("unlabelled")
     share = (found.radius >= 0.3).mean()
     assert 0 < share < 1
-    assert first == f"{share:.1%} certified at radius 0.3"
+    assert first == f"{share:.1%} certified at l2 radius 0.3"
     assert summary.partition(" s, ")[2] == (
-        f"mean radius at least {found.radius.mean():.3f}, no labels, abstained at most {results.abstention_rate(found):.1%}"
+        f"mean l2 radius at least {found.radius.mean():.3f}, no labels, "
+        f"abstained at most {results.abstention_rate(found):.1%}"
     )
     run(f"certify {BASE} --n0 20 --n 2000 --radius 0.3 --out run")
     capsys.readouterr()
     run("recertify run --alpha 0.2 --out again")
     first, summary = capsys.readouterr().out.splitlines()
     found = results.read("again")
-    assert first == f"{(found.radius >= 0.3).mean():.1%} certified at radius 0.3"
+    assert first == f"{(found.radius >= 0.3).mean():.1%} certified at l2 radius 0.3"
     assert summary.partition(" s, ")[2] == lower_bounds(found)
 
 
@@ -251,7 +252,9 @@ def test_analyze_tells_of_runs_that_stopped_early(capsys):
     run(f"certify {BASE} --n0 20 --n 200 --out whole")
     runs = {"run": results.read("run"), "whole": results.read("whole")}
     (note,) = results.notes(runs)
-    assert note.startswith(f"run: sampling stopped once radius 0.3 was decided: {(runs['run'].radius >= 0.3).mean():.1%} ")
+    assert note.startswith(
+        f"run: sampling stopped once l2 radius 0.3 was decided: {(runs['run'].radius >= 0.3).mean():.1%} "
+    )
     for style in ("text", "csv"):
         capsys.readouterr()
         run("analyze run whole --radii 0 0.3 --format", style)
@@ -282,7 +285,7 @@ def test_a_radius_to_decide(capsys):
     used = sum(certificate.n0 + certificate.n for certificate in expected) / len(expected)
     share = sum(certificate.radius >= 0.3 for certificate in expected) / len(expected)
     first, summary, last = capsys.readouterr().out.splitlines()
-    assert first == f"{share:.1%} certified at radius 0.3"
+    assert first == f"{share:.1%} certified at l2 radius 0.3"
     assert summary.partition(" s, ")[2] == lower_bounds(results.read("run"))
     assert last == f"{used:,.0f} samples an image, of 5,020"
     for options, message in (
@@ -397,7 +400,7 @@ def test_summary_is_one_line_and_agrees_with_the_table(capsys):
     assert results.average_certified_radius(found) > 0
     assert captured.out.count("\n") == 1
     assert captured.out.endswith(
-        f", certified accuracy at radius 0 {results.clean_accuracy(found):.1%}, average certified radius "
+        f", certified accuracy at radius 0 {results.clean_accuracy(found):.1%}, average certified l2 radius "
         f"{results.average_certified_radius(found):.3f}, abstained {results.abstention_rate(found):.1%}\n"
     )
     assert captured.err == ""  # no progress bar where stderr is no terminal
@@ -806,7 +809,7 @@ def test_a_radius_that_no_votes_prove_is_warned_of(capsys, head):
             f"rsfast certify: warning: radius is {radius}.0: no input can reach it, as at sigma = 0.5 and alpha = 0.001"
         )
         assert error.startswith(warning) if radius == 2 else error == ""
-    assert " n = 200 unanimous votes prove a radius of 0." in error
+    assert " n = 200 unanimous votes prove the l2 radius 0." in error
 
 
 @pytest.mark.parametrize(

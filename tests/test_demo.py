@@ -27,7 +27,7 @@ def test_a_small_demo(tmp_path, capsys):
     assert acr["Votes", "clopper_pearson", "one_vs_rest"] > 0.3
     assert acr["Votes", "randomized_clopper_pearson", "auto"] >= acr["Votes", "clopper_pearson", "auto"]
     assert acr["Softmax", "betting", "auto"] > acr["Softmax", "empirical_bernstein", "auto"]
-    assert printed.splitlines()[1].startswith("rsfast decided all 3 test images at radius 0.5 in ")
+    assert printed.splitlines()[1].startswith("rsfast decided all 3 test images at l2 radius 0.5 in ")
     assert re.search(r"The 2019 loop takes \d+\.\d s an image \(measured on 3\)\.$", printed, re.MULTILINE)
     assert re.search(
         r"^Both may take 2,000 samples an image, on \d+ threads; rsfast stops at a decision, after [\d,]+ ",
@@ -81,7 +81,7 @@ def test_the_first_line_tells_what_was_measured_from_what_follows():
     ours = [found(7, 0.55, 900), found(7, 0.2, 1900), found(1, 0.7, 2900), found(7, 0.7, 3900)]
     threads = torch.get_num_threads()
     assert demo.decided(ours, 5.84, [(7, 0.9), (-1, 0.0), (2, 0.8)], 5.94) == (
-        "rsfast decided all 4 test images at radius 0.5 in 5.8 s. "
+        "rsfast decided all 4 test images at l2 radius 0.5 in 5.8 s. "
         "The 2019 loop takes 5.9 s an image (measured on 3), so about 24 s for all 4.\n"
         f"Both may take 100,000 samples an image, on {threads} threads; rsfast stops at a decision, after 2,500 on average. "
         "It certified 3 of 4; of the 3 that both decided, 2 alike."

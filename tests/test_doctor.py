@@ -90,7 +90,7 @@ def test_a_kernel_that_is_off_by_one_bit_fails_where_it_is_used(monkeypatch):
     assert not healthy
     (line,) = (line for line in text.splitlines() if "FAILED" in line)
     assert line.startswith("cpu, baseline")
-    assert line.endswith("FAILED perturb float32, perturb bfloat16, perturb Laplace")
+    assert line.endswith("FAILED perturb float32, perturb bfloat16, perturb Laplace, perturb AnisotropicGaussian")
 
 
 @pytest.mark.parametrize("isa", _cpu.isas())

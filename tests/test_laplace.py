@@ -14,7 +14,7 @@ from truth import CASES
 import rsfast
 from rsfast import noise
 from rsfast.noise import DRAWS, NOISES, POTENTIAL_ERROR, Gaussian, Laplace
-from rsfast.noise.base import Constraint
+from rsfast.noise.constraints import POSITIVE
 from rsfast.ops import _cpu, arithmetic, perturb
 from rsfast.stats.rules import CertificationSpec, radius
 
@@ -206,7 +206,7 @@ def test_every_noise(one):
 
 
 @pytest.mark.parametrize(
-    "cls", [cls for cls in NOISES.values() if all(type(c) is Constraint for c in cls.constraints.values())]
+    "cls", [cls for cls in NOISES.values() if all(each is POSITIVE for each in cls.constraints.values())]
 )
 def test_every_noise_of_numbers(cls):
     """Its parameters checked, its block taken by the kernels."""

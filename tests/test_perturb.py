@@ -166,7 +166,7 @@ def test_what_the_transforms_are():
         keywords = arguments((3, 5, 7), transform, torch.float32)
         plain = {key: keywords[key] for key in ("seed", "samples", "rows", "input_ids")}
         noise, each = keywords["noise"], transform == "AnisotropicGaussian"
-        size = torch.tensor(noise.sigmas).double() if each else 0.3
+        size = torch.tensor(noise.of_elements((3, 5, 7))).double() if each else 0.3
         z = perturb(torch.zeros(3, 3, 5, 7), Gaussian(1.0) if each else type(noise)(1.0), **plain).double()
         y = keywords["x"][keywords["rows"]].double() + size * z
         y = y.clamp(*clamp) if clamp else y

@@ -82,12 +82,28 @@ def test_a_full_disk_leaves_the_figure_before(suffix, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("norm", "label"),
+    [
+        ("l0", "l0 radius (changed elements)"),
+        ("l2", "l2 radius (input units)"),
+        ("mahalanobis", "Mahalanobis radius (standard deviations)"),
+        ("of another version", "of another version radius (its units)"),
+        (None, "radius (input units)"),
+    ],
+)
+def test_the_axis_names_the_norm_and_its_unit(norm, label, figures, tmp_path):
+    run = random_run(1)
+    plot({"run": replace(run, sidecar={"norm": norm})}, tmp_path / "figure.svg")
+    assert figures[0].axes[0].get_xlabel() == label
+
+
 def test_figure_draws_the_curve_and_names_everything(figures, tmp_path):
     # As TeX, the second name would be an error.
     runs = {"sigma = 0.25": random_run(1), r"a_$\b$": random_run(2), "all abstain": abstained()}
     plot(runs, str(tmp_path / "figure.png"), title="CIFAR-10", norm="l1")
     (axes,) = figures[0].axes
-    assert axes.get_xlabel() == "radius (l1, input units)"
+    assert axes.get_xlabel() == "l1 radius (input units)"
     assert axes.get_ylabel() == "certified accuracy"
     assert axes.get_title() == "CIFAR-10"
     assert axes.get_ylim() == (0, 1)

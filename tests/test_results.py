@@ -555,7 +555,7 @@ def test_runs_that_stopped_early_are_marked(example):
         "",
         f"* a_b|c: sampling stopped once radius 0.5 was decided: 70.0% certified at it. {AT_LEAST}",
         "",
-        f"* d: sampling stopped once a radius was known to 0.1 of its size. {AT_LEAST}",
+        f"* d: sampling stopped once the radius was known to 0.1 of its size. {AT_LEAST}",
     ]
     lines = table(early_runs(example), [0.5], "markdown").splitlines()
     assert lines[2].startswith(r"| a_b\|c \*")
@@ -715,6 +715,15 @@ def test_without_labels_shares_are_by_radius():
     assert lines[4:] == ["", f"* {note}"]
 
 
+def test_notes_name_the_norm():
+    stopped = {"norm": "l0", "radius": 3}, {"norm": "mahalanobis", "rtol": 0.5}
+    first, second = (notes({"a": run_of([1], settings)})[0].partition(": ")[2] for settings in stopped)
+    assert first.startswith("sampling stopped once l0 radius 3 was decided: ")
+    assert second.startswith("sampling stopped once the Mahalanobis radius was known to 0.5 of its size. ")
+    unlabelled = notes({"a": run_of([1], {"norm": "l1"}, label=-1)})
+    assert unlabelled == ["a: no labels: shares of images certified at r, right or wrong, and ACR is their mean l1 radius."]
+
+
 def test_predictions_without_labels_have_no_accuracy():
     runs = {"a": run_of([0, 1], label=-1, has_radius=False)}
     assert table(runs, []).splitlines()[2:] == ["a *           2           -        50.0%", "", "* a: no labels."]
@@ -861,6 +870,17 @@ def test_runs_of_two_norms_are_refused(tmp_path):
     assert [line.split()[2] for line in table(runs, [0.5]).splitlines()][2:] == ["l1", "-", "-"]
     with pytest.raises(ValueError, match="norm must be that of the runs, 'l1', got 'l2'"):
         plot(runs, tmp_path / "figure.png", norm="l2")
+
+
+def test_runs_of_a_norm_that_depends_on_their_noise_have_one_noise(tmp_path):
+    """Radii of two ellipsoids, in standard deviations, are in two norms of one name."""
+    one, other = ({"norm": "mahalanobis", "noise": {"name": "Ellipsoid", "sigmas": [value]}} for value in (0.5, 0.25))
+    assert "mahalanobis" in table({"a": run_of([0, 1], one), "b": run_of([1, 1], one)}, [0.5])
+    runs = {"a": run_of([0, 1], one), "b": run_of([0, 1], other)}
+    message = "runs must have one norm, got Mahalanobis norms of two noises in a and b; compare them apart"
+    for compare in (lambda: table(runs, [0.5]), lambda: plot(runs, tmp_path / "figure.png")):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            compare()
 
 
 def test_the_norm_of_a_run_is_that_of_its_noise():

@@ -53,7 +53,7 @@ def deviations(x):
 
 
 def along_the_normal(u):
-    return (np.outer(u, 0.5 * NORMAL) + 0.01 * np.roll(NORMAL, 3)).astype(np.float32)
+    return (np.outer(u, 0.28 * NORMAL) + 0.01 * np.roll(NORMAL, 3)).astype(np.float32)
 
 
 CASES = {

@@ -16,7 +16,13 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands, "analyze", run, "Print certified accuracies of runs, and accuracies of predictions, one row a run."
     )
-    parser.add_argument("--radii", nargs="+", type=float, metavar="R", help="default: round steps up to the largest radius")
+    parser.add_argument(
+        "--radii",
+        nargs="+",
+        type=float,
+        metavar="R",
+        help="in the norm of the runs (default: round steps up to the largest radius)",
+    )
     parser.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text", help="default: text")
     add_runs(parser)
 

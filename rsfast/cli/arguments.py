@@ -7,18 +7,15 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from ..engine.options import Option
 from ..heads import HEADS, Head
-from ..noise import NOISES, Gaussian, Noise
+from ..noise import Gaussian, Noise
+from ..noise.text import from_text
 
-T = TypeVar("T")
 _HEADS: dict[str, Callable[..., Head]] = {head.option: head for head in HEADS.values()}
-_NOISES: dict[str, Callable[..., Noise]] = {
-    ":".join([name.lower(), *map(str.upper, noise.constraints)]): noise for name, noise in NOISES.items()
-}
-HEAD_OPTIONS, NOISE_OPTIONS = (" or".join(", ".join(kinds).rsplit(",", 1)) for kinds in (_HEADS, _NOISES))
+HEAD_OPTIONS = " or".join(", ".join(_HEADS).rsplit(",", 1))
 Commands = Any  # argparse's type has no public name
 
 
@@ -75,20 +72,19 @@ def positive(text: str) -> int:
 
 
 def head(text: str) -> Head:
-    return _made(text, _HEADS, HEAD_OPTIONS)
+    name, *parameters = text.split(":")
+    try:
+        return {form.partition(":")[0]: kind for form, kind in _HEADS.items()}[name](*map(float, parameters))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f" ({error})" if isinstance(error, ValueError) else ""
+        raise argparse.ArgumentTypeError(f"must be {HEAD_OPTIONS}, got {text!r}{what}") from error
 
 
 def noise(text: str) -> Noise:
-    return _made(text, _NOISES, NOISE_OPTIONS)
-
-
-def _made(text: str, kinds: Mapping[str, Callable[..., T]], forms: str) -> T:
-    name, *parameters = text.split(":")
     try:
-        return {form.partition(":")[0]: kind for form, kind in kinds.items()}[name](*map(float, parameters))
-    except (KeyError, TypeError, ValueError) as error:
-        what = f" ({error})" if isinstance(error, ValueError) else ""
-        raise argparse.ArgumentTypeError(f"must be {forms}, got {text!r}{what}") from error
+        return from_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("noise ")) from error
 
 
 def noise_in(args: argparse.Namespace) -> Noise:

@@ -10,8 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..engine.options import SamplingOptions, options_of
-from ..noise import Noise
-from .arguments import NOISE_OPTIONS, Parser, add_options, add_out, noise, options_in, positive
+from ..noise import Noise, radius_label
+from ..noise.text import forms
+from .arguments import Parser, add_options, add_out, noise, options_in, positive
 
 if TYPE_CHECKING:
     from ..runs.results import Results
@@ -34,7 +35,9 @@ def add_run_options(parser: Parser) -> None:
     add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
-    either.add_argument("--noise", type=noise, help=f"noise of another kind, in the same units: {NOISE_OPTIONS}")
+    either.add_argument(
+        "--noise", type=noise, help=f"noise of another kind, {forms()}; parameters and radii are in the same units"
+    )
     add_out(parser)
     add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
     add("--std", help="noisy images are fed to the model as (image - mean) / std", **_HELP | {"metavar": "S"})
@@ -114,14 +117,15 @@ def print_certified(args: argparse.Namespace, run: Results, seconds: float) -> N
     """Print what a run certifies; of one that stopped sampling early first what it decided, and of the rest bounds."""
     from ..runs import results
 
+    radius = radius_label(run.norm)
     if run.stopping.radius is not None:
-        print(f"{results.share_decided(run, run.stopping.radius):.1%} certified at radius {run.stopping.radius}")
+        print(f"{results.share_decided(run, run.stopping.radius):.1%} certified at {radius} {run.stopping.radius}")
     at_least = "at least " if run.stopping else ""
     acr = f"{at_least}{results.average_certified_radius(run):.3f}"
-    score = f"mean radius {acr}, no labels"
+    score = f"mean {radius} {acr}, no labels"
     if run.labelled:
         accuracy = f"{at_least}{results.clean_accuracy(run):.1%}"
-        score = f"certified accuracy at radius 0 {accuracy}, average certified radius {acr}"
+        score = f"certified accuracy at radius 0 {accuracy}, average certified {radius} {acr}"
     print_summary(args, run, seconds, score)
 
 

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from .. import ops
-from .._check import check_count
+from .._check import check_count, is_real
 from .._hints import axes_of_one
 from ..engine.forward import Model
 from ..engine.inputs import warn_of_units
 from ..engine.options import SmoothOptions, refuse_unknown
 from ..engine.sampling import Sampling, check_model, draw_tally, warn_if_hopeless
-from ..noise import Gaussian
+from ..noise import Gaussian, Noise
 from ..ops.tally import Tally
 from ..stats import proof, rules
 from ..stats.bounds.clopper_pearson import clopper_pearson_lower
@@ -30,6 +30,10 @@ from ..stats.certificate import ABSTAIN
 from ..stats.common import check_alpha
 
 T = TypeVar("T")
+
+
+def _noise(sigma: float | Noise) -> Noise:
+    return sigma if isinstance(sigma, Noise) else Gaussian(sigma)
 
 
 class _Checked(Generic[T]):
@@ -62,6 +66,17 @@ def _check_smooth_options(value: Any) -> SmoothOptions:
     return cast(SmoothOptions, dict(value))
 
 
+def _check_sigma(value: Any) -> float | Noise:
+    """Return a standard deviation as a float, that of a `Gaussian` too, or another noise as it is."""
+    if not isinstance(value, Noise):
+        if not is_real(value):
+            raise TypeError(f"sigma must be a number or a noise, got {value!r}")
+        value = Gaussian(value)
+    if value.evaluations is not None:
+        raise ValueError(f"sigma must be random noise, got {value!r}; rsfast.certify gives its exact certificates")
+    return value.sigma if type(value) is Gaussian else value
+
+
 def _seed(value: object = None) -> int:
     return ops.check_seed(secrets.randbits(64) if value is None else value)
 
@@ -73,7 +88,7 @@ class _Call:
     smooth: Smooth
     base_classifier: Model
     num_classes: int
-    sigma: float
+    sigma: float | Noise
     seed: int
     options: SmoothOptions
     input_id: int = 0
@@ -108,8 +123,8 @@ class Smooth:
     base_classifier : callable
         From a batch [B, *shape] to logits [B, num_classes].
     num_classes : int
-    sigma : float
-        Standard deviation of the Gaussian noise, in the units of x.
+    sigma : float or Noise
+        Standard deviation of Gaussian noise, in the units of x; or a noise, whose norm radii are then in.
     seed : int, optional
         In [0, 2^64); drawn from the operating system if left out.
     **options
@@ -118,7 +133,10 @@ class Smooth:
     Attributes
     ----------
     base_classifier, num_classes, sigma, seed, options
-        As given. Each may be set at any time and is checked then. The next call uses it.
+        As given, but sigma is a float where it was given as `Gaussian`. Each may be set at any time and is checked then. The
+        next call uses it.
+    noise : Noise
+        The noise that sigma stands for; it cannot be set.
 
     Raises
     ------
@@ -150,13 +168,17 @@ class Smooth:
     >>> prediction, radius = smooth.certify(torch.full((1, 2, 2), 0.2), n0=100, n=1000, alpha=0.001, batch_size=100)
     >>> prediction
     0
+    >>> from rsfast.noise import Laplace
+    >>> _, l1_radius = Smooth(model, 2, Laplace(0.25), seed=1).certify(torch.full((1, 2, 2), 0.2), 100, 1000, 0.001, 100)
+    >>> 0 < l1_radius <= 0.8
+    True
     """
 
     ABSTAIN = ABSTAIN
 
     base_classifier = _Checked(partial(check_model, "base_classifier"))
     num_classes = _Checked(lambda value: Tally(1, value).num_classes)
-    sigma = _Checked(lambda value: Gaussian(value).sigma)
+    sigma = _Checked(_check_sigma)
     seed = _Checked(_seed, _seed)
     options = _Checked(_check_smooth_options, SmoothOptions)
     _calls = 0  # that have begun
@@ -166,7 +188,7 @@ class Smooth:
         self,
         base_classifier: Model,
         num_classes: int,
-        sigma: float,
+        sigma: float | Noise,
         *,
         seed: int | None = None,
         **options: Unpack[SmoothOptions],
@@ -175,9 +197,9 @@ class Smooth:
         self.sigma, self.seed = sigma, seed
 
     @property
-    def noise(self) -> Gaussian:
-        """The noise of this sigma."""
-        return Gaussian(self.sigma)
+    def noise(self) -> Noise:
+        """The noise that sigma stands for."""
+        return _noise(self.sigma)
 
     def _now(self) -> _Call:
         """Return a call with the attributes as they are now."""
@@ -198,7 +220,7 @@ class Smooth:
             _CALL.reset(token)
 
     def certify(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
-        """Return (class, l2 radius) at x, or (ABSTAIN, 0.0); wrong with probability at most alpha.
+        """Return (class, radius in the noise's norm) at x, or (ABSTAIN, 0.0); wrong with probability at most alpha.
 
         Parameters
         ----------
@@ -218,7 +240,7 @@ class Smooth:
             call.stream, call.start = "estimation", 0
             votes = int(self._sample_noise(x, n, batch_size)[chosen])
             p_lower = self._lower_confidence_bound(votes, n, alpha)
-        radius = float(rules.radius(Gaussian(call.sigma), p_lower, 1 - p_lower))
+        radius = float(rules.radius(_noise(call.sigma), p_lower, 1 - p_lower))
         return (chosen, radius) if radius > 0 else (ABSTAIN, 0.0)
 
     def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
@@ -241,7 +263,7 @@ class Smooth:
                 call.input_id, call.start = self._calls, self._drawn
                 self._drawn += num
         options: dict[str, Any] = {"batch_size": batch_size, "input_ids": [call.input_id], **call.options}
-        sampling = Sampling(call.base_classifier, x, Gaussian(call.sigma), call.num_classes, seed=call.seed, **options)
+        sampling = Sampling(call.base_classifier, x, _noise(call.sigma), call.num_classes, seed=call.seed, **options)
         sampling.forward.about = f"x of shape {[*given.shape]} is taken as one input of shape {[*x.shape[1:]]}"
         sampling.forward.about += (hint := axes_of_one(given.shape)) and f"; {hint}"
         start, ids = call.take(num), torch.tensor([call.input_id], device=x.device)

@@ -201,7 +201,10 @@ class StoppingOptions(TypedDict, total=False):
     """When the sampling of an input stops before n: one at most. `plan.StoppingRule` checks; a sidecar holds both."""
 
     radius: Annotated[
-        float | None, Option(help="stop sampling an input once its radius is R or will not be", parse=float, metavar="R")
+        float | None,
+        Option(
+            help="stop sampling an input once its radius, in the noise's norm, is R or will not be", parse=float, metavar="R"
+        ),
     ]
     rtol: Annotated[
         float | None, Option(help="stop once the radius is known to this share, such as 0.05", parse=float, metavar="X")

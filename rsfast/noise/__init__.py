@@ -5,7 +5,7 @@ from .base import DRAWS, NOISES, POTENTIAL_ERROR, Noise, NoiseParameters, check_
 from .correlated import CorrelatedGaussian, frequencies
 from .gaussian import Gaussian, check_lipschitz
 from .laplace import Laplace
-from .norms import NORMS
+from .norms import NORMS, radius_label
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
 from .subspaces import HaarSubspaces, SubspaceGaussian, SubspaceSmoothing
 from .uniform import Uniform
@@ -33,5 +33,6 @@ __all__ = [
     "frequencies",
     "from_dict",
     "philox",
+    "radius_label",
     "uniforms",
 ]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from .arrays import ArrayConstraint, ArrayNoise
-from .base import POSITIVE, NoiseParameters, register
+from .base import Noise, NoiseParameters, register
+from .constraints import POSITIVE, Array, Constraint
 from .gaussian import Gaussian
 from .norms import Factor
 
@@ -22,8 +22,8 @@ SAFE = 1 - 2.0**-40
 
 
 @register
-@dataclass(frozen=True, eq=False, repr=False)
-class AnisotropicGaussian(ArrayNoise):
+@dataclass(frozen=True)
+class AnisotropicGaussian(Noise):
     """Gaussian noise N(0, sigma_i^2), with a sigma for each element or channel of the input.
 
     The radius is measured in the Mahalanobis norm ``|delta / sigma|_2``, in standard deviations: a
@@ -35,8 +35,7 @@ class AnisotropicGaussian(ArrayNoise):
     sigmas : array_like
         Standard deviations, in the units of the input, before any ``scale`` and ``shift``: of shape
         [*shape], one of each element; or [C], one of each channel, the first axis of shape. For
-        inputs of one axis both are the same. Positive, finite and normal float32 numbers; kept as
-        an array of float32, as the kernels apply them, that cannot be written to.
+        inputs of one axis both are the same. Positive, finite and representable in float32.
 
     Raises
     ------
@@ -58,24 +57,28 @@ class AnisotropicGaussian(ArrayNoise):
     --------
     >>> noise = AnisotropicGaussian([0.125, 0.25, 0.5])
     >>> noise
-    AnisotropicGaussian(sigmas = 3 values from 0.125 to 0.5)
+    AnisotropicGaussian(sigmas=0.125 to 0.5 of shape [3])
     >>> rho = float(noise.potential(0.99))
     >>> [round(noise.radius_in(rho, norm, (3,)), 3) for norm in ("mahalanobis", "l2", "linf", "volume")]
     [2.326, 0.291, 0.254, 0.582]
     """
 
-    sigmas: NDArray[np.float32]
+    sigmas: ArrayLike
 
-    constraints: ClassVar[Mapping[str, ArrayConstraint]] = {
-        "sigmas": ArrayConstraint(lambda v: (POSITIVE.low <= v) & (v <= POSITIVE.high), POSITIVE.words, np.float32)
-    }
+    constraints: ClassVar[Mapping[str, Constraint]] = {"sigmas": Array(POSITIVE)}
     norm = "mahalanobis"
     draw = Gaussian.draw
+    has_arrays = True
+
+    @cached_property
+    def applied(self) -> NDArray[np.float32]:
+        """The sigmas as kernels apply them, rounded to float32."""
+        return np.asarray(self.sigmas, dtype=np.float32)
 
     @cached_property
     def scale(self) -> float:
         """The smallest sigma."""
-        return float(self.sigmas.min())
+        return float(self.applied.min())
 
     def of_elements(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """Return the sigma of each element [*shape]; raise ValueError if sigmas do not fit.
@@ -85,13 +88,13 @@ class AnisotropicGaussian(ArrayNoise):
         >>> AnisotropicGaussian([1.0, 2.0]).of_elements((2, 3)).tolist()
         [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
         """
-        shape, own = tuple(shape), self.sigmas.shape
+        shape, own = tuple(shape), self.applied.shape
         if own not in (shape, shape[:1]):
             raise ValueError(
                 f"sigmas must have shape {list(shape)}, one of each element of the inputs, or {list(shape[:1])}, one of "
                 f"each channel, got shape {list(own)}"
             )
-        return np.broadcast_to(self.sigmas if own == shape else self.sigmas.reshape(-1, *[1] * (len(shape) - 1)), shape)
+        return np.broadcast_to(self.applied if own == shape else self.applied.reshape(-1, *[1] * (len(shape) - 1)), shape)
 
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the draw and the parameter block that kernels take: the sigma of each element.
@@ -141,7 +144,7 @@ class AnisotropicGaussian(ArrayNoise):
 
     @cached_property
     def _geometric_mean(self) -> float:
-        return SAFE * math.exp(float(np.log(self.sigmas.astype(np.float64)).mean()))
+        return SAFE * math.exp(float(np.log(self.applied.astype(np.float64)).mean()))
 
     def score(self, z: Any) -> Any:
         """Return ``z_i / sigma_i^2``."""

@@ -14,8 +14,8 @@ from scipy.special import ndtri
 
 from .._check import as_real
 from .anisotropic import SAFE
-from .arrays import ArrayConstraint, ArrayNoise
-from .base import POSITIVE, NoiseParameters, register
+from .base import Noise, NoiseParameters, register
+from .constraints import POSITIVE, Array, Constraint, Real
 from .gaussian import Gaussian
 from .norms import Factor, check_shape, scaled_down
 
@@ -74,15 +74,9 @@ def _multiplicities(shape: Sequence[int]) -> NDArray[np.float64]:
     return counts
 
 
-def _zero_or_more(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    most = float(np.max(values, initial=0, where=np.isfinite(values)))
-    least = max(POSITIVE.low, most / _SPAN)
-    return np.asarray((values == 0) & (most > 0) | (least <= values) & (values <= POSITIVE.high))
-
-
 @register
-@dataclass(frozen=True, eq=False, repr=False)
-class CorrelatedGaussian(ArrayNoise):
+@dataclass(frozen=True)
+class CorrelatedGaussian(Noise):
     """Stationary Gaussian noise: each frequency of a channel has a variance of its own, and channels are independent.
 
     White noise z, that of `Gaussian` of sigma 1 to the bit, is shaped along all axes but the
@@ -103,7 +97,7 @@ class CorrelatedGaussian(ArrayNoise):
         [W // 2 + 1] for [C, W] or [W]. A further first axis, [C, H, W // 2 + 1], has one spectrum a
         channel. A constant ``sigma^2`` is white noise of that sigma. Eigenvalues are 0 or more,
         those above 0 at least ``2^-40`` of the largest, and not all 0. Frequencies k and -k have the
-        same, where the layout holds both. Kept as an array of float64 that cannot be written to.
+        same, where the layout holds both.
 
     Raises
     ------
@@ -134,22 +128,34 @@ class CorrelatedGaussian(ArrayNoise):
     --------
     >>> noise = CorrelatedGaussian.low_pass((3, 32, 32), cutoff=0.125, sigma=0.25)
     >>> noise.settings
-    'spectrum = 32 x 17 values from 0.0108073 to 1.08073'
+    'spectrum = 0.0108936 to 1.08936 of shape [32, 17]'
     >>> rho = float(noise.potential(0.99))
     >>> round(noise.radius_in(rho, "l2"), 3), round(noise.band_radius(rho, frequencies((3, 32, 32)) <= 0.125), 3)
-    (0.242, 2.418)
+    (0.243, 2.428)
     """
 
-    spectrum: NDArray[np.float64]
+    spectrum: ArrayLike
 
-    constraints: ClassVar[Mapping[str, ArrayConstraint]] = {
-        "spectrum": ArrayConstraint(
-            _zero_or_more, "0 or normal float32, not all 0, and 0 or at least 2^-40 of the largest", np.float64
-        )
+    constraints: ClassVar[Mapping[str, Constraint]] = {
+        "spectrum": Array(Real(0, POSITIVE.high, "0 or more, and finite float32"))
     }
     norm = "mahalanobis"
     draw = Gaussian.draw
+    has_arrays = True
     potential_error = 2.0**-40
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        largest = float(self._eigenvalues.max())
+        if not POSITIVE.low <= largest <= _SPAN * self.scale**2:
+            raise ValueError(
+                "spectrum must have a largest number that is a normal float32, and others that are 0 or at least 2^-40 of "
+                f"it, got {self.spectrum!r}"
+            )
+
+    @cached_property
+    def _eigenvalues(self) -> NDArray[np.float64]:
+        return np.asarray(self.spectrum)
 
     @classmethod
     def low_pass(cls, shape: Sequence[int], cutoff: float, sigma: float, floor: float = 0.01) -> CorrelatedGaussian:
@@ -182,11 +188,11 @@ class CorrelatedGaussian(ArrayNoise):
     @cached_property
     def scale(self) -> float:
         """The standard deviation of the weakest frequency whose eigenvalue is not 0."""
-        return math.sqrt(float(self.spectrum[self.spectrum > 0].min()))
+        return math.sqrt(float(self._eigenvalues[self._eigenvalues > 0].min(initial=np.inf)))
 
     def of_channels(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """Return the spectrum with an axis for the channel, of length C or 1; raise ValueError if it does not fit."""
-        shape, own = tuple(shape), self.spectrum.shape
+        shape, own = tuple(shape), self._eigenvalues.shape
         half = half_shape(shape)
         allowed = [half, (shape[0], *half)] if len(shape) > 1 else [half]
         if own not in allowed:
@@ -194,7 +200,7 @@ class CorrelatedGaussian(ArrayNoise):
                 f"spectrum must have shape {' or '.join(str(list(each)) for each in allowed)} for inputs of shape "
                 f"{list(shape)}, got shape {list(own)}"
             )
-        found = self.spectrum.reshape(-1, *half).copy()
+        found = self._eigenvalues.reshape(-1, *half).copy()
         for column in [0] if _axes(shape)[-1] % 2 else [0, -1]:
             values = found[..., column]
             mirrored = _negative_frequencies(values)
@@ -232,7 +238,7 @@ class CorrelatedGaussian(ArrayNoise):
         - volume: the geometric mean of the roots of all eigenvalues. This ball does not lie within the
           ellipsoid.
         """
-        least = float(self.spectrum.min())
+        least = float(self._eigenvalues.min())
         return {
             "l1": lambda shape: SAFE / math.sqrt(float(self._mean(np.reciprocal, shape).max())),
             "l2": SAFE * math.sqrt(least),
@@ -273,13 +279,13 @@ class CorrelatedGaussian(ArrayNoise):
         radius, band = as_real("radius", radius, least=0), np.asarray(band)
         if band.dtype != np.bool_:
             raise TypeError(f"band must be an array of bools, got {band.dtype}")
-        own = self.spectrum.shape
+        own = self._eigenvalues.shape
         if band.shape not in (own, own[1:]) or not band.any():
             raise ValueError(
                 f"band must be True somewhere, and have shape {list(own)}, as spectrum has, got {int(band.sum())} True and "
                 f"shape {list(band.shape)}"
             )
-        least = float(self.spectrum[np.broadcast_to(band, own)].min())
+        least = float(self._eigenvalues[np.broadcast_to(band, own)].min())
         return scaled_down(radius, SAFE * math.sqrt(least))
 
 

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf, erfcx, log_ndtr, ndtri
 
 from .base import POSITIVE, Constraint, Draw, Noise, register
+from .constraints import Real
 
-_LIPSCHITZ = Constraint(np.nextafter(0, 1), np.finfo(np.float64).max, "positive and finite")
+_LIPSCHITZ = Real(np.nextafter(0, 1), np.finfo(np.float64).max, "positive and finite")
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)  # exact to a unit in the last place in both uses below
 _WEIGHTS /= 2  # of a mean over [-1, 1]

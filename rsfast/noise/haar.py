@@ -41,7 +41,7 @@ def seen_share(k: int, d: int, count: int) -> Law:
     --------
     >>> law = seen_share(10, 100, 512)
     >>> round(float((law.masses * law.means).sum()), 6)
-    0.312246
+    0.309205
     """
     z = np.linspace(0, _REACH, count // 2 + 1)[1:]
     low = np.arcsin(np.sqrt(betaincinv(k / 2, (d - k) / 2, ndtr(-np.append(z[::-1], 0.0)))))

@@ -17,19 +17,14 @@ Factor = float | Callable[[Sequence[int]], float]
 
 
 class Norm(NamedTuple):
-    """How texts name a norm, and the unit of its radii.
+    """How texts name a norm, the unit of its radii, and whether the norm depends on the noise's parameters.
 
-    Examples
-    --------
-    >>> str(NORMS["mahalanobis"])
-    'Mahalanobis, standard deviations'
+    Radii of two noises in a norm that does cannot be compared.
     """
 
     words: str
     unit: str
-
-    def __str__(self) -> str:
-        return f"{self.words}, {self.unit}"
+    of_noise: bool = False
 
 
 NORMS: Mapping[str, Norm] = {
@@ -37,11 +32,24 @@ NORMS: Mapping[str, Norm] = {
     "l1": Norm("l1", "input units"),
     "l2": Norm("l2", "input units"),
     "linf": Norm("linf", "input units"),
-    "mahalanobis": Norm("Mahalanobis", "standard deviations"),
-    "projected l2": Norm("projected l2", "input units"),
-    "projections": Norm("projections", "changed projections"),
+    "mahalanobis": Norm("Mahalanobis", "standard deviations", of_noise=True),
+    "projected l2": Norm("projected l2", "input units", of_noise=True),
+    "projections": Norm("projections", "changed projections", of_noise=True),
 }
 """Norms by the names that noises and certificates have."""
+
+
+def radius_label(norm: str | None, *, unit: bool = False) -> str:
+    """Return what texts, tables and plots call a radius in this norm; None is a norm that is not known.
+
+    Examples
+    --------
+    >>> radius_label("l2"), radius_label("mahalanobis", unit=True), radius_label(None, unit=True)
+    ('l2 radius', 'Mahalanobis radius (standard deviations)', 'radius (input units)')
+    """
+    known = NORMS.get(norm or "", Norm(norm or "", "its units" if norm else "input units"))
+    return f"{known.words} radius".lstrip() + (f" ({known.unit})" if unit else "")
+
 
 _INVERSE = {"l1": 2, "l2": 1, "linf": 0}  # 2/p
 

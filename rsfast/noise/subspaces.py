@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._check import as_int
-from .arrays import ArrayConstraint, ArrayNoise
-from .base import POSITIVE, Constraint, Noise, NoiseParameters, register
+from .base import Noise, NoiseParameters, register
+from .constraints import POSITIVE, Array, Constraint, FrozenArray, Integer, Real
 from .gaussian import Gaussian
 from .haar import haar_radius
 from .norms import Factor, conversions
@@ -21,22 +20,26 @@ TOLERANCE = 1e-6
 """How far the products of a projection's rows may lie from those of orthonormal ones."""
 
 _UP, _DOWN = 1 + 2.0**-48, 1 - 2.0**-48
-_FINITE = ArrayConstraint(np.isfinite, "finite", np.float64)
+_FINITE = Real(-float(np.finfo(np.float64).max), float(np.finfo(np.float64).max), "finite")
 
 
-def _projections(name: str, value: object, axes: int) -> NDArray[np.float64]:
-    """Return an array of projections with orthonormal rows, or raise an error that names it."""
-    array = np.asarray(_FINITE.check(name, value), dtype=np.float64)
-    wanted = "[M, k, d]" if axes == 3 else "[k, d]"
-    if array.ndim != axes or array.shape[-2] > array.shape[-1]:
-        raise ValueError(f"{name} must have shape {wanted} with k at most d, got {list(array.shape)}")
-    off = np.abs(array @ array.swapaxes(-1, -2) - np.eye(array.shape[-2])).max(axis=(-1, -2))
-    if not np.all(off <= TOLERANCE):
-        raise ValueError(
-            f"{name} must have orthonormal rows, to within {TOLERANCE:g}, got products off by {off.max():.3g}; take the "
-            "transposed Q of numpy.linalg.qr(rows.T)"
-        )
-    return array
+@dataclass(frozen=True)
+class Orthonormal(Array):
+    """Arrays of projections: matrices along the last two axes whose rows are orthonormal, to within `TOLERANCE`."""
+
+    def check(self, name: str, value: Any) -> FrozenArray:
+        """Return `value` as a `FrozenArray`."""
+        found = super().check(name, value)
+        array = found.array
+        if array.shape[-2] > array.shape[-1]:
+            raise ValueError(f"{name} must have no more rows than columns in a matrix, got shape {list(array.shape)}")
+        off = np.abs(array @ array.swapaxes(-1, -2) - np.eye(array.shape[-2])).max()
+        if not off <= TOLERANCE:
+            raise ValueError(
+                f"{name} must have orthonormal rows, to within {TOLERANCE:g}, got products off by {off:.3g}; take the "
+                "transposed Q of numpy.linalg.qr(rows.T)"
+            )
+        return found
 
 
 def _fits(name: str, d: int, shape: Sequence[int]) -> None:
@@ -73,8 +76,8 @@ def _exact_sum(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 @register
-@dataclass(frozen=True, eq=False, repr=False)
-class SubspaceSmoothing(ArrayNoise):
+@dataclass(frozen=True)
+class SubspaceSmoothing(Noise):
     """Fixed projections, and no noise inside: evaluation j shows the classifier ``U_j^T U_j x``.
 
     Deterministic: there are as many evaluations as projections, all are counted, and certificates
@@ -86,7 +89,7 @@ class SubspaceSmoothing(ArrayNoise):
     ----------
     projections : array_like [M, k, d]
         U_1 to U_M, each with orthonormal rows to within 1e-6, for inputs of d elements, flattened
-        in logical order. Kept as an array of float64 that cannot be written to.
+        in logical order. Kept as a `FrozenArray` of float64.
 
     Raises
     ------
@@ -107,37 +110,34 @@ class SubspaceSmoothing(ArrayNoise):
     --------
     >>> halves = SubspaceSmoothing(np.eye(4).reshape(2, 2, 4))
     >>> halves
-    SubspaceSmoothing(projections = 2 x 2 x 4 values from 0 to 1)
+    SubspaceSmoothing(projections=0 to 1 of shape [2, 2, 4])
     >>> halves.size([0.0, 0.0, 7.0, 0.0])
     1
     >>> [halves.exact_radius(np.array(lead)).item() for lead in (0, 1, 2, 3)]
     [0.0, 0.0, 0.0, 1.0]
     """
 
-    projections: NDArray[np.float64]
+    projections: FrozenArray
 
-    constraints: ClassVar[Mapping[str, ArrayConstraint]] = {"projections": _FINITE}
+    constraints: ClassVar[Mapping[str, Constraint]] = {"projections": Orthonormal(_FINITE, (3,))}
     norm = "projections"
     draw = Gaussian.draw
-    scale = 1.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "projections", _projections("projections", self.projections, 3))
+    has_arrays = True
 
     @property
-    def largest_input(self) -> float:
-        """The largest magnitude of an input's element: any that float32 holds, as nothing is added."""
-        return float(np.finfo(np.float32).max)
+    def scale(self) -> float:
+        """Infinite: as nothing is added, inputs may have any size and any units."""
+        return math.inf
 
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the projections, and the draw of white noise, of which nothing is drawn."""
-        _fits("projections", self.projections.shape[2], shape)
-        return NoiseParameters(self.draw.name, [1.0], shaper="sampled projection", shaper_tensors=[self.projections])
+        _fits("projections", self.projections.array.shape[2], shape)
+        return NoiseParameters(self.draw.name, [1.0], shaper="sampled projection", shaper_tensors=[self.projections.array])
 
     @property
     def evaluations(self) -> int:
         """The number of projections."""
-        return len(self.projections)
+        return len(self.projections.array)
 
     def exact_radius(self, lead: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the largest number m of changed projections with ``lead > 2 m``; 0 where there is none."""
@@ -164,13 +164,13 @@ class SubspaceSmoothing(ArrayNoise):
         >>> turned.size([0.5, 0.5]), turned.size([0.0, 0.0])
         (2, 0)
         """
-        flat = _flat(delta, self.projections.shape[2])
-        return sum(not _exactly_zero(rows, flat) for rows in self.projections)
+        flat = _flat(delta, self.projections.array.shape[2])
+        return sum(not _exactly_zero(rows, flat) for rows in self.projections.array)
 
 
 @register
-@dataclass(frozen=True, eq=False, repr=False)
-class SubspaceGaussian(ArrayNoise):
+@dataclass(frozen=True)
+class SubspaceGaussian(Noise):
     """One fixed projection with Gaussian noise inside: the classifier sees ``W^T (W x + sigma z)``, z in R^k.
 
     The radius is that of ``|W delta|_2``, in the units of the input: what lies in the kernel of W
@@ -181,7 +181,7 @@ class SubspaceGaussian(ArrayNoise):
     ----------
     projection : array_like [k, d]
         W, with orthonormal rows to within 1e-6, for inputs of d elements, flattened in logical order.
-        Kept as an array of float64 that cannot be written to.
+        Kept as a `FrozenArray` of float64.
     sigma : float
         Standard deviation of the noise in each direction of the subspace; as of `Gaussian`.
 
@@ -212,16 +212,13 @@ class SubspaceGaussian(ArrayNoise):
     0.5
     """
 
-    projection: NDArray[np.float64]
+    projection: FrozenArray
     sigma: float
 
-    constraints: ClassVar[Mapping[str, Any]] = {"projection": _FINITE, "sigma": POSITIVE}
+    constraints: ClassVar[Mapping[str, Constraint]] = {"projection": Orthonormal(_FINITE, (2,)), "sigma": POSITIVE}
     norm = "projected l2"
     draw = Gaussian.draw
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "projection", _projections("projection", self.projection, 2))
-        object.__setattr__(self, "sigma", POSITIVE.check("sigma", self.sigma))
+    has_arrays = True
 
     @property
     def scale(self) -> float:
@@ -230,9 +227,9 @@ class SubspaceGaussian(ArrayNoise):
 
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the draw of the noise inside, and the projection [1, k, d]."""
-        _fits("projection", self.projection.shape[1], shape)
+        _fits("projection", self.projection.array.shape[1], shape)
         return NoiseParameters(
-            self.draw.name, [self.sigma], shaper="projection", shaper_tensors=[self.projection[None].copy()]
+            self.draw.name, [self.sigma], shaper="projection", shaper_tensors=[self.projection.array[None].copy()]
         )
 
     def potential(self, p: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
@@ -247,7 +244,7 @@ class SubspaceGaussian(ArrayNoise):
         Its square is at most ``|delta|_2^2`` times the largest sum of a row of ``|W W^T|``. In l1 and linf a larger radius
         may hold.
         """
-        most = float(np.abs(self.projection @ self.projection.T).sum(axis=1).max())
+        most = float(np.abs(self.projection.array @ self.projection.array.T).sum(axis=1).max())
         l2 = _DOWN / math.sqrt(most * _UP)
         linf = conversions("l2")["linf"]
         assert callable(linf)
@@ -261,13 +258,13 @@ class SubspaceGaussian(ArrayNoise):
         delta : array_like
             d finite numbers, of any shape.
         """
-        k, d = self.projection.shape
+        k, d = self.projection.array.shape
         flat = _flat(delta, d)
-        if _exactly_zero(self.projection, flat):
+        if _exactly_zero(self.projection.array, flat):
             return 0.0
         # A sum of d products is off by at most d units of 2^-53 of the sum of their magnitudes, in whatever order.
-        off = (d + 2) * 2.0**-53 * (np.abs(self.projection) @ np.abs(flat))
-        seen = np.abs(self.projection @ flat) + off * _UP
+        off = (d + 2) * 2.0**-53 * (np.abs(self.projection.array) @ np.abs(flat))
+        seen = np.abs(self.projection.array @ flat) + off * _UP
         return math.nextafter(math.hypot(*seen) * (1 + (k + 4) * 2.0**-52), math.inf)
 
 
@@ -322,21 +319,12 @@ class HaarSubspaces(Noise):
     k: int
     d: int
 
-    constraints: ClassVar[Mapping[str, Constraint]] = {
-        "sigma": POSITIVE,
-        "k": Constraint(1, 2**31, "an int from 1 to d - 1"),
-        "d": Constraint(2, 2**34, "an int from 2 to 2^34"),
-    }
+    constraints: ClassVar[Mapping[str, Constraint]] = {"sigma": POSITIVE, "k": Integer(1, 2**34 - 1), "d": Integer(2, 2**34)}
     norm = "l2"
     draw = Gaussian.draw
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", POSITIVE.check("sigma", self.sigma))
-        for name in ("k", "d"):
-            value = getattr(self, name)
-            value = int(value) if isinstance(value, float) and value.is_integer() else as_int(name, value)
-            self.constraints[name].check(name, value)
-            object.__setattr__(self, name, value)
+        super().__post_init__()
         if self.k >= self.d:
             raise ValueError(
                 f"k must be from 1 to d - 1 = {self.d - 1}, got {self.k}; for k = d take Gaussian({self.sigma})"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._files import write_whole
+from ..noise import radius_label
 from .results import Results, abstention_rate, certified_accuracy, common_norm, progress
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def plot(
     of_runs = common_norm(results_by_name)
     if norm is not None and of_runs not in (None, norm):
         raise ValueError(f"norm must be that of the runs, {of_runs!r}, got {norm!r}")
-    units = ", ".join(filter(None, (norm or of_runs, "input units")))
+    label = radius_label(norm or of_runs, unit=True)
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import PercentFormatter
@@ -117,7 +118,7 @@ def plot(
             marker = _MARKERS[i // 10 % len(_MARKERS)]
             lines += axes.plot(radii[:1], accuracy[:1], marker, clip_on=False, **look)
     labelled = any(run.labelled for run in results_by_name.values())
-    axes.set(xlabel=f"radius ({units})", xlim=(0, right), ylim=(0, 1))
+    axes.set(xlabel=label, xlim=(0, right), ylim=(0, 1))
     axes.set_ylabel("certified accuracy" if labelled else "share certified, right or wrong")
     if title is not None:
         above = axes.set_title(title, parse_math=False)

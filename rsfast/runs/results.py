@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from ..engine.plan import StoppingRule
-from ..noise import NOISES, Gaussian
+from ..noise import NOISES, NORMS, Gaussian, radius_label
 from ..noise import from_dict as noise_from_dict
 from ..stats.certificate import ABSTAIN
 from . import layout
@@ -196,7 +196,7 @@ def common_norm(results_by_name: Mapping[str, Results]) -> str | None:
     Raises
     ------
     ValueError
-        If two runs have different norms, whose radii cannot be compared.
+        If two runs have different norms, whose radii cannot be compared; or one that depends on their noise, which differs.
     """
     found: str | None = None
     first = ""
@@ -206,6 +206,9 @@ def common_norm(results_by_name: Mapping[str, Results]) -> str | None:
             raise ValueError(f"runs must have one norm, got {found} in {first} and {norm} in {name}; compare them apart")
         if found is None and norm is not None:
             found, first = norm, name
+        if norm is not None and norm in NORMS and NORMS[norm].of_noise and run._noise != results_by_name[first]._noise:
+            what = f"{NORMS[norm].words} norms of two noises"
+            raise ValueError(f"runs must have one norm, got {what} in {first} and {name}; compare them apart")
     return found
 
 
@@ -283,16 +286,19 @@ def notes(results_by_name: Mapping[str, Results]) -> list[str]:
         unlabelled = int((run.label == -1).sum())
         if not run.labelled:
             shares = (
-                ": shares of images certified at r, right or wrong, and ACR is their mean radius" if run.has_radius else ""
+                f": shares of images certified at r, right or wrong, and ACR is their mean {radius_label(run.norm)}"
+                if run.has_radius
+                else ""
             )
             found.append(f"{name}: no labels{shares}.")
         elif unlabelled:
             found.append(f"{name}: {unlabelled} of {len(run.label)} images have no label, and count as not correct.")
         if run.stopping.radius is not None:
             share = share_decided(run, run.stopping.radius)
-            why = f"sampling stopped once radius {run.stopping.radius} was decided: {share:.1%} certified at it"
+            asked = f"{radius_label(run.norm)} {run.stopping.radius}"
+            why = f"sampling stopped once {asked} was decided: {share:.1%} certified at it"
         elif run.stopping.rtol is not None:
-            why = f"sampling stopped once a radius was known to {run.stopping.rtol} of its size"
+            why = f"sampling stopped once the {radius_label(run.norm)} was known to {run.stopping.rtol} of its size"
         else:
             continue
         found.append(f"{name}: {why}. With all samples ACR and accuracies are at least, abstentions at most, those shown.")
@@ -368,7 +374,7 @@ def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format
     results_by_name : mapping of str to Results
         At least one run.
     radii : sequence of float
-        At least 0, in the units of the input.
+        At least 0, in the norm of the runs.
     format : {"text", "markdown", "latex", "csv"}
 
     Returns

@@ -301,7 +301,7 @@ class Run:
         mine = [index for index in self.indices if index not in done]
         if self.ranks.by_inputs:
             mine = mine[self.ranks.rank :: self.ranks.world]
-        about = {name: sidecar[name] for name in ("command", "backend", "batch_size", "versions")}
+        about = {name: sidecar[name] for name in ("command", "norm", "backend", "batch_size", "versions")}
         about |= {"device": str(self._device), "threads": torch.get_num_threads()}
         with self._log.running(images=len(mine), done_before=len(done), **about):
             sampler = RowSampler(

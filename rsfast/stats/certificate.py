@@ -155,7 +155,7 @@ class Certificate:
     prediction : int
         The class, or `ABSTAIN`.
     radius : float
-        In ``norm``, in the units of the input, rounded down; 0 for an abstention.
+        In ``norm``, in the unit that `noise.NORMS` states, rounded down; 0 for an abstention.
     norm : str
         The norm of the noise.
     p_lower, p_upper : float
