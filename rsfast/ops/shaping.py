@@ -1,9 +1,9 @@
 """Noise that plain PyTorch makes of a backend's white noise, by an FFT or a matrix; then what `perturb` does to any noise.
 
 A backend draws the white noise, as `Gaussian`, into a float32 buffer. Groups of rows are then shaped in float64. What is
-rounded there does not show in float32, but for about one element in 10^8. All groups of a call have one size, which depends
-on the noise, the shape of x and the device only: the last is filled up. So a row takes the same way through the libraries
-for FFTs and matrices, whatever the batch.
+rounded there does not show in float32, but for about one element in 10^8. Libraries treat each matrix of a group alone, but
+several transforms at once. So groups that an FFT shapes have one size, which depends on the noise, the shape of x and the
+device only: the last is filled up. A row then has the same bits whatever the batch.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ class Shaper(NamedTuple):
     shape : callable
         ``shape(job, rows, samples, white)`` returns the noisy inputs float64 [B, *shape] of rows [B] and samples [B], for
         their white noise float64 [B, *white].
+    alike : bool
+        Whether all groups must have one size.
     """
 
     check: Callable[[Perturbation], None]
     white: Callable[[Perturbation], Sequence[int]]
     shape: Callable[[Perturbation, Tensor, Tensor, Tensor], Tensor]
+    alike: bool = False
 
 
 def check(job: Perturbation) -> None:
@@ -56,15 +59,18 @@ def perturb(job: Perturbation, draw: Callable[[Perturbation], None]) -> None:
     shaper, device, batch = SHAPERS[job.noise.shaper], job.x.device, job.samples.shape[0]
     zeros = torch.zeros((job.x.shape[0], *shaper.white(job)), device=device)
     size = max(1, _ELEMENTS.get(device.type, 1 << 16) // max(zeros[0].numel(), job.x[0].numel()))
+    size = size if shaper.alike else min(size, batch)
     white = torch.zeros((size, *zeros.shape[1:]), device=device)
     plain = job._replace(x=zeros, scale=None, shift=None, clamp=None, channels_last=False, out=white)
     for first in range(0, batch, size):
         rows, samples = (each[first : first + size] for each in (job.rows, job.samples))
-        fill = size - len(rows)
-        rows, samples = pad(rows, (0, fill)), pad(samples, (0, fill))
-        if white.numel():
-            draw(plain._replace(rows=rows, samples=samples))
-        y = shaper.shape(job, rows, samples, white.double())[: size - fill]
+        count = len(rows)
+        if shaper.alike:
+            rows, samples = pad(rows, (0, size - count)), pad(samples, (0, size - count))
+        out = white[: len(rows)]
+        if out.numel():
+            draw(plain._replace(rows=rows, samples=samples, out=out))
+        y = shaper.shape(job, rows, samples, out.double())[:count]
         reference.finish(y.float(), job, job.out[first : first + size])
 
 
@@ -144,7 +150,7 @@ def _haar_white(job: Perturbation) -> Sequence[int]:
 
 
 SHAPERS = {
-    "spectrum": Shaper(_check_spectrum, lambda job: job.x.shape[1:], _by_spectrum),
+    "spectrum": Shaper(_check_spectrum, lambda job: job.x.shape[1:], _by_spectrum, alike=True),
     "sampled projection": Shaper(_check_projections, lambda job: (0,), _by_sampled_projection),
     "projection": Shaper(_check_projections, lambda job: job.noise.shaper_tensors[0].shape[1:2], _by_projection),
     "haar": Shaper(_check_haar, _haar_white, _by_haar),
