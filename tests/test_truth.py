@@ -5,7 +5,6 @@ from truth import CASES, near, never_beyond
 
 from rsfast.noise import NOISES
 
-
 SLOW = ("HaarSubspaces",)  # a decomposition of a matrix for each of 5 million samples
 
 

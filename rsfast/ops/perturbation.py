@@ -143,7 +143,7 @@ def _on_device(noise: Noise, shape: tuple[int, ...], device: torch.device) -> No
     """Return the parameter block with tensors instead of arrays."""
     found = noise.parameters(shape)
     tensors, more = (
-        [torch.tensor(array, device=device) for array in each] for each in (found.tensors, found.shaper_tensors)
+        [torch.tensor(array, device=device).contiguous() for array in each] for each in (found.tensors, found.shaper_tensors)
     )
     return found._replace(tensors=tensors, shaper_tensors=more)
 
