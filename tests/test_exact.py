@@ -48,9 +48,9 @@ def marked(votes):
 
 @pytest.mark.parametrize("projections", [AXES, ROTATED], ids=["axes", "rotated"])
 def test_every_perturbation_of_a_small_grid(projections):
-    """All pairs of 81 inputs and 12 classifiers: none that a certificate covers has another class."""
+    """All pairs of 41 inputs and 12 classifiers: none that a certificate covers has another class."""
     noise = SubspaceSmoothing(projections)
-    x = torch.tensor(list(product([0.0, 0.5, 1.0], repeat=4)))
+    x = torch.tensor(list(product([0.0, 0.5, 1.0], repeat=4)))[::2]
     sizes = np.array([[noise.size(b - a) for b in x.double().numpy()] for a in x.double().numpy()])
     changed = np.array([[ops.changed(a, b, noise) for b in x] for a in x[::9]])
     assert np.all(changed <= sizes[::9])
