@@ -183,8 +183,8 @@ def smoothed(
         From a batch [B, *shape] to one finite real number a row, [B]. It is never differentiated. A torch.nn.Module is put
         into eval mode meanwhile.
     noise : Noise
-        Its parameters are in the units of x. The value takes any noise, the gradient Gaussian or Laplace noise, and the
-        curvature Gaussian noise.
+        Its parameters are in the units of x. The value takes any noise, the gradient `Gaussian`, `AnisotropicGaussian` or
+        `Laplace` noise, and the curvature one of the first two.
     n : int
         Pairs of samples that each call takes, at least 2. f is evaluated at 2 n points, at x itself too for the curvature.
     seed : int, optional

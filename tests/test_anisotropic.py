@@ -78,14 +78,6 @@ def test_distribution():
         assert stats.kstest(values, stats.norm(scale=sigma).cdf).pvalue > 1e-6
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Dynamo's, that it looks into a cached function
-def test_compiled():
-    noise = AnisotropicGaussian(of_elements((3, 8, 8)))
-    x, function = torch.rand(1, 3, 8, 8), lambda x: perturb(x, noise, seed=1, samples=range(4)) * 2
-    assert torch.equal(torch.compile(function, backend="aot_eager")(x), function(x))
-
-
 # Radii
 
 

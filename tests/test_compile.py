@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -61,6 +62,13 @@ def test_ranges_lists_and_options_compile():
     found = torch.compile(function, backend="aot_eager", fullgraph=True)(x)
     for a, b in zip(found, function(x), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("noise", [rsfast.AnisotropicGaussian([0.25, 0.5, 1.0]), rsfast.CorrelatedGaussian(np.ones((8, 5)))])
+def test_noise_with_arrays(noise):
+    """The graph breaks before its arrays are made; the bits are the same."""
+    x, function = images(), lambda x: ops.perturb(x * 2, noise, seed=1, samples=range(2)) * 3
+    assert torch.equal(torch.compile(function, backend="aot_eager")(x), function(x))
 
 
 def test_an_index_out_of_range_is_told_when_the_graph_runs():

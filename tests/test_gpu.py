@@ -16,7 +16,7 @@ from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
 
 import rsfast
-from rsfast import Gaussian, Softmax, Tally, Votes, ops
+from rsfast import CorrelatedGaussian, Gaussian, Softmax, Tally, Votes, ops
 from rsfast.ops import BACKENDS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -262,3 +262,20 @@ def test_opcheck(backend):
     torch.library.opcheck(
         torch.ops.rsfast.accumulate.default, (out.flatten(1)[:, :10], samples % 2, tally.parameters, backend, *results)
     )
+
+
+def test_noise_with_a_spectrum(backend):
+    """As on the CPU but for the FFT's rounding: a bit, in few elements. Batch and order do not change a bit."""
+    x, noise = inputs(2, (3, 31, 32)), CorrelatedGaussian.low_pass((3, 31, 32), 0.2, 0.5)
+    keywords = {"seed": 5, "scale": [2.0, 3.0, 4.0], "shift": 0.5, "clamp": (0.0, 1.0), "backend": backend}
+    samples, rows = torch.arange(100, device=GPU), torch.arange(100, device=GPU) % 2
+    whole = ops.perturb(x.to(GPU), noise, samples=samples, rows=rows, **keywords)
+    wanted = ops.perturb(x, noise, samples=samples.cpu(), rows=rows.cpu(), **keywords | {"backend": "cpu"})
+    torch.testing.assert_close(whole.cpu(), wanted, rtol=3e-7, atol=1e-6)
+    assert (whole.cpu() != wanted).double().mean() < 1e-4
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(1)).to(GPU)
+    assert_same_bits(ops.perturb(x.to(GPU), noise, samples=samples[order], rows=rows[order], **keywords), whole[order])
+    for size in (1, 7, 64):
+        parts = [slice(first, first + size) for first in range(0, 100, size)]
+        found = [ops.perturb(x.to(GPU), noise, samples=samples[part], rows=rows[part], **keywords) for part in parts]
+        assert_same_bits(torch.cat(found), whole)

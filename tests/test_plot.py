@@ -45,21 +45,6 @@ def test_curve_of_abstentions_is_flat():
     assert accuracy.tolist() == [0.0]
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that plot() saves."""
-    from matplotlib.figure import Figure
-
-    saved, save = [], Figure.savefig
-
-    def record(figure, *args, **kwargs):
-        saved.append(figure)
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", record)
-    return saved
-
-
 @pytest.mark.parametrize(
     ("suffix", "magic"), [(".png", b"\x89PNG\r\n\x1a\n"), (".pdf", b"%PDF-"), (".PNG", b"\x89PNG"), (".svg", b"<?xml")]
 )
@@ -85,7 +70,7 @@ def test_a_full_disk_leaves_the_figure_before(suffix, tmp_path):
 @pytest.mark.parametrize(
     ("norm", "label"),
     [
-        ("l0", "l0 radius (changed elements)"),
+        ("l0", "l0 radius (changed elements, pixels or patches)"),
         ("l2", "l2 radius (input units)"),
         ("mahalanobis", "Mahalanobis radius (standard deviations)"),
         ("of another version", "of another version radius (its units)"),

@@ -10,14 +10,17 @@ import struct
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from conftest import integers, largest_file, strip_sums
 
+from rsfast.noise.base import NOISES, POSITIVE, Noise
 from rsfast.runs.layout import PREDICT_COLUMNS, identity, same_logits
 from rsfast.runs.plot import plot
 from rsfast.runs.results import (
@@ -848,6 +851,16 @@ def test_a_lipschitz_constant_needs_what_it_depends_on(tmp_path):
                 RunWriter(folder, again, resume=True)
 
 
+def test_an_error_shows_the_beginning_of_a_long_setting(tmp_path):
+    with RunWriter(tmp_path / "run", {"noise": {"name": "Ellipsoid", "sigmas": [0.25] * 10_000}}):
+        pass
+    with pytest.raises(
+        ValueError, match=r"^noise must be {'name': 'Ellipsoid', .*\.\.\., as in .*, got .*; resume"
+    ) as caught:
+        RunWriter(tmp_path / "run", {"noise": {"name": "Ellipsoid", "sigmas": [0.5] * 10_000}}, resume=True)
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("name", ["stream_version", "versions", "seed", "noise", "start", "skip", "std", "another"])
 def test_identity_is_of_every_field(name):
     """A checkpoint is known by it."""
@@ -872,15 +885,27 @@ def test_runs_of_two_norms_are_refused(tmp_path):
         plot(runs, tmp_path / "figure.png", norm="l2")
 
 
-def test_runs_of_a_norm_that_depends_on_their_noise_have_one_noise(tmp_path):
+def test_runs_of_a_norm_that_depends_on_their_noise_agree_in_it(tmp_path, monkeypatch):
     """Radii of two ellipsoids, in standard deviations, are in two norms of one name."""
-    one, other = ({"norm": "mahalanobis", "noise": {"name": "Ellipsoid", "sigmas": [value]}} for value in (0.5, 0.25))
-    assert "mahalanobis" in table({"a": run_of([0, 1], one), "b": run_of([1, 1], one)}, [0.5])
-    runs = {"a": run_of([0, 1], one), "b": run_of([0, 1], other)}
-    message = "runs must have one norm, got Mahalanobis norms of two noises in a and b; compare them apart"
-    for compare in (lambda: table(runs, [0.5]), lambda: plot(runs, tmp_path / "figure.png")):
-        with pytest.raises(ValueError, match=f"^{message}$"):
-            compare()
+
+    @dataclass(frozen=True)
+    class Ellipsoid(Noise):
+        first: float
+        second: float
+
+        constraints: ClassVar = {"first": POSITIVE, "second": POSITIVE}
+        norm = "mahalanobis"
+        norm_fields = ("first",)
+
+    monkeypatch.setitem(NOISES, "Ellipsoid", Ellipsoid)
+    one, same, other = (run_of([0, 1], {"noise": Ellipsoid(*each).to_dict()}) for each in ((0.5, 1), (0.5, 2), (0.25, 1)))
+    assert "mahalanobis" in table({"a": one, "b": same}, [0.5])
+    message = (
+        r"runs must have one norm, got mahalanobis \(first = 0.5\) in a and mahalanobis \(first = 0.25\) in b; compare "
+    )
+    for compare in (lambda runs: table(runs, [0.5]), lambda runs: plot(runs, tmp_path / "figure.png")):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            compare({"a": one, "b": other})
 
 
 def test_the_norm_of_a_run_is_that_of_its_noise():

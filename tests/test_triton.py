@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import test_accumulate as accumulating
 import test_perturb as perturbing
@@ -14,7 +15,7 @@ import torch
 from conftest import assert_same_bits, poison
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
-from rsfast.noise import STREAMS, Gaussian
+from rsfast.noise import STREAMS, CorrelatedGaussian, Gaussian
 from rsfast.ops import BACKENDS, accumulate, perturb
 from rsfast.ops.registry import Backend
 from rsfast.ops.tally import Tally
@@ -71,6 +72,14 @@ def test_transforms(transform):
     for shape, channels_last in (((5, 3), False), ((3, 16, 32), True), ((2, 17, 31), False), ((2, 17, 31), True)):
         keywords = perturbing.arguments(shape, transform, torch.float32, channels_last)
         check_perturb(**keywords | {"samples": [3, 2**40], "rows": [2, 0]})
+
+
+def test_noise_with_a_spectrum():
+    """The kernel draws the white noise; on a GPU another FFT shapes it."""
+    noise, keywords = CorrelatedGaussian(np.arange(1.0, 10.0).reshape(1, 9)), {"seed": 1, "samples": range(5), "scale": 2.0}
+    x = perturbing.inputs(1, (2, 1, 17))
+    found = perturb(x.to(DEVICE), noise, **keywords, backend="triton")
+    torch.testing.assert_close(found.cpu(), perturb(x, noise, **keywords), rtol=3e-7, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 1])

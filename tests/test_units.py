@@ -43,6 +43,14 @@ CALLS = {
 }
 
 
+def test_radii_in_other_units_are_not_said_to_be_in_these():
+    class Counted(rsfast.Laplace):
+        norm = "l0"
+
+    with pytest.warns(UserWarning, match=r", and b = 0\.5 are in these units; if "):
+        rsfast.predict(model, 2 * X, Counted(0.5), num_classes=2, n=20, alpha=0.1, seed=1)
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("case", OUTSIDE)
 @pytest.mark.parametrize("scaled", [False, True])

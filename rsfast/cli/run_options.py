@@ -35,9 +35,10 @@ def add_run_options(parser: Parser) -> None:
     add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
-    either.add_argument(
-        "--noise", type=noise, help=f"noise of another kind, {forms()}; parameters and radii are in the same units"
+    text = (
+        f"any noise, in the units of images, with radii in its norm: {forms()}; for a .npy file numbers do, as 0.1,0.2,0.3"
     )
+    either.add_argument("--noise", type=noise, help=text)
     add_out(parser)
     add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
     add("--std", help="noisy images are fed to the model as (image - mean) / std", **_HELP | {"metavar": "S"})

@@ -26,6 +26,7 @@ from torch.utils.data import (
 from .. import ops
 from .._hints import axes, axes_of_each, conversion
 from ..noise import Noise
+from ..noise.norms import in_input_units
 from ..ops import openmp
 from .batches import to_host
 
@@ -205,9 +206,10 @@ def warn_of_units(x: object, noise: Noise, stacklevel: int) -> None:
     low, high = map(float, x.detach().aminmax())
     if low >= -_SLACK and high <= 1 + _SLACK:
         return
+    what = f"{noise.settings} and the radii" if in_input_units(noise.norm) else noise.settings
     warnings.warn(
-        f"inputs hold values from {low:.4g} to {high:.4g}, and {noise.settings} and the radii are in these units; if they "
-        "are images, pass them in [0, 1], and the model's normalisation as scale= and shift= (--mean and --std)",
+        f"inputs hold values from {low:.4g} to {high:.4g}, and {what} are in these units; if they are images, pass them in "
+        "[0, 1], and the model's normalisation as scale= and shift= (--mean and --std)",
         UserWarning,
         stacklevel=stacklevel + 1,
     )

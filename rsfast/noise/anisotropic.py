@@ -73,7 +73,9 @@ class AnisotropicGaussian(Noise):
     @cached_property
     def applied(self) -> NDArray[np.float32]:
         """The sigmas as kernels apply them, rounded to float32."""
-        return np.asarray(self.sigmas, dtype=np.float32)
+        applied = np.asarray(self.sigmas, dtype=np.float32)
+        applied.setflags(write=False)
+        return applied
 
     @cached_property
     def scale(self) -> float:

@@ -113,6 +113,8 @@ class Noise:
     constraints: ClassVar[Mapping[str, Constraint]]
     norm: ClassVar[str]
     """The norm in which radii are measured: one of `norms.NORMS`."""
+    norm_fields: ClassVar[tuple[str, ...]] = ()
+    """The parameters that the norm depends on: radii of noises that differ in one cannot be compared."""
     draw: ClassVar[Draw]
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
@@ -215,15 +217,16 @@ class Noise:
     def conversions(self) -> Mapping[str, Factor]:
         """The other norms that `radius_in` takes, and what it multiplies a radius by: here l_p norms.
 
-        A noise whose `norm` is no l_p norm has none, unless it overrides this.
+        A noise whose `norm` is no l_p norm has none, unless it overrides this. It may then state
+        sizes that are no norms, too, such as "volume".
         """
         return conversions(self.norm)
 
     def radius_in(self, radius: float, norm: str, shape: Sequence[int] | None = None) -> float:
         """Return a certified radius as one in another norm, rounded down.
 
-        The ball of the radius returned lies within the ball that is certified, so that whatever is
-        proved within that one holds in it.
+        In a norm, the ball of the radius returned lies within what is certified, so the certificate
+        holds in it.
 
         Parameters
         ----------

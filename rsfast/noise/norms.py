@@ -17,24 +17,22 @@ Factor = float | Callable[[Sequence[int]], float]
 
 
 class Norm(NamedTuple):
-    """How texts name a norm, the unit of its radii, and whether the norm depends on the noise's parameters.
-
-    Radii of two noises in a norm that does cannot be compared.
-    """
+    """How texts name a norm, and the unit of its radii."""
 
     words: str
     unit: str
-    of_noise: bool = False
 
+
+_INPUT_UNITS = "input units"
 
 NORMS: Mapping[str, Norm] = {
-    "l0": Norm("l0", "changed elements"),
-    "l1": Norm("l1", "input units"),
-    "l2": Norm("l2", "input units"),
-    "linf": Norm("linf", "input units"),
-    "mahalanobis": Norm("Mahalanobis", "standard deviations", of_noise=True),
-    "projected l2": Norm("projected l2", "input units", of_noise=True),
-    "projections": Norm("projections", "changed projections", of_noise=True),
+    "l0": Norm("l0", "changed elements, pixels or patches"),
+    "l1": Norm("l1", _INPUT_UNITS),
+    "l2": Norm("l2", _INPUT_UNITS),
+    "linf": Norm("linf", _INPUT_UNITS),
+    "mahalanobis": Norm("Mahalanobis", "standard deviations"),
+    "projected l2": Norm("projected l2", _INPUT_UNITS),
+    "projections": Norm("projections", "changed projections"),
 }
 """Norms by the names that noises and certificates have."""
 
@@ -47,8 +45,19 @@ def radius_label(norm: str | None, *, unit: bool = False) -> str:
     >>> radius_label("l2"), radius_label("mahalanobis", unit=True), radius_label(None, unit=True)
     ('l2 radius', 'Mahalanobis radius (standard deviations)', 'radius (input units)')
     """
-    known = NORMS.get(norm or "", Norm(norm or "", "its units" if norm else "input units"))
+    known = NORMS.get(norm or "", Norm(norm or "", "its units" if norm else _INPUT_UNITS))
     return f"{known.words} radius".lstrip() + (f" ({known.unit})" if unit else "")
+
+
+def in_input_units(norm: str) -> bool:
+    """Return whether radii in this norm have the units of the input.
+
+    Examples
+    --------
+    >>> in_input_units("l1"), in_input_units("l0")
+    (True, False)
+    """
+    return norm in NORMS and NORMS[norm].unit == _INPUT_UNITS
 
 
 _INVERSE = {"l1": 2, "l2": 1, "linf": 0}  # 2/p

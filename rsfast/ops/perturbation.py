@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -84,7 +84,8 @@ def perturb(
     Notes
     -----
     Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph. So values of x are not
-    looked at: that they are finite, and within `Noise.largest_input`, is checked by `certify`, `predict` and `sample`.
+    looked at: that they are finite, and within `Noise.largest_input`, is checked by `certify`, `predict` and `sample`. Noise
+    with arrays copies them to the GPU when it first meets a shape, and torch.compile breaks its graph there.
 
     Numerics: Philox4x32-10 and the noise's draw, standard noise z, in float32 as one fixed sequence of exactly rounded
     operations (csrc/noise.h); then fma(z, the noise's scale, x), clamp, fma(scale, shift), all in float32; then one rounding
@@ -101,7 +102,7 @@ def perturb(
     given = (x, samples, rows, input_ids, scale, shift)
     x = check_inputs("x", x)
     device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
-    parameters = (_on_device if check_noise("noise", noise).has_arrays else _scalars)(noise, shape, device)
+    parameters = (_arrays if check_noise("noise", noise).has_arrays else _scalars)(noise, shape, device)
     samples = indices("samples", samples, None, 1 << 56, device)
     batch = samples.shape[0]
     rows = _default_rows(count, batch, device) if rows is None else rows
@@ -136,6 +137,15 @@ def perturb(
 
 def _scalars(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
     return noise.parameters(shape)
+
+
+def _arrays(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
+    if (
+        torch.compiler.is_compiling()
+    ):  # a compiler would follow what NumPy does, in its own arithmetic: the graph breaks here
+        eager: Callable[..., NoiseParameters] = torch.compiler.disable(_on_device)  # type: ignore[no-untyped-call]
+        return eager(noise, shape, device)
+    return _on_device(noise, shape, device)
 
 
 @lru_cache(maxsize=64)

@@ -211,6 +211,11 @@ def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:
         )
 
 
+def _short(value: object) -> str:
+    text = repr(value)  # of a noise's array, as many characters as it has numbers, and more
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], may_differ: set[str]) -> Iterator[tuple[str, str, str]]:
     """Yield the name of each field in which two sidecars differ, and what it is in either."""
     for name in sorted({*first, *second} - may_differ):
@@ -218,7 +223,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], may_differ:
         if missing and name in ADDED - {"clamp"} and (name in ("mode_fixed", "norm") or first.get("lipschitz") is None):
             continue
         if first.get(name) != second.get(name):
-            yield name, repr(first.get(name)), repr(second.get(name))
+            yield name, _short(first.get(name)), _short(second.get(name))
         elif missing and name not in ADDED:  # null in one, and no such field in the other
             yield name, "None" if name in first else "missing", "None" if name in second else "missing"
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from ..engine.plan import StoppingRule
-from ..noise import NOISES, NORMS, Gaussian, radius_label
+from ..noise import NOISES, Gaussian, Noise, radius_label
 from ..noise import from_dict as noise_from_dict
 from ..stats.certificate import ABSTAIN
 from . import layout
@@ -93,14 +93,23 @@ class Results:
         return noise or {}
 
     @property
+    def _known_noise(self) -> Noise | None:
+        try:
+            return noise_from_dict((self.sidecar or {})["noise"])
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @property
+    def norm_settings(self) -> dict[str, Any]:
+        """The parameters of the noise that its norm depends on."""
+        noise = self._known_noise
+        return {} if noise is None else {name: getattr(noise, name) for name in noise.norm_fields}
+
+    @property
     def norm(self) -> str | None:
         """The norm in which radii are measured; None where the sidecar has neither a norm nor a noise that rsfast knows."""
-        sidecar = self.sidecar or {}
-        try:
-            of_noise = noise_from_dict(sidecar["noise"]).norm
-        except (KeyError, TypeError, ValueError):
-            of_noise = None
-        norm = sidecar.get("norm", of_noise)
+        of_noise = None if (noise := self._known_noise) is None else noise.norm
+        norm = (self.sidecar or {}).get("norm", of_noise)
         if not isinstance(norm, str | None) or norm != (of_noise or norm):
             raise ValueError(f"norm must be {of_noise!r}, that of the noise, got {norm!r:.80}")
         return norm
@@ -196,20 +205,21 @@ def common_norm(results_by_name: Mapping[str, Results]) -> str | None:
     Raises
     ------
     ValueError
-        If two runs have different norms, whose radii cannot be compared; or one that depends on their noise, which differs.
+        If two runs have different norms, whose radii cannot be compared; or one that depends on other parameters of noise.
     """
-    found: str | None = None
-    first = ""
+    first: tuple[str, dict[str, Any]] | None = None
+    of = ""
     for name, run in results_by_name.items():
-        norm = run.norm if run.has_radius else None
-        if found is not None and norm not in (None, found):
-            raise ValueError(f"runs must have one norm, got {found} in {first} and {norm} in {name}; compare them apart")
-        if found is None and norm is not None:
-            found, first = norm, name
-        if norm is not None and norm in NORMS and NORMS[norm].of_noise and run._noise != results_by_name[first]._noise:
-            what = f"{NORMS[norm].words} norms of two noises"
-            raise ValueError(f"runs must have one norm, got {what} in {first} and {name}; compare them apart")
-    return found
+        if not run.has_radius or (norm := run.norm) is None:
+            continue
+        if first is None:
+            first, of = (norm, run.norm_settings), name
+        elif (found := (norm, run.norm_settings)) != first:
+            one, other = (
+                text + "".join(f" ({key} = {value})" for key, value in more.items()) for text, more in (first, found)
+            )
+            raise ValueError(f"runs must have one norm, got {one} in {of} and {other} in {name}; compare them apart")
+    return None if first is None else first[0]
 
 
 def certified_accuracy(results: Results, radii: ArrayLike) -> NDArray[np.float64]:
