@@ -14,6 +14,7 @@ import rsfast
 from rsfast import ABSTAIN, Certificate, Gaussian, Provenance, Softmax, SubspaceSmoothing, Tally, ops
 from rsfast.cli import main
 from rsfast.runs import plot, results
+from rsfast.runs.layout import sidecar_bytes
 from rsfast.runs.recertify import recertify
 
 # Of a classifier that returns NaN on purpose.
@@ -313,6 +314,11 @@ def test_a_changed_sidecar_is_noticed(folder, change):
     Path("run/results.json").write_text(json.dumps(sidecar("run") | change))
     with pytest.raises(ValueError, match=r"check sum|must be"):
         recertify("run", "again")
+
+
+def test_settings_that_no_reader_would_take_are_not_written():
+    with pytest.raises(ValueError, match=r"^results.json must have at most 128 MiB, got 128; take noise with fewer numbers"):
+        sidecar_bytes({"noise": "0" * (1 << 27)})
 
 
 def test_counts_that_are_not_all_evaluations_are_refused(folder):
