@@ -49,23 +49,22 @@ def marked(votes):
 
 @pytest.mark.parametrize("projections", [AXES, ROTATED], ids=["axes", "rotated"])
 def test_every_perturbation_of_a_small_grid(projections):
-    """All pairs of 41 inputs and 12 classifiers: none that a certificate covers has another class."""
+    """All pairs of 16 inputs and 100 classifiers: none that a certificate covers has another class."""
     noise = SubspaceSmoothing(projections)
-    x = torch.tensor(list(product([0.0, 0.5, 1.0], repeat=4)))[::2]
+    x = torch.tensor(list(product([0.25, 1.0], repeat=4)))
     sizes = np.array([[noise.size(b - a) for b in x.double().numpy()] for a in x.double().numpy()])
-    changed = np.array([[ops.changed(a, b, noise) for b in x] for a in x[::9]])
-    assert np.all(changed <= sizes[::9])
+    changed = np.array([[ops.changed(a, b, noise) for b in x] for a in x])
+    assert np.all(changed <= sizes)
     covered = 0
-    for seed in range(12):
+    for seed in range(100):
         found = rsfast.certify(lottery(seed), x, noise, num_classes=3)
         classes = np.array([each.prediction for each in found])
         radii = np.array([each.radius for each in found])
         inside = (sizes <= radii[:, None]) & (classes != ABSTAIN)[:, None]
-        assert np.all(classes[None, :].repeat(len(x), 0)[inside] == classes[:, None].repeat(len(x), 1)[inside])
-        within = (changed <= radii[::9, None]) & (classes[::9] != ABSTAIN)[:, None]
-        assert np.all((classes[None, :] == classes[::9, None])[within])
-        covered += inside.sum() - len(x)
-    assert covered > 0 or projections is ROTATED  # there, nothing but delta = 0 is seen by few
+        within = (changed <= radii[:, None]) & (classes != ABSTAIN)[:, None]
+        assert np.all((classes[None, :] == classes[:, None])[inside | within])
+        covered += (within & ~np.eye(len(x), dtype=bool)).sum()
+    assert covered > 0 or projections is ROTATED  # of which each sees any delta but 0
 
 
 @pytest.mark.parametrize("votes", list(product(range(4), repeat=5))[::3])
