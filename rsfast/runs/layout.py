@@ -66,8 +66,8 @@ def sidecar_bytes(sidecar: Mapping[str, Any]) -> bytes:
     text = (json.dumps(dict(sidecar), indent=2, allow_nan=False) + "\n").encode()
     if len(text) > _LARGEST_SIDECAR:
         raise ValueError(
-            f"{SIDECAR} must have at most {_LARGEST_SIDECAR >> 20} MiB, got {len(text) >> 20}; take noise with fewer numbers "
-            "or no run folder"
+            f"{SIDECAR} must have at most {_LARGEST_SIDECAR >> 20} MiB, got {len(text) >> 20}; take noise with "
+            "fewer numbers, or no run folder"
         )
     return text
 
