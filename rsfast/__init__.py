@@ -21,15 +21,18 @@ from .noise import (
     CorrelatedGaussian,
     Gaussian,
     GridGaussian,
+    HaarSubspaces,
     Laplace,
     Mask,
     Splitting,
+    SubspaceGaussian,
+    SubspaceSmoothing,
     Uniform,
 )
 from .noise.provenance import Provenance
 from .stats.certificate import ABSTAIN, Certificate, Execution
 from .stats.estimates import leading_classes
-from .stats.proof import certificates, predictions
+from .stats.proof import certificates, exact_certificates, predictions
 
 if TYPE_CHECKING:
     from . import nn, ops
@@ -50,6 +53,7 @@ __all__ = [
     "Execution",
     "Gaussian",
     "GridGaussian",
+    "HaarSubspaces",
     "Laplace",
     "Mask",
     "Provenance",
@@ -58,6 +62,8 @@ __all__ = [
     "Softmax",
     "Sparsemax",
     "Splitting",
+    "SubspaceGaussian",
+    "SubspaceSmoothing",
     "Tally",
     "Uniform",
     "Votes",
@@ -65,6 +71,7 @@ __all__ = [
     "certificates",
     "certify",
     "certify_each",
+    "exact_certificates",
     "heads",
     "leading_classes",
     "lipschitz_bound",

@@ -23,6 +23,8 @@ from .engine.options import (
     TuneOptions,
     checked,
     part,
+    prediction_options,
+    proof_options,
     refuse_unknown,
 )
 from .engine.plan import Certification, Prediction, StoppingRule, largest_radius, smallest_n
@@ -31,7 +33,6 @@ from .heads import HEADS, Head, Votes
 from .noise import Noise, check_noise, radius_label
 from .ops.tally import Tally
 from .stats.certificate import Certificate
-from .stats.common import check_alpha
 from .stats.proof import smallest_predictable_n
 from .stats.rules import CertificationSpec
 
@@ -146,7 +147,7 @@ def certify(
     """Return one Certificate for each input: the smoothed classifier's class, and the radius within which it is constant.
 
     Each is wrong with probability at most alpha, over the noise. The class is chosen on n0 samples and bounded on others: n,
-    or as many as it takes to decide.
+    or as many as it takes to decide. Of deterministic noise all evaluations are counted, and the certificate is exact.
 
     Parameters
     ----------
@@ -157,7 +158,8 @@ def certify(
         noise uint8 images, or float32 multiples of 1/255.
     n0, n : int
         Selection samples (default 100), and estimation samples (default 100,000) of each input: the most of them if `radius`
-        or `rtol` is given.
+        or `rtol` is given. With deterministic noise this and what follows, up to `rtol`, is to be left out: n is
+        ``noise.evaluations``, n0 and alpha are 0, and `head` votes.
     alpha : float
         Failure probability, in (0, 1), of an input (default 0.001).
     head : Head or sequence of Head
@@ -237,13 +239,13 @@ def _certification(
 ) -> tuple[Sampling, Certification]:
     """Check the arguments of `certify` and `certify_each`; return what to sample, and the plan."""
     refuse_unknown(CertifyOptions, options)
-    proof, stopping = checked(ProofOptions, part(ProofOptions, options)), StoppingRule(**part(StoppingOptions, options))
     heads = _heads(head)
+    proof, stopping = proof_options(noise, heads[0], options), StoppingRule(**part(StoppingOptions, options))
     specs = _specs(noise, heads, proof, alpha=proof["alpha"] / len(heads), early=bool(stopping))
     sampling = Sampling(model, inputs, noise, num_classes, **part(SamplingOptions, options))
     plan = sampling.certification(specs, stopping, proof["n0"], proof["n"])
     warn_of_units(sampling.inputs.known, noise, stacklevel=3)
-    for spec in plan.specs:
+    for spec in plan.specs if noise.evaluations is None else ():
         warn_of_radius(spec, stopping, proof["n0"], proof["n"], sampling.num_classes)
     return sampling, plan
 
@@ -371,6 +373,8 @@ def tune_head(
     Votes()
     """
     refuse_unknown(TuneOptions, options)
+    if check_noise("noise", noise).evaluations is not None:
+        raise ValueError(f"noise must be random where heads are compared, got {noise!r:.100}; certify with Votes()")
     proof = checked(ProofOptions, {"n": 10_000} | part(ProofOptions, options))
     heads, least = _heads(heads), 0.0
     if isinstance(criterion, str):
@@ -395,7 +399,7 @@ def tune_head(
 
 
 def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: int, num_classes: int) -> None:
-    """Warn the caller of `certify` or `certify_each` of what no votes can prove."""
+    """Warn the caller of `certify` or `certify_each` of what no votes can prove, where noise is random."""
     largest = largest_radius(spec, stopping, n0=n0, n=n, num_classes=num_classes)
     if largest == 0:
         smallest = smallest_n(spec, stopping, n0=n0, num_classes=num_classes)
@@ -418,12 +422,20 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
 
 
 def predict(
-    model: Model, inputs: Source, noise: Noise, *, num_classes: int, n: int, alpha: float, **options: Unpack[SamplingOptions]
+    model: Model,
+    inputs: Source,
+    noise: Noise,
+    *,
+    num_classes: int,
+    n: int | None = None,
+    alpha: float | None = None,
+    **options: Unpack[SamplingOptions],
 ) -> list[int]:
     """Return the smoothed classifier's class at each input, or ABSTAIN where n votes do not decide at level alpha.
 
     The two-sided exact binomial test of the two classes with most votes. A class that is returned is not the smoothed
-    classifier's with probability at most alpha.
+    classifier's with probability at most alpha. Deterministic noise takes no n and no alpha: all evaluations are counted,
+    and only a tie abstains.
 
     Parameters, errors, warning: as `certify`.
 
@@ -438,8 +450,9 @@ def predict(
     >>> predict(model, torch.tensor([[0.5], [0.0]]), Gaussian(0.25), num_classes=2, n=100, alpha=0.001, seed=1)
     [0, -1]
     """
-    n, alpha = check_count("n", n), check_alpha(alpha)
+    n, alpha = prediction_options(noise, n, alpha)
     sampling = Sampling(model, inputs, noise, num_classes, **options)
     warn_of_units(sampling.inputs.known, noise, stacklevel=2)
-    warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
+    if alpha:
+        warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
     return sampling.results(Prediction(n, alpha), "predicting")

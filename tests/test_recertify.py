@@ -160,7 +160,7 @@ WRONG = {
         lambda: Path("run/results.json").write_text('{"a":' * 90_000),
         "results.json must be JSON, got other text: it is nested",
     ),
-    "a huge sidecar": (lambda: Path("run/results.json").write_text(" " * (1 << 25)), "got more than 16 MiB"),
+    "a huge sidecar": (lambda: Path("run/results.json").write_text(" " * (1 << 27 | 1)), "got more than 128 MiB"),
 }
 
 

@@ -13,10 +13,13 @@ from rsfast.noise import (
     CorrelatedGaussian,
     Gaussian,
     GridGaussian,
+    HaarSubspaces,
     Laplace,
     Mask,
     Noise,
     Splitting,
+    SubspaceGaussian,
+    SubspaceSmoothing,
     Uniform,
 )
 
@@ -105,15 +108,49 @@ def changes_of(keep):
     return radii
 
 
+W = np.array([[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+
+
+def along_w(u):
+    """Inputs that the projection W sees in its first direction by 0.75 u; 0.3 of the second, and -0.7 of its kernel."""
+    return (np.outer(0.75 * u, W[0]) + 0.3 * W[1] - 0.7 * np.array([0.8, -0.6, 0.0])).astype(np.float32)
+
+
+def right_of_w(batch):
+    """Class 1 where the first direction of W is above 0. How far it may move at x is W x, if that is positive."""
+    height = (batch * torch.tensor(W[0], dtype=torch.float32)).sum(1)
+    return torch.stack([-height, height], dim=1)
+
+
+def signs(u):
+    """Inputs of 41 elements 1 or -1; a share (1 + u) / 2 of them is 1."""
+    return np.where((np.arange(41) + 0.5) / 41 < (1 + u[:, None]) / 2, 1, -1).astype(np.float32)
+
+
+def positive(batch):
+    """Class 1 where the sum is positive: of what a projection on one axis leaves, where that element is."""
+    return torch.stack([-batch.sum(1), batch.sum(1)], dim=1)
+
+
 CASES = {
     "AnisotropicGaussian": Case(
         AnisotropicGaussian([0.25, 0.05, 2.0]), right_of_zero, along_the_first_axis(0.75), lambda x: first_element(x) / 0.25
     ),
     "CorrelatedGaussian": Case(CorrelatedGaussian(SPECTRUM), beyond_a_plane, along_the_normal, deviations),
     "Gaussian": Case(Gaussian(0.25), right_of_zero, along_the_first_axis(0.75), first_element),
+    "HaarSubspaces": Case(
+        HaarSubspaces(0.25, k=3, d=4),
+        right_of_zero,
+        lambda u: np.pad(0.5 * u[:, None], ((0, 0), (0, 3))).astype(np.float32),
+        first_element,
+    ),
     "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
     "Mask": Case(Mask(0.1), nothing_negative, some_positive, changes_of(Mask(0.1).chance)),
     "Splitting": Case(Splitting(0.5), right_of_half, from_half, lambda x: first_element(x) - 0.5),
+    "SubspaceGaussian": Case(SubspaceGaussian(W, 0.25), right_of_w, along_w, lambda x: x.astype(np.float64) @ W[0]),
+    "SubspaceSmoothing": Case(
+        SubspaceSmoothing(np.eye(41)[:, None]), positive, signs, lambda x: np.maximum((x.sum(axis=1) - 1) // 2, 0)
+    ),
     "Uniform": Case(Uniform(0.5), right_of_zero, along_the_first_axis(0.5), first_element),
     # u + round(s z) is above 0 where u + s z is above 1/2.
     "GridGaussian": Case(
@@ -125,7 +162,8 @@ CASES = {
 def never_beyond(case, inputs=20_000, n=250, alpha=0.05):
     """Check that no more certificates exceed the truth than a share alpha of them may: false failure 1e-6, fixed seeds."""
     x = case.input_of(np.random.default_rng(11).uniform(0.02, 0.98, inputs))
-    found = rsfast.certify(case.model, torch.from_numpy(x), case.noise, num_classes=2, n0=20, n=n, alpha=alpha, seed=5)
+    how = {"n0": 20, "n": n, "alpha": alpha} if case.noise.evaluations is None else {}
+    found = rsfast.certify(case.model, torch.from_numpy(x), case.noise, num_classes=2, **how, seed=5)
     radii = np.array([each.radius for each in found])
     wrong = (radii > case.radius_of(x)) | np.array([each.prediction == 0 for each in found])
     assert (radii > 0).mean() > 0.3  # or it would be no test
@@ -135,7 +173,8 @@ def never_beyond(case, inputs=20_000, n=250, alpha=0.05):
 def near(case, share=0.05, at=(0.3, 0.5, 0.7)):
     """Check that n = 100,000 samples certify at least 1 - share of the truth, and no more than it, at alpha = 0.001."""
     x = case.input_of(np.array(at))
-    found = rsfast.certify(case.model, torch.from_numpy(x), case.noise, num_classes=2, n=100_000, seed=4)
+    how = {"n": 100_000} if case.noise.evaluations is None else {}
+    found = rsfast.certify(case.model, torch.from_numpy(x), case.noise, num_classes=2, **how, seed=4)
     for certificate, truth in zip(found, case.radius_of(x), strict=True):
         assert certificate.prediction == 1
         assert (1 - share) * truth <= certificate.radius <= truth

@@ -6,6 +6,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from ..engine.options import Option
@@ -43,6 +44,14 @@ def add_options(parser: Any, options: Mapping[str, Option]) -> None:
             how = {"type": option.parse, "default": option.default}
             how |= {key: value for key in ("nargs", "choices", "metavar") if (value := getattr(option, key)) is not None}
         parser.add_argument(*flags, dest=name, help=option.help, **how)
+
+
+def without_defaults(options: Mapping[str, Option]) -> dict[str, Option]:
+    """Return options that `options_in` leaves out unless they are given, as deterministic noise takes no others' values."""
+    return {
+        name: replace(option, default=argparse.SUPPRESS, help=option.help.replace("%(default)s", str(option.default)))
+        for name, option in options.items()
+    }
 
 
 def options_in(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

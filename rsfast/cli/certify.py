@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..engine.options import CertifyOptions, SamplingOptions, StoppingOptions, options_of
+from ..engine.options import CertifyOptions, ProofOptions, SamplingOptions, StoppingOptions, options_of
 from ..heads import Votes
-from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, noise_in, options_in
+from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, noise_in, options_in, without_defaults
 from .run_options import Counts, add_run_options, make_run, print_certified
 
 _OPTIONS = {name: option for name, option in options_of(CertifyOptions).items() if name not in options_of(SamplingOptions)}
@@ -15,7 +15,7 @@ _OPTIONS = {name: option for name, option in options_of(CertifyOptions).items() 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "certify", run, "Certify a model on a file of images and write a run folder.")
     add_run_options(parser)
-    add_options(parser, {name: option for name, option in _OPTIONS.items() if name not in options_of(StoppingOptions)})
+    add_options(parser, without_defaults(options_of(ProofOptions)))
     text = f"score that is averaged: {HEAD_OPTIONS} (default: votes)"
     parser.add_argument("--head", type=head, default=Votes(), help=text)
     add_options(parser.add_mutually_exclusive_group(), options_of(StoppingOptions))
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     counts.add_up()
     if made.ranks.rank == 0:
         print_certified(args, found, counts.seconds(found))
-        if found.stopping and counts.images:
-            print(f"{counts.samples / counts.images:,.0f} samples an image, of {args.n0 + args.n:,}")
+        if found.stopping and counts.images and found.sidecar is not None:
+            most = found.sidecar["n0"] + found.sidecar["n"]
+            print(f"{counts.samples / counts.images:,.0f} samples an image, of {most:,}")
     return 0

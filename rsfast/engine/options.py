@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar
 
 from .._check import check_count
-from ..noise import check_seed
+from ..heads import Head, Votes
+from ..noise import Noise, check_noise, check_seed
 from ..stats.common import check_alpha
+from ..stats.exact import EXACT, check_exact
 from ..stats.registry import BOUNDS
 from ..stats.rules import RULES
 
@@ -226,6 +228,43 @@ def options_of(kind: type) -> dict[str, Option]:
     ['clamp']
     """
     return {name: annotation.__metadata__[0] for name, annotation in kind.__annotations__.items()}
+
+
+def proof_options(noise: Noise, head: Head, given: Mapping[str, Any]) -> ProofOptions:
+    """Return all options of a proof: those given, checked, and the defaults of the others.
+
+    Deterministic noise leaves no choice: an option of a proof or of stopping that is given with another meaning is an error.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option's value fails its check, or the noise is no Noise.
+
+    Examples
+    --------
+    >>> from rsfast import SubspaceSmoothing
+    >>> halves = SubspaceSmoothing([[[1.0, 0.0]], [[0.0, 1.0]]])
+    >>> proof_options(halves, Votes(), {})["n"], proof_options(halves, Votes(), {})["alpha"]
+    (2, 0.0)
+    """
+    if (n := check_noise("noise", noise).evaluations) is None:
+        return checked(ProofOptions, part(ProofOptions, given))
+    check_exact(noise, head, **part(ProofOptions, given), **part(StoppingOptions, given))
+    return ProofOptions(n0=0, n=n, alpha=0.0, bound=EXACT, rule=EXACT, lipschitz=None)
+
+
+def prediction_options(noise: Noise, n: int | None, alpha: float | None) -> tuple[int, float]:
+    """Return n and alpha of a prediction, checked; with deterministic noise they may be left out, and alpha is 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If n or alpha fails its check, or the noise is no Noise.
+    """
+    if (evaluations := check_noise("noise", noise).evaluations) is None:
+        return check_count("n", n), check_alpha(alpha)  # type: ignore[arg-type]
+    check_exact(noise, Votes(), **{name: each for name, each in (("n", n), ("alpha", alpha)) if each is not None})
+    return evaluations, 0.0
 
 
 def refuse_unknown(kind: type, given: Mapping[str, object]) -> None:

@@ -16,7 +16,8 @@ from .._check import MAX_SAMPLES, as_real
 from ..heads import Head, Votes
 from ..stats import rules
 from ..stats.certificate import Certificate, Execution
-from ..stats.estimates import Estimates
+from ..stats.estimates import Estimates, Scores
+from ..stats.exact import exact_predictions
 from ..stats.proof import of_inputs, predictions, prove
 from ..stats.registry import sample_ranges
 from ..stats.rules import CertificationSpec
@@ -158,7 +159,7 @@ class Certification:
     stopping : StoppingRule
         When to stop before n.
     n0, n : int
-        Selection samples, and the most estimation samples.
+        Selection samples, and the most estimation samples; of deterministic noise 0 and its evaluations.
     seed, backend, execution
         As in `certificates`.
     streams : (str, str)
@@ -199,12 +200,12 @@ class Certification:
         self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]
     ) -> list[list[Certificate] | None]:
         """Return the certificates of each input, one a spec; None where it is not decided yet."""
-        last = len(ranges) == len(self.stages) - 1
+        last, selected = len(ranges) == len(self.stages) - 1, selection if self.stages[0][1] else None
         done = np.full(len(input_ids), True)
         of_methods = []
         for spec in self.specs:
             certificates, estimates, limits = prove(
-                spec, selection, ranges, max_samples=self.n, input_ids=input_ids, **self.recorded
+                spec, selected, ranges, max_samples=self.n, input_ids=input_ids, **self.recorded
             )
             of_methods.append(certificates)
             if not last:
@@ -222,7 +223,7 @@ class Prediction:
     n : int
         Samples of each input.
     alpha : float
-        As in `predictions`.
+        As in `predictions`; 0 where they are all evaluations of deterministic noise.
     """
 
     early = tracks = lipschitz = False
@@ -234,4 +235,5 @@ class Prediction:
 
     def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[int]:
         """Return the class of each input, or ABSTAIN."""
-        return predictions(ranges[0], self.alpha)
+        exact = self.alpha == 0
+        return exact_predictions(Scores.of(ranges[0], Votes()).sums) if exact else predictions(ranges[0], self.alpha)

@@ -96,6 +96,7 @@ class Sampling:
             check_noise("noise", noise)
             self.inputs = Inputs(inputs, self.options["input_ids"], noise)
             self.noise, self.num_classes = noise, Tally(1, num_classes).num_classes
+            self._period = 1 << 56 if noise.evaluations is None else noise.evaluations  # of samples that are drawn in vain
             self.batch_size = self.options["batch_size"]
             self.seed = secrets.randbits(64) if (seed := self.options["seed"]) is None else seed
             self.device = self._find_device(isinstance(inputs, torch.Tensor))
@@ -214,9 +215,9 @@ class Sampling:
         ids = torch.zeros(1, dtype=torch.int64, device=self.device)
 
         def run(size: int) -> None:
-            rows = np.zeros(size, dtype=np.int64)
+            rows, samples = np.zeros(size, dtype=np.int64), np.arange(size) % self._period
             with self.forward.running():
-                batches.logits(x, ids, [RowGroup("user", Tally(1, self.num_classes), rows, rows, np.arange(size))], size)
+                batches.logits(x, ids, [RowGroup("user", Tally(1, self.num_classes), rows, rows, samples)], size)
 
         with self.ranks.barrier_or_raise():
             size = self.find_batch_size(self.model, self.inputs.shape, self.device, self.execution, total, run)
@@ -227,7 +228,7 @@ class Sampling:
         first = self.inputs.first[None].to(self.device)
 
         def noisy(samples: torch.Tensor) -> torch.Tensor:
-            samples = samples.to(self.device)
+            samples = samples.to(self.device) % self._period
             rows = torch.zeros_like(samples)
             return ops.perturb(
                 first, self.noise, seed=self.seed, samples=samples, rows=rows, stream="user", **self.preparation
@@ -306,7 +307,10 @@ def draw_tally(
     heads: Sequence[Head] = (Votes(),),
     tracked_classes: NDArray[np.int64] | torch.Tensor | None = None,
 ) -> Tally:
-    """Return the Tally of these samples of every input."""
+    """Return the Tally of these samples of every input; raise ValueError where deterministic noise has no such samples."""
+    n = sampling.noise.evaluations
+    if n is not None and samples.stop > n:
+        raise ValueError(f"start + n must be at most {n}, the evaluations of {sampling.noise!r:.60}, got {samples.stop}")
     provenance = Provenance(sampling.noise, sampling.seed, ops.check_stream(stream), samples, ids)
     with torch.inference_mode(False):  # as in Sampling.sampler
         tally = Tally(

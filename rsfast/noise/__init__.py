@@ -10,6 +10,7 @@ from .mask import Mask
 from .norms import NORMS, radius_label
 from .splitting import Splitting
 from .streams import STREAM_VERSION, STREAMS, check_seed, philox, uniforms
+from .subspaces import HaarSubspaces, SubspaceGaussian, SubspaceSmoothing
 from .uniform import Uniform
 
 __all__ = [
@@ -23,11 +24,14 @@ __all__ = [
     "CorrelatedGaussian",
     "Gaussian",
     "GridGaussian",
+    "HaarSubspaces",
     "Laplace",
     "Mask",
     "Noise",
     "NoiseParameters",
     "Splitting",
+    "SubspaceGaussian",
+    "SubspaceSmoothing",
     "Uniform",
     "check_lipschitz",
     "check_noise",

@@ -14,7 +14,7 @@ from .._check import as_real, check_choice
 from .constraints import POSITIVE as POSITIVE
 from .constraints import Constraint as Constraint
 from .constraints import FrozenArray, Real
-from .norms import Factor, check_shape, conversions, scaled_down
+from .norms import Factor, check_shape, conversions, scaled_down, size
 
 POTENTIAL_ERROR = 2.0**-48
 """A potential's relative error is at most this; 1.3e-15 was the most found. `Noise.radius` charges it."""
@@ -27,8 +27,11 @@ class NoiseParameters(NamedTuple):
     scalars: Sequence[float]
     tensors: Sequence[Any] = ()
     """The draw's tables; or one value of each element, [elements]. Arrays in what `Noise.parameters` returns."""
-    gain: Any = None
-    """Of noise that is shaped (ops/shaping.py), the float64 gain of each frequency of each channel, [C or 1, ...]."""
+    shaper: str = ""
+    """What makes the noise of the draw, of noise that is shaped in plain PyTorch: a name in ops/shaping.py."""
+    shaper_scalars: Sequence[float] = ()
+    shaper_tensors: Sequence[Any] = ()
+    """What that takes. Arrays in what `Noise.parameters` returns."""
 
     @property
     def each(self) -> Any:
@@ -275,6 +278,27 @@ class Noise:
             factor = factor(check_shape(shape))
         return scaled_down(radius, factor)
 
+    def size(self, delta: ArrayLike) -> float:
+        """Return the size of a perturbation in `norm`, rounded up: a certificate of at least this radius covers it.
+
+        Parameters
+        ----------
+        delta : array_like
+            Finite numbers, in the units of the input: what is added to the input that is certified.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        NotImplementedError
+            If the norm is not l1, l2 or linf, and the noise does not define this.
+        """
+        if self.norm not in ("l1", "l2", "linf"):
+            raise NotImplementedError(f"{self.name} noise does not measure perturbations")
+        return size(delta, self.norm)
+
     @property
     def has_score(self) -> bool:
         """Whether the noise has a `score`: it is then a sum, x + z, with -z as likely as z."""
@@ -331,7 +355,7 @@ class Noise:
         Returns
         -------
         ndarray of float64
-            In `norm`, rounded down; a radius that is not positive proves nothing.
+            In `norm`, rounded down. A lead of at least 1 proves the class at the input itself, so the radius is at least 0.
         """
         raise NotImplementedError(f"{self.name} noise is random")
 

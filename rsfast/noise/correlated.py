@@ -224,7 +224,7 @@ class CorrelatedGaussian(Noise):
         ValueError
             If the spectrum does not fit the shape, or is not symmetric.
         """
-        return NoiseParameters(self.draw.name, [1.0], gain=np.sqrt(self.of_channels(shape)))
+        return NoiseParameters(self.draw.name, [1.0], shaper="spectrum", shaper_tensors=[np.sqrt(self.of_channels(shape))])
 
     def potential(self, p: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
         """Return ``Q(p) = Phi^-1(p)``, as `AnisotropicGaussian.potential` does; parameters and errors are the same."""

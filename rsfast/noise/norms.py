@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from .._check import as_int
 
 Factor = float | Callable[[Sequence[int]], float]
@@ -28,6 +31,8 @@ NORMS: Mapping[str, Norm] = {
     "l2": Norm("l2", _INPUT_UNITS),
     "linf": Norm("linf", _INPUT_UNITS),
     "mahalanobis": Norm("Mahalanobis", "standard deviations"),
+    "projected l2": Norm("projected l2", _INPUT_UNITS),
+    "projections": Norm("projections", "changed projections"),
 }
 """Norms by the names that noises and certificates have."""
 
@@ -103,6 +108,24 @@ def _root_factor(step: int) -> Callable[[Sequence[int]], float]:
         return found
 
     return factor
+
+
+def size(delta: ArrayLike, norm: str) -> float:
+    """Return the l1, l2 or linf norm of a perturbation, rounded up; raise ValueError unless it is finite.
+
+    Examples
+    --------
+    >>> 5 < size([3.0, -4.0], "l2") < 5 + 1e-14, size([0.0, 0.0], "l1"), size([3.0, -4.0], "linf")
+    (True, 0.0, 4.0)
+    """
+    values = np.abs(np.asarray(delta, dtype=np.float64)).ravel()
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"delta must hold finite numbers, got {delta!r:.80}")
+    most = float(values.max(initial=0))
+    if most == 0 or norm == "linf":
+        return most
+    found = math.fsum(values.tolist()) if norm == "l1" else most * math.sqrt(math.fsum(((values / most) ** 2).tolist()))
+    return math.nextafter(found * (1 + 2.0**-50), math.inf)
 
 
 def scaled_down(radius: float, factor: float) -> float:

@@ -12,6 +12,7 @@ where this costs 4.
 from ..noise import check_seed
 from .accumulation import accumulate
 from .arguments import affine, as_floats, check_clamp, check_inputs, check_range, check_stream, indices
+from .changes import changed
 from .checks import TYPES, as_dtype, memory_format
 from .perturbation import perturb
 from .registry import BACKENDS, backend_for
@@ -24,6 +25,7 @@ __all__ = [
     "as_dtype",
     "as_floats",
     "backend_for",
+    "changed",
     "check_clamp",
     "check_inputs",
     "check_range",

@@ -10,7 +10,6 @@ import torch
 from .._check import check_choice
 from ..heads.bins import BINS
 from ..noise import DRAWS, STREAMS, NoiseParameters
-from ..noise.correlated import half_shape
 from .checks import TYPES, memory_format, require
 
 _INDEX = (torch.int64,)
@@ -49,9 +48,6 @@ class Perturbation(NamedTuple):
             require("noise_tensors[0]", self.noise.each, (getattr(torch, draw.each),), (x.shape[1:].numel(),), device)
         for (name, dtype), table in zip(draw.tables.items(), self.noise.tables, strict=True):
             require(name, table, (getattr(torch, dtype),), table.shape, device)
-        if (gain := self.noise.gain) is not None:
-            alike = x.ndim == 2 or gain.shape[:1] == (1,)  # an input of one axis is one channel
-            require("noise_gain", gain, (torch.float64,), (1 if alike else channels, *half_shape(x.shape[1:])), device)
         check_choice("stream", self.stream, STREAMS.values())
         if self.scale is not None and self.shift is not None:
             require("scale", self.scale, _FLOAT, (channels,), device)

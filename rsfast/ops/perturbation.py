@@ -162,8 +162,10 @@ def _arrays(noise: Noise, shape: tuple[int, ...], device: torch.device) -> Noise
 def _on_device(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
     """Return the parameter block with tensors instead of arrays."""
     found = noise.parameters(shape)
-    gain = None if found.gain is None else torch.tensor(found.gain, device=device)
-    return found._replace(tensors=[torch.tensor(array, device=device) for array in found.tensors], gain=gain)
+    tensors, more = (
+        [torch.tensor(array, device=device).contiguous() for array in each] for each in (found.tensors, found.shaper_tensors)
+    )
+    return found._replace(tensors=tensors, shaper_tensors=more)
 
 
 def _default_rows(count: int, batch: int, device: torch.device) -> torch.Tensor:
@@ -183,11 +185,12 @@ def _check_out(out: object, dtype: torch.dtype) -> None:
 
 def _job(arguments: Sequence[Any]) -> tuple[Perturbation, str]:
     """Return the operator's arguments as a call that is checked, and the name of its backend."""
-    x, rows, input_ids, samples, draw, scalars, tensors, gain, seed, *rest, backend, out = arguments
-    noise = NoiseParameters(draw, scalars, tensors, gain)
+    x, rows, input_ids, samples, *noise, seed, stream, scale, shift, clamp, channels_last, backend, out = arguments
     seed %= 1 << 64  # an operator's int is signed
-    job = Perturbation._make((x, rows, input_ids, samples, noise, seed, *rest, out))
+    how = (NoiseParameters(*noise), seed, stream, scale, shift, clamp, channels_last)
+    job = Perturbation(x, rows, input_ids, samples, *how, out)
     job.check()
+    shaping.check(job)
     return job, backend
 
 
@@ -205,10 +208,10 @@ def _perturb(*arguments: Any) -> None:
         read += [("scale", job.scale), ("shift", job.shift)]
     check_apart([("out", job.out)], read)
     increment_version(job.out)
-    if job.noise.gain is None:
-        found.kernels.perturb(job)
-    else:
+    if job.noise.shaper:
         shaping.perturb(job, found.kernels.perturb)
+    else:
+        found.kernels.perturb(job)
 
 
 def _check_perturb(*arguments: Any) -> None:
@@ -221,8 +224,8 @@ def _check_perturb(*arguments: Any) -> None:
 _library: Any = torch.library.Library("rsfast", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "perturb(Tensor x, Tensor rows, Tensor input_ids, Tensor samples, str draw, float[] noise_scalars, "
-    "Tensor[] noise_tensors, Tensor? noise_gain, SymInt seed, int stream, Tensor? scale, Tensor? shift, float[]? clamp, "
-    "bool channels_last, str backend, Tensor(a!) out) -> ()"
+    "Tensor[] noise_tensors, str shaper, float[] shaper_scalars, Tensor[] shaper_tensors, SymInt seed, int stream, "
+    "Tensor? scale, Tensor? shift, float[]? clamp, bool channels_last, str backend, Tensor(a!) out) -> ()"
 )
 _library.impl("perturb", _perturb, "CompositeExplicitAutograd")
 torch.library.register_fake("rsfast::perturb", _check_perturb, lib=_library)

@@ -59,11 +59,17 @@ _SAME = 0.01
 _COUNTS_IDX = re.compile(rb'\{"idx": (\d+)[,}]')
 _LONGEST_ROW = 1 << 16  # bytes of a line,
 _LONGEST_COUNTS = 1 << 28  # so that no file takes more memory than this without a line's end
-_LARGEST_SIDECAR = 1 << 24
+_LARGEST_SIDECAR = 1 << 27  # noise with an array holds it all
 
 
 def sidecar_bytes(sidecar: Mapping[str, Any]) -> bytes:
-    return (json.dumps(dict(sidecar), indent=2, allow_nan=False) + "\n").encode()
+    text = (json.dumps(dict(sidecar), indent=2, allow_nan=False) + "\n").encode()
+    if len(text) > _LARGEST_SIDECAR:
+        raise ValueError(
+            f"{SIDECAR} must have at most {_LARGEST_SIDECAR >> 20} MiB, got {len(text) >> 20}; take noise with "
+            "fewer numbers, or no run folder"
+        )
+    return text
 
 
 def header(columns: tuple[str, ...]) -> bytes:

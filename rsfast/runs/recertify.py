@@ -21,6 +21,8 @@ from ..noise import from_dict as noise_from_dict
 from ..ops.tally import Tally
 from ..stats.certificate import Certificate, Execution
 from ..stats.common import analysis_ends
+from ..stats.estimates import Scores
+from ..stats.exact import exact_predictions
 from ..stats.proof import of_inputs, predictions, prove
 from ..stats.rules import CertificationSpec
 from . import results
@@ -133,16 +135,16 @@ class Replay:
         alike: dict[int, list[tuple[Row, Any, list[Any]]]] = {}
         for row in rows:
             counts = row.counts()
-            if missing := {"selection", "estimation"} - counts.keys():
+            if missing := {"estimation", *(() if self.spec.exact else ("selection",))} - counts.keys():
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             ranges = counts["estimation"] if isinstance(counts["estimation"], list) else [counts["estimation"]]
-            alike.setdefault(len(ranges), []).append((row, counts["selection"], ranges))
+            alike.setdefault(len(ranges), []).append((row, counts.get("selection"), ranges))
         found = dict[int, Certificate]()
         for group in alike.values():
             group_rows, selections, ranges_of_rows = zip(*group, strict=True)
             try:
                 head = (self.spec.head,)
-                first = Tally.from_integers(selections, head)
+                first = None if self.spec.exact else Tally.from_integers(selections, head)
                 rest = [Tally.from_integers(each, head) for each in zip(*ranges_of_rows, strict=True)]
                 self._check_numbers(first, rest)
             except (AttributeError, KeyError, TypeError) as error:
@@ -160,15 +162,19 @@ class Replay:
             found |= {row.idx: certificate for row, certificate in zip(group_rows, certificates, strict=True)}
         return found
 
-    def _check_numbers(self, first: Tally, rest: Sequence[Tally]) -> None:
-        """Raise ValueError unless there are as many samples and classes as the sidecar says."""
+    def _check_numbers(self, first: Tally | None, rest: Sequence[Tally]) -> None:
+        """Raise ValueError unless there are as many samples and classes as the sidecar says, and as the noise has."""
+        if self.n != (n := self.spec.noise.evaluations or self.n):
+            raise ValueError(f"n must be {n}, the evaluations of the noise, got {self.n} in {SIDECAR}")
         analyses = analysis_ends(self.n)
         for numbers in zip(*(tally.n.tolist() for tally in rest), strict=True):
             ends = np.cumsum(numbers).tolist()
             if (ends != analyses[: len(ends)]) if self.stopping else (ends[-1:] != [self.n]):
                 stopping = f"radius = {self.stopping.radius} and rtol = {self.stopping.rtol}"
                 raise ValueError(f"estimation must go with n = {self.n}, {stopping} in {SIDECAR}, got ends at {ends}")
-        for name, values in (("n0", first.n.tolist()), ("num_classes", [first.num_classes])):
+        drawn = [0] if first is None else first.n.tolist()
+        classes = [tally.num_classes for tally in (first, *rest) if tally is not None]
+        for name, values in (("n0", drawn), ("num_classes", classes)):
             for value in values:
                 if self.sidecar.get(name, value) != value:
                     raise ValueError(f"{name} must be {self.sidecar[name]!r}, as in {SIDECAR}, got {value}")
@@ -219,7 +225,10 @@ def _prediction(row: Row, sidecar: Mapping[str, Any]) -> int:
         tally = Tally.from_integers([estimation], (Votes(),))
         if int(tally.n) != sidecar["n"]:
             raise ValueError(f"estimation holds {int(tally.n)} samples, and n is {sidecar['n']!r} in {SIDECAR}")
-        (prediction,) = predictions(tally, sidecar["alpha"])
+        if sidecar["alpha"] == 0 and noise_from_dict(sidecar["noise"]).evaluations == sidecar["n"]:
+            (prediction,) = exact_predictions(Scores.of(tally, Votes()).sums)
+        else:
+            (prediction,) = predictions(tally, sidecar["alpha"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{row.folder / COUNTS}, idx {row.idx}: {type(error).__name__}: {error}") from error
     return prediction

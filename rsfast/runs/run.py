@@ -25,7 +25,6 @@ from ..engine.sampling import Sampling, expected, warn_if_hopeless
 from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Noise, check_noise
 from ..stats.certificate import Certificate
-from ..stats.common import check_alpha
 from ..stats.proof import smallest_predictable_n
 from . import checkpoint, results, settings
 from .environment import Environment
@@ -222,21 +221,25 @@ class Run:
         """
         how = settings.certification(self.noise, head, options)
         plan = self._probe.certification([how.spec], how.stopping, how.n0, how.n)
-        warn_of_radius(plan.specs[0], how.stopping, how.n0, how.n, self._num_classes)
+        if not how.spec.exact:
+            warn_of_radius(plan.specs[0], how.stopping, how.n0, how.n, self._num_classes)
         return self._run(plan, how.recorded, CERTIFY_COLUMNS, each)
 
-    def predict(self, n: int = 1000, alpha: float = 0.001, *, each: Callable[[int, int], object] | None = None) -> Results:
+    def predict(
+        self, n: int | None = None, alpha: float | None = None, *, each: Callable[[int, int], object] | None = None
+    ) -> Results:
         """Predict the class of every image that has no row yet, and return all rows; as `certify`.
 
         Parameters
         ----------
         n, alpha
-            As in `predict`.
+            As in `predict`; 1000 and 0.001 by default, where noise is random.
         each : callable, optional
             As in `certify`, with the class or `ABSTAIN`.
         """
-        alpha = check_alpha(alpha)
-        warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
+        n, alpha = settings.prediction(self.noise, n, alpha)
+        if alpha:
+            warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
         return self._run(Prediction(n, alpha), {"n": n, "alpha": alpha}, PREDICT_COLUMNS, each)
 
     def _sampling(self, indices: Sequence[int]) -> Sampling:

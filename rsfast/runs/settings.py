@@ -13,9 +13,18 @@ from .. import _hints as hints
 from .._check import as_int
 from ..api import sample
 from ..engine.forward import Model, check_logits
-from ..engine.options import CertifyOptions, ProofOptions, SamplingOptions, StoppingOptions, checked, part
+from ..engine.options import (
+    CertifyOptions,
+    ProofOptions,
+    SamplingOptions,
+    StoppingOptions,
+    part,
+    prediction_options,
+    proof_options,
+    refuse_unknown,
+)
 from ..engine.plan import StoppingRule
-from ..heads import Head
+from ..heads import Head, check_head
 from ..noise import Noise
 from ..stats.rules import CertificationSpec
 
@@ -43,13 +52,23 @@ def certification(noise: Noise, head: Head, options: Mapping[str, Any]) -> Setti
     """
     if wrong := options.keys() & SamplingOptions.__annotations__.keys():
         raise TypeError(f"keyword arguments must be of the certification, got {', '.join(wrong)}; give those to Run")
-    values = checked(CertifyOptions, options)
-    stopping = StoppingRule(**part(StoppingOptions, values))
-    proof = {name: value for name, value in part(ProofOptions, values).items() if name not in ("n0", "n")}
+    refuse_unknown(CertifyOptions, options)
+    values, stopping = (
+        proof_options(noise, check_head("head", head), options),
+        StoppingRule(**part(StoppingOptions, options)),
+    )
+    proof = {name: value for name, value in values.items() if name not in ("n0", "n")}
     spec = CertificationSpec(noise, head=head, early=bool(stopping), **proof)  # type: ignore[arg-type]
-    used = {**values, "head": head.to_dict(), "bound": spec.bound, "rule": spec.rule}
+    used = {**values, **vars(stopping), "head": head.to_dict(), "bound": spec.bound, "rule": spec.rule}
     names = [*_FIRST, *ProofOptions.__annotations__, *StoppingOptions.__annotations__]
     return Settings(spec, stopping, values["n0"], values["n"], {name: used[name] for name in names})
+
+
+def prediction(noise: Noise, n: int | None, alpha: float | None) -> tuple[int, float]:
+    """Return n and alpha of a run that predicts, checked; of random noise 1000 and 0.001 where they are left out."""
+    if noise.evaluations is None:
+        n, alpha = 1000 if n is None else n, 0.001 if alpha is None else alpha
+    return prediction_options(noise, n, alpha)
 
 
 def check_images(images: object, takes_bytes: bool) -> torch.Tensor:

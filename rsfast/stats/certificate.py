@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._check import check_choice, is_real
 from ..heads import Head
@@ -245,6 +246,24 @@ class Certificate:
         0.125
         """
         return self.noise.radius_in(self.radius, norm, shape)
+
+    def covers(self, delta: ArrayLike) -> bool:
+        """Return whether it is proved that the class is the same at the input plus a perturbation.
+
+        Parameters
+        ----------
+        delta : array_like
+            Finite numbers, of the shape of the input and in its units. `Noise.size` measures it.
+
+        Examples
+        --------
+        >>> from rsfast import Gaussian, Votes
+        >>> found = Certificate(3, 0.5, "l2", 0.85, 0.15, (90, 7), 10, 100, 0.05, "one_vs_rest", "clopper_pearson", Votes(),
+        ...                     Gaussian(0.5), seed=0, stream_version=1, input_id=0)
+        >>> found.covers([0.3, 0.3]), found.covers([0.3, 0.4])
+        (True, False)
+        """
+        return not self.abstained and bool(self.noise.size(delta) <= self.radius)
 
     def __getitem__(self, place: int) -> int | float:
         """Return the prediction or the radius, which is what unpacking needs."""

@@ -11,12 +11,13 @@ from scipy.stats import binomtest
 
 from .._check import as_int
 from ..heads import Head, Votes
-from ..noise import STREAM_VERSION, Noise, check_seed
+from ..noise import STREAM_VERSION, Noise, check_noise, check_seed
 from ..noise.provenance import Provenance, check_input_ids
 from . import rules
 from .certificate import ABSTAIN, Certificate, Execution
 from .common import MAX_TRIALS, Integers, check_alpha
 from .estimates import Estimates, Scores, TallyLike
+from .exact import check_whole
 from .rules import CertificationSpec, Limits
 
 _VOTES = Votes()
@@ -51,7 +52,7 @@ def certificates(
         both. A sequence holds the ranges of one sample, in order: betting bounds adapt their bets from one to the next.
         Where they end is fixed before the sample (`sequences.range_ends`, `analysis_ends`).
     noise : Noise
-        The noise both were sampled with; their provenance must state it.
+        The noise both were sampled with; their provenance must state it. `exact_certificates` takes deterministic noise.
     head : Head
         The score to certify; one of the Tallies' heads.
     alpha : float
@@ -132,6 +133,11 @@ def certificates(
     >>> prediction, round(radius, 4)
     (1, 0.6746)
     """
+    if check_noise("noise", noise).evaluations is not None:
+        raise ValueError(
+            f"noise must be random where a sample selects the class, got {noise!r:.100}; give the Tally of all its "
+            "evaluations to exact_certificates"
+        )
     spec = CertificationSpec(noise, alpha, head, bound, rule, lipschitz, early=max_samples is not None)
     if not isinstance(execution, Execution):
         raise TypeError(f"execution must be an Execution, got {execution!r}")
@@ -142,6 +148,70 @@ def certificates(
     spec = of_inputs(spec, execution)
     found, *_ = prove(
         spec, selection, ranges, max_samples=most, seed=seed, input_ids=ids, backend=backend, execution=execution
+    )
+    return found
+
+
+def exact_certificates(tally: TallyLike, *, backend: str = "", execution: Execution = _EXECUTION) -> list[Certificate]:
+    """Return the exact certificate of every input of a Tally that holds all evaluations of deterministic noise.
+
+    Nothing is left to chance: alpha is 0.
+
+    Parameters
+    ----------
+    tally : Tally
+        Its provenance states the noise, and the samples 0 to ``noise.evaluations`` - 1 of each input.
+    backend, execution
+        As in `certificates`.
+
+    Returns
+    -------
+    list of Certificate
+        One for each input, in order. The class is that of most votes; a tie abstains. The radius is
+        ``noise.exact_radius(lead)``, the lead being the votes for the class less those for the next. It may be 0: the class
+        at the input itself is then all that is proved. p_lower and p_upper are the shares of these votes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
+    Notes
+    -----
+    A changed evaluation takes at most one vote from the class and gives at most one to another, so the lead falls by at most
+    2. A row whose logits are not finite votes for nobody, and may become a vote for anybody. It then moves the lead by 1.
+
+    References
+    ----------
+    Levine and Feizi, "Improved, Deterministic Smoothing for L1 Certified Robustness", 2021, Theorem 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rsfast import Provenance, SubspaceSmoothing, Tally
+    >>> noise = SubspaceSmoothing(np.eye(5)[:, None])
+    >>> where = Provenance(noise, seed=0, stream="estimation", samples=range(5), input_ids=[0])
+    >>> tally = Tally(1, 2, provenance=where)
+    >>> tally.n[0], tally.counts[0, 1] = 5, 5
+    >>> (prediction, radius), = exact_certificates(tally)
+    >>> prediction, radius
+    (1, 2.0)
+    """
+    if not isinstance(tally, TallyLike):
+        raise TypeError(f"tally must be a Tally, got {tally!r:.100}; sample() returns Tallies")
+    if not isinstance(execution, Execution):
+        raise TypeError(f"execution must be an Execution, got {execution!r}")
+    where = check_whole("tally", tally)
+    spec = CertificationSpec(where.noise, 0.0, bound="exact", rule="exact")
+    found, *_ = prove(
+        spec,
+        None,
+        [tally],
+        max_samples=where.noise.evaluations or 0,
+        seed=where.seed,
+        input_ids=where.input_ids,
+        backend=backend,
+        execution=execution,
     )
     return found
 
@@ -283,7 +353,7 @@ def of_inputs(spec: CertificationSpec, execution: Execution) -> CertificationSpe
 
 def prove(
     spec: CertificationSpec,
-    selection: TallyLike,
+    selection: TallyLike | None,
     ranges: Sequence[TallyLike],
     *,
     max_samples: int,
@@ -292,21 +362,29 @@ def prove(
     backend: str,
     execution: Execution = _EXECUTION,
 ) -> tuple[list[Certificate], Estimates, Limits]:
-    """Return the certificates of Tallies that fit each other under a spec `of_inputs`, and what they rest on."""
-    needs, selected = spec.limits_by.histograms, Scores.of(selection, spec.head)
+    """Return the certificates of Tallies that fit each other under a spec `of_inputs`, and what they rest on.
+
+    There is a selection unless the spec is exact: then the votes themselves name the class.
+    """
+    needs = spec.limits_by.histograms
+    selected = Scores.total(ranges, spec.head) if selection is None else Scores.of(selection, spec.head)
     estimates = Estimates.of(selected, ranges, spec.head, needs, max_samples, seed, input_ids)
     found = rules.limits(estimates, spec)
-    radii = rules.radius(spec.noise, found.lower, found.upper, spec.lipschitz)
-
     chosen = estimates.classes[:, :1]
     votes = Scores.total(ranges, _VOTES).sums
     first, second = np.take_along_axis(votes, chosen, axis=1), votes.copy()
     np.put_along_axis(second, chosen, -1, axis=1)
-    drawn = estimates.scores.trials
-    columns = (chosen, radii, found.lower, found.upper, first, second.max(axis=1), selected.trials, drawn)
+    second, drawn = second.max(axis=1, keepdims=True), estimates.scores.trials
+    if spec.exact:
+        radii, ahead = spec.noise.exact_radius(first - second), first > second
+    else:
+        radii = rules.radius(spec.noise, found.lower, found.upper, spec.lipschitz)
+        ahead = radii > 0
+    before = np.zeros_like(drawn) if selection is None else selected.trials
+    columns = (np.where(ahead, chosen, ABSTAIN), radii, found.lower, found.upper, first, second, before, drawn)
     certificates = [
         Certificate(
-            prediction=label if r > 0 else ABSTAIN,
+            prediction=label,
             radius=max(0.0, r),
             norm=spec.noise.norm,
             p_lower=lower,
@@ -369,7 +447,8 @@ def prediction(votes: Integers, alpha: float) -> int:
 def predictions(tally: TallyLike, alpha: float) -> list[int]:
     """Return the `prediction` at every input of a Tally; draws that voted for nobody are left out.
 
-    It is the test of `prediction`, with the same errors. ValueError if n is not what the Tally's provenance states.
+    It is the test of `prediction`, with the same errors. ValueError if n is not what the Tally's provenance states, or its
+    noise is deterministic: `exact_certificates` has the class that all evaluations give.
 
     Examples
     --------
@@ -381,6 +460,10 @@ def predictions(tally: TallyLike, alpha: float) -> list[int]:
     [1, -1]
     """
     tally.check_provenance()
+    if tally.provenance is not None and tally.provenance.noise.evaluations is not None:
+        raise ValueError(
+            f"tally must be of random noise, got one of {tally.provenance.noise!r:.100}; give it to exact_certificates"
+        )
     return [prediction(votes, alpha) for votes in Scores.of(tally, _VOTES).sums]
 
 

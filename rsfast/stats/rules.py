@@ -16,6 +16,7 @@ from .bounds.betting import typical_betting_lower
 from .bounds.clopper_pearson import forecast_proportion
 from .common import Floats, check_alpha
 from .estimates import Estimates
+from .exact import EXACT, Exact, check_exact
 from .registry import BOUNDS, Bound, resolve_bound
 
 _VOTES = Votes()
@@ -33,7 +34,8 @@ class CertificationSpec:
     Parameters
     ----------
     noise, alpha, head, bound, rule
-        As in `certificates`. The bound "auto" is replaced by the one that it stands for.
+        As in `certificates`. The bound "auto" is replaced by the one that it stands for. With deterministic noise alpha is
+        0, the head votes, and bound and rule are "exact".
     lipschitz : float, optional
         An l2 Lipschitz constant of every class's base score; per unit of what the model takes until `proof.of_inputs`.
     early : bool
@@ -61,14 +63,25 @@ class CertificationSpec:
 
     def __post_init__(self) -> None:
         check_noise("noise", self.noise).check_lipschitz(self.lipschitz)
-        bound, rule = resolve(self.head, self.bound, self.rule, self.lipschitz, early=self.early)
-        for name, value in (("alpha", check_alpha(self.alpha)), ("bound", bound), ("rule", rule)):
+        if self.exact:
+            given = {name: getattr(self, name) for name in ("alpha", "bound", "rule", "lipschitz")}
+            check_exact(self.noise, check_head("head", self.head), **given, max_samples=self.early or None)
+            alpha, bound, rule = 0.0, EXACT, EXACT
+        else:
+            bound, rule = resolve(self.head, self.bound, self.rule, self.lipschitz, early=self.early)
+            alpha = check_alpha(self.alpha)
+        for name, value in (("alpha", alpha), ("bound", bound), ("rule", rule)):
             object.__setattr__(self, name, value)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the noise is deterministic: all evaluations are counted, no class is selected before, and alpha is 0."""
+        return self.noise.evaluations is not None
 
     @property
     def limits_by(self) -> Bound:
         """The bound that gives the limits."""
-        return BOUNDS[self.bound]
+        return Exact() if self.exact else BOUNDS[self.bound]
 
 
 def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *, early: bool = False) -> tuple[str, str]:
