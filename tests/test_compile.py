@@ -83,7 +83,7 @@ def perturb_arguments(channels_last, transformed):
     out = torch.empty(4, 3, 8, 8, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     scale = torch.ones(3) if transformed else None
     clamp = [0.0, 1.0] if transformed else None
-    noise = "gaussian", [0.25], [], "", [], []
+    noise = "gaussian", [0.25], []
     return x, samples % 2, torch.arange(2), samples, *noise, -1, 1, scale, scale, clamp, channels_last, "cpu", out
 
 

@@ -462,16 +462,18 @@ def test_the_operator():
     x, samples = torch.rand(2, 3, 4, 5), torch.arange(4)
     gain = torch.from_numpy(CorrelatedGaussian(spectrum_of((3, 4, 5))).parameters((3, 4, 5)).shaper_tensors[0])
 
-    def arguments(gain, out):
-        noise = "gaussian", [1.0], [], "spectrum", [], [gain]
-        return x, samples % 2, torch.arange(2), samples, *noise, 1, 1, None, None, None, False, "cpu", out
+    how, out = ("gaussian", [1.0], [], 1, 1, None, None, None, False, "cpu"), torch.empty(4, 3, 4, 5)
+    arguments = x, samples % 2, torch.arange(2), samples, *how, out
 
-    torch.library.opcheck(torch.ops.rsfast.perturb.default, arguments(gain, torch.empty(4, 3, 4, 5)))
+    def shaped(gain):
+        return {"shaper": "spectrum", "shaper_tensors": [gain]}
+
+    torch.library.opcheck(torch.ops.rsfast.perturb.default, arguments, shaped(gain))
     for wrong in (gain[0], gain[:, :3], gain.float(), torch.ones(2, 4, 3).double()):
         with pytest.raises((TypeError, ValueError), match=r"^shaper_tensors\[0\] must "):
-            torch.ops.rsfast.perturb(*arguments(wrong, torch.empty(4, 3, 4, 5)))
+            torch.ops.rsfast.perturb(*arguments, **shaped(wrong))
     with pytest.raises(ValueError, match=r"^out must have memory of its own"):
-        torch.ops.rsfast.perturb(x, *[samples[:2]] * 3, *arguments(gain, x)[4:-1], x)
+        torch.ops.rsfast.perturb(x, *[samples[:2]] * 3, *how, x, **shaped(gain))
 
 
 def test_the_value_of_a_smoothed_function():

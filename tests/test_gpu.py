@@ -253,7 +253,7 @@ def test_one_graph(backend):
 def test_opcheck(backend):
     x, samples, out = inputs(2, (3, 8, 8)).to(GPU), torch.arange(4, device=GPU), torch.empty(4, 3, 8, 8, device=GPU)
     indices = samples % 2, torch.arange(2, device=GPU), samples
-    noise = "gaussian", [0.5], [], "", [], []
+    noise = "gaussian", [0.5], []
     torch.library.opcheck(
         torch.ops.rsfast.perturb.default, (x, *indices, *noise, 1, 1, None, None, None, False, backend, out)
     )

@@ -60,7 +60,7 @@ def by_groups(x, noise, groups, samples, *, seed, stream, input_id, backend):
     rows, out = torch.zeros(len(samples), dtype=torch.int64), torch.empty(len(samples), *x.shape[1:])
     scalars = noise.parameters(x.shape[1:]).scalars
     place = seed - 2**64 if seed >= 2**63 else seed, STREAMS[stream]
-    call = x, rows, rows[:1] + input_id, torch.tensor(samples), "mask", scalars, [groups], None, *place
+    call = x, rows, rows[:1] + input_id, torch.tensor(samples), "mask", scalars, [groups], *place
     torch.ops.rsfast.perturb(*call, None, None, None, False, backend, out)
     return out
 

@@ -652,9 +652,6 @@ def call_operator(**changes):
         "draw": "gaussian",
         "noise_scalars": [0.3],
         "noise_tensors": [],
-        "shaper": "",
-        "shaper_scalars": [],
-        "shaper_tensors": [],
         "seed": -1,
     }
     arguments |= {"stream": 1, "scale": None, "shift": None, "clamp": None, "channels_last": False, "backend": "cpu"}

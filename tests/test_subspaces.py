@@ -132,16 +132,18 @@ def test_the_operator(one):
     noise = one.parameters((12,))
     tensors = [torch.tensor(array).contiguous() for array in noise.shaper_tensors]
 
-    def arguments(shaper, scalars, tensors):
-        how = 1, 1, None, None, None, False, "cpu", torch.empty(4, 12)
-        return x, samples % 2, torch.arange(2), samples, "gaussian", [1.0], [], shaper, scalars, tensors, *how
+    how = "gaussian", [1.0], [], 1, 1, None, None, None, False, "cpu", torch.empty(4, 12)
+    arguments = x, samples % 2, torch.arange(2), samples, *how
 
-    torch.library.opcheck(torch.ops.rsfast.perturb.default, arguments(noise.shaper, noise.shaper_scalars, tensors))
+    def shaped(shaper, scalars, tensors):
+        return {"shaper": shaper, "shaper_scalars": scalars, "shaper_tensors": tensors}
+
+    torch.library.opcheck(torch.ops.rsfast.perturb.default, arguments, shaped(noise.shaper, noise.shaper_scalars, tensors))
     with pytest.raises(ValueError, match=r"^shaper must be one of 'spectrum', "):
-        torch.ops.rsfast.perturb(*arguments("sphere", [], []))
+        torch.ops.rsfast.perturb(*arguments, **shaped("sphere", [], []))
     wrong = [[each[..., :11].contiguous()] for each in tensors] or [[]]
     with pytest.raises(ValueError, match=r"^(shaper_tensors\[0\] must have shape|shaper_scalars must hold the dimension)"):
-        torch.ops.rsfast.perturb(*arguments(noise.shaper, [12.0] * len(noise.shaper_scalars), wrong[0]))
+        torch.ops.rsfast.perturb(*arguments, **shaped(noise.shaper, [12.0] * len(noise.shaper_scalars), wrong[0]))
 
 
 # Sizes and parameters

@@ -121,6 +121,7 @@ class SubspaceSmoothing(Noise):
 
     constraints: ClassVar[Mapping[str, Constraint]] = {"projections": Orthonormal(_FINITE, (3,))}
     norm = "projections"
+    norm_fields = ("projections",)
     draw = Gaussian.draw
     has_arrays = True
 
@@ -217,6 +218,7 @@ class SubspaceGaussian(Noise):
 
     constraints: ClassVar[Mapping[str, Constraint]] = {"projection": Orthonormal(_FINITE, (2,)), "sigma": POSITIVE}
     norm = "projected l2"
+    norm_fields = ("projection",)
     draw = Gaussian.draw
     has_arrays = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -133,7 +133,9 @@ def perturb(
         rows,
         input_ids,
         samples,
-        *parameters,
+        parameters.draw,
+        parameters.scalars,
+        parameters.tensors,
         seed - (1 << 64) if seed >= 1 << 63 else seed,
         STREAMS[check_stream(stream)],
         scale,
@@ -142,6 +144,9 @@ def perturb(
         channels_last,
         check_backend(backend),
         result,
+        shaper=parameters.shaper,
+        shaper_scalars=parameters.shaper_scalars,
+        shaper_tensors=parameters.shaper_tensors,
     )
     return result
 
@@ -183,19 +188,19 @@ def _check_out(out: object, dtype: torch.dtype) -> None:
         raise ValueError("out must be a tensor of its own, got a lazy negation; call out.resolve_neg()")
 
 
-def _job(arguments: Sequence[Any]) -> tuple[Perturbation, str]:
+def _job(arguments: Sequence[Any], shaped: Mapping[str, Any]) -> tuple[Perturbation, str]:
     """Return the operator's arguments as a call that is checked, and the name of its backend."""
-    x, rows, input_ids, samples, *noise, seed, stream, scale, shift, clamp, channels_last, backend, out = arguments
+    x, rows, input_ids, samples, draw, scalars, tensors, seed, *rest, backend, out = arguments
+    noise = NoiseParameters(draw, scalars, tensors, **shaped)  # without what has its default
     seed %= 1 << 64  # an operator's int is signed
-    how = (NoiseParameters(*noise), seed, stream, scale, shift, clamp, channels_last)
-    job = Perturbation(x, rows, input_ids, samples, *how, out)
+    job = Perturbation._make((x, rows, input_ids, samples, noise, seed, *rest, out))
     job.check()
     shaping.check(job)
     return job, backend
 
 
-def _perturb(*arguments: Any) -> None:
-    job, backend = _job(arguments)
+def _perturb(*arguments: Any, **shaped: Any) -> None:
+    job, backend = _job(arguments, shaped)
     found = find(backend, job.x.device)
     if found.on_host:  # kernels on a GPU check for themselves: to look from here is to wait
         check_range("rows", job.rows, job.x.shape[0])
@@ -214,9 +219,9 @@ def _perturb(*arguments: Any) -> None:
         found.kernels.perturb(job)
 
 
-def _check_perturb(*arguments: Any) -> None:
+def _check_perturb(*arguments: Any, **shaped: Any) -> None:
     """Check a call on tensors without memory, which torch.compile makes, and refuse one on the device "meta"."""
-    job, backend = _job(arguments)
+    job, backend = _job(arguments, shaped)
     if job.x.device.type == "meta":
         find(backend, job.x.device)
 
@@ -224,8 +229,8 @@ def _check_perturb(*arguments: Any) -> None:
 _library: Any = torch.library.Library("rsfast", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "perturb(Tensor x, Tensor rows, Tensor input_ids, Tensor samples, str draw, float[] noise_scalars, "
-    "Tensor[] noise_tensors, str shaper, float[] shaper_scalars, Tensor[] shaper_tensors, SymInt seed, int stream, "
-    "Tensor? scale, Tensor? shift, float[]? clamp, bool channels_last, str backend, Tensor(a!) out) -> ()"
+    "Tensor[] noise_tensors, SymInt seed, int stream, Tensor? scale, Tensor? shift, float[]? clamp, bool channels_last, "
+    'str backend, Tensor(a!) out, *, str shaper="", float[] shaper_scalars=[], Tensor[]? shaper_tensors=None) -> ()'
 )
 _library.impl("perturb", _perturb, "CompositeExplicitAutograd")
 torch.library.register_fake("rsfast::perturb", _check_perturb, lib=_library)
