@@ -147,6 +147,13 @@ CASES = {
     "Laplace": Case(Laplace(0.25), right_of_zero, along_the_first_axis(1.5), first_element),
     "Mask": Case(Mask(0.1), nothing_negative, some_positive, changes_of(Mask(0.1).chance)),
     "Splitting": Case(Splitting(0.5), right_of_half, from_half, lambda x: first_element(x) - 0.5),
+    # Of 255 evaluations at j / 255, j are right of 1/2: more than half from j = 128 on.
+    "deterministic Splitting": Case(
+        Splitting(0.5, deterministic=True),
+        right_of_half,
+        on_the_grid(from_half),
+        lambda x: (np.round(255 * first_element(x)) - 128) / 255,
+    ),
     "SubspaceGaussian": Case(SubspaceGaussian(W, 0.25), right_of_w, along_w, lambda x: x.astype(np.float64) @ W[0]),
     "SubspaceSmoothing": Case(
         SubspaceSmoothing(np.eye(41)[:, None]), positive, signs, lambda x: np.maximum((x.sum(axis=1) - 1) // 2, 0)
