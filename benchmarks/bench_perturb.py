@@ -1,4 +1,4 @@
-"""perturb against the torch expression that it replaces, and against its own random words alone."""
+"""perturb against the torch expression that it replaces and its own random words alone; other noises against Gaussian."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.cases import IMAGES, SIGMA, torch_perturb
+from benchmarks.cases import IMAGES, NOISE, SIGMA, TIMES_OF_GAUSSIAN, noises, torch_grid_perturb, torch_perturb
 from benchmarks.conftest import Seconds, alternate
-from rsfast import Gaussian, ops
+from rsfast import GridGaussian, ops
+from rsfast.noise import Noise
 from rsfast.ops import _cpu
 
+OTHER_NOISES = list(noises(IMAGES["ImageNet"][1:]))[1:]
 
-def verified(x: torch.Tensor, batch: int, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+
+def verified(x: torch.Tensor, batch: int, dtype: torch.dtype, noise: Noise = NOISE) -> Callable[[], torch.Tensor]:
     """Return a call of perturb, of which a few rows have been checked against the reference."""
     out, few = torch.empty(batch, *x.shape[1:], dtype=dtype), [0, 1, batch - 1]
-    perturb = partial(ops.perturb, x, Gaussian(SIGMA), seed=1)
+    perturb = partial(ops.perturb, x, noise, seed=1)
     ours = partial(perturb, samples=range(batch), out=out)
     assert torch.equal(ours()[few], perturb(samples=few, dtype=dtype, backend="reference"))
     return ours
@@ -44,9 +47,28 @@ def against_words(rounds: int, name: str, threads: int) -> Seconds:
     return alternate(verified(torch.rand(1, *shape), batch, torch.float32), theirs, rounds)
 
 
+def against_gaussian(rounds: int, noise: str) -> Seconds:
+    torch.set_num_threads(1)
+    batch, *shape = IMAGES["ImageNet"]
+    x, known = torch.rand(1, *shape), noises(shape)
+    ours, theirs = (verified(x, batch, torch.float32, known[name]) for name in (noise, "Gaussian"))
+    return alternate(ours, theirs, rounds)
+
+
+def against_levels(rounds: int, batch: int) -> Seconds:
+    torch.set_num_threads(1)
+    noise, shape = GridGaussian(SIGMA), IMAGES["ImageNet"][1:]
+    x, (_, thresholds) = torch.rand(1, *shape), noise.parameters(shape).tensors
+    theirs = partial(torch_grid_perturb, x, batch, thresholds[:-1].tolist())
+    return alternate(verified(x, batch, torch.float32, noise), theirs, rounds)
+
+
 def row(name: str, what: str) -> dict[str, Any]:
-    elements = math.prod(IMAGES[name])
-    return {"what": f"perturb, {what}", "detail": lambda seconds: f"{elements / seconds / 1e6:.0f} M elements/s"}
+    return {"what": f"perturb, {what}", "detail": partial(speed, math.prod(IMAGES[name]))}
+
+
+def speed(elements: int, seconds: float) -> str:
+    return f"{elements / seconds / 1e6:.0f} M elements/s"
 
 
 @pytest.mark.parametrize("name", list(IMAGES))
@@ -61,3 +83,18 @@ def test_perturb_torch(compare, name, dtype):
 def test_perturb_words(compare, name, threads):
     what = f"float32, {name} batch, {threads} thread{'s' * (threads > 1)}"
     compare(against_words, name, threads, against="Philox words alone", target=0.6, **row(name, what))
+
+
+@pytest.mark.parametrize("noise", OTHER_NOISES)
+def test_perturb_noise(compare, noise):
+    target = TIMES_OF_GAUSSIAN.get(noise)
+    compare(
+        against_gaussian, noise, against="Gaussian", target=target, **row("ImageNet", f"{noise}, ImageNet batch, 1 thread")
+    )
+
+
+def test_perturb_noise_levels(compare):
+    batch = 2  # the words of more do not fit into the cache, where a pass over them is fastest
+    what, elements = f"perturb, GridGaussian, {batch} ImageNet images, 1 thread", batch * math.prod(IMAGES["ImageNet"][1:])
+    against = "torch, one comparison pass a level"
+    compare(against_levels, batch, what=what, against=against, target=5, detail=partial(speed, elements))

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
 
 from rsfast import Softmax, Sparsemax, Votes
+from rsfast.noise import (
+    AnisotropicGaussian,
+    CorrelatedGaussian,
+    Gaussian,
+    GridGaussian,
+    Laplace,
+    Mask,
+    Noise,
+    Splitting,
+    Uniform,
+)
 
 SIGMA = 0.25
+NOISE = Gaussian(SIGMA)
+TIMES_OF_GAUSSIAN = {"Laplace": 1, "Uniform": 1, "GridGaussian": 0.25}  # the least speed, as a part of Gaussian's
 IMAGES = {"CIFAR": (1000, 3, 32, 32), "ImageNet": (64, 3, 224, 224)}  # batch, then one input
 
 # The grid of LVM-RS (Delattre et al., "The Lipschitz-Variance-Margin Tradeoff", code of 2025): factors on the logits.
@@ -16,10 +31,34 @@ FACTORS = [1.0, *np.linspace(0.1, 50, 100).tolist(), 1e7]
 GRID = (Votes(), *(head(1 / factor) for factor in FACTORS for head in (Softmax, Sparsemax)))
 
 
+def noises(shape: Sequence[int]) -> dict[str, Noise]:
+    """Return noises for images [3, H, W]: Gaussian, then one for each way in which the kernels make or apply noise."""
+    return {
+        "Gaussian": NOISE,
+        "Laplace": Laplace(SIGMA),
+        "Uniform": Uniform(SIGMA),
+        "Splitting": Splitting(SIGMA),
+        "GridGaussian": GridGaussian(SIGMA),
+        "AnisotropicGaussian": AnisotropicGaussian([SIGMA / 2, SIGMA, 2 * SIGMA]),
+        "Mask of elements": Mask(0.25),
+        "Mask of patches": Mask(0.25, patch=4),
+        "CorrelatedGaussian": CorrelatedGaussian.low_pass(shape, cutoff=0.125, sigma=SIGMA),
+    }
+
+
 def torch_perturb(x: torch.Tensor, batch: int) -> torch.Tensor:
     """Return the noisy batch as the 2019 loop makes it."""
     repeated = x.repeat((batch, 1, 1, 1))
     return repeated + torch.randn_like(repeated) * SIGMA
+
+
+def torch_grid_perturb(x: torch.Tensor, batch: int, thresholds: Sequence[int]) -> torch.Tensor:
+    """Return what GridGaussian makes, with one pass over all words for each level."""
+    words = torch.randint(-(1 << 63), (1 << 63) - 1, (batch, *x.shape[1:]))
+    magnitudes, levels = words & (1 << 63) - 1, torch.zeros(words.shape, dtype=torch.int16)
+    for threshold in thresholds:
+        levels += magnitudes < threshold
+    return (torch.round(255 * x) + torch.where(words < 0, -levels, levels)) / 255
 
 
 def torch_sparsemax(logits: torch.Tensor) -> torch.Tensor:

@@ -45,8 +45,10 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def record(what: str, against: str, ratio: float, target: float, detail: str, at_most: bool = False) -> dict[str, Any]:
-    """Add a row to the table: a ratio, the target that it is to reach or not to exceed, and what was measured."""
+def record(
+    what: str, against: str, ratio: float, target: float | None, detail: str, at_most: bool = False
+) -> dict[str, Any]:
+    """Add a row to the table: a ratio, the target, if any, that it is to reach or not to exceed, and what was measured."""
     row = {"what": what, "against": against, "ratio": ratio, "target": target, "at_most": at_most, "detail": detail}
     ROWS.append(row)
     return row
@@ -112,10 +114,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     )
     lines = [f"{about}.", "", "| what | against | times | target | measured |", "|---|---|---|---|---|"]
     for row in ROWS:
-        bound = "at most" if row["at_most"] else "at least"
-        lines.append(
-            f"| {row['what']} | {row['against']} | {row['ratio']:.3g} | {bound} {row['target']:g} | {row['detail']} |"
-        )
+        target = f"at {'most' if row['at_most'] else 'least'} {row['target']:g}" if row["target"] is not None else ""
+        lines.append(f"| {row['what']} | {row['against']} | {row['ratio']:.3g} | {target} | {row['detail']} |")
     terminalreporter.write_line("\n" + "\n".join(lines))
     if config.getoption("write_table"):
         RESULTS.mkdir(exist_ok=True)

@@ -46,11 +46,11 @@ import torch
 from torch import nn
 
 import rsfast
-from benchmarks.cases import GRID, IMAGES, SIGMA, torch_accumulate, torch_perturb
+from benchmarks.cases import GRID, IMAGES, NOISE, SIGMA, TIMES_OF_GAUSSIAN, noises, torch_accumulate, torch_perturb
 from benchmarks.networks import cifar_resnet110, resnet50
 from benchmarks.race import Calls, Clock, EventClock, HostClock, Timing, race
 from benchmarks.report import COLUMNS, ROOT, Row, line, surroundings
-from rsfast import Gaussian, Tally, Votes, ops
+from rsfast import Tally, Votes, ops
 from rsfast.demo import Loop2019
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,7 +59,6 @@ BUILD = [sys.executable, "setup.py", "build_ext", "--inplace"]
 TESTS = [sys.executable, "-m", "pytest", "-m", "not noise", *(("-n", "8") if find_spec("xdist") else ())]
 LIMIT = 280  # seconds for both, so that 200 are left to measure in eight minutes
 
-NOISE = Gaussian(SIGMA)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TIMED = (("float32", False), ("bfloat16", False), ("bfloat16", True))  # dtype, channels_last; others are only checked
 
@@ -75,6 +74,7 @@ class Plan:
     oracle: str  # the backend whose bits are right
     copied: int  # bytes of a copy
     images: tuple[tuple[str, int, tuple[int, ...]], ...]  # name, batch, shape
+    noisy: tuple[str, int, tuple[int, ...]]  # the images for every noise but Gaussian
     logits: tuple[tuple[int, int, float], ...]  # classes, batch, target
     networks: tuple[Network, ...]
     rounds: int
@@ -82,6 +82,9 @@ class Plan:
 
 
 CIFAR, IMAGENET = IMAGES["CIFAR"][1:], IMAGES["ImageNet"][1:]
+OTHER_NOISES = [  # but those that an FFT shapes: its last bits depend on the device
+    name for name, noise in noises(IMAGENET).items() if noise != NOISE and not noise.parameters(IMAGENET).shaper
+]
 
 ON_GPU = Plan(
     device=torch.device("cuda", 0),
@@ -89,6 +92,7 @@ ON_GPU = Plan(
     oracle="cpu",
     copied=1 << 30,
     images=(("CIFAR", 1000, CIFAR), ("CIFAR", 32768, CIFAR), ("ImageNet", 64, IMAGENET), ("ImageNet", 512, IMAGENET)),
+    noisy=("ImageNet", 64, IMAGENET),
     logits=((10, 1000, 20), (1000, 256, 30)),
     networks=(
         ("ResNet-110 (CIFAR)", cifar_resnet110, CIFAR, 10, 10_000, 1000),
@@ -103,6 +107,7 @@ DRY_RUN = Plan(
     oracle="reference",
     copied=1 << 16,
     images=(("CIFAR", 3, (3, 8, 8)), ("ImageNet", 2, (3, 10, 10))),
+    noisy=("ImageNet", 2, (3, 10, 10)),
     logits=((10, 4, 20), (30, 3, 30)),
     networks=(
         ("ResNet-110 (CIFAR)", cifar_resnet110, (3, 8, 8), 10, 10, 5),
@@ -330,10 +335,12 @@ class Noisy:
     shape: tuple[int, ...]
     dtype_name: str
     channels_last: bool
+    noise: str = "Gaussian"
 
     @property
     def key(self) -> str:
-        return f"perturb {self.dtype_name} {'channels_last' if self.channels_last else 'contiguous'}"
+        noise = "" if self.noise == "Gaussian" else f"{self.noise} "
+        return f"perturb {noise}{self.dtype_name} {'channels_last' if self.channels_last else 'contiguous'}"
 
     @property
     def what(self) -> str:
@@ -365,15 +372,20 @@ class Noisy:
         out = torch.empty(
             (self.batch, *self.shape), dtype=DTYPES[self.dtype_name], device=device, memory_format=layout
         ).fill_(torch.nan)
-        return partial(ops.perturb, noise=NOISE, **there, channels_last=self.channels_last, out=out, backend=backend)
+        noise = noises(self.shape)[self.noise]
+        return partial(ops.perturb, noise=noise, **there, channels_last=self.channels_last, out=out, backend=backend)
+
+
+def gate_bits(gate: Gate, case: Noisy) -> list[str]:
+    """Return the backends on which a case of perturb is right."""
+    arguments = case.arguments(gate.random)
+    expected = case.call(arguments, gate.plan.oracle, torch.device("cpu"))()
+    return gate.verified(case.what, expected, lambda backend: case.call(arguments, backend, gate.plan.device)())
 
 
 def gate_perturb(gate: Gate, case: Noisy) -> None:
     """Check a case of perturb on each backend; then time it, if it is one of TIMED."""
-    device = gate.plan.device
-    arguments = case.arguments(gate.random)
-    expected = case.call(arguments, gate.plan.oracle, torch.device("cpu"))()
-    right = gate.verified(case.what, expected, lambda backend: case.call(arguments, backend, device)())
+    device, right = gate.plan.device, gate_bits(gate, case)
     if not right or (case.dtype_name, case.channels_last) not in TIMED:
         return
 
@@ -394,6 +406,25 @@ def gate_perturb(gate: Gate, case: Noisy) -> None:
                 ratio, target = times["torch"].seconds / ours.seconds, 10 if case.dtype_name == "bfloat16" else None
                 gate.add(replace(row, against="torch, float32", ratio=ratio, target=target))
                 gate.add(replace(row, against=floor_name, ratio=row.of_floor, target=0.7))
+
+
+def gate_noise(gate: Gate, case: Noisy) -> None:
+    """Check a case of another noise than Gaussian on each backend; then time it against that, without the launches' cost."""
+    right = gate_bits(gate, case)
+    if not right:
+        return
+    plain, device = replace(case, noise="Gaussian"), gate.plan.device
+    sets = [case.arguments(gate.random) for _ in range(gate.clock.sets(case.nbytes))]
+    contenders: dict[str, Calls] = {}
+    for backend in right:
+        contenders[backend] = [case.call(each, backend, device) for each in sets]
+        contenders[f"{backend}, Gaussian"] = [plain.call(each, backend, device) for each in sets]
+    mode = gate.clock.modes[-1]
+    times = gate.race(contenders, mode)
+    for backend in right:
+        row = Row(case.what, "Gaussian", backend, mode, bytes=case.nbytes, **asdict(times[backend]))
+        ratio = times[f"{backend}, Gaussian"].seconds / times[backend].seconds
+        gate.add(replace(row, ratio=ratio, target=TIMES_OF_GAUSSIAN.get(case.noise)))
 
 
 def torch_votes(logits: torch.Tensor) -> torch.Tensor:
@@ -501,6 +532,12 @@ def measure(gate: Gate) -> None:
                 case = Noisy(name, batch, shape, dtype_name, channels_last)
                 with gate.attempt(case.what):
                     gate_perturb(gate, case)
+    gate.write()
+    for noise in OTHER_NOISES:
+        for dtype_name, channels_last in TIMED:
+            case = Noisy(*gate.plan.noisy, dtype_name, channels_last, noise)
+            with gate.attempt(case.what):
+                gate_noise(gate, case)
     gate.write()
     for classes, batch, target in gate.plan.logits:
         for heads, of_heads in ((GRID, target), ((Votes(),), None)):

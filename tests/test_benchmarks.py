@@ -28,7 +28,7 @@ def pytest_benchmarks(*arguments):
 @pytest.mark.parametrize(
     ("benchmarks", "count"),
     [
-        ("perturb or (accumulate and not 1000)", "14 passed"),
+        ("perturb or (accumulate and not 1000)", "32 passed"),
         pytest.param("((accumulate and 1000) or certify) and not memory", "10 passed", marks=pytest.mark.slow),
     ],
 )
@@ -49,6 +49,10 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
     monkeypatch.setattr(ops, "accumulate", lambda *_: None)
     with pytest.raises(AssertionError):
         bench_perturb.against_torch(1, "CIFAR", torch.float32)
+    with pytest.raises(AssertionError):
+        bench_perturb.against_gaussian(1, "Laplace")
+    with pytest.raises(AssertionError):
+        bench_perturb.against_levels(1, 2)
     with pytest.raises(AssertionError):
         bench_accumulate.against_torch(1, 10)
 

@@ -15,11 +15,13 @@ from torch import nn
 
 import rsfast
 from benchmarks import gpu_gate
+from benchmarks.cases import noises
 from benchmarks.gpu_gate import DRY_RUN, Gate, Noisy, difference
 from benchmarks.networks import cifar_resnet110, resnet50
 from benchmarks.race import LEAST_ROUNDS, race, timing
 from benchmarks.report import Row, line, show
 from rsfast import Tally, ops
+from rsfast.noise import DRAWS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def tiny():
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
 
+
+KINDS = ("float32 contiguous", "bfloat16 contiguous", "bfloat16 channels_last")  # of perturb, that are timed
 
 # One case of each kind.
 SMALL = replace(
@@ -71,8 +75,10 @@ def test_dry_run_measures_every_case(dry_run):
     cases = [
         (f"perturb {kind}, {name} {batch}", 2)  # against torch, and against the floor
         for name, batch, _ in DRY_RUN.images
-        for kind in ("float32 contiguous", "bfloat16 contiguous", "bfloat16 channels_last")
+        for kind in KINDS
     ]
+    name, batch, _ = DRY_RUN.noisy
+    cases += [(f"perturb {noise} {kind}, {name} {batch}", 1) for noise in gpu_gate.OTHER_NOISES for kind in KINDS]
     cases += [
         (f"accumulate, {heads}, K = {classes}, batch {batch}", 1)
         for classes, batch, _ in DRY_RUN.logits
@@ -82,11 +88,19 @@ def test_dry_run_measures_every_case(dry_run):
     cases += [("floor: bytes", 1), ("floor: Philox words", 1)]
     found = [row["what"] for row in report["rows"]]
     assert {(what, found.count(what)) for what in found} == {(f"dry run: {what}", count) for what, count in cases}
-    assert report["checks"] == {"equal": 12 + 4 + 2, "failed": 0}  # perturb in 3 dtypes and 2 layouts, though 3 are timed
+    assert report["checks"] == {
+        "equal": 12 + 21 + 4 + 2,
+        "failed": 0,
+    }  # Gaussian in 3 dtypes and 2 layouts, though 3 are timed
     for row in report["rows"]:
         assert row["status"] == "measured"
         assert 0 < row["low"] <= row["seconds"] <= row["high"] < math.inf
         assert row["rounds"] == DRY_RUN.rounds
+
+
+def test_every_draw_is_measured():
+    known = noises(gpu_gate.IMAGENET)
+    assert {known[name].draw.name for name in ("Gaussian", *gpu_gate.OTHER_NOISES)} == set(DRAWS)
 
 
 def test_dry_run_claims_nothing(dry_run):
@@ -382,6 +396,21 @@ def test_ratios_of_perturb(monkeypatch, gate):
     assert (against_torch.ratio, against_torch.target, against_torch.reached) == (pytest.approx(12), 10, True)
     assert against_floor.against == "floor: bytes"  # 96 ns, of 24 ns for the words
     assert (against_floor.ratio, against_floor.target) == (pytest.approx(2.4), 0.7)
+
+
+def test_ratios_of_noises(monkeypatch, gate):
+    """Of known times: Gaussian's over the noise's, on the same backend; without a target where there is none."""
+    gate.backends, gate.dry = ["cpu", "reference"], False
+    times = {"cpu": 2.0, "cpu, Gaussian": 5.0, "reference": 3.0, "reference, Gaussian": 2.4}
+    monkeypatch.setattr(gate, "race", lambda contenders, mode: {name: timing([times[name]]) for name in contenders})
+    for noise in ("Laplace", "Splitting"):
+        gpu_gate.gate_noise(gate, Noisy("CIFAR", 2, (3, 2, 2), "bfloat16", True, noise))
+    assert [(row.backend, row.ratio, row.target, row.reached) for row in gate.rows] == [
+        ("cpu", 2.5, 1, True),
+        ("reference", pytest.approx(0.8), 1, False),
+        ("cpu", 2.5, None, None),
+        ("reference", pytest.approx(0.8), None, None),
+    ]
 
 
 def test_graphs(gate):
