@@ -40,7 +40,8 @@ PIPES = {
 ISSUE = 128
 MULTIPROCESSORS, CLOCK = 132, 1.98e9  # of an H200 at its highest clock
 
-# The kernels with the options left out: without scale and clamp there is one way through, whose instructions can be counted.
+# The kernels with the options left out: without scale, clamp and a value of each element there is one way through, whose
+# instructions can be counted.
 PROBE = """
 #include "cuda/perturb.h"
 namespace rsfast {
@@ -48,6 +49,7 @@ template <Type T, bool ChannelsLast>
 __global__ void __launch_bounds__(kMostThreads) probe(const __grid_constant__ PerturbGrid grid) {
   PerturbGrid plain = grid;
   plain.job.scale = nullptr;
+  plain.job.noise.each = nullptr;
   plain.job.clamp = false;
   if constexpr (ChannelsLast)
     perturb_channels_last<Draw::gaussian, T, true>(this_block(), plain);

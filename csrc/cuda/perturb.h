@@ -118,15 +118,14 @@ RSFAST_FN FourWords four_words(uint32_t block, const RowCounter& c, const Key& k
   return {{static_cast<uint32_t>(w.a), static_cast<uint32_t>(w.b), static_cast<uint32_t>(w.c), static_cast<uint32_t>(w.d)}};
 }
 
-// The words of elements whose groups share one; neighbours are mostly of one block.
+// The words of elements whose groups share one: a block for each, as neighbours need not be of one.
+template <bool Aligned>
 RSFAST_FN FourWords words_of_groups(const PerturbGrid& g, const RowCounter& c, uint64_t first) {
-  FourWords block = {}, words = {};
-  uint32_t last = 0;
+  FourWords words = {};
   for (int i = 0; i < 4; ++i) {
-    if (first + i >= static_cast<uint64_t>(g.job.elements)) break;
-    const uint32_t group = as_bits(g.job.noise.each[first + i]);
-    if (i == 0 || group / 4 != last) block = four_words(group / 4, c, g.key);
-    last = group / 4;
+    const bool inside = Aligned || first + i < static_cast<uint64_t>(g.job.elements);
+    const uint32_t group = inside ? as_bits(g.job.noise.each[first + i]) : 0;
+    const FourWords block = four_words(group / 4, c, g.key);
     words.of[i] = word_of_group(group, block.of);
   }
   return words;
@@ -139,7 +138,7 @@ RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_
   const uint64_t first = uint64_t{four} * 4;
   FourWords words;
   if (D == Draw::mask && job.noise.each)
-    words = words_of_groups(g, row.counter, first);
+    words = words_of_groups<Aligned>(g, row.counter, first);
   else
     words = four_words(four, row.counter, g.key);
   const auto more = [&](uint32_t* w) {
@@ -155,7 +154,7 @@ RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_
     for (int i = 0; i < 4; ++i)
       if (first + i < static_cast<uint64_t>(job.elements)) y.of[i] = row.x[first + i];
   }
-  if (job.noise.each) {
+  if (D != Draw::mask && job.noise.each) {
     for (int i = 0; i < 4; ++i) {
       const bool inside = Aligned || first + i < static_cast<uint64_t>(job.elements);
       y.of[i] = noisy(DrawIs<D>{}, job, z.of[i], inside ? job.noise.each[first + i] : 0.0f, y.of[i]);
