@@ -142,7 +142,7 @@ def test_a_run_with_laplace_noise(net, capsys):
     assert len(rows("run")) < len(rows("whole"))
     with pytest.raises(SystemExit):
         certify("run", "--sigma 0.5 --resume")
-    assert "noise must be {'name': 'Laplace', 'b': 0.5}" in capsys.readouterr().err
+    assert "noise must be Laplace(b=0.5), as in " in capsys.readouterr().err
     certify("run", "--noise laplace:0.5 --resume")
     assert rows("run") == rows("whole")
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._check import as_real, check_choice
 from .constraints import POSITIVE as POSITIVE
 from .constraints import Constraint as Constraint
-from .constraints import FrozenArray, Real
+from .constraints import FrozenArray, Real, distinct_texts
 from .norms import Factor, check_shape, conversions, scaled_down, size
 
 POTENTIAL_ERROR = 2.0**-48
@@ -365,6 +365,21 @@ class Noise:
             name: value.tolist() if isinstance(value, FrozenArray) else value for name, value in self._fields().items()
         }
         return {"name": self.name, **written}
+
+    def distinct_texts(self, other: Noise) -> tuple[str, str]:
+        """Return the texts of this noise and another one, with the first element that differs of arrays that read the same.
+
+        Examples
+        --------
+        >>> from rsfast.noise import Gaussian, Laplace
+        >>> Gaussian(0.5).distinct_texts(Laplace(0.5))
+        ('Gaussian(sigma=0.5)', 'Laplace(b=0.5)')
+        """
+        if type(self) is not type(other):
+            return repr(self), repr(other)
+        texts = {name: distinct_texts(value, getattr(other, name)) for name, value in self._fields().items()}
+        one, two = (", ".join(f"{name}={each[i]}" for name, each in texts.items()) for i in range(2))
+        return f"{self.name}({one})", f"{self.name}({two})"
 
     def _fields(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]

@@ -184,6 +184,24 @@ class FrozenArray:
         return self.array.tolist()
 
 
+def distinct_texts(first: object, second: object) -> tuple[str, str]:
+    """Return the texts of two values of one parameter; of arrays that read the same, with the first element that differs.
+
+    Examples
+    --------
+    >>> distinct_texts(FrozenArray([1, 2, 4]), FrozenArray([1, 3, 4]))
+    ('1 to 4 of shape [3], 2.0 at [1]', '1 to 4 of shape [3], 3.0 at [1]')
+    >>> distinct_texts(0.25, 0.5)
+    ('0.25', '0.5')
+    """
+    texts = str(first), str(second)
+    if texts[0] != texts[1] or not isinstance(first, FrozenArray) or not isinstance(second, FrozenArray) or first == second:
+        return texts
+    place = tuple(np.argwhere(first.array != second.array)[0].tolist())
+    one, other = (f"{each!r}, {each.array[place].item()!r} at {[*place]}" for each in (first, second))
+    return one, other
+
+
 @dataclass(frozen=True)
 class Array:
     """Arrays whose elements a constraint of numbers allows; on the command line a .npy file, or numbers with commas.

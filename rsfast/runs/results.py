@@ -19,6 +19,7 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 from ..engine.plan import StoppingRule
 from ..noise import NOISES, Gaussian, Noise, radius_label
 from ..noise import from_dict as noise_from_dict
+from ..noise.constraints import distinct_texts
 from ..stats.certificate import ABSTAIN
 from . import layout
 from .layout import CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, read_sidecar
@@ -215,11 +216,16 @@ def common_norm(results_by_name: Mapping[str, Results]) -> str | None:
         if first is None:
             first, of = (norm, run.norm_settings), name
         elif (found := (norm, run.norm_settings)) != first:
-            one, other = (
-                text + "".join(f" ({key} = {value})" for key, value in more.items()) for text, more in (first, found)
-            )
+            one, other = (text + "".join(f" ({each})" for each in more) for text, more in _distinct_texts(first, found))
             raise ValueError(f"runs must have one norm, got {one} in {of} and {other} in {name}; compare them apart")
     return None if first is None else first[0]
+
+
+def _distinct_texts(*norms: tuple[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return two norms with their settings as texts, which differ where the settings do."""
+    (_, first), (_, second) = norms
+    texts = {name: distinct_texts(first.get(name), second.get(name)) for name in {**first, **second}}
+    return [(norm, [f"{name} = {texts[name][i]}" for name in settings]) for i, (norm, settings) in enumerate(norms)]
 
 
 def certified_accuracy(results: Results, radii: ArrayLike) -> NDArray[np.float64]:
