@@ -175,7 +175,7 @@ DATA = {
     "float64": (saved(images=images().astype("f8")), "must be float32, got float64; save images.astype('float32')"),
     "pixels": (
         saved(images=np.ones((4, 12), "u1")),
-        "save images.astype('float32') / 255, and --sigma is then in units of [0, 1]",
+        "save images.astype('float32') / 255, and the noise is then in units of [0, 1]",
     ),
     "other names": (
         saved(arr_0=images(), arr_1=[0] * 4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import math
 import os
 import re
 import reprlib
@@ -26,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from .._files import open_file
 from .._hints import listed, place_of, places
 from ..engine.forward import Model
+from ..noise import Noise
 from .npz import read_arrays
 from .weights import load_weights
 
@@ -34,10 +36,10 @@ _SPEC = re.compile(r"([\w-]+(?:\.[\w-]+)*)(?<!\.py):(\w+(?:\.\w+)*)")
 _PACKAGE = Path(__file__).parent.parent
 
 
-def load_data(path: str, num_classes: int, takes_bytes: bool = False) -> tuple[torch.Tensor, list[int] | None]:
+def load_data(path: str, num_classes: int, noise: Noise) -> tuple[torch.Tensor, list[int] | None]:
     """Return images and labels [N], if it holds any, of an .npz file; errors name --data.
 
-    Images are float32 [N, ...], or with `takes_bytes` uint8.
+    Images are float32 [N, ...], or uint8 where the noise takes bytes.
     """
     try:
         arrays, found = read_arrays(path, [name for names in _ARRAYS for name in names])
@@ -53,11 +55,12 @@ def load_data(path: str, num_classes: int, takes_bytes: bool = False) -> tuple[t
         raise ValueError(
             f"--data {path} must hold images (or x), and may hold labels (or y), got {listed(found)}; name them so"
         )
-    if images.dtype != np.float32 and not (takes_bytes and images.dtype == np.uint8):
-        way = {"u": " / 255, and --sigma is then in units of [0, 1]", "f": "", "b": ""}.get(images.dtype.kind)
+    if images.dtype != np.float32 and not (noise.takes_bytes and images.dtype == np.uint8):
+        units = ", and the noise is then in units of [0, 1]" if noise.scale < math.inf else ""
+        way = {"u": f" / 255{units}", "f": "", "b": ""}.get(images.dtype.kind)
         hint = "" if way is None else f"; save images.astype('float32'){way}"
-        if images.dtype == np.uint8:
-            hint += "; or take --noise gridgaussian:SIGMA, for 8-bit images as they are"
+        if images.dtype == np.uint8 and noise.for_bytes:
+            hint += f"; or take {noise.for_bytes[1]}, for 8-bit images as they are"
         raise TypeError(f"images in --data {path} must be float32, got {images.dtype}{hint}")
     if images.ndim < 2 or images.size == 0:
         raise ValueError(f"images in --data {path} must be [N, ...] and not empty, got {list(images.shape)}")

@@ -118,6 +118,10 @@ class Noise:
     draw: ClassVar[Draw]
     grid: int | None = None
     """A number where inputs must be multiples of 1 / grid."""
+    for_bytes: ClassVar[tuple[str, str] | None] = None
+    """A noise like it that takes 8-bit images as they are: in Python and on the command line; None if there is none."""
+    more: ClassVar[str] = "more noise"
+    """What messages propose where no votes prove a radius, or none that is large enough."""
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
     potential_error: ClassVar[float] = POTENTIAL_ERROR
@@ -141,6 +145,12 @@ class Noise:
     def settings(self) -> str:
         """The parameters as messages show them, as "sigma = 0.25"."""
         return ", ".join(f"{name} = {value}" for name, value in self._fields().items())
+
+    @property
+    def scale_setting(self) -> str:
+        """The parameter of these in which `scale` is: the first."""
+        name = next(iter(self.constraints))
+        return f"{name} = {getattr(self, name)}"
 
     @property
     def takes_bytes(self) -> bool:

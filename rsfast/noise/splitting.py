@@ -113,6 +113,7 @@ class Splitting(Noise):
 
     constraints: ClassVar[Mapping[str, Constraint]] = {"lam": _LAM, "deterministic": Flag(), "levels": Integer(1, _MOST)}
     norm = "l1"
+    for_bytes = ("Splitting(lam, deterministic=True) noise", "--noise splitting:LAM:deterministic=true")
     draw = Draw(
         "splitting",
         {"evaluations": _COUNT, "step": POSITIVE, "inverse_width": POSITIVE, "units": POSITIVE, "half_unit": POSITIVE},
