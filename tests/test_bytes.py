@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import rsfast
 from rsfast import Gaussian, GridGaussian, Mask, Run, Splitting, SubspaceSmoothing, Uniform, cli, ops
 from rsfast.cli.loading import load_data
-from rsfast.noise import Noise
 from rsfast.engine.inputs import Inputs
+from rsfast.noise import Noise
 
 NOISE = GridGaussian(0.25)
 PIXELS = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (5, 3, 4, 4), dtype=np.uint8))

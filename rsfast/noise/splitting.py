@@ -129,7 +129,8 @@ class Splitting(Noise):
         if self.deterministic and not (1 <= round(exact) <= _MOST and abs(exact - round(exact)) <= exact * 2.0**-22):
             raise ValueError(
                 f"lam must be such that 2 lam levels is an integer from 1 to {_MOST} if deterministic, got lam = {self.lam} "
-                f"and levels = {self.levels}, of which it is {exact:g}; pass lam = {_nearest(exact)} / {2 * self.levels}"
+                f"and levels = {self.levels}, of which it is {exact:g}; lam may be "
+                f"{_nearest(exact) / (2 * self.levels)!r}, which is {_nearest(exact)} / {2 * self.levels}"
             )
 
     @property

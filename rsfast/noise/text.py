@@ -7,6 +7,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from .base import NOISES, Noise
+from .constraints import Array
 
 
 def form(cls: type[Noise]) -> str:
@@ -74,7 +75,8 @@ def _values(cls: type[Noise], parts: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(f"values must be at most {len(names)}, got {len(parts)}; a colon ends each")
             key, value = names[place], part
         if key not in names:
-            raise ValueError(f"the name before = must be {_listed(names)}, got {key!r}; a path with = is {names[0]}=PATH")
+            path = f"; a path with = is {names[0]}=PATH" if isinstance(cls.constraints[names[0]], Array) else ""
+            raise ValueError(f"the name before = must be {_listed(names)}, got {key!r}{path}")
         if key in values:
             raise ValueError(f"{key} must be set once")
         values[key] = cls.constraints[key].parse(key, value)
