@@ -121,6 +121,7 @@ def test_array_files(tmp_path, monkeypatch):
         ("toyshape:", "(sigmas must be a .npy file, or numbers with commas between, got '')"),
         ("toyshape:0.1,a", "(sigmas must be a .npy file, or numbers with commas between, got '0.1,a')"),
         ("toyshape:sig.npz", "(sigmas must be a .npy file, or numbers with commas between, got 'sig.npz')"),
+        ("toyshape:a:b:c/s.npy", "(values must be at most 2, got 3; a colon ends each)"),
         ("toyshape:a=b/s.npy", "(the name before = must be sigmas or fill, got 'a'; a path with = is sigmas=PATH)"),
         ("subspacesmoothing:1,0", "(projections must be a .npy file of 3 axes, got '1,0')"),
         ("toyshape:1,-1", "(sigmas must hold numbers that are positive, finite and a normal float32, got -1.0)"),

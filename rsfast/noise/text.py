@@ -68,11 +68,11 @@ def _values(cls: type[Noise], parts: Sequence[str]) -> dict[str, Any]:
     """Return the fields that parts of a text set; raise ValueError if one is unknown, set twice, or missing."""
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
+    if any("=" not in part for part in parts[len(names) :]):
+        raise ValueError(f"values must be at most {len(names)}, got {len(parts)}; a colon ends each")
     for place, part in enumerate(parts):
         key, equals, value = part.partition("=")
         if not equals:
-            if place >= len(names):
-                raise ValueError(f"values must be at most {len(names)}, got {len(parts)}; a colon ends each")
             key, value = names[place], part
         if key not in names:
             path = f"; a path with = is {names[0]}=PATH" if isinstance(cls.constraints[names[0]], Array) else ""
