@@ -108,6 +108,17 @@ def _check_kind(path: str | PathLike[str]) -> None:
             raise ValueError(f"{os.fspath(path)} must be a regular file, got {kind}")
 
 
+def reason(error: Exception) -> str:
+    """Return why a file could not be read or written, without the number and the path that the system's errors have.
+
+    Examples
+    --------
+    >>> reason(FileNotFoundError(2, "No such file or directory", "runs/none"))
+    'No such file or directory'
+    """
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno is not None else str(error)
+
+
 def hint_of_text(file: BinaryIO) -> str:
     """Return what a message says of a file that begins with text where numbers belong, as after a failed download.
 

@@ -110,8 +110,8 @@ def sample(
     1000
     """
     refuse_unknown(SampleOptions, options)  # no shard: each process has a range of its own, or inputs
-    n, takes_bytes = check_count("n", n), check_noise("noise", noise).takes_bytes
-    x = ops.as_floats(ops.check_inputs("inputs", inputs, takes_bytes=takes_bytes))
+    n, noise = check_count("n", n), check_noise("noise", noise)
+    x = ops.as_floats(ops.check_inputs("inputs", inputs, noise=noise))
     if seed is None:
         raise TypeError("seed must be an int, got None; other samples of the same stream must be known to be others")
     if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
@@ -407,7 +407,7 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
             return warn_if_hopeless("certify", n, spec.alpha, smallest, stacklevel=5)
         warnings.warn(
             f"every input abstains, whatever the votes: at {spec.noise.settings} no number of samples proves a radius; take "
-            "more noise",
+            f"{spec.noise.more}",
             UserWarning,
             stacklevel=4,
         )
@@ -415,7 +415,7 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
         warnings.warn(
             f"radius is {stopping.radius}: no input can reach it, as at {spec.noise.settings} and alpha = {spec.alpha} "
             f"n = {n} unanimous votes prove the {radius_label(spec.noise.norm)} {largest:.4g}; take a smaller radius, or "
-            "more noise or a larger n",
+            f"{spec.noise.more}, or a larger n",
             UserWarning,
             stacklevel=4,
         )

@@ -1,5 +1,6 @@
 """8-bit images, and noise on their grid: uint8 is accepted wherever inputs are, floats must lie on the grid."""
 
+import re
 import sys
 import warnings
 
@@ -10,8 +11,10 @@ from conftest import LINEAR_NETS, assert_same_bits
 from torch.utils.data import DataLoader, TensorDataset
 
 import rsfast
-from rsfast import Gaussian, GridGaussian, Run, cli, ops
+from rsfast import Gaussian, GridGaussian, Mask, Run, Splitting, SubspaceSmoothing, Uniform, cli, ops
+from rsfast.cli.loading import load_data
 from rsfast.engine.inputs import Inputs
+from rsfast.noise import Noise
 
 NOISE = GridGaussian(0.25)
 PIXELS = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (5, 3, 4, 4), dtype=np.uint8))
@@ -165,6 +168,37 @@ def test_other_noise_proposes_this_one():
             call()
     with pytest.raises(TypeError, match=r"uint8; pass images.float\(\) / 255, or take GridGaussian noise$"):
         Run(model, PIXELS, Gaussian(0.25), "run", num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("noise", "python", "command"),
+    [
+        (
+            Gaussian(0.25),
+            ", or take GridGaussian noise",
+            "; or take --noise gridgaussian:SIGMA, for 8-bit images as they are",
+        ),
+        (
+            Splitting(0.5),
+            ", or take Splitting(lam, deterministic=True) noise",
+            "; or take --noise splitting:LAM:deterministic=true, for 8-bit images as they are",
+        ),
+        (Mask(0.25), "", ""),
+        (Uniform(0.25), "", ""),
+        (SubspaceSmoothing(np.eye(48)[None]), "", ""),
+    ],
+    ids=lambda each: each.name if isinstance(each, Noise) else "",
+)
+def test_proposals_of_other_noise(noise, python, command, tmp_path):
+    """First to divide, which is all where no noise like it takes bytes; units are of noise that has some."""
+    with pytest.raises(TypeError, match=re.escape("convert integer images with x.float() / 255" + python) + "(,|$)"):
+        ops.perturb(PIXELS, noise, seed=1, samples=range(5))
+    with pytest.raises(TypeError, match=re.escape(f"uint8; pass images.float() / 255{python}") + "$"):
+        Run(model, PIXELS, noise, "run", num_classes=2)
+    np.savez(tmp_path / "data.npz", images=PIXELS.numpy())
+    units = "" if noise.scale == np.inf else ", and the noise is then in units of [0, 1]"
+    with pytest.raises(TypeError, match=re.escape(f"; save images.astype('float32') / 255{units}{command}") + "$"):
+        load_data(str(tmp_path / "data.npz"), 2, noise)
 
 
 # Runs

@@ -21,7 +21,7 @@ import tqdm
 from conftest import integers
 
 import rsfast
-from rsfast import ClippedLogits, Gaussian, Softmax, Sparsemax, cli, demo, doctor
+from rsfast import ClippedLogits, Gaussian, Laplace, Mask, Softmax, Sparsemax, SubspaceSmoothing, cli, demo, doctor
 from rsfast.runs import results
 from rsfast.runs.environment import Environment
 from rsfast.runs.writer import RunWriter, format_radius
@@ -577,7 +577,34 @@ def test_runs_are_named_before_the_last_equals_sign(capsys):
         assert run("analyze", text, "--format", "csv") == 0
         assert capsys.readouterr().out.splitlines()[1].startswith(f"{name},1,")
     for text, missing in (("a=b=c.tsv", "c.tsv"), ("=plain.tsv", "=plain.tsv"), ("plain.tsv=", "plain.tsv=")):
-        assert f"No such file or directory: '{missing}'" in fail(capsys, f"analyze {text}")
+        assert f"{missing} must be a run folder or a table, but there is none of that name" in fail(
+            capsys, f"analyze {text}"
+        )
+
+
+@pytest.mark.parametrize(("norm", "noise"), [("l0", Mask(0.1)), ("projections", SubspaceSmoothing(np.eye(4)[:, None]))])
+@pytest.mark.parametrize(
+    ("largest", "radii"), [(0, [0]), (1, [0, 1]), (6, [*range(7)]), (9, [0, 2, 4, 6, 8]), (95, [*range(0, 81, 20)])]
+)
+def test_default_radii_are_whole_numbers_where_radii_are(norm, noise, largest, radii, capsys):
+    write_run("counted", [0.0, float(largest)], sidecar={"noise": noise.to_dict(), "norm": norm})
+    assert run("analyze counted --format csv") == 0
+    header = capsys.readouterr().out.splitlines()[0].split(",")
+    assert [name for name in header if name.startswith("r=")] == [f"r={float(r)}" for r in radii]
+
+
+def test_a_table_that_states_no_norm_is_named(capsys):
+    """Beside runs that state one, by analyze and plot; not where there is nothing that it could differ from."""
+    write_run("known", [0.1, 0.6], sidecar={"noise": Laplace(0.5).to_dict(), "norm": "l1"})
+    write_run("plain", [0.1, 0.6])
+    Path("plain/results.tsv").rename("plain.tsv")
+    note = "warning: no norm is stated of plain.tsv, so it may be another than the l1 of the others"
+    for command in ("analyze", "plot --out a.svg"):
+        assert run(f"{command} plain.tsv known") == 0
+        assert f"rsfast {command.split()[0]}: {note}\n" in capsys.readouterr().err
+        for text in ("plain.tsv", "known"):
+            assert run(f"{command} {text}") == 0
+            assert "no norm is stated" not in capsys.readouterr().err
 
 
 def test_predictions_are_analyzed_and_drawn(capsys):
@@ -754,12 +781,9 @@ def test_mistakes_in_options_are_one_line_and_leave_no_run(capsys, options, mess
         ({"images": np.array([[0], [np.inf]], np.float32)}, "got NaN or infinity in images[1]"),
         (
             {"x": np.zeros((2, 4), np.float32), "y": np.zeros(3, int)},
-            "labels in --data bad.npz must be integers [2], got int64 [3]",
+            "in --data bad.npz must be integers [2], got int64 [3]",
         ),
-        (
-            {"x": np.zeros((2, 4), np.float32), "y": np.zeros(2)},
-            "labels in --data bad.npz must be integers [2], got float64 [2]",
-        ),
+        ({"x": np.zeros((2, 4), np.float32), "y": np.zeros(2)}, "in --data bad.npz must be integers [2], got float64 [2]"),
         (
             {"x": np.zeros((2, 4), np.float32), "y": np.array([1, 4])},
             "must be from 0 to 3, as --num-classes is 4, got 1 to 4",
@@ -815,7 +839,7 @@ def test_a_radius_that_no_votes_prove_is_warned_of(capsys, head):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("analyze missing", "No such file or directory: 'missing'"),
+        ("analyze missing", "missing must be a run folder or a table, but there is none of that name"),
         ("analyze a ./a a", "runs must have different names, got 'a' twice; write NAME=RUN"),
         ("analyze a --radii -1", "radii must be finite and at least 0, got [-1.0]"),
         ("analyze a --format html", "argument --format: invalid choice: 'html'"),

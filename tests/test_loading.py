@@ -175,14 +175,18 @@ DATA = {
     "float64": (saved(images=images().astype("f8")), "must be float32, got float64; save images.astype('float32')"),
     "pixels": (
         saved(images=np.ones((4, 12), "u1")),
-        "save images.astype('float32') / 255, and --sigma is then in units of [0, 1]",
+        "save images.astype('float32') / 255, and the noise is then in units of [0, 1]",
+    ),
+    "pixels under the other name": (
+        saved(x=np.ones((4, 12), "u1")),
+        "x in --data data.npz must be float32, got uint8; save x.as",
     ),
     "other names": (
         saved(arr_0=images(), arr_1=[0] * 4),
         "data.npz must hold images (or x), and may hold labels (or y), got arr_0, arr_1; name them so",
     ),
     "many names": (saved(**{f"a{place}": [0] for place in range(99)}), "a6, a7, and 91 more; name them so"),
-    "bools as labels": (saved(x=images(), y=np.ones(4, bool)), "; save labels.reshape(-1).astype('int64')"),
+    "bools as labels": (saved(x=images(), y=np.ones(4, bool)), "; save y.reshape(-1).astype('int64')"),
     "cut off": (saved(images=images())[:200], "data.npz is not an .npz file"),
     "cut in the directory": (saved(images=images())[:-4], "data.npz is not an .npz file"),
     "encrypted": (damaged(8, b"\1"), "data.npz: images.npy: RuntimeError: "),
@@ -212,18 +216,12 @@ DATA = {
     "float16": (saved(images=images().astype("f2")), "images in --data data.npz must be float32, got float16"),
     "labels as a column": (
         saved(x=images(), y=np.zeros((4, 1), int)),
-        "must be integers [4], got int64 [4, 1]; save labels.reshape(-1).astype('int64')",
+        "must be integers [4], got int64 [4, 1]; save y.reshape(-1).astype('int64')",
     ),
-    "labels as floats": (saved(x=images(), y=np.ones(4)), "; save labels.reshape(-1).astype('int64')"),
-    "one-hot labels": (saved(x=images(), y=np.eye(4)[:, :3]), "; of one-hot labels or scores save labels.argmax(1)"),
-    "halves as labels": (
-        saved(x=images(), y=np.full(4, 0.5)),
-        "labels in --data data.npz must be integers [4], got float64 [4]",
-    ),
-    "labels of others": (
-        saved(x=images(), y=np.zeros(5, int)),
-        "labels in --data data.npz must be integers [4], got int64 [5]",
-    ),
+    "labels as floats": (saved(x=images(), y=np.ones(4)), "; save y.reshape(-1).astype('int64')"),
+    "one-hot labels": (saved(x=images(), y=np.eye(4)[:, :3]), "; of one-hot labels or scores save y.argmax(1)"),
+    "halves as labels": (saved(x=images(), y=np.full(4, 0.5)), "y in --data data.npz must be integers [4], got float64 [4]"),
+    "labels of others": (saved(x=images(), y=np.zeros(5, int)), "y in --data data.npz must be integers [4], got int64 [5]"),
     "labels unknown": (saved(x=images(), y=np.full(4, -1)), "got -1 to -1"),
 }
 

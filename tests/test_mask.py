@@ -333,9 +333,12 @@ def test_a_radius_of_nothing_is_an_abstention():
             found = rsfast.certify(model, images(1), Mask(keep), num_classes=2, n=1000, seed=1)
         assert (found[0].prediction, found[0].radius) == (rsfast.ABSTAIN, 0.0)
         assert Path(warned[0].filename) == Path(__file__)
+        assert str(warned[0].message).endswith(" proves a radius; take a smaller keep, below 1/2")
     with pytest.warns(UserWarning, match="certify needs n of at least 31$"):  # .001^(1/31) > .8 = 3/2 - .7 > .001^(1/30)
         rsfast.certify(model, images(1), Mask(0.3), num_classes=2, n=20, seed=1)
-    with pytest.warns(UserWarning, match="n = 1000 unanimous votes prove the l0 radius 6;"):
+    with pytest.warns(
+        UserWarning, match="n = 1000 unanimous votes prove the l0 radius 6; take a smaller radius, or a smaller keep, "
+    ):
         rsfast.certify(model, images(1), Mask(0.1), num_classes=2, n=1000, radius=7, seed=1)
 
 

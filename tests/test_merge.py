@@ -172,7 +172,7 @@ def test_what_is_missing_is_told_and_can_be_drawn_later(capsys):
     [
         ("", {"seed": 4}, "seed: 3, 4"),
         ("--n 500", {}, "n: 400, 500"),
-        ("--sigma 0.25", {}, "noise: {"),
+        ("--sigma 0.25", {}, "noise: Gaussian(sigma=0.5), Gaussian(sigma=0.25)"),
         ("--head softmax:1", {}, "bound: 'clopper_pearson', 'betting'"),
         ("--skip 2", {}, "skip: 1, 2"),
         ("--channels-last", {}, "channels_last: False, True"),

@@ -270,7 +270,7 @@ def test_a_program_of_one_batch_size():
     for batch_size in (8, "auto"):
         with pytest.raises(Exception) as raised:  # noqa: PT011  AssertionError in some versions of torch, else RuntimeError
             certify(model, batch_size=batch_size)
-        assert "batch_size" in "".join(raised.value.__notes__)
+        assert " rows, of at most batch_size" in "".join(raised.value.__notes__)
 
 
 # Threads

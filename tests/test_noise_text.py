@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -73,6 +74,7 @@ def test_forms():
         ("toygrid:0.5:deterministic=true", ToyGrid(0.5, deterministic=True)),
         ("toygrid:0.5:per=patch:levels=15", ToyGrid(0.5, levels=15, per="patch")),
         ("toygrid:0.5:false:15:patch", ToyGrid(0.5, False, 15, "patch")),
+        ("toygrid:0.5:deterministic=True:levels=15", ToyGrid(0.5, deterministic=True, levels=15)),
         ("toygrid:levels=15:lam=2", ToyGrid(2.0, levels=15)),
         ("toyshape:0.5,0.25", ToyShape([0.5, 0.25])),
         ("toyshape:0.5:fill=-1,0,1e0", ToyShape([0.5], [-1, 0, 1])),
@@ -88,6 +90,9 @@ def test_array_files(tmp_path, monkeypatch):
     sigmas = np.random.default_rng(1).uniform(0.1, 1, (3, 4, 5)).astype(np.float32)
     np.save("a.npy", sigmas)
     np.save("k=v.npy", [1, 2])
+    Path("a=b").mkdir()
+    np.save("a=b/s.npy", sigmas)
+    assert from_text("toyshape:sigmas=a=b/s.npy") == ToyShape(sigmas)
     assert from_text("toyshape:a.npy") == ToyShape(sigmas)
     assert from_text(f"toyshape:sigmas={tmp_path}/a.npy:fill=k=v.npy") == ToyShape(sigmas, np.array([1.0, 2.0]))
 
@@ -95,23 +100,33 @@ def test_array_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "noise must begin with the name of one, "),
+        ("", "noise must begin with the name of a noise: gaussian, "),
         ("Gaussian:1", ", toygrid or toyshape, got 'Gaussian:1'"),
         ("gaussian", "noise must be gaussian:SIGMA, got 'gaussian' (sigma is missing)"),
-        ("gaussian:x", "noise must be gaussian:SIGMA, got 'gaussian:x' (could not convert string to float: 'x')"),
-        ("gaussian:1:2", "noise must be gaussian:SIGMA, got 'gaussian:1:2' (there must be at most 1 values, got 2)"),
+        ("gaussian:x", "noise must be gaussian:SIGMA, got 'gaussian:x' (sigma must be a number, got 'x')"),
+        (
+            "gaussian:1:2",
+            "noise must be gaussian:SIGMA, got 'gaussian:1:2' (values must be at most 1, got 2; a colon ends each)",
+        ),
         ("gaussian:1:sigma=2", "noise must be gaussian:SIGMA, got 'gaussian:1:sigma=2' (sigma must be set once)"),
-        ("gaussian:s=1", "noise must be gaussian:SIGMA, got 'gaussian:s=1' (a key must be one of 'sigma', got 's')"),
+        ("gaussian:s=1", "noise must be gaussian:SIGMA, got 'gaussian:s=1' (the name before = must be sigma, got 's')"),
+        ("gaussian:", "(sigma must be a number, got '')"),
         ("gaussian:-1", "got 'gaussian:-1' (sigma must be positive, finite and a normal float32, got -1.0)"),
-        ("toygrid:1:deterministic=yes", "(a flag must be one of 'true', 'false', got 'yes')"),
+        ("toygrid:1:deterministic=yes", "(deterministic must be true or false, got 'yes')"),
+        ("toygrid:1:deterministic", "(deterministic must be true or false, got 'deterministic')"),
         ("toygrid:1:levels=0", "(levels must be from 1 to 65535, got 0)"),
-        ("toygrid:1:levels=1.5", "(invalid literal for int() with base 10: '1.5')"),
+        ("toygrid:1:levels=1.5", "(levels must be an integer, got '1.5')"),
         ("toygrid:1:per=pixel", "(per must be one of 'element', 'patch', got 'pixel')"),
         ("toygrid:deterministic=true:1", "(deterministic must be set once)"),
-        ("toyshape:", "(could not convert string to float: '')"),
+        ("toyshape:", "(sigmas must be a .npy file, or numbers with commas between, got '')"),
+        ("toyshape:0.1,a", "(sigmas must be a .npy file, or numbers with commas between, got '0.1,a')"),
+        ("toyshape:sig.npz", "(sigmas must be a .npy file, or numbers with commas between, got 'sig.npz')"),
+        ("toyshape:a:b:c/s.npy", "(values must be at most 2, got 3; a colon ends each)"),
+        ("toyshape:a=b/s.npy", "(the name before = must be sigmas or fill, got 'a'; a path with = is sigmas=PATH)"),
+        ("subspacesmoothing:1,0", "(projections must be a .npy file of 3 axes, got '1,0')"),
         ("toyshape:1,-1", "(sigmas must hold numbers that are positive, finite and a normal float32, got -1.0)"),
         ("toyshape:1:fill=11", "(fill must hold numbers that are from -10 to 10, got 11.0)"),
-        ("toyshape:nowhere.npy", "(nowhere.npy must be a .npy file of numbers: [Errno 2] No such file"),
+        ("toyshape:nowhere.npy", "(sigmas must be a .npy file of numbers, got 'nowhere.npy': No such file or directory)"),
     ],
 )
 def test_mistakes(text, message):
@@ -128,9 +143,9 @@ def test_files_that_are_no_arrays_of_numbers(tmp_path):
     np.save(tmp_path / "none.npy", np.ones(0))
     np.save(tmp_path / "nan.npy", np.array([1.0, np.nan]))
     for name, message in {
-        "text": "text.npy must be a .npy file of numbers: ",
-        "empty": "empty.npy must be a .npy file of numbers: ",
-        "objects": "objects.npy must be a .npy file of numbers: Object arrays cannot be loaded when allow_pickle=False",
+        "text": "text.npy': ",
+        "empty": "empty.npy': ",
+        "objects": "objects.npy': Object arrays cannot be loaded when allow_pickle=False",
         "words": "sigmas must be an array of real numbers, got one of <U1",
         "plane": "sigmas must be an array of 1 or 3 axes that is not empty, got shape [2, 2]",
         "none": "sigmas must be an array of 1 or 3 axes that is not empty, got shape [0]",

@@ -83,6 +83,13 @@ def test_the_axis_names_the_norm_and_its_unit(norm, label, figures, tmp_path):
     assert figures[0].axes[0].get_xlabel() == label
 
 
+def test_the_axis_names_no_norm_that_not_all_runs_state(figures, tmp_path):
+    runs = {"a": replace(random_run(1), sidecar={"norm": "l1"}), "b": random_run(2)}
+    for more, label in (({}, "radius"), ({"norm": "l1"}, "l1 radius (input units)")):
+        plot(runs, tmp_path / "figure.svg", **more)
+        assert figures[-1].axes[0].get_xlabel() == label
+
+
 def test_figure_draws_the_curve_and_names_everything(figures, tmp_path):
     # As TeX, the second name would be an error.
     runs = {"sigma = 0.25": random_run(1), r"a_$\b$": random_run(2), "all abstain": abstained()}

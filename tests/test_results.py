@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from conftest import integers, largest_file, strip_sums
 
+from rsfast.noise import AnisotropicGaussian, Gaussian
 from rsfast.noise.base import NOISES, POSITIVE, Noise
 from rsfast.runs.layout import PREDICT_COLUMNS, identity, same_logits
 from rsfast.runs.plot import plot
@@ -656,7 +658,9 @@ def test_caveats_name_what_differs_and_a_run_of_each():
 
     full = SETTINGS | {"end": 2}
     a = run_of([1, 2], full)
-    assert differ(a=a, b=run_of([2, 1], full), c=run_of([1, 2])) == []
+    assert differ(a=a, b=run_of([2, 1], full), c=run_of([1, 2])) == [
+        "no norm is stated of c, so it may be another than the l2 of the others"
+    ]
     assert differ(a=a, b=a, c=run_of([1, 2], full | {"n": 50, "alpha": 0.5})) == [
         "n: 400 in a, 50 in c",
         "alpha: 0.01 in a, 0.5 in c",
@@ -906,6 +910,28 @@ def test_runs_of_a_norm_that_depends_on_their_noise_agree_in_it(tmp_path, monkey
     for compare in (lambda runs: table(runs, [0.5]), lambda runs: plot(runs, tmp_path / "figure.png")):
         with pytest.raises(ValueError, match=f"^{message}"):
             compare({"a": one, "b": other})
+
+
+def test_arrays_of_one_range_are_not_said_to_be_the_same(tmp_path):
+    """Two noises that read alike differ in an element, which the messages of analyze and resume name."""
+    one, other = AnisotropicGaussian([0.1, 0.2, 0.3]), AnisotropicGaussian([0.1, 0.25, 0.3])
+    runs = {"a": run_of([0, 1], {"noise": one.to_dict()}), "b": run_of([0, 1], {"noise": other.to_dict()})}
+    first, second = (f"sigmas = 0.1 to 0.3 of shape [3], {each} at [1]" for each in (0.2, 0.25))
+    message = f"got mahalanobis ({first}) in a and mahalanobis ({second}) in b; compare them apart"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        table(runs, [0.5])
+    for before, now, texts in (
+        (one, other, [first.replace(" = ", "="), second.replace(" = ", "=")]),
+        (Gaussian(0.5), Gaussian(0.25), ["sigma=0.5", "sigma=0.25"]),
+    ):
+        folder = tmp_path / now.name
+        with RunWriter(folder, {"noise": before.to_dict()}):
+            pass
+        must, got = (f"{now.name}({text})" for text in texts)
+        with pytest.raises(ValueError, match=re.escape(f"noise must be {must}, as in ") + ".*" + re.escape(f", got {got};")):
+            RunWriter(folder, {"noise": now.to_dict()}, resume=True)
+    with pytest.raises(ValueError, match=r"must be Gaussian\(sigma=0.5\), as in .*, got AnisotropicGaussian\(sigmas=.*\);"):
+        RunWriter(tmp_path / "Gaussian", {"noise": one.to_dict()}, resume=True)
 
 
 def test_the_norm_of_a_run_is_that_of_its_noise():

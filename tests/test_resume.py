@@ -452,7 +452,7 @@ def test_a_run_that_is_finished(net, capsys):
     ("options", "message"),
     [
         ("--seed 4", "seed must be 3, as in run/results.json, got 4"),
-        ("--sigma 0.25", "noise must be {"),
+        ("--sigma 0.25", "noise must be Gaussian(sigma=0.5), as in run/results.json, got Gaussian(sigma=0.25);"),
         ("--n 600", "n must be 300, as in run/results.json, got 600"),
         ("--alpha 0.01", "alpha must be 0.001, as in run/results.json, got 0.01"),
         ("--radius 0.5", "bound must be 'clopper_pearson'"),

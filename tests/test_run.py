@@ -142,7 +142,7 @@ def test_a_run_with_laplace_noise(net, capsys):
     assert len(rows("run")) < len(rows("whole"))
     with pytest.raises(SystemExit):
         certify("run", "--sigma 0.5 --resume")
-    assert "noise must be {'name': 'Laplace', 'b': 0.5}" in capsys.readouterr().err
+    assert "noise must be Laplace(b=0.5), as in " in capsys.readouterr().err
     certify("run", "--noise laplace:0.5 --resume")
     assert rows("run") == rows("whole")
 
@@ -179,7 +179,7 @@ def test_a_run_with_laplace_noise(net, capsys):
     [
         ("", "one of the arguments --sigma --noise is required"),
         ("--noise laplace", "--noise: must be laplace:B, got 'laplace' (b is missing)"),
-        ("--noise cauchy:1", "--noise: must begin with the name of one, "),
+        ("--noise cauchy:1", "--noise: must begin with the name of a noise: gaussian, "),
         ("--noise laplace:0", "got 'laplace:0' (b must be positive, finite and a normal float32, got 0.0)"),
     ],
 )

@@ -331,12 +331,12 @@ def test_errors():
         "lam must be from 1/512 to 32768, got nan": {"lam": math.nan},
         "levels must be from 1 to 65535, got 0": {"lam": 0.5, "levels": 0},
         "levels must be from 1 to 65535, got 65536": {"lam": 0.5, "levels": 65536},
-        f"{whole}, got lam = 0.3 and levels = 256, of which it is 153.6; pass lam = 154 / 512": {
+        f"{whole}, got lam = 0.3 and levels = 256, of which it is 153.6; lam may be 0.30078125, which is 154 / 512": {
             "lam": 0.3,
             "levels": 256,
             "deterministic": True,
         },
-        f"{whole}, got lam = 200.0 and levels = 255, of which it is 102000; pass lam = 65535 / 510": {
+        f"{whole}, got lam = 200.0 and levels = 255, of which it is 102000; lam may be 128.5, which is 65535 / 510": {
             "lam": 200.0,
             "deterministic": True,
         },

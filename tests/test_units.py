@@ -47,8 +47,15 @@ def test_radii_in_other_units_are_not_said_to_be_in_these():
     class Counted(rsfast.Laplace):
         norm = "l0"
 
-    with pytest.warns(UserWarning, match=r", and b = 0\.5 are in these units; if "):
+    with pytest.warns(UserWarning, match=r", and b = 0\.5 is in these units; if "):
         rsfast.predict(model, 2 * X, Counted(0.5), num_classes=2, n=20, alpha=0.1, seed=1)
+
+
+def test_only_the_scale_has_units():
+    with pytest.warns(UserWarning, match=r", and lam = 0\.5 and the radii are in these units; if "):
+        rsfast.predict(
+            model, torch.round(255 * X) / 255 + 1, rsfast.Splitting(0.5, deterministic=True), num_classes=2, seed=1
+        )
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import math
 import os
 import re
 import reprlib
@@ -26,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from .._files import open_file
 from .._hints import listed, place_of, places
 from ..engine.forward import Model
+from ..noise import Noise
 from .npz import read_arrays
 from .weights import load_weights
 
@@ -34,10 +36,10 @@ _SPEC = re.compile(r"([\w-]+(?:\.[\w-]+)*)(?<!\.py):(\w+(?:\.\w+)*)")
 _PACKAGE = Path(__file__).parent.parent
 
 
-def load_data(path: str, num_classes: int, takes_bytes: bool = False) -> tuple[torch.Tensor, list[int] | None]:
+def load_data(path: str, num_classes: int, noise: Noise) -> tuple[torch.Tensor, list[int] | None]:
     """Return images and labels [N], if it holds any, of an .npz file; errors name --data.
 
-    Images are float32 [N, ...], or with `takes_bytes` uint8.
+    Images are float32 [N, ...], or uint8 where the noise takes bytes.
     """
     try:
         arrays, found = read_arrays(path, [name for names in _ARRAYS for name in names])
@@ -48,42 +50,44 @@ def load_data(path: str, num_classes: int, takes_bytes: bool = False) -> tuple[t
     for names in _ARRAYS:
         if all(name in arrays for name in names):
             raise ValueError(f"--data {path} must hold {names[0]} or {names[1]}, got both; leave one out")
-    images, labels = (next((arrays[name] for name in names if name in arrays), None) for names in _ARRAYS)
-    if images is None:
+    x, y = (next((name for name in names if name in arrays), "") for names in _ARRAYS)
+    if not x:
         raise ValueError(
             f"--data {path} must hold images (or x), and may hold labels (or y), got {listed(found)}; name them so"
         )
-    if images.dtype != np.float32 and not (takes_bytes and images.dtype == np.uint8):
-        way = {"u": " / 255, and --sigma is then in units of [0, 1]", "f": "", "b": ""}.get(images.dtype.kind)
-        hint = "" if way is None else f"; save images.astype('float32'){way}"
-        if images.dtype == np.uint8:
-            hint += "; or take --noise gridgaussian:SIGMA, for 8-bit images as they are"
-        raise TypeError(f"images in --data {path} must be float32, got {images.dtype}{hint}")
+    images, labels = arrays[x], arrays.get(y)
+    if images.dtype != np.float32 and not (noise.takes_bytes and images.dtype == np.uint8):
+        units = ", and the noise is then in units of [0, 1]" if noise.scale < math.inf else ""
+        way = {"u": f" / 255{units}", "f": "", "b": ""}.get(images.dtype.kind)
+        hint = "" if way is None else f"; save {x}.astype('float32'){way}"
+        if images.dtype == np.uint8 and noise.for_bytes:
+            hint += f"; or take {noise.for_bytes[1]}, for 8-bit images as they are"
+        raise TypeError(f"{x} in --data {path} must be float32, got {images.dtype}{hint}")
     if images.ndim < 2 or images.size == 0:
-        raise ValueError(f"images in --data {path} must be [N, ...] and not empty, got {list(images.shape)}")
+        raise ValueError(f"{x} in --data {path} must be [N, ...] and not empty, got {list(images.shape)}")
     finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
     if not finite.all():
-        raise ValueError(f"images in --data {path} must be finite, got NaN or infinity in images[{finite.argmin()}]")
+        raise ValueError(f"{x} in --data {path} must be finite, got NaN or infinity in {x}[{finite.argmin()}]")
     if labels is not None:
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
             raise ValueError(
-                f"labels in --data {path} must be integers [{len(images)}], got {labels.dtype} {list(labels.shape)}"
-                + _way_to_labels(labels, len(images))
+                f"{y} in --data {path} must be integers [{len(images)}], got {labels.dtype} {list(labels.shape)}"
+                + _way_to_labels(y, labels, len(images))
             )
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
-                f"labels in --data {path} must be from 0 to {num_classes - 1}, as --num-classes is {num_classes}, got "
+                f"{y} in --data {path} must be from 0 to {num_classes - 1}, as --num-classes is {num_classes}, got "
                 f"{labels.min()} to {labels.max()}"
             )
     return torch.from_numpy(images), None if labels is None else labels.tolist()
 
 
-def _way_to_labels(labels: NDArray[Any], count: int) -> str:
+def _way_to_labels(name: str, labels: NDArray[Any], count: int) -> str:
     """Return what to save instead of what is no label an image: what its shape and values suggest, if anything."""
     if labels.ndim == 2 and len(labels) == count and labels.shape[1] > 1:
-        return "; of one-hot labels or scores save labels.argmax(1)"
+        return f"; of one-hot labels or scores save {name}.argmax(1)"
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.all(labels == np.trunc(labels)))
-    return "; save labels.reshape(-1).astype('int64')" if whole and labels.size == count else ""
+    return f"; save {name}.reshape(-1).astype('int64')" if whole and labels.size == count else ""
 
 
 def find_device(name: str) -> torch.device:

@@ -41,7 +41,8 @@ def add_run_options(parser: Parser) -> None:
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
     text = (
-        f"any noise, in the units of images, with radii in its norm: {forms()}; for a .npy file numbers do, as 0.1,0.2,0.3"
+        f"any noise, in the units of images, with radii in its norm: {forms()}; for a .npy file of one axis numbers do, as "
+        "0.1,0.2,0.3 (a path with = is KEY=PATH, as sigmas=a=b.npy, and none has a colon)"
     )
     either.add_argument("--noise", type=noise, help=text)
     add_out(parser)
@@ -77,7 +78,7 @@ def make_run(args: argparse.Namespace, noise: Noise) -> Run:
     from .loading import file_sha256, join, load_data, load_model, restarts
 
     device, shard = join(args.device, args.shard)
-    images, labels = load_data(args.data, args.num_classes, noise.takes_bytes)
+    images, labels = load_data(args.data, args.num_classes, noise)
     model = load_model(args.model, args.weights, device)
     about = {
         "command": args.command_line,

@@ -256,7 +256,7 @@ class Smooth:
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
-        given, x, num = x, _one_input(x, self.noise.takes_bytes), check_count("num", num)
+        given, x, num = x, _one_input(x, self.noise), check_count("num", num)
         call = _CALL.get()
         if call is None or call.smooth is not self:
             call = self._now()
@@ -292,7 +292,7 @@ class Smooth:
         return float(clopper_pearson_lower(NA, N, alpha))
 
 
-def _one_input(x: torch.Tensor, takes_bytes: bool) -> torch.Tensor:
+def _one_input(x: torch.Tensor, noise: Noise) -> torch.Tensor:
     """Return x as a batch of one, of the shape that the original's ``x.repeat((n, 1, 1, 1))`` gives.
 
     But a vector stays a vector, and several inputs are refused: the original mixed them into one vote.
@@ -300,5 +300,5 @@ def _one_input(x: torch.Tensor, takes_bytes: bool) -> torch.Tensor:
     if isinstance(x, torch.Tensor) and x.ndim not in (1, 2, 3) and (x.ndim != 4 or len(x) != 1):
         several = "; of several call it for each, or rsfast.certify for all" if x.ndim == 4 else ""
         raise ValueError(f"x must be one input, [C, H, W], [1, C, H, W], [H, W] or [D], got shape {list(x.shape)}{several}")
-    x = ops.as_floats(ops.check_inputs("x", x, single=True, takes_bytes=takes_bytes))
+    x = ops.as_floats(ops.check_inputs("x", x, single=True, noise=noise))
     return x if x.ndim == 4 else x[None, None] if x.ndim == 2 else x[None]

@@ -159,7 +159,7 @@ class Forward:
                     ) from error
                 if not is_out_of_memory(error):
                     what = f"{list(batch.shape)} of {batch.dtype} on '{batch.device}'"
-                    error.add_note(f"the model was given a batch {what}: {len(batch)} rows, which is up to batch_size")
+                    error.add_note(f"the model was given a batch {what}: {len(batch)} rows, of at most batch_size")
                     if self.about:
                         error.add_note(self.about)
                 raise

@@ -144,7 +144,7 @@ class Inputs:
     ) -> None:
         self.count: int | None
         if isinstance(inputs, (torch.Tensor, np.ndarray)):
-            tensor = ops.check_inputs("inputs", inputs, takes_bytes=noise is not None and noise.takes_bytes)
+            tensor = ops.check_inputs("inputs", inputs, noise=noise)
             _check_tensor(tensor, noise)
             self.count = len(tensor)
             self._ids = _check_ids(ids, self.count, tensor.device)
@@ -206,9 +206,9 @@ def warn_of_units(x: object, noise: Noise, stacklevel: int) -> None:
     low, high = map(float, x.detach().aminmax())
     if low >= -_SLACK and high <= 1 + _SLACK:
         return
-    what = f"{noise.settings} and the radii" if in_input_units(noise.norm) else noise.settings
+    what = f"{noise.scale_setting} and the radii are" if in_input_units(noise.norm) else f"{noise.scale_setting} is"
     warnings.warn(
-        f"inputs hold values from {low:.4g} to {high:.4g}, and {what} are in these units; if they are images, pass them in "
+        f"inputs hold values from {low:.4g} to {high:.4g}, and {what} in these units; if they are images, pass them in "
         "[0, 1], and the model's normalisation as scale= and shift= (--mean and --std)",
         UserWarning,
         stacklevel=stacklevel + 1,
@@ -348,7 +348,6 @@ def _checked(items: Iterator[object], batched: bool, noise: Noise | None) -> Ite
     Whoever takes an input checks its values: to check them here would be to wait for a GPU each time.
     """
     place, shape, device = 0, torch.Size(), torch.device("cpu")
-    takes_bytes = noise is not None and noise.takes_bytes
     while True:
         try:
             item = next(items)
@@ -363,7 +362,7 @@ def _checked(items: Iterator[object], batched: bool, noise: Noise | None) -> Ite
         if isinstance(item, (tuple, list)) and item and not all(isinstance(each, (int, float)) for each in item):
             item, given = item[0], f"{given}[0]"
         name = f"the batch at inputs[{place}]" if batched else f"inputs[{place}]"
-        batch = ops.check_inputs(name, item, single=not batched, given=given, form=form, takes_bytes=takes_bytes)
+        batch = ops.check_inputs(name, item, single=not batched, given=given, form=form, noise=noise)
         batch = ops.as_floats(batch)
         batch = batch if batched else batch[None]
         if place == 0:

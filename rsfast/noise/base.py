@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._check import as_real, check_choice
 from .constraints import POSITIVE as POSITIVE
 from .constraints import Constraint as Constraint
-from .constraints import FrozenArray, Real
+from .constraints import FrozenArray, Real, distinct_texts
 from .norms import Factor, check_shape, conversions, scaled_down, size
 
 POTENTIAL_ERROR = 2.0**-48
@@ -118,6 +118,10 @@ class Noise:
     draw: ClassVar[Draw]
     grid: int | None = None
     """A number where inputs must be multiples of 1 / grid."""
+    for_bytes: ClassVar[tuple[str, str] | None] = None
+    """A noise like it that takes 8-bit images as they are: in Python and on the command line; None if there is none."""
+    more: ClassVar[str] = "more noise"
+    """What messages propose where no votes prove a radius, or none that is large enough."""
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
     potential_error: ClassVar[float] = POTENTIAL_ERROR
@@ -141,6 +145,12 @@ class Noise:
     def settings(self) -> str:
         """The parameters as messages show them, as "sigma = 0.25"."""
         return ", ".join(f"{name} = {value}" for name, value in self._fields().items())
+
+    @property
+    def scale_setting(self) -> str:
+        """The parameter of these in which `scale` is: the first."""
+        name = next(iter(self.constraints))
+        return f"{name} = {getattr(self, name)}"
 
     @property
     def takes_bytes(self) -> bool:
@@ -365,6 +375,21 @@ class Noise:
             name: value.tolist() if isinstance(value, FrozenArray) else value for name, value in self._fields().items()
         }
         return {"name": self.name, **written}
+
+    def distinct_texts(self, other: Noise) -> tuple[str, str]:
+        """Return the texts of this noise and another one, with the first element that differs of arrays that read the same.
+
+        Examples
+        --------
+        >>> from rsfast.noise import Gaussian, Laplace
+        >>> Gaussian(0.5).distinct_texts(Laplace(0.5))
+        ('Gaussian(sigma=0.5)', 'Laplace(b=0.5)')
+        """
+        if type(self) is not type(other):
+            return repr(self), repr(other)
+        texts = {name: distinct_texts(value, getattr(other, name)) for name, value in self._fields().items()}
+        one, two = (", ".join(f"{name}={each[i]}" for name, each in texts.items()) for i in range(2))
+        return f"{self.name}({one})", f"{self.name}({two})"
 
     def _fields(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]

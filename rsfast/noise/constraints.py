@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._check import as_float, as_int, check_choice
+from .._files import reason
 
 
 class Constraint(Protocol):
@@ -23,11 +24,18 @@ class Constraint(Protocol):
         `FrozenArray.tolist`, gives it again.
         """
 
-    def parse(self, text: str) -> Any:
-        """Return what a text on the command line stands for, for `check`; raise ValueError if it stands for nothing."""
+    def parse(self, name: str, text: str) -> Any:
+        """Return what a text on the command line stands for, for `check`; raise ValueError, which names it, if nothing."""
 
     def form(self, name: str) -> str:
         """Return what stands for the value in help."""
+
+
+def _parsed(read: Callable[[str], Any], name: str, text: str, what: str) -> Any:
+    try:
+        return read(text)
+    except ValueError:
+        raise ValueError(f"{name} must be {what}, got {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,9 @@ class Real:
             raise ValueError(f"{name} must be {self.words}, got {value!r}")
         return number
 
-    def parse(self, text: str) -> float:
+    def parse(self, name: str, text: str) -> float:
         """Return the number."""
-        return float(text)
+        return float(_parsed(float, name, text, "a number"))
 
     def form(self, name: str) -> str:
         """Return the name in capitals."""
@@ -84,9 +92,9 @@ class Integer:
             raise ValueError(f"{name} must be from {self.low} to {self.high}, got {number}")
         return number
 
-    def parse(self, text: str) -> int:
+    def parse(self, name: str, text: str) -> int:
         """Return the integer."""
-        return int(text)
+        return int(_parsed(int, name, text, "an integer"))
 
     def form(self, name: str) -> str:
         """Return the name in capitals."""
@@ -95,11 +103,11 @@ class Integer:
 
 @dataclass(frozen=True)
 class Flag:
-    """True or False; "true" or "false" on the command line.
+    """True or False; "true" or "false" on the command line, in any case.
 
     Examples
     --------
-    >>> Flag().parse("true")
+    >>> Flag().parse("deterministic", "true")
     True
     """
 
@@ -109,9 +117,11 @@ class Flag:
             raise TypeError(f"{name} must be a bool, got {value!r}")
         return value
 
-    def parse(self, text: str) -> bool:
+    def parse(self, name: str, text: str) -> bool:
         """Return the bool."""
-        return check_choice("a flag", text, ("true", "false")) == "true"
+        if (lower := text.lower()) not in ("true", "false"):
+            raise ValueError(f"{name} must be true or false, got {text!r}")
+        return lower == "true"
 
     def form(self, name: str) -> str:
         """Return both texts."""
@@ -134,7 +144,7 @@ class Choice:
         """Return `value`."""
         return str(check_choice(name, value, self.names))
 
-    def parse(self, text: str) -> str:
+    def parse(self, name: str, text: str) -> str:
         """Return the text."""
         return text
 
@@ -184,6 +194,24 @@ class FrozenArray:
         return self.array.tolist()
 
 
+def distinct_texts(first: object, second: object) -> tuple[str, str]:
+    """Return the texts of two values of one parameter; of arrays that read the same, with the first element that differs.
+
+    Examples
+    --------
+    >>> distinct_texts(FrozenArray([1, 2, 4]), FrozenArray([1, 3, 4]))
+    ('1 to 4 of shape [3], 2.0 at [1]', '1 to 4 of shape [3], 3.0 at [1]')
+    >>> distinct_texts(0.25, 0.5)
+    ('0.25', '0.5')
+    """
+    texts = str(first), str(second)
+    if texts[0] != texts[1] or not isinstance(first, FrozenArray) or not isinstance(second, FrozenArray) or first == second:
+        return texts
+    place = tuple(np.argwhere(first.array != second.array)[0].tolist())
+    one, other = (f"{each!r}, {each.array[place].item()!r} at {[*place]}" for each in (first, second))
+    return one, other
+
+
 @dataclass(frozen=True)
 class Array:
     """Arrays whose elements a constraint of numbers allows; on the command line a .npy file, or numbers with commas.
@@ -207,26 +235,34 @@ class Array:
         """Return `value` as a `FrozenArray`."""
         array = value.array if isinstance(value, FrozenArray) else _as_array(name, value)
         if array.ndim not in (self.axes or range(1, array.ndim + 1)) or not array.size:
-            axes = " or ".join(map(str, self.axes)) or "1 or more"
-            raise ValueError(f"{name} must be an array of {axes} axes that is not empty, got shape {[*array.shape]}")
+            raise ValueError(f"{name} must be an array of {self._axes} axes that is not empty, got shape {[*array.shape]}")
         wrong = ~((array >= self.element.low) & (array <= self.element.high))
         if wrong.any():
             raise ValueError(f"{name} must hold numbers that are {self.element.words}, got {array[wrong][0]}")
         return value if isinstance(value, FrozenArray) else FrozenArray(array)
 
-    def parse(self, text: str) -> NDArray[Any] | Sequence[float]:
-        """Return the file's array, or the numbers."""
+    def parse(self, name: str, text: str) -> NDArray[Any] | Sequence[float]:
+        """Return the file's array, or the numbers, which make an array of one axis."""
         if not text.endswith(".npy"):
-            return [float(number) for number in text.split(",")]
+            flat = 1 in (self.axes or (1,))
+            what = "a .npy file" + (", or numbers with commas between" if flat else f" of {self._axes} axes")
+            numbers: list[float] = _parsed(lambda each: [float(number) for number in each.split(",")], name, text, what)
+            if not flat:
+                raise ValueError(f"{name} must be {what}, got {text!r}")
+            return numbers
         try:
             with Path(text).open("rb") as file:
                 return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{text} must be a .npy file of numbers: {error}") from error
+            raise ValueError(f"{name} must be a .npy file of numbers, got {text!r}: {reason(error)}") from error
 
     def form(self, name: str) -> str:
         """Return the name of a file, from the parameter's."""
         return f"{name.upper()}.npy"
+
+    @property
+    def _axes(self) -> str:
+        return " or ".join(map(str, self.axes)) or "1 or more"
 
 
 def _as_array(name: str, value: Any) -> NDArray[np.float64]:

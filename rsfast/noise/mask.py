@@ -91,6 +91,7 @@ class Mask(Noise):
     }
     norm = "l0"
     norm_fields = ("patch",)
+    more = "a smaller keep, below 1/2"
     draw = Draw("mask", {"keep": _CHANCE, "fill": _FINITE}, standard=_standard_mask, combine=_masked, each="int32")
 
     @property

@@ -21,18 +21,20 @@ class Norm(NamedTuple):
 
     words: str
     unit: str
+    counted: bool = False
+    """Whether radii are whole numbers."""
 
 
 _INPUT_UNITS = "input units"
 
 NORMS: Mapping[str, Norm] = {
-    "l0": Norm("l0", "changed elements, pixels or patches"),
+    "l0": Norm("l0", "changed elements, pixels or patches", counted=True),
     "l1": Norm("l1", _INPUT_UNITS),
     "l2": Norm("l2", _INPUT_UNITS),
     "linf": Norm("linf", _INPUT_UNITS),
     "mahalanobis": Norm("Mahalanobis", "standard deviations"),
     "projected l2": Norm("projected l2", _INPUT_UNITS),
-    "projections": Norm("projections", "changed projections"),
+    "projections": Norm("projections", "changed projections", counted=True),
 }
 """Norms by the names that noises and certificates have."""
 
@@ -58,6 +60,17 @@ def in_input_units(norm: str) -> bool:
     (True, False)
     """
     return norm in NORMS and NORMS[norm].unit == _INPUT_UNITS
+
+
+def is_counted(norm: str | None) -> bool:
+    """Return whether radii in this norm are whole numbers; None is a norm that is not known.
+
+    Examples
+    --------
+    >>> is_counted("l0"), is_counted("l1"), is_counted(None)
+    (True, False, False)
+    """
+    return norm is not None and norm in NORMS and NORMS[norm].counted
 
 
 _INVERSE = {"l1": 2, "l2": 1, "linf": 0}  # 2/p

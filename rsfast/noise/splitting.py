@@ -113,6 +113,7 @@ class Splitting(Noise):
 
     constraints: ClassVar[Mapping[str, Constraint]] = {"lam": _LAM, "deterministic": Flag(), "levels": Integer(1, _MOST)}
     norm = "l1"
+    for_bytes = ("Splitting(lam, deterministic=True) noise", "--noise splitting:LAM:deterministic=true")
     draw = Draw(
         "splitting",
         {"evaluations": _COUNT, "step": POSITIVE, "inverse_width": POSITIVE, "units": POSITIVE, "half_unit": POSITIVE},
@@ -128,7 +129,8 @@ class Splitting(Noise):
         if self.deterministic and not (1 <= round(exact) <= _MOST and abs(exact - round(exact)) <= exact * 2.0**-22):
             raise ValueError(
                 f"lam must be such that 2 lam levels is an integer from 1 to {_MOST} if deterministic, got lam = {self.lam} "
-                f"and levels = {self.levels}, of which it is {exact:g}; pass lam = {_nearest(exact)} / {2 * self.levels}"
+                f"and levels = {self.levels}, of which it is {exact:g}; lam may be "
+                f"{_nearest(exact) / (2 * self.levels)!r}, which is {_nearest(exact)} / {2 * self.levels}"
             )
 
     @property

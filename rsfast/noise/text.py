@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from .._check import check_choice
 from .base import NOISES, Noise
+from .constraints import Array
 
 
 def form(cls: type[Noise]) -> str:
@@ -41,7 +41,8 @@ def from_text(text: str) -> Noise:
     ----------
     text : str
         The class's name in lower case, values of its fields in order, and ``KEY=VALUE`` of others, with colons between. An
-        array is a .npy file, or numbers with commas between.
+        array is a .npy file, whose path has no colon, or numbers with commas between if it has one axis. A value that
+        holds an = needs its KEY=.
 
     Raises
     ------
@@ -56,7 +57,7 @@ def from_text(text: str) -> Noise:
     name, *parts = text.split(":")
     classes = {each.lower(): cls for each, cls in NOISES.items()}
     if name not in classes:
-        raise ValueError(f"noise must begin with the name of one, {_listed(classes)}, got {text!r}")
+        raise ValueError(f"noise must begin with the name of a noise: {_listed(classes)}, got {text!r}")
     try:
         return classes[name](**_values(classes[name], parts))
     except (TypeError, ValueError) as error:
@@ -67,15 +68,18 @@ def _values(cls: type[Noise], parts: Sequence[str]) -> dict[str, Any]:
     """Return the fields that parts of a text set; raise ValueError if one is unknown, set twice, or missing."""
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
+    if any("=" not in part for part in parts[len(names) :]):
+        raise ValueError(f"values must be at most {len(names)}, got {len(parts)}; a colon ends each")
     for place, part in enumerate(parts):
         key, equals, value = part.partition("=")
         if not equals:
-            if place >= len(names):
-                raise ValueError(f"there must be at most {len(names)} values, got {len(parts)}")
             key, value = names[place], part
-        if check_choice("a key", key, names) in values:
+        if key not in names:
+            path = f"; a path with = is {names[0]}=PATH" if isinstance(cls.constraints[names[0]], Array) else ""
+            raise ValueError(f"the name before = must be {_listed(names)}, got {key!r}{path}")
+        if key in values:
             raise ValueError(f"{key} must be set once")
-        values[key] = cls.constraints[key].parse(value)
+        values[key] = cls.constraints[key].parse(key, value)
     if missing := [field.name for field in fields(cls) if field.name not in values and not _has_default(field)]:  # type: ignore[arg-type]
         raise ValueError(f"{missing[0]} is missing")
     return values

@@ -10,7 +10,7 @@ import torch
 
 from .._check import check_choice
 from .._hints import conversion
-from ..noise import STREAMS
+from ..noise import STREAMS, Noise
 from .checks import check_apart, require
 
 
@@ -72,11 +72,11 @@ def as_floats(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_inputs(
-    name: str, x: object, *, single: bool = False, given: str | None = None, form: str = "{}", takes_bytes: bool = False
+    name: str, x: object, *, single: bool = False, given: str | None = None, form: str = "{}", noise: Noise | None = None
 ) -> torch.Tensor:
     """Return `x` contiguous if it is a float32 tensor [I, *shape], or if `single` [*shape], shape of rank 1 or more.
 
-    With `takes_bytes` it may be uint8, for `as_floats`.
+    Where the noise takes bytes it may be uint8, for `as_floats`.
 
     Raise an error that names it if not, and says what to write instead: `given` is how the user writes `x`, by default
     `name`, and `form` how what is made of it is passed.
@@ -88,11 +88,11 @@ def check_inputs(
         step = conversion(given, x)
         hint = "" if step is None else f"; pass {form.replace('{}', step)}"
         raise TypeError(f"{name} must be a dense float32 tensor {wanted}, got {what}{hint}")
-    if x.dtype != torch.float32 and not (takes_bytes and x.dtype == torch.uint8):
+    if x.dtype != torch.float32 and not (noise is not None and noise.takes_bytes and x.dtype == torch.uint8):
         plain = x.is_floating_point() or x.dtype == torch.bool
         hint = "; call x.float()" if plain else "" if x.is_complex() else "; convert integer images with x.float() / 255"
-        if x.dtype == torch.uint8:
-            hint += ", or take GridGaussian noise, which is for 8-bit images as they are"
+        if x.dtype == torch.uint8 and noise is not None and noise.for_bytes:
+            hint += f", or take {noise.for_bytes[0]}, which is for 8-bit images as they are"
         raise TypeError(f"{name} must have dtype float32, got {x.dtype}{hint}")
     if x.ndim < (1 if single else 2) or x.numel() == 0:
         least = "one element" if single else "one input and one element"

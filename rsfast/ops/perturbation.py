@@ -110,8 +110,7 @@ def perturb(
     torch.Size([3, 2])
     """
     given = (x, samples, rows, input_ids, scale, shift)
-    takes_bytes = check_noise("noise", noise).takes_bytes
-    x = as_floats(check_inputs("x", x, takes_bytes=takes_bytes))
+    x = as_floats(check_inputs("x", x, noise=check_noise("noise", noise)))
     device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
     parameters = (_arrays if noise.has_arrays else _scalars)(noise, shape, device)
     samples = indices("samples", samples, None, 1 << 56, device)

@@ -15,12 +15,14 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from .._files import open_file
+from ..noise import from_dict
 from ..stats.certificate import ABSTAIN
 from .check_sums import parse_json, unseal
 
@@ -222,6 +224,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
+def _distinct_texts(name: str, first: object, second: object) -> tuple[str, str]:
+    """Return two values of a field as messages show them: a noise with its settings, where both are known."""
+    if name == "noise" and isinstance(first, dict) and isinstance(second, dict):
+        with suppress(TypeError, ValueError):
+            return from_dict(first).distinct_texts(from_dict(second))
+    return _short(first), _short(second)
+
+
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], may_differ: set[str]) -> Iterator[tuple[str, str, str]]:
     """Yield the name of each field in which two sidecars differ, and what it is in either."""
     for name in sorted({*first, *second} - may_differ):
@@ -229,7 +239,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], may_differ:
         if missing and name in ADDED - {"clamp"} and (name in ("mode_fixed", "norm") or first.get("lipschitz") is None):
             continue
         if first.get(name) != second.get(name):
-            yield name, _short(first.get(name)), _short(second.get(name))
+            yield name, *_distinct_texts(name, first.get(name), second.get(name))
         elif missing and name not in ADDED:  # null in one, and no such field in the other
             yield name, "None" if name in first else "missing", "None" if name in second else "missing"
 

@@ -74,7 +74,8 @@ def plot(
         File to write; its suffix, .png, .pdf or .svg, chooses the format.
     title : str, optional
     norm : str, optional
-        Norm in which the radii are measured, for the label of the axis; that of the runs by default.
+        Norm in which the radii are measured, for the label of the axis; that of the runs by default, and none if not
+        all of them state it.
 
     Raises
     ------
@@ -93,6 +94,8 @@ def plot(
     if norm is not None and of_runs not in (None, norm):
         raise ValueError(f"norm must be that of the runs, {of_runs!r}, got {norm!r}")
     label = radius_label(norm or of_runs, unit=True)
+    if norm is None and len({run.norm for run in results_by_name.values() if run.has_radius}) > 1:
+        label = "radius"  # a table of another script states no norm
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import PercentFormatter

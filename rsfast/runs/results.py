@@ -19,6 +19,8 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 from ..engine.plan import StoppingRule
 from ..noise import NOISES, Gaussian, Noise, radius_label
 from ..noise import from_dict as noise_from_dict
+from ..noise.constraints import distinct_texts
+from ..noise.norms import is_counted
 from ..stats.certificate import ABSTAIN
 from . import layout
 from .layout import CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, read_sidecar
@@ -173,6 +175,8 @@ def read(path: str | PathLike[str]) -> Results:
             f"{file.parent} has no {TABLE} yet, as its run of several processes is not finished; go on with --resume, or "
             f"merge the folders in {file.parent / PARTS}"
         )
+    if not folder and not file.exists():
+        raise FileNotFoundError(f"{file} must be a run folder or a table, but there is none of that name")
     if folder and not file.exists():
         raise FileNotFoundError(f"{file.parent} must be a run folder or a table, got a folder without {TABLE}")
     sidecar = read_sidecar(beside) if file.name == TABLE and beside.exists() else None
@@ -215,11 +219,16 @@ def common_norm(results_by_name: Mapping[str, Results]) -> str | None:
         if first is None:
             first, of = (norm, run.norm_settings), name
         elif (found := (norm, run.norm_settings)) != first:
-            one, other = (
-                text + "".join(f" ({key} = {value})" for key, value in more.items()) for text, more in (first, found)
-            )
+            one, other = (text + "".join(f" ({each})" for each in more) for text, more in _distinct_texts(first, found))
             raise ValueError(f"runs must have one norm, got {one} in {of} and {other} in {name}; compare them apart")
     return None if first is None else first[0]
+
+
+def _distinct_texts(*norms: tuple[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return two norms with their settings as texts, which differ where the settings do."""
+    (_, first), (_, second) = norms
+    texts = {name: distinct_texts(first.get(name), second.get(name)) for name in {**first, **second}}
+    return [(norm, [f"{name} = {texts[name][i]}" for name in settings]) for i, (norm, settings) in enumerate(norms)]
 
 
 def certified_accuracy(results: Results, radii: ArrayLike) -> NDArray[np.float64]:
@@ -323,6 +332,10 @@ def caveats(results_by_name: Mapping[str, Results]) -> list[str]:
     found = [f"{name}: not finished: {progress(run)} images" for name, run in results_by_name.items() if run.images_missing]
     if early := [name for name, run in results_by_name.items() if run.stopping]:
         found.append(f"stopped early, so figures are bounds: {', '.join(early)}")
+    radii = {name: run for name, run in results_by_name.items() if run.has_radius}
+    norm = common_norm(radii)
+    if norm is not None and (unknown := [name for name, run in radii.items() if run.norm is None]):
+        found.append(f"no norm is stated of {', '.join(unknown)}, so it may be another than the {norm} of the others")
     for has_radius in (True, False):
         runs = {name: run for name, run in results_by_name.items() if run.has_radius == has_radius}
         for what in ("n", "alpha"):
@@ -356,15 +369,17 @@ def progress(run: Results) -> str:
 def round_radii(results_by_name: Mapping[str, Results]) -> list[float]:
     """Return 0 and the multiples, at most eight, of a round step up to the largest certified radius.
 
-    With them the radii that runs were asked to decide.
+    With them the radii that runs were asked to decide. The step is a whole number where radii are.
     """
     runs = results_by_name.values()
     asked = {float(run.stopping.radius) for run in runs if run.stopping.radius is not None}
     largest = max(float(run.radius[run.certified].max(initial=0)) for run in runs)
     if largest < _TINY:
         return sorted({0.0, largest} | asked)
-    decade = 10.0 ** math.floor(math.log10(largest / _MAX_COLUMNS))
-    step = next(step for step in (decade, 2.5 * decade, 5 * decade, 10 * decade) if largest / step <= _MAX_COLUMNS)
+    decade, steps = 10.0 ** math.floor(math.log10(largest / _MAX_COLUMNS)), (1, 2.5, 5, 10)
+    if is_counted(common_norm(results_by_name)):
+        decade, steps = max(decade, 1.0), (1, 2, 5, 10)
+    step = next(each * decade for each in steps if largest / (each * decade) <= _MAX_COLUMNS)
     return sorted({float(f"{i * step:.6g}") for i in range(int(largest / step) + 1)} | asked)
 
 

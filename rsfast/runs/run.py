@@ -146,7 +146,7 @@ class Run:
             raise TypeError(f"keyword arguments must not be among {', '.join(_NOT_OF_A_RUN)}, got {', '.join(wrong)}")
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self.noise = check_noise("noise", noise)
-        self._images = settings.check_images(images, noise.takes_bytes)
+        self._images = settings.check_images(images, noise)
         self._model, self._num_classes = model, num_classes
         self.labels = settings.check_labels(labels, len(images), num_classes)
         self.indices = settings.indices_of(start, end, skip, len(images))

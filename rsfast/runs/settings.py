@@ -71,12 +71,14 @@ def prediction(noise: Noise, n: int | None, alpha: float | None) -> tuple[int, f
     return prediction_options(noise, n, alpha)
 
 
-def check_images(images: object, takes_bytes: bool) -> torch.Tensor:
-    """Return images; with `takes_bytes` they may be uint8."""
+def check_images(images: object, noise: Noise) -> torch.Tensor:
+    """Return images; where the noise takes bytes they may be uint8."""
     if not isinstance(images, torch.Tensor):
         raise TypeError(f"images must be a tensor, float32 [N, ...], got a {type(images).__name__}")
-    if images.dtype != torch.float32 and not (takes_bytes and images.dtype == torch.uint8):
-        hint = "; pass images.float() / 255, or take GridGaussian noise" if images.dtype == torch.uint8 else ""
+    if images.dtype != torch.float32 and not (noise.takes_bytes and images.dtype == torch.uint8):
+        hint = "; pass images.float() / 255" if images.dtype == torch.uint8 else ""
+        if hint and noise.for_bytes:
+            hint += f", or take {noise.for_bytes[0]}"
         raise TypeError(f"images must be float32, got {images.dtype}{hint}")
     if images.ndim < 2 or not images.numel():
         raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")

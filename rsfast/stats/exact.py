@@ -84,7 +84,7 @@ def check_exact(noise: Noise, head: Head, **options: Any) -> None:
     for name, value in options.items():
         allowed = possible.get(name, (None,))
         if isinstance(value, bool) or value not in allowed:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))} {why}, got {value!r}; leave it out")
+            raise ValueError(f"{name} must be {allowed[-1]!r} {why}, got {value!r}; leave it out")
     if head.soft:
         raise ValueError(f"head must be Votes() {why}, got {head!r}")
 
