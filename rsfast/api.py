@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import ops
-from ._check import as_real, check_choice, check_count, is_int
+from ._check import as_real, check_choice
 from .engine.forward import Model
 from .engine.inputs import Owned, Source, warn_of_units
 from .engine.options import (
@@ -26,6 +26,7 @@ from .engine.options import (
     prediction_options,
     proof_options,
     refuse_unknown,
+    sample_range,
 )
 from .engine.plan import Certification, Prediction, StoppingRule, largest_radius, smallest_n
 from .engine.sampling import Sampling, draw_tally, warn_if_hopeless
@@ -45,7 +46,7 @@ def sample(
     noise: Noise,
     *,
     num_classes: int,
-    n: int,
+    n: int | None = None,
     start: int = 0,
     stream: str = "estimation",
     heads: Sequence[Head] = (_VOTES,),
@@ -64,14 +65,14 @@ def sample(
     model : callable
         From a batch [B, *shape] to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
     inputs : float32 tensor [I, *shape]
-        Finite, no value beyond ``noise.largest_input``; first axis of shape is the channel. With `GridGaussian` noise uint8
-        images, or float32 multiples of 1/255.
+        Finite, no value beyond ``noise.largest_input``, none outside ``noise.input_range``; first axis of shape is the
+        channel. With `GridGaussian` noise uint8 images, or float32 multiples of 1/255.
     noise : Noise
         Its parameters are in the units of inputs.
     num_classes : int
         K, the number of logits.
-    n : int
-        Samples of each input.
+    n : int, optional
+        Samples of each input. Random noise needs it. Of deterministic noise all evaluations from start on, if left out.
     start : int
         Index of the first; they are start to start + n - 1, below 2^56.
     stream : str
@@ -110,17 +111,15 @@ def sample(
     1000
     """
     refuse_unknown(SampleOptions, options)  # no shard: each process has a range of its own, or inputs
-    n, noise = check_count("n", n), check_noise("noise", noise)
+    samples = sample_range(noise, n, start)
     x = ops.as_floats(ops.check_inputs("inputs", inputs, noise=noise))
     if seed is None:
         raise TypeError("seed must be an int, got None; other samples of the same stream must be known to be others")
-    if not is_int(start) or not 0 <= int(start) <= (1 << 56) - n:
-        raise ValueError(f"start must be an int from 0 to 2^56 - n, got {start!r}")
     sampling = Sampling(model, inputs, noise, num_classes, seed=seed, **options)
     warn_of_units(sampling.inputs.known, noise, stacklevel=2)
     given = options.get("input_ids")
     ids = ops.indices("input_ids", range(len(x)) if given is None else given, len(x), 1 << 32, x.device)
-    return draw_tally(sampling, x, ids, range(int(start), int(start) + n), stream, heads, tracked_classes)
+    return draw_tally(sampling, x, ids, samples, stream, heads, tracked_classes)
 
 
 @overload
@@ -434,10 +433,17 @@ def predict(
     """Return the smoothed classifier's class at each input, or ABSTAIN where n votes do not decide at level alpha.
 
     The two-sided exact binomial test of the two classes with most votes. A class that is returned is not the smoothed
-    classifier's with probability at most alpha. Deterministic noise takes no n and no alpha: all evaluations are counted,
-    and only a tie abstains.
+    classifier's with probability at most alpha.
 
-    Parameters, errors, warning: as `certify`.
+    Parameters
+    ----------
+    n : int
+        Samples of each input. Random noise needs it; deterministic noise counts all evaluations, so it may be left out.
+    alpha : float
+        Failure probability, in (0, 1), of each input. Random noise needs it. Deterministic noise takes none: only a tie
+        abstains.
+
+    Other parameters, errors, warning: as `certify`.
 
     References
     ----------

@@ -49,6 +49,18 @@ _TYPES = (torch.float32, torch.float16, torch.bfloat16)  # float64 would lose di
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def _check_tensor(name: str, x: object) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got a {type(x).__name__}")
+
+
+def _check_batch(name: str, x: torch.Tensor) -> None:
+    _check_tensor(name, x)
+    if x.ndim < 2 or not x.numel():
+        hint = f"; one input needs its batch axis: {name}[None]" if x.ndim == 1 and x.numel() else ""
+        raise ValueError(f"{name} must have shape [B, *shape] with at least one element, got {list(x.shape)}{hint}")
+
+
 def _is_channels_last(x: torch.Tensor) -> bool:
     return x.ndim in (4, 5) and not x.is_contiguous() and x.is_contiguous(memory_format=_LAST[x.ndim])
 
@@ -72,6 +84,7 @@ class _NoiseLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x [B, *shape] with noise, of the same type and memory format; x itself in eval mode."""
+        _check_tensor("x", x)
         if not self.training:
             return x
         if x.dtype not in _TYPES:
@@ -214,8 +227,7 @@ class Mask(_NoiseLayer):
         self.keep, self.fill, self.patch = noise.keep, ctypes.c_float(noise.fill).value, noise.patch
 
     def _with_noise(self, x: torch.Tensor, samples: torch.Tensor, source: torch.Tensor, seed: int) -> torch.Tensor:
-        if x.ndim < 2 or not x.numel():
-            raise ValueError(f"x must have shape [B, *shape] with at least one element, got {list(x.shape)}")
+        _check_batch("x", x)
         kept = ops.perturb(
             torch.ones(1, *x.shape[1:], device=x.device),
             _MaskNoise(self.keep, 0.0, self.patch),
@@ -290,14 +302,19 @@ class NoisyStateCell(nn.Module):
 
         `state` is the one before, of the same form; None stands for zeros.
         """
+        _check_tensor("input", input)
         if input.ndim != 2:
             raise ValueError(f"input must have shape [B, input_size], got {list(input.shape)}; one input is input[None]")
         has_c = isinstance(self.cell, nn.LSTMCell)
         if state is None:
             h = input.new_zeros(len(input), self.cell.hidden_size)
             state = (h, h) if has_c else h
-        if isinstance(state, torch.Tensor) == has_c:
+        if isinstance(state, torch.Tensor) == has_c or not isinstance(state, (torch.Tensor, tuple, list)):
             raise TypeError(f"state must be {'(h, c)' if has_c else 'a tensor h'}, got a {type(state).__name__}")
+        if has_c and len(state) != 2:
+            raise ValueError(f"state must be (h, c), got a {type(state).__name__} of length {len(state)}")
+        for name, each in zip(("state[0]", "state[1]"), state, strict=True) if has_c else ():
+            _check_tensor(name, each)
         return self.cell(input, (self.noise(state[0]), state[1]) if has_c else self.noise(state))
 
 
@@ -361,6 +378,7 @@ class SmoothedCritic(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the mean [B, ...] of the critic over noisy copies of x [B, *shape]."""
+        _check_batch("x", x)
         copies = self.noise(x.repeat_interleave(self.samples, dim=0))
         values: torch.Tensor = self.critic(copies)
         if values.ndim == 0 or len(values) != len(copies):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import ops
-from ._check import check_count
+from ._check import as_int, check_count
 from .engine.batch_size import fixed
 from .engine.forward import Model
 from .engine.inputs import check_values
@@ -39,15 +39,17 @@ class Smoothed:
     ----------
     f, noise, n, seed, batch_size, common_random_numbers
         As given to `smoothed`; seed is the one drawn where it was None.
-    count : int
-        The sample index, in the stream "user", at which the next call starts. It may be set: a loop that resumes with the
-        count it was left with goes on with the same bits.
     """
 
     def __init__(
         self, f: Model, noise: Noise, n: int, *, seed: int | None, batch_size: int | None, common_random_numbers: bool
     ) -> None:
         self.f, self.noise, self.n = check_model("f", f), check_noise("noise", noise), check_count("n", n)
+        if (evaluations := noise.evaluations) is not None:
+            raise ValueError(
+                f"noise must be random, got {noise!r:.100}; average f over its {evaluations} evaluations yourself: "
+                f"ops.perturb(x[None], noise, seed=0, samples=range({evaluations}))"
+            )
         if self.n < 2:
             raise ValueError(f"n must be at least 2, as one pair has no standard error, got {self.n}")
         self.batch_size = None if batch_size is None else check_count("batch_size", batch_size)
@@ -57,6 +59,22 @@ class Smoothed:
         self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
         self.count = 0
         self._modules = modules_of(f)
+
+    @property
+    def count(self) -> int:
+        """The sample index, in the stream "user", at which the next call starts.
+
+        It may be set, to an int from 0 to 2^56: a loop that resumes with the count it was left with goes on with the same
+        bits. Anything else raises TypeError or ValueError.
+        """
+        return self._count
+
+    @count.setter
+    def count(self, value: int) -> None:
+        value = as_int("count", value)
+        if not 0 <= value <= 1 << 56:
+            raise ValueError(f"count must be from 0 to 2^56, got {value}")
+        self._count = value
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the estimate of g(x) as a float32 tensor without axes, whose gradient is that of `gradient`.
@@ -183,8 +201,9 @@ def smoothed(
         From a batch [B, *shape] to one finite real number a row, [B]. It is never differentiated. A torch.nn.Module is put
         into eval mode meanwhile.
     noise : Noise
-        Its parameters are in the units of x. The value takes any noise, the gradient `Gaussian`, `AnisotropicGaussian` or
-        `Laplace` noise, and the curvature one of the first two.
+        Its parameters are in the units of x. The value takes any random noise, the gradient `Gaussian`,
+        `AnisotropicGaussian` or `Laplace` noise, and the curvature one of the first two. Deterministic noise is an error: f
+        can be averaged over all its evaluations.
     n : int
         Pairs of samples that each call takes, at least 2. f is evaluated at 2 n points, at x itself too for the curvature.
     seed : int, optional
@@ -201,8 +220,8 @@ def smoothed(
     Returns
     -------
     Smoothed
-        It takes one x at a time: a float32 tensor [*shape], finite and within ``noise.largest_input``. A batch of inputs is
-        ``torch.stack([g(x) for x in inputs])``.
+        It takes one x at a time: a float32 tensor [*shape], finite, within ``noise.largest_input`` and
+        ``noise.input_range``. A batch of inputs is ``torch.stack([g(x) for x in inputs])``.
 
     Raises
     ------

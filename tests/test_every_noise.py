@@ -54,6 +54,8 @@ def test_the_registry_is_what_the_kernels_have():
 def test_an_unknown_noise_is_told_of_those_that_are_known():
     with pytest.raises(ValueError, match=rf"^noise must be one of {', '.join(map(repr, NOISES))}, got 'Cauchy'$"):
         from_dict({"name": "Cauchy", "b": 1.0})
+    with pytest.raises(TypeError, match=r"^data must be a dict, as Noise.to_dict returns one, got 'Cauchy'$"):
+        from_dict("Cauchy")
 
 
 # The object

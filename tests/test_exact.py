@@ -11,7 +11,7 @@ import torch
 from conftest import LINEAR_NETS, integers, rows, sidecar
 
 import rsfast
-from rsfast import ABSTAIN, Certificate, Gaussian, Provenance, Softmax, SubspaceSmoothing, Tally, ops
+from rsfast import ABSTAIN, Certificate, Gaussian, Provenance, Softmax, Splitting, SubspaceSmoothing, Tally, ops
 from rsfast.cli import main
 from rsfast.runs import plot, results
 from rsfast.runs.layout import sidecar_bytes
@@ -185,14 +185,39 @@ def test_there_are_no_more_samples_than_evaluations():
         rsfast.sample(marked(3), X, ONES, num_classes=3, n=3, start=3, seed=0)
     with pytest.raises(ValueError, match=r"^samples must lie in \[0, 5\)"):
         ops.perturb(X, ONES, seed=0, samples=[5])
+    for samples in ([0, 255], range(1, 256), torch.tensor([255])):
+        with pytest.raises(ValueError, match=r"^samples must lie in \[0, 255\), got "):
+            ops.perturb(torch.zeros(1, 3), Splitting(0.5, deterministic=True), seed=0, samples=samples)
 
 
 def test_random_noise_has_a_failure_probability():
     for options in ({"alpha": 0}, {"n0": 0}):
         with pytest.raises(ValueError, match=r"^(alpha|n0) must be "):
             rsfast.certify(marked(3), X, Gaussian(0.5), num_classes=3, **options)
-    with pytest.raises(TypeError, match=r"^n must be an int, got None"):
-        rsfast.predict(marked(3), X, Gaussian(0.5), num_classes=3, alpha=0.1)
+    for name, options in (("n", {"alpha": 0.1}), ("alpha", {"n": 100})):
+        with pytest.raises(TypeError, match=rf"^{name} must be given with random noise, got None; pass the .* {name}="):
+            rsfast.predict(marked(3), X, Gaussian(0.5), num_classes=3, **options)
+
+
+def test_sample_takes_all_evaluations():
+    how = {"num_classes": 3, "seed": 0}
+    whole = rsfast.sample(marked(3), X, ONES, n=5, **how)
+    assert rsfast.sample(marked(3), X, ONES, **how) == whole
+    assert rsfast.sample(marked(3), X, ONES, n=2, **how) + rsfast.sample(marked(3), X, ONES, start=2, **how) == whole
+    with pytest.raises(ValueError, match=r"^start must be an int from 0 to 4, got 5$"):
+        rsfast.sample(marked(3), X, ONES, start=5, **how)
+    with pytest.raises(TypeError, match=r"^n must be given with random noise, got None; pass the number of samples"):
+        rsfast.sample(marked(3), X, Gaussian(0.5), **how)
+
+
+@pytest.mark.parametrize("noise", [ONES, Splitting(0.5, deterministic=True)])
+def test_every_stream_holds_the_same_evaluations(noise):
+    x, model = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0]]), lambda batch: torch.stack([batch[:, 0], batch[:, 1]], dim=1)
+    first, *others = (
+        rsfast.exact_certificates(rsfast.sample(model, x, noise, num_classes=2, seed=0, stream=stream))
+        for stream in ("selection", "estimation", "training", "user")
+    )
+    assert others == [first] * 3
 
 
 def test_tallies_that_are_no_whole_noise():

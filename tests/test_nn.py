@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -535,9 +536,37 @@ def test_seeds():
         (lambda: GaussianNoise(0.5)(torch.zeros(3)), ValueError, r"x must have shape \[I, \*shape\] with .*, got \[3\]"),
         (lambda: Mask(0.0), ValueError, "^keep must be from .*, got 0.0"),
         (lambda: Mask(0.5, seed="1"), TypeError, "^seed must be an int, got '1'"),
-        (lambda: Mask(0.5, patch=1)(torch.zeros(2, 3)), ValueError, r"^an input must have shape .*, got \[3\]"),
+        (
+            lambda: Mask(0.5, -1.0, 1)(torch.zeros(2, 3)),
+            ValueError,
+            r"^an input must .*, with patch = 1, got \[3\]; without",
+        ),
         (lambda: Mask(0.5)(torch.zeros(2, 3, dtype=torch.float64)), TypeError, "^x must have dtype .*, got torch.float64"),
-        (lambda: Mask(0.5)(torch.zeros(3)), ValueError, r"^x must have shape \[B, \*shape\] .*, got \[3\]$"),
+        (lambda: Mask(0.5)(torch.zeros(3)), ValueError, r"^x must have shape \[B, \*shape\] .*, got \[3\]; one input"),
+        (lambda: GaussianNoise(0.5)([0.0]), TypeError, "^x must be a tensor, got a list$"),
+        (lambda: Mask(0.5)(np.zeros((2, 3))), TypeError, "^x must be a tensor, got a ndarray$"),
+        (lambda: SmoothedCritic(nn.Flatten(), 0.5, 2)([0.0]), TypeError, "^x must be a tensor, got a list$"),
+        (
+            lambda: SmoothedCritic(nn.Flatten(), 0.5, 2)(torch.zeros(3)),
+            ValueError,
+            r"^x must have shape \[B, \*shape\] .*, got \[3\]; one input needs its batch axis: x\[None\]$",
+        ),
+        (lambda: NoisyStateCell(nn.GRUCell(2, 3), 0.5)([[0.0] * 2]), TypeError, "^input must be a tensor, got a list$"),
+        (
+            lambda: NoisyStateCell(nn.LSTMCell(2, 3), 0.5)(torch.zeros(1, 2), (torch.zeros(1, 3),)),
+            ValueError,
+            r"^state must be \(h, c\), got a tuple of length 1$",
+        ),
+        (
+            lambda: NoisyStateCell(nn.LSTMCell(2, 3), 0.5)(torch.zeros(1, 2), (torch.zeros(1, 3), [0.0] * 3)),
+            TypeError,
+            r"^state\[1\] must be a tensor, got a list$",
+        ),
+        (
+            lambda: NoisyStateCell(nn.LSTMCell(2, 3), 0.5)(torch.zeros(1, 2), 5),
+            TypeError,
+            r"^state must be \(h, c\), got a int$",
+        ),
         (lambda: NoisyStateCell(nn.LSTM(2, 3), 0.5), TypeError, r"^cell must be an nn.RNNCell, .*, got LSTM\("),
         (lambda: NoisyStateCell(nn.GRUCell(2, 3), 0), ValueError, "^sigma must be .*, got 0"),
         (lambda: NoisyStateCell(nn.GRUCell(2, 3), 0.5, seed=0.5), TypeError, "^seed must be an int, got 0.5"),

@@ -5,6 +5,7 @@ Where a test compares an estimate with the truth, it allows 5.5 standard errors.
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import mpmath as mp
@@ -14,8 +15,8 @@ import torch
 from torch import nn
 
 import rsfast
-from rsfast import Gaussian, Laplace, smoothed
-from rsfast.noise import DRAWS
+from rsfast import Gaussian, Laplace, Splitting, smoothed
+from rsfast.noise import DRAWS, NOISES
 from rsfast.noise.base import POSITIVE, Noise
 from rsfast.ops import perturb
 
@@ -349,6 +350,18 @@ ZEROS = torch.zeros(3)
         (lambda: make(f=3), TypeError, "^f must be callable on a batch, got 3"),
         (lambda: make(f=nn.Flatten), TypeError, "^f must be an instance"),
         (lambda: make(noise=0.5), TypeError, "^noise must be one of .*, got 0.5"),
+        (
+            lambda: make(noise=Splitting(0.5, deterministic=True)),
+            ValueError,
+            r"^noise must be random, got Splitting\(.*; average f over its 255 evaluations",
+        ),
+        (
+            lambda: make(noise=Splitting(0.5))(ZEROS - 0.5),
+            ValueError,
+            r"^x must hold values in \[0, 1\] .*, got -0.5 at \[0\]",
+        ),
+        (lambda: setattr(make(), "count", "a"), TypeError, "^count must be an int, got 'a'"),
+        (lambda: setattr(make(), "count", -1), ValueError, r"^count must be from 0 to 2\^56, got -1"),
         (lambda: make(n=1), ValueError, "^n must be at least 2, .*, got 1"),
         (lambda: make(n=2.0), TypeError, "^n must be an int, got 2.0"),
         (lambda: make(seed=-1), ValueError, "^seed must be .*, got -1"),
@@ -381,12 +394,24 @@ def test_wrong_uses(call, error, message):
 def test_a_noise_without_a_score_is_named(method):
     """Before f is called."""
     g = smoothed(pytest.fail, Uneven(0.5), 10)
-    with pytest.raises(TypeError, match=r"^noise must have a density with a .*, got Uneven\(sigma=0.5\)"):
+    with pytest.raises(
+        TypeError, match=r"^noise must be .* for a .*, got Uneven\(sigma=0.5\); none is implemented for Uneven"
+    ):
         getattr(g, method)(torch.zeros(3, requires_grad=True))
 
 
+def test_the_noises_with_a_gradient_are_listed():
+    having = [name for name, kind in NOISES.items() if "score" in vars(kind)]
+    with pytest.raises(TypeError) as caught:
+        smoothed(pytest.fail, Uneven(0.5), 10).gradient(ZEROS)
+    listed = str(caught.value).removeprefix("noise must be ").partition(" for a gradient")[0]
+    assert re.split(", | or ", listed) == sorted(having) == ["AnisotropicGaussian", "Gaussian", "Laplace"]
+
+
 def test_laplace_noise_has_no_curvature():
-    with pytest.raises(TypeError, match=r"^noise must have a density with a Laplacian, .*, got Laplace\(b=0.5\)"):
+    with pytest.raises(
+        TypeError, match=r"^noise must be AnisotropicGaussian or Gaussian for a curvature, got Laplace\(b=0.5\)"
+    ):
         smoothed(pytest.fail, Laplace(0.5), 10).curvature(torch.zeros(3))
 
 

@@ -185,6 +185,16 @@ def exact_cells(places, x, count, levels):
     return k, np.maximum(first, 0) + np.minimum(first + 2 * count, 2 * levels)
 
 
+def of_any_samples(x, noise, seed, samples, backend="auto"):
+    """What the operator makes of samples beyond the evaluations, too, which `perturb` refuses."""
+    draw, scalars, *_ = noise.parameters(x.shape[1:])
+    samples = torch.tensor(samples)
+    rows, out = torch.arange(len(samples)) % len(x), torch.empty(len(samples), *x.shape[1:])
+    ids = torch.arange(len(x))
+    torch.ops.rsfast.perturb(x, rows, ids, samples, draw, scalars, [], seed, 1, None, None, None, False, backend, out)
+    return out
+
+
 def places_of(seed, samples, elements, count):
     words = words_of(seed, (0, 0, 6 << 24), elements)
     return (((words >> 16) * count >> 16) + np.asarray(samples)[:, None]) % count
@@ -214,7 +224,7 @@ def test_the_largest_grids(lam, levels, isa):
     _, twice = exact_cells(places_of(3, samples, levels + 1, count), grid, count, levels)
     expected = (twice / (4 * levels)).astype(np.float32)
     for x in (grid / levels, grid.astype(np.float32) / np.float32(levels), grid.astype(np.float32) * np.float32(1 / levels)):
-        found = perturb(torch.from_numpy(x.astype(np.float32))[None], noise, seed=3, samples=samples)
+        found = of_any_samples(torch.from_numpy(x.astype(np.float32))[None], noise, 3, samples)
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
@@ -235,7 +245,7 @@ def test_fixed_shifts(backend):
     options = {"samples": [7, 7, 7], "backend": backend}
     seen = perturb(x, noise, seed=1, **options)
     assert torch.equal(seen, perturb(x, noise, seed=1, input_ids=[8, 2**31, 4], stream="selection", **options))
-    assert torch.equal(seen, perturb(x, noise, seed=1, samples=[262, 7 + 255 * 2**40, 7], backend=backend))
+    assert torch.equal(seen, of_any_samples(x, noise, 1, [262, 7 + 255 * 2**40, 7], backend))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen, perturb(x, noise, seed=2, **options))
     assert len(seen[0].unique()) > 20  # shifts differ from element to element
@@ -322,6 +332,25 @@ def test_what_is_stated():
 def test_the_potential_is_that_of_uniform_noise():
     p = np.linspace(-0.1, 1.1, 50)
     np.testing.assert_array_equal(Splitting(0.3).potential(p), Uniform(0.3).potential(p))
+
+
+BYTES = torch.tensor([[0, 255, 51], [254, 1, 0]], dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("form", [lambda x: x, list], ids=["tensor", "list"])
+def test_inputs_are_images(deterministic, form):
+    """Others are refused, with the place of the first bad value; the ends of [0, 1] are taken."""
+    noise, how = Splitting(0.5, deterministic), {"num_classes": 2} | ({} if deterministic else {"n": 100, "n0": 10})
+    hint = re.escape("images are in [0, 1]: pass images.float() / 255") + (", or uint8" if deterministic else "$")
+    low = torch.tensor([[0.0, 1.0, 0.2], [0.2, 1.0, -0.2]])
+    with pytest.raises(ValueError, match=rf"^inputs\[0\] must .* noise, got 255 at \[1\]; {hint}"):
+        rsfast.certify(pytest.fail, form(BYTES.float()), noise, **how)
+    with pytest.raises(ValueError, match=rf"^inputs\[1\] must .* noise, got -0.200000003 at \[2\]; {hint}"):
+        rsfast.certify(lambda batch: batch[:, :2], form(low), noise, **how)
+    assert len(rsfast.certify(lambda batch: batch[:, :2], form(BYTES.float() / 255), noise, **how)) == 2
+    with pytest.raises(ValueError, match=r"^inputs\[0\] must be finite"):
+        rsfast.certify(pytest.fail, form(BYTES / 0.0), noise, **how)
 
 
 def test_errors():

@@ -90,7 +90,8 @@ class Inputs:
     ids : int64 tensor [I] or sequence of int, optional
         Identity of each input in the noise stream, in [0, 2^32); 0, 1, ... by default.
     noise : Noise, optional
-        Inputs are refused beyond its `largest_input`, and off its `grid`. One that takes 8-bit images gets them as float32.
+        Inputs are refused beyond its `largest_input`, outside its `input_range` and off its `grid`. One that takes 8-bit
+        images gets them as float32.
     patience : float
         Seconds to wait for the thread when it is to end: it may itself be waiting, for a disk or a network.
 
@@ -228,6 +229,9 @@ def _usable(rows: torch.Tensor, noise: Noise | None) -> torch.Tensor:
     """Return for each of `rows` [I, *shape] whether it suits the noise, a bool [I], as `check_values` says."""
     low, high = rows.flatten(1).aminmax(dim=1)  # NaN where there is one
     usable = torch.maximum(-low, high) <= _largest(noise)
+    if noise is not None and noise.input_range is not None:
+        least, most = noise.input_range
+        usable &= (low >= least) & (high <= most)
     if noise is not None and noise.grid is not None:
         usable &= ~_off_grid(rows.flatten(1), noise.grid).any(dim=1)
     return usable
@@ -261,12 +265,14 @@ def _check_tensor(tensor: torch.Tensor, noise: Noise | None) -> None:
 def check_values(name: str, x: torch.Tensor, noise: Noise | None) -> None:
     """Raise ValueError unless an input [*shape] suits the noise.
 
-    It must be finite, not beyond `Noise.largest_input`, and on the grid if the noise has one.
+    It must be finite, not beyond `Noise.largest_input`, in `Noise.input_range`, and on the grid if the noise has one.
     """
     magnitude = float(x.abs().max())
-    if not magnitude <= _largest(noise):
-        if noise is None or not math.isfinite(magnitude):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if not math.isfinite(magnitude):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if noise is not None and noise.input_range is not None:
+        _check_within(name, x, noise, *noise.input_range)
+    if noise is not None and magnitude > noise.largest_input:
         raise ValueError(
             f"{name} must hold values of at most {noise.largest_input:g}, got {magnitude:g}; there float32 has too few "
             f"numbers for noise of {noise.settings}"
@@ -281,6 +287,16 @@ def check_values(name: str, x: torch.Tensor, noise: Noise | None) -> None:
             f"{round(value * grid)}/{grid}; "
             + ("pass uint8 images, or round them: " if noise.takes_bytes else "round them: ")
             + f"images.mul({grid}).round().div({grid})"
+        )
+
+
+def _check_within(name: str, x: torch.Tensor, noise: Noise, least: float, most: float) -> None:
+    if len(places := ((x < least) | (x > most)).nonzero()):
+        place = places[0].tolist()
+        raise ValueError(
+            f"{name} must hold values in [{least:g}, {most:g}] with {noise.name} noise, got {float(x[tuple(place)]):.9g} at "
+            f"{place}; images are in [0, 1]: pass images.float() / 255"
+            + (", or uint8 images as they are" if noise.takes_bytes else "")
         )
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar
 
-from .._check import check_count
+from .._check import check_count, is_int
 from ..heads import Head, Votes
 from ..noise import Noise, check_noise, check_seed
 from ..stats.common import check_alpha
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 Options = TypeVar("Options")
+T = TypeVar("T")
 
 SHARDS = ("inputs", "samples")
 """What processes can divide."""
@@ -253,18 +254,49 @@ def proof_options(noise: Noise, head: Head, given: Mapping[str, Any]) -> ProofOp
     return ProofOptions(n0=0, n=n, alpha=0.0, bound=EXACT, rule=EXACT, lipschitz=None)
 
 
+def sample_range(noise: Noise, n: int | None, start: int) -> range:
+    """Return the samples start to start + n - 1, checked; with deterministic noise n may be left out, for all from start.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If n or start fails its check, or the noise is no Noise.
+
+    Examples
+    --------
+    >>> from rsfast import Splitting
+    >>> sample_range(Splitting(0.5, deterministic=True), None, 5)
+    range(5, 255)
+    """
+    evaluations = check_noise("noise", noise).evaluations
+    if evaluations is None:
+        n = _given("n", n, "the number of samples of each input, such as n=1000")
+    n = None if n is None else check_count("n", n)
+    most = (evaluations or 0) - 1 if n is None else (1 << 56) - n
+    if not is_int(start) or not 0 <= int(start) <= most:
+        raise ValueError(f"start must be an int from 0 to {most if n is None else '2^56 - n'}, got {start!r}")
+    return range(int(start), most + 1 if n is None else int(start) + n)
+
+
 def prediction_options(noise: Noise, n: int | None, alpha: float | None) -> tuple[int, float]:
     """Return n and alpha of a prediction, checked; with deterministic noise they may be left out, and alpha is 0.
 
     Raises
     ------
     TypeError, ValueError
-        If n or alpha fails its check, or the noise is no Noise.
+        If n or alpha fails its check, or is missing with random noise, or the noise is no Noise.
     """
     if (evaluations := check_noise("noise", noise).evaluations) is None:
-        return check_count("n", n), check_alpha(alpha)  # type: ignore[arg-type]
+        n = check_count("n", _given("n", n, "the number of samples of each input, such as n=1000"))
+        return n, check_alpha(_given("alpha", alpha, "the failure probability of each input, such as alpha=0.001"))
     check_exact(noise, Votes(), **{name: each for name, each in (("n", n), ("alpha", alpha)) if each is not None})
     return evaluations, 0.0
+
+
+def _given(name: str, value: T | None, what: str) -> T:
+    if value is None:
+        raise TypeError(f"{name} must be given with random noise, got None; pass {what}")
+    return value
 
 
 def refuse_unknown(kind: type, given: Mapping[str, object]) -> None:

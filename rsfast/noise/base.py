@@ -122,6 +122,8 @@ class Noise:
     """A noise like it that takes 8-bit images as they are: in Python and on the command line; None if there is none."""
     more: ClassVar[str] = "more noise"
     """What messages propose where no votes prove a radius, or none that is large enough."""
+    input_range: ClassVar[tuple[float, float] | None] = None
+    """The least and the largest value that an input may hold, where the noise sets them beside `largest_input`."""
     has_arrays: ClassVar[bool] = False
     """Whether `parameters` returns arrays, which `perturb` keeps on the device for noise and shapes in use."""
     potential_error: ClassVar[float] = POTENTIAL_ERROR
@@ -333,7 +335,7 @@ class Noise:
         TypeError
             Unless a subclass defines it, as it does where p has a gradient almost everywhere and no jumps.
         """
-        raise TypeError(f"noise must have a density with a gradient, as Gaussian and Laplace have, got {self!r}")
+        raise self._lacks("score", "a gradient")
 
     def laplacian(self, z: Any) -> Any:
         """Return the Laplacian of the noise's density over the density, ``(tr p'') / p``, whose mean is 0.
@@ -344,7 +346,13 @@ class Noise:
         -------
         float64 tensor [m]
         """
-        raise TypeError(f"noise must have a density with a Laplacian, as Gaussian has, got {self!r}")
+        raise self._lacks("laplacian", "a curvature")
+
+    def _lacks(self, method: str, what: str) -> TypeError:
+        """Return the error for a noise without a method that `smoothed` needs; it lists the noises that have it."""
+        having = [name for name, kind in sorted(NOISES.items()) if getattr(kind, method) is not getattr(Noise, method)]
+        names = " or ".join(", ".join(having).rsplit(", ", 1))
+        return TypeError(f"noise must be {names} for {what}, got {self!r:.100}; none is implemented for {self.name} noise")
 
     @property
     def evaluations(self) -> int | None:
@@ -431,7 +439,9 @@ def from_dict(data: Mapping[str, Any]) -> Noise:
     Raises
     ------
     TypeError, ValueError
-        If the name is not registered, or the parameters are not those of the noise.
+        If data is no dict, the name is not registered, or the parameters are not those of the noise.
     """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"data must be a dict, as Noise.to_dict returns one, got {data!r:.100}")
     parameters = dict(data)
     return NOISES[check_choice("noise", parameters.pop("name", None), NOISES)](**parameters)

@@ -139,16 +139,12 @@ class GridGaussian(Noise):
         tables={"guide": "int32", "thresholds": "int64"},
     )
     grid = _LEVELS
+    input_range = (-256.0, 256.0)  # beyond, float32 tells points of the grid badly apart
     has_arrays = True
 
     @property
     def _tails(self) -> Tails:
         return tails(_LEVELS * Fraction(self.sigma))
-
-    @property
-    def largest_input(self) -> float:
-        """The largest magnitude of an input's element: 256. Beyond it float32 tells points of the grid badly apart."""
-        return 256.0
 
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the draw and its tables.

@@ -130,12 +130,12 @@ class Mask(Noise):
             return []
         if len(shape) < 3:
             raise ValueError(
-                f"an input must have shape [channels, height, width], or more axes, with noise {self!r}, got {list(shape)}; "
-                "without a patch it may have any shape"
+                f"an input must have shape [channels, height, width], or more axes, with patch = {self.patch}, got "
+                f"{list(shape)}; without a patch it may have any shape"
             )
         lengths = [-(-length // self.patch) for length in shape[1:]]
         if math.prod(lengths) > _MOST_CELLS:
-            raise ValueError(f"an input must have at most 2^31 cells with noise {self!r}, got shape {list(shape)}")
+            raise ValueError(f"an input must have at most 2^31 cells with patch = {self.patch}, got shape {list(shape)}")
         cells = np.zeros((1,) * len(shape), dtype=np.int64)
         for axis, (length, count) in enumerate(zip(shape[1:], lengths, strict=True), 1):
             along = np.arange(length).reshape([-1 if other == axis else 1 for other in range(len(shape))])

@@ -58,8 +58,8 @@ class Splitting(Noise):
 
         (max(s_i + 2 lam k, 0) + min(s_i + 2 lam (k + 1), 1)) / 2
 
-    Inputs are images in [0, 1]. The radius is measured in l1, in the units of the input before any
-    ``scale`` and ``shift``.
+    Inputs are images in [0, 1]: `certify`, `predict` and `sample` refuse other values. The radius is
+    measured in l1, in the units of the input before any ``scale`` and ``shift``.
 
     Parameters
     ----------
@@ -114,6 +114,7 @@ class Splitting(Noise):
     constraints: ClassVar[Mapping[str, Constraint]] = {"lam": _LAM, "deterministic": Flag(), "levels": Integer(1, _MOST)}
     norm = "l1"
     for_bytes = ("Splitting(lam, deterministic=True) noise", "--noise splitting:LAM:deterministic=true")
+    input_range = (0.0, 1.0)
     draw = Draw(
         "splitting",
         {"evaluations": _COUNT, "step": POSITIVE, "inverse_width": POSITIVE, "units": POSITIVE, "half_unit": POSITIVE},

@@ -160,7 +160,8 @@ def exact_certificates(tally: TallyLike, *, backend: str = "", execution: Execut
     Parameters
     ----------
     tally : Tally
-        Its provenance states the noise, and the samples 0 to ``noise.evaluations`` - 1 of each input.
+        Its provenance states the noise, and the samples 0 to ``noise.evaluations`` - 1 of each input. They may be of any
+        stream: deterministic noise is the same in all.
     backend, execution
         As in `certificates`.
 
