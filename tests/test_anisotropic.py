@@ -223,7 +223,11 @@ def test_the_same_sigmas_are_the_same_noise():
     ("sigmas", "message"),
     [
         ([], "sigmas must be an array of 1 or more axes that is not empty, got shape [0]"),
-        (0.5, "sigmas must be an array of 1 or more axes that is not empty, got shape []"),
+        (
+            0.5,
+            "sigmas must be an array, with a sigma of each element or channel, got 0.5; "
+            "for the same sigma everywhere use Gaussian(0.5)",
+        ),
         ([0.5, 0], "sigmas must hold numbers that are positive, finite and a normal float32, got 0.0"),
         ([0.5, -1], "sigmas must hold numbers that are positive, finite and a normal float32, got -1.0"),
         ([[np.nan]], "sigmas must hold numbers that are positive, finite and a normal float32, got nan"),
@@ -249,15 +253,20 @@ def test_sigmas_that_do_not_fit_are_refused_before_any_work(shape):
     for call in (rsfast.certify, rsfast.predict):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             call(model, x, noise, num_classes=2, n=10, alpha=0.01)
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        noise.radius_in(1.0, "linf", (3, 4, 4))
+    with pytest.raises(ValueError, match=rf"^delta must have .*, got shape \[3, 4, 4\]: {re.escape(message)}$"):
+        noise.size(np.zeros((3, 4, 4)))
+    for norm in ("mahalanobis", "l2", "linf", "volume"):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            noise.radius_in(1.0, norm, (3, 4, 4))
 
 
 def test_norms_that_there_are_not():
     noise = AnisotropicGaussian([1.0, 2.0])
     with pytest.raises(ValueError, match=r"^norm must be 'mahalanobis', 'l1', .* or 'volume' with .* noise, got 'l0'$"):
         noise.radius_in(1.0, "l0")
-    with pytest.raises(ValueError, match=r"^shape must be that of an input to state the radius in linf, got None$"):
+    with pytest.raises(
+        ValueError, match=r"^shape must be the shape of an input, as the linf radius depends on it, got None; "
+    ):
         noise.radius_in(1.0, "linf")
 
 

@@ -190,6 +190,11 @@ def test_an_array_is_copied_and_never_changes():
     assert np.asarray(toy.sigmas, dtype=np.float32).dtype == np.float32
     with pytest.raises(ValueError, match="read-only"):
         np.asarray(toy.sigmas)[0] = 9
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        toy.sigmas.array.setflags(write=True)
+    with pytest.raises(AttributeError):
+        toy.sigmas.array = values
+    assert (toy.sigmas.shape, len(toy.sigmas), toy.sigmas[1]) == ((2,), 2, 0.25)
     assert toy.settings == "sigmas = 0.25 to 0.5 of shape [2], fill = 0 to 0 of shape [1]"
 
 

@@ -82,7 +82,11 @@ def test_a_certificate_and_an_abstention():
         (Laplace(1.0), ["l2"], r"^norm must be 'l1', 'l2' or 'linf' with Laplace noise, got \['l2'\]$"),
         (InNorm("l0"), "l2", r"^norm must be 'l0' with InNorm noise, got 'l2'$"),
         (InNorm("mahalanobis"), "l2", r"^norm must be 'mahalanobis' with InNorm noise, got 'l2'$"),
-        (Gaussian(1.0), "linf", r"^shape must be that of an input to state the radius in linf, got None$"),
+        (
+            Gaussian(1.0),
+            "linf",
+            r"^shape must be the shape of an input, as the linf radius depends on it, got None; give it as in ",
+        ),
     ],
     ids=str,
 )

@@ -178,7 +178,7 @@ def test_size_of_a_projection_is_rounded_up():
                 assert exact <= found
                 assert found <= exact * (1 + 1e-14) + 1e-13 * scale
     assert NOISES["gaussian"].size(np.zeros(12)) == 0
-    assert NOISES["haar"].size([3.0, 4.0]) == pytest.approx(5)
+    assert NOISES["haar"].size([3.0, 4.0] + [0.0] * 10) == pytest.approx(5)
 
 
 def test_radius_in_other_norms():
@@ -219,9 +219,17 @@ def test_written_and_read(one):
         (lambda: HaarSubspaces(1.0, 5, 5), ValueError, "k must be from 1 to d - 1 = 4, got 5; for k = d take Gaussian(1.0)"),
         (lambda: HaarSubspaces(1.0, 1.5, 5), TypeError, "k must be an int, got 1.5"),
         (lambda: HaarSubspaces(-1.0, 1, 5), ValueError, "sigma must be positive, finite and a normal float32, got -1.0"),
-        (lambda: NOISES["smoothing"].size([1.0]), ValueError, "delta must hold 12 finite numbers, got shape [1]"),
-        (lambda: NOISES["gaussian"].size([np.inf] * 12), ValueError, "delta must hold 12 finite numbers, got shape [12]"),
-        (lambda: HaarSubspaces(1.0, 1, 5).size([np.nan] * 5), ValueError, "delta must hold finite numbers, got"),
+        (lambda: NOISES["smoothing"].size([1.0]), ValueError, "delta must have the shape of an input that the noise takes"),
+        (
+            lambda: NOISES["gaussian"].size([np.inf] * 12),
+            ValueError,
+            "delta must hold finite numbers, got inf at place (0,)",
+        ),
+        (
+            lambda: HaarSubspaces(1.0, 1, 5).size([np.nan] * 5),
+            ValueError,
+            "delta must hold finite numbers, got nan at place (0,)",
+        ),
     ],
 )
 def test_errors(make, error, message):
@@ -230,9 +238,19 @@ def test_errors(make, error, message):
 
 
 def test_inputs_of_another_size(one):
-    name = {"SubspaceSmoothing": "projections", "SubspaceGaussian": "projection", "HaarSubspaces": "d"}[one.name]
-    with pytest.raises(ValueError, match=rf"^{name} must be of 13 elements, those of inputs \[13\], got 12"):
+    what = {
+        "SubspaceSmoothing": "projections must have 13 columns",
+        "SubspaceGaussian": "projection must have 13 columns",
+        "HaarSubspaces": "d must be 13",
+    }[one.name]
+    message = re.escape(f"{what}, the number of elements of an input [13], got 12")
+    with pytest.raises(ValueError, match=f"^{message}$"):
         rsfast.certify(right_of_zero, torch.zeros(1, 13), one, num_classes=2)
+    with pytest.raises(ValueError, match=rf"^delta must have the shape of .*, got shape \[13\]: {message}$"):
+        one.size(np.zeros(13))
+    for norm in (one.norm, *one.conversions):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            one.radius_in(1.0, norm, [13])
 
 
 def test_no_lipschitz_constant():

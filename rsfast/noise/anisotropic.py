@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from .._check import is_real
 from .base import Noise, NoiseParameters, register
-from .constraints import POSITIVE, Array, Constraint
+from .constraints import POSITIVE, Array, Constraint, read_only
 from .gaussian import Gaussian
-from .norms import Factor
+from .norms import Factor, size
 
 SAFE = 1 - 2.0**-40
 """What a computed factor is multiplied by to be rounded down: more than sums of 2^34 terms and their roots are off by."""
@@ -71,12 +72,18 @@ class AnisotropicGaussian(Noise):
     draw = Gaussian.draw
     has_arrays = True
 
+    def __post_init__(self) -> None:
+        if is_real(self.sigmas):
+            raise ValueError(
+                f"sigmas must be an array, with a sigma of each element or channel, got {self.sigmas!r}; for the same sigma "
+                f"everywhere use Gaussian({self.sigmas!r})"
+            )
+        super().__post_init__()
+
     @cached_property
     def applied(self) -> NDArray[np.float32]:
         """The sigmas as kernels apply them, rounded to float32."""
-        applied = np.asarray(self.sigmas, dtype=np.float32)
-        applied.setflags(write=False)
-        return applied
+        return read_only(np.asarray(self.sigmas, dtype=np.float32))
 
     @cached_property
     def scale(self) -> float:
@@ -98,6 +105,10 @@ class AnisotropicGaussian(Noise):
                 f"each channel, got shape {list(own)}"
             )
         return np.broadcast_to(self.applied if own == shape else self.applied.reshape(-1, *[1] * (len(shape) - 1)), shape)
+
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Raise ValueError if sigmas do not fit the shape."""
+        self.of_elements(shape)
 
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the draw and the parameter block that kernels take: the sigma of each element.
@@ -148,6 +159,12 @@ class AnisotropicGaussian(Noise):
     @cached_property
     def _geometric_mean(self) -> float:
         return SAFE * math.exp(float(np.log(self.applied.astype(np.float64)).mean()))
+
+    def measure(self, delta: NDArray[np.float64]) -> float:
+        """Return ``|delta / sigma|_2``, rounded up."""
+        with np.errstate(over="ignore"):  # to infinity, which no radius reaches
+            shares = np.abs(delta) / self.of_elements(delta.shape).astype(np.float64)
+        return size(np.where(delta == 0, 0.0, np.maximum(shares, np.finfo(np.float64).tiny)), "l2")  # no underflow
 
     def score(self, z: Any) -> Any:
         """Return ``z_i / sigma_i^2``."""

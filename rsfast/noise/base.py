@@ -14,7 +14,7 @@ from .._check import as_real, check_choice
 from .constraints import POSITIVE as POSITIVE
 from .constraints import Constraint as Constraint
 from .constraints import FrozenArray, Real, distinct_texts
-from .norms import Factor, check_shape, conversions, scaled_down, size
+from .norms import Factor, as_delta, check_shape, conversions, scaled_down, size
 
 POTENTIAL_ERROR = 2.0**-48
 """A potential's relative error is at most this; 1.3e-15 was the most found. `Noise.radius` charges it."""
@@ -186,6 +186,12 @@ class Noise:
         """
         return NoiseParameters(self.draw.name, [getattr(self, name) for name in self.constraints])
 
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Raise ValueError unless inputs may have this shape: here all may.
+
+        A noise whose parameters fit some shapes only overrides this; its `parameters` calls it.
+        """
+
     def check_lipschitz(self, lipschitz: float | None) -> float | None:
         """Return the Lipschitz constant of a base score; raise ValueError where none may be given."""
         if lipschitz is not None:
@@ -254,8 +260,8 @@ class Noise:
         norm : str
             The noise's norm, which returns `radius`, or one of `conversions`.
         shape : sequence of int, optional
-            Of an input. Norms that depend on its d elements need it: of noise in l2, linf, and of
-            noise in l1, l2 and linf.
+            Of an input; whenever it is given, the noise must fit it. Norms that depend on its d
+            elements need it: of noise in l2, linf, and of noise in l1, l2 and linf.
 
         Returns
         -------
@@ -277,6 +283,9 @@ class Noise:
         0.009021
         """
         radius = as_real("radius", radius, least=0)
+        if shape is not None:
+            shape = check_shape(shape)
+            self.check_fits(shape)
         if norm == self.norm:
             return radius
         possible = self.conversions
@@ -286,8 +295,11 @@ class Noise:
         factor = possible[norm]
         if callable(factor):
             if shape is None:
-                raise ValueError(f"shape must be that of an input to state the radius in {norm}, got None")
-            factor = factor(check_shape(shape))
+                raise ValueError(
+                    f"shape must be the shape of an input, as the {norm} radius depends on it, got None; give it as in "
+                    f"radius_in({norm!r}, shape=(3, 32, 32))"
+                )
+            factor = factor(shape)
         return scaled_down(radius, factor)
 
     def size(self, delta: ArrayLike) -> float:
@@ -295,8 +307,10 @@ class Noise:
 
         Parameters
         ----------
-        delta : array_like
-            Finite numbers, in the units of the input: what is added to the input that is certified.
+        delta : array_like [*shape]
+            What is added to the input that is certified, of its shape and in its units: finite
+            floating-point numbers, of an array, nested lists or a tensor of any device. Nothing is
+            broadcast: delta is measured as it is.
 
         Returns
         -------
@@ -304,9 +318,32 @@ class Noise:
 
         Raises
         ------
+        TypeError
+            If delta holds integers, as bytes of images, or anything else but floating-point numbers.
+        ValueError
+            If delta has no axis, is empty, not finite, or has a shape that the noise does not fit.
         NotImplementedError
-            If the norm is not l1, l2 or linf, and the noise does not define this.
+            If the norm is not l1, l2 or linf, and the noise does not define `measure`.
+
+        Examples
+        --------
+        >>> from rsfast.noise import AnisotropicGaussian, Mask
+        >>> round(AnisotropicGaussian([0.25, 0.5]).size([0.5, 0.0]), 9)
+        2.0
+        >>> Mask(0.1).size([0.0, 0.5, -2.0])
+        2
         """
+        values = as_delta(delta)
+        try:
+            self.check_fits(values.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"delta must have the shape of an input that the noise takes, got shape {list(values.shape)}: {error}"
+            ) from None
+        return self.measure(values)
+
+    def measure(self, delta: NDArray[np.float64]) -> float:
+        """Return what `size` does, of a delta that it has checked. A noise whose norm is no l_p norm overrides this."""
         if self.norm not in ("l1", "l2", "linf"):
             raise NotImplementedError(f"{self.name} noise does not measure perturbations")
         return size(delta, self.norm)

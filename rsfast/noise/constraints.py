@@ -153,6 +153,11 @@ class Choice:
         return "|".join(self.names)
 
 
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy that cannot be made writable, as its memory is that of bytes."""
+    return np.ndarray(array.shape, array.dtype, array.tobytes())
+
+
 class FrozenArray:
     """A float64 array that never changes, so that a noise that has it can be compared and hashed.
 
@@ -170,9 +175,24 @@ class FrozenArray:
     """
 
     def __init__(self, values: ArrayLike) -> None:
-        self.array = np.array(values, dtype=np.float64) + 0.0  # no -0.0, which equals 0.0 but has other bytes
-        self.array.setflags(write=False)
-        self._hash = hash((self.array.shape, self.array.tobytes()))
+        self._array = read_only(np.asarray(values, dtype=np.float64) + 0.0)  # no -0.0, which equals 0.0 but has other bytes
+        self._hash = hash((self._array.shape, self._array.tobytes()))
+
+    @property
+    def array(self) -> NDArray[np.float64]:
+        """The values, read-only."""
+        return self._array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return self._array.shape
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._array[place]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FrozenArray) and self._hash == other._hash and np.array_equal(self.array, other.array)

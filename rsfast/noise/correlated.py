@@ -17,14 +17,18 @@ from .anisotropic import SAFE
 from .base import Noise, NoiseParameters, register
 from .constraints import POSITIVE, Array, Constraint, Real
 from .gaussian import Gaussian
-from .norms import Factor, check_shape, scaled_down
+from .norms import Factor, check_shape, scaled_down, size
 
 _SPAN = 2.0**20  # of eigenvalues that are not 0: what float32 rounds of the strongest is not to drown the weakest
+_FFT_ERROR = 2.0**-40
+"""What the l2 norm of a computed unitary transform is off by, of the input's: more than ``2^-50 log2 d``, an FFT's error."""
 _SYMMETRY = 2.0**-40  # relative difference of eigenvalues that stand for one frequency
 
 
 def _axes(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the lengths of the axes along which noise is stationary: all but the channel's, or the only one."""
+    if not shape:
+        raise ValueError("shape must have at least one axis with CorrelatedGaussian noise, got []")
     return tuple(shape[1:] or shape)
 
 
@@ -109,6 +113,7 @@ class CorrelatedGaussian(Noise):
     -----
     Where an eigenvalue is 0 the covariance has no inverse. A perturbation that has a part of such a
     frequency has an infinite Mahalanobis norm: no radius covers it, and radii in other norms are 0.
+    `size` is infinite for every change of such a channel; take `band_radius`.
 
     Numerics: z has the bits that every backend gives. The transforms and the sum with x are computed
     from it in float64, by torch.fft, and y is rounded once, to float32. Before that rounding the
@@ -151,10 +156,15 @@ class CorrelatedGaussian(Noise):
     def __post_init__(self) -> None:
         super().__post_init__()
         largest = float(self._eigenvalues.max())
-        if not POSITIVE.low <= largest <= _SPAN * self.scale**2:
+        if largest < POSITIVE.low:
             raise ValueError(
-                "spectrum must have a largest number that is a normal float32, and others that are 0 or at least 2^-20 of "
-                f"it, got {self.spectrum!r}"
+                f"spectrum must have an eigenvalue of at least {POSITIVE.low:.3g}, got {largest:g} as the largest"
+            )
+        least = float(self._eigenvalues[self._eigenvalues > 0].min())
+        if largest > _SPAN * least:
+            raise ValueError(
+                f"spectrum must have eigenvalues that are 0 or at least 2^-20 of the largest, {largest:g}, got {least:g}; "
+                "raise such eigenvalues, or set them to 0"
             )
 
     @cached_property
@@ -180,14 +190,22 @@ class CorrelatedGaussian(Noise):
         Raises
         ------
         TypeError, ValueError
-            If an argument is out of range.
+            If an argument is out of range, or the strong band's variance is no normal float32.
         """
         shape = check_shape(shape)
         cutoff, floor = as_real("cutoff", cutoff, least=0), as_real("floor", floor, least=0, most=1)
+        if 0 < floor < 1 / _SPAN:
+            raise ValueError(f"floor must be 0 or from 2^-20 to 1, got {floor}")
         sigma = POSITIVE.check("sigma", sigma)
         spectrum = np.where(frequencies(shape) <= cutoff, 1.0, floor)
         power = float((spectrum * _multiplicities(shape)).sum()) / math.prod(_axes(shape))
-        return cls(spectrum * (sigma**2 / power))
+        strongest = sigma**2 / power
+        if not POSITIVE.low <= strongest <= POSITIVE.high:
+            raise ValueError(
+                f"sigma must give the strong band a variance that is a normal float32, got {sigma}, which gives "
+                f"{strongest:g}"
+            )
+        return cls(spectrum * strongest)
 
     @cached_property
     def scale(self) -> float:
@@ -215,6 +233,10 @@ class CorrelatedGaussian(Noise):
                 )
             found[..., column] = (values + mirrored) / 2
         return found
+
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Raise ValueError if the spectrum does not fit the shape, or is not symmetric."""
+        self.of_channels(shape)
 
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the draw of white noise, and the gain of each frequency, ``sqrt(spectrum)``.
@@ -249,6 +271,34 @@ class CorrelatedGaussian(Noise):
             "linf": lambda shape: SAFE * math.sqrt(least / math.prod(shape)),
             "volume": lambda shape: SAFE * math.exp(float(self._mean(np.log, shape).mean()) / 2),
         }
+
+    def measure(self, delta: NDArray[np.float64]) -> float:
+        """Return the Mahalanobis norm ``|S^-1/2 delta|_2``, rounded up.
+
+        It is infinite where a channel that delta changes has an eigenvalue of 0: whether delta has no
+        part of that frequency cannot be told from rounded numbers. For such noise take `band_radius`.
+
+        Notes
+        -----
+        ``|S^-1/2 delta|_2^2`` is the sum over frequencies k of ``|D_k|^2 / e_k``, D the unitary discrete
+        Fourier transform of delta. The computed D is off by less than ``2^-40 |delta|_2``, which is
+        charged as if all of it were in the weakest frequency. That is at most ``2^-30`` of the norm.
+        """
+        axes = _axes(delta.shape)
+        channels = delta.reshape(-1, *axes)
+        changed = channels.reshape(len(channels), -1).any(axis=1)
+        if not changed.any():
+            return 0.0
+        half = half_shape(delta.shape)
+        spectrum = np.broadcast_to(self.of_channels(delta.shape), (len(channels), *half))[changed]
+        if not spectrum.all():
+            return math.inf
+        most = float(np.abs(delta).max())
+        scaled = channels[changed] / most  # its transform does not overflow
+        transform = np.abs(np.fft.rfftn(scaled, axes=range(1, scaled.ndim)))
+        found = size(transform * np.sqrt(_multiplicities(delta.shape) / (math.prod(axes) * spectrum)), "l2")
+        off = _FFT_ERROR * size(scaled, "l2") / math.sqrt(float(spectrum.min()))
+        return math.nextafter(most * (found + off) * (1 + _FFT_ERROR), math.inf)
 
     def _mean(
         self, function: Callable[[NDArray[np.float64]], NDArray[np.float64]], shape: Sequence[int]

@@ -123,24 +123,43 @@ class Mask(Noise):
         ValueError
             If there is a patch and the shape has fewer than 3 axes, or more than 2^31 cells.
         """
+        self.check_fits(shape)
         return NoiseParameters(self.draw.name, [self.chance, self.fill], self._cells(tuple(shape)))
 
-    def _cells(self, shape: tuple[int, ...]) -> list[NDArray[np.int32]]:
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Raise ValueError if there is a patch and the shape has fewer than 3 axes, or more than 2^31 cells."""
         if not self.patch:
-            return []
+            return
         if len(shape) < 3:
             raise ValueError(
                 f"an input must have shape [channels, height, width], or more axes, with patch = {self.patch}, got "
                 f"{list(shape)}; without a patch it may have any shape"
             )
-        lengths = [-(-length // self.patch) for length in shape[1:]]
-        if math.prod(lengths) > _MOST_CELLS:
+        if math.prod(self._lengths(shape)) > _MOST_CELLS:
             raise ValueError(f"an input must have at most 2^31 cells with patch = {self.patch}, got shape {list(shape)}")
+
+    def _lengths(self, shape: Sequence[int]) -> list[int]:
+        return [-(-length // self.patch) for length in shape[1:]]
+
+    def _cells(self, shape: tuple[int, ...]) -> list[NDArray[np.int32]]:
+        if not self.patch:
+            return []
         cells = np.zeros((1,) * len(shape), dtype=np.int64)
-        for axis, (length, count) in enumerate(zip(shape[1:], lengths, strict=True), 1):
+        for axis, (length, count) in enumerate(zip(shape[1:], self._lengths(shape), strict=True), 1):
             along = np.arange(length).reshape([-1 if other == axis else 1 for other in range(len(shape))])
             cells = cells * count + along // self.patch
         return [np.broadcast_to(cells, shape).reshape(-1).astype(np.int32)]
+
+    def measure(self, delta: NDArray[np.float64]) -> int:
+        """Return how many parts a perturbation changes: elements, or cells of the patch, where it is not 0.
+
+        Examples
+        --------
+        >>> Mask(0.1, patch=2).measure(np.array([[[0.5, 0.5, 0.0], [0.5, 0.0, 0.1]]]))
+        2
+        """
+        changed = np.argwhere(delta)
+        return len(np.unique(changed[:, 1:] // self.patch, axis=0)) if self.patch else len(changed)
 
     def radius(
         self, p_lower: NDArray[np.float64], p_upper: NDArray[np.float64], lipschitz: float | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .._check import as_int
 
@@ -123,22 +123,61 @@ def _root_factor(step: int) -> Callable[[Sequence[int]], float]:
     return factor
 
 
-def size(delta: ArrayLike, norm: str) -> float:
-    """Return the l1, l2 or linf norm of a perturbation, rounded up; raise ValueError unless it is finite.
+def as_delta(delta: Any) -> NDArray[np.float64]:
+    """Return a perturbation as float64, exactly; take arrays, nested lists of floats and tensors of floats.
+
+    Raises
+    ------
+    TypeError
+        If it holds anything but real floating-point numbers of at most 64 bits.
+    ValueError
+        If it has no axis or no element, or holds NaN or infinity.
+
+    Examples
+    --------
+    >>> as_delta([[0.5, -0.25]])
+    array([[ 0.5 , -0.25]])
+    """
+    if hasattr(delta, "detach"):  # a tensor, of which NumPy takes neither bfloat16 nor one that requires a gradient
+        delta = delta.detach().cpu()
+        delta = delta.double() if delta.is_floating_point() else delta
+    try:
+        array = np.asarray(delta)
+    except (TypeError, ValueError, RuntimeError) as error:  # as of lists of several lengths
+        raise TypeError(f"delta must be an array of floating-point numbers: {error}") from None
+    if array.dtype.kind in "iu" and array.size:
+        raise TypeError(
+            f"delta must hold floating-point numbers in the units of the input, got {array.dtype}; images of 8 bits have "
+            "the units of [0, 1], so divide the difference of their bytes by 255"
+        )
+    if array.dtype.kind != "f" or array.itemsize > 8:  # longer ones would be rounded
+        raise TypeError(f"delta must be an array of floating-point numbers of at most 64 bits, got {array.dtype}")
+    if not array.ndim or not array.size:
+        raise ValueError(f"delta must have the shape of the input, got shape {list(array.shape)}")
+    wrong = np.argwhere(~np.isfinite(array))
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        raise ValueError(f"delta must hold finite numbers, got {float(array[place])} at place {place}")
+    return array.astype(np.float64)
+
+
+def size(values: ArrayLike, norm: str) -> float:
+    """Return the l1, l2 or linf norm of float64 values, rounded up; inf if one is, or where it exceeds all floats.
+
+    The values may be off by a relative ``2^-53`` each.
 
     Examples
     --------
     >>> 5 < size([3.0, -4.0], "l2") < 5 + 1e-14, size([0.0, 0.0], "l1"), size([3.0, -4.0], "linf")
     (True, 0.0, 4.0)
     """
-    values = np.abs(np.asarray(delta, dtype=np.float64)).ravel()
-    if not np.all(np.isfinite(values)):
-        raise ValueError(f"delta must hold finite numbers, got {delta!r:.80}")
-    most = float(values.max(initial=0))
-    if most == 0 or norm == "linf":
+    magnitudes = np.abs(np.asarray(values, dtype=np.float64)).ravel()
+    most = float(magnitudes.max(initial=0))
+    if most in (0, math.inf) or norm == "linf":
         return most
-    found = math.fsum(values.tolist()) if norm == "l1" else most * math.sqrt(math.fsum(((values / most) ** 2).tolist()))
-    return math.nextafter(found * (1 + 2.0**-50), math.inf)
+    shares = magnitudes / most  # no sum of them, or of their squares, overflows
+    found = math.fsum(shares.tolist()) if norm == "l1" else math.sqrt(math.fsum((shares**2).tolist()))
+    return math.nextafter(most * found * (1 + 2.0**-50), math.inf)
 
 
 def scaled_down(radius: float, factor: float) -> float:

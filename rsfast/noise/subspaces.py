@@ -42,17 +42,10 @@ class Orthonormal(Array):
         return found
 
 
-def _fits(name: str, d: int, shape: Sequence[int]) -> None:
-    if math.prod(shape) != d:
-        raise ValueError(f"{name} must be of {math.prod(shape)} elements, those of inputs {list(shape)}, got {d}")
-
-
-def _flat(delta: ArrayLike, d: int) -> NDArray[np.float64]:
-    """Return a perturbation as float64 [d]; raise ValueError if it has another size or is not finite."""
-    flat = np.asarray(delta, dtype=np.float64).ravel()
-    if flat.shape != (d,) or not np.all(np.isfinite(flat)):
-        raise ValueError(f"delta must hold {d} finite numbers, got shape {list(np.shape(delta))}")
-    return flat
+def _check_elements(what: str, d: int, shape: Sequence[int]) -> None:
+    elements = math.prod(shape)
+    if elements != d:
+        raise ValueError(f"{what.format(elements)}, the number of elements of an input {list(shape)}, got {d}")
 
 
 def _exactly_zero(rows: NDArray[np.float64], delta: NDArray[np.float64]) -> bool:
@@ -63,6 +56,8 @@ def _exactly_zero(rows: NDArray[np.float64], delta: NDArray[np.float64]) -> bool
 
 def _exact_sum(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Return the sum of products, correctly rounded: each product as two floats (Dekker), and `math.fsum` of all."""
+    if np.any(np.abs(b) > 1e290):
+        return math.inf  # where parts of a product overflow it cannot be told
     product = a * b
     if np.any((product == 0) & (a != 0) & (b != 0)) or np.any((np.abs(product) < 1e-250) & (product != 0)):
         return math.inf  # where a product underflows it cannot be told
@@ -132,8 +127,12 @@ class SubspaceSmoothing(Noise):
 
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the projections, and the draw of white noise, of which nothing is drawn."""
-        _fits("projections", self.projections.array.shape[2], shape)
+        self.check_fits(shape)
         return NoiseParameters(self.draw.name, [1.0], shaper="sampled projection", shaper_tensors=[self.projections.array])
+
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Raise ValueError if the projections are not of as many elements as the shape has."""
+        _check_elements("projections must have {} columns", self.projections.shape[2], shape)
 
     @property
     def evaluations(self) -> int:
@@ -144,12 +143,12 @@ class SubspaceSmoothing(Noise):
         """Return the largest number m of changed projections with ``lead > 2 m``; 0 where there is none."""
         return np.maximum((np.asarray(lead) - 1) // 2, 0).astype(np.float64)
 
-    def size(self, delta: ArrayLike) -> int:
+    def measure(self, delta: NDArray[np.float64]) -> int:
         """Return how many projections see a perturbation: ``#{j : U_j delta is not 0}``.
 
         Parameters
         ----------
-        delta : array_like
+        delta : ndarray of float64
             d finite numbers, of any shape: the input that is compared, less the one that is certified.
 
         Returns
@@ -165,8 +164,7 @@ class SubspaceSmoothing(Noise):
         >>> turned.size([0.5, 0.5]), turned.size([0.0, 0.0])
         (2, 0)
         """
-        flat = _flat(delta, self.projections.array.shape[2])
-        return sum(not _exactly_zero(rows, flat) for rows in self.projections.array)
+        return sum(not _exactly_zero(rows, delta.ravel()) for rows in self.projections.array)
 
 
 @register
@@ -229,10 +227,14 @@ class SubspaceGaussian(Noise):
 
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the draw of the noise inside, and the projection [1, k, d]."""
-        _fits("projection", self.projection.array.shape[1], shape)
+        self.check_fits(shape)
         return NoiseParameters(
             self.draw.name, [self.sigma], shaper="projection", shaper_tensors=[self.projection.array[None].copy()]
         )
+
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Raise ValueError if the projection is not of as many elements as the shape has."""
+        _check_elements("projection must have {} columns", self.projection.shape[1], shape)
 
     def potential(self, p: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
         """Return ``Q(p) = sigma Phi^-1(p)``; parameters and errors are those of `Noise.potential`."""
@@ -252,16 +254,9 @@ class SubspaceGaussian(Noise):
         assert callable(linf)
         return {"l1": l2, "l2": l2, "linf": lambda shape: l2 * linf(shape) * _DOWN}
 
-    def size(self, delta: ArrayLike) -> float:
-        """Return ``|W delta|_2``, rounded up; 0 where all products are 0 exactly.
-
-        Parameters
-        ----------
-        delta : array_like
-            d finite numbers, of any shape.
-        """
-        k, d = self.projection.array.shape
-        flat = _flat(delta, d)
+    def measure(self, delta: NDArray[np.float64]) -> float:
+        """Return ``|W delta|_2``, rounded up; 0 where all products are 0 exactly."""
+        (k, d), flat = self.projection.shape, delta.ravel()
         if _exactly_zero(self.projection.array, flat):
             return 0.0
         # A sum of d products is off by at most d units of 2^-53 of the sum of their magnitudes, in whatever order.
@@ -334,8 +329,12 @@ class HaarSubspaces(Noise):
 
     def parameters(self, shape: Sequence[int]) -> NoiseParameters:
         """Return the draw of the subspaces and of the noise inside, and k."""
-        _fits("d", self.d, shape)
+        self.check_fits(shape)
         return NoiseParameters(self.draw.name, [self.sigma], shaper="haar", shaper_scalars=[float(self.k)])
+
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Raise ValueError if d is not the number of elements of the shape."""
+        _check_elements("d must be {}", self.d, shape)
 
     def radius(
         self, p_lower: NDArray[np.float64], p_upper: NDArray[np.float64], lipschitz: float | None = None

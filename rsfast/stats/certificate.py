@@ -230,7 +230,7 @@ class Certificate:
         norm : str
             This certificate's, which returns `radius`, or one that its noise converts to.
         shape : sequence of int, optional
-            Of the input, where the conversion depends on it.
+            Of the input, where the conversion depends on it. Whenever it is given, the noise must fit it.
 
         Raises
         ------
@@ -252,8 +252,21 @@ class Certificate:
 
         Parameters
         ----------
-        delta : array_like
-            Finite numbers, of the shape of the input and in its units. `Noise.size` measures it.
+        delta : array_like [*shape]
+            What is added to the input, of the input's full shape and in its units: finite
+            floating-point numbers, which `Noise.size` measures. A certificate does not know the
+            shape of its input. So what would have to be broadcast is refused only where the noise's
+            parameters do not fit it; elsewhere its size is too small.
+
+        Returns
+        -------
+        bool
+            False for an abstention.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Noise.size` raises them, also for an abstention.
 
         Examples
         --------
@@ -263,7 +276,8 @@ class Certificate:
         >>> found.covers([0.3, 0.3]), found.covers([0.3, 0.4])
         (True, False)
         """
-        return not self.abstained and bool(self.noise.size(delta) <= self.radius)
+        covered = bool(self.noise.size(delta) <= self.radius)
+        return covered and not self.abstained
 
     def __getitem__(self, place: int) -> int | float:
         """Return the prediction or the radius, which is what unpacking needs."""
