@@ -52,10 +52,9 @@ def test_radii_in_other_units_are_not_said_to_be_in_these():
 
 
 def test_only_the_scale_has_units():
-    with pytest.warns(UserWarning, match=r", and lam = 0\.5 and the radii are in these units; if "):
-        rsfast.predict(
-            model, torch.round(255 * X) / 255 + 1, rsfast.Splitting(0.5, deterministic=True), num_classes=2, seed=1
-        )
+    noise = rsfast.HaarSubspaces(0.5, k=2, d=X[0].numel())
+    with pytest.warns(UserWarning, match=r", and sigma = 0\.5 and the radii are in these units; if "):
+        rsfast.predict(model, 2 * X, noise, num_classes=2, n=20, alpha=0.1, seed=1)
 
 
 @pytest.mark.parametrize("call", CALLS)
