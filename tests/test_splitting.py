@@ -185,16 +185,6 @@ def exact_cells(places, x, count, levels):
     return k, np.maximum(first, 0) + np.minimum(first + 2 * count, 2 * levels)
 
 
-def of_any_samples(x, noise, seed, samples, backend="auto"):
-    """What the operator makes of samples beyond the evaluations, too, which `perturb` refuses."""
-    draw, scalars, *_ = noise.parameters(x.shape[1:])
-    samples = torch.tensor(samples)
-    rows, out = torch.arange(len(samples)) % len(x), torch.empty(len(samples), *x.shape[1:])
-    ids = torch.arange(len(x))
-    torch.ops.rsfast.perturb(x, rows, ids, samples, draw, scalars, [], seed, 1, None, None, None, False, backend, out)
-    return out
-
-
 def places_of(seed, samples, elements, count):
     words = words_of(seed, (0, 0, 6 << 24), elements)
     return (((words >> 16) * count >> 16) + np.asarray(samples)[:, None]) % count
@@ -224,7 +214,7 @@ def test_the_largest_grids(lam, levels, isa):
     _, twice = exact_cells(places_of(3, samples, levels + 1, count), grid, count, levels)
     expected = (twice / (4 * levels)).astype(np.float32)
     for x in (grid / levels, grid.astype(np.float32) / np.float32(levels), grid.astype(np.float32) * np.float32(1 / levels)):
-        found = of_any_samples(torch.from_numpy(x.astype(np.float32))[None], noise, 3, samples)
+        found = perturb(torch.from_numpy(x.astype(np.float32))[None], noise, seed=3, samples=samples)
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
@@ -245,7 +235,7 @@ def test_fixed_shifts(backend):
     options = {"samples": [7, 7, 7], "backend": backend}
     seen = perturb(x, noise, seed=1, **options)
     assert torch.equal(seen, perturb(x, noise, seed=1, input_ids=[8, 2**31, 4], stream="selection", **options))
-    assert torch.equal(seen, of_any_samples(x, noise, 1, [262, 7 + 255 * 2**40, 7], backend))
+    assert torch.equal(seen, perturb(x, noise, seed=1, samples=[262, 7 + 255 * 2**40, 7], backend=backend))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen, perturb(x, noise, seed=2, **options))
     assert len(seen[0].unique()) > 20  # shifts differ from element to element

@@ -61,7 +61,7 @@ def perturb(
     seed : int
         In [0, 2^64).
     samples : int64 tensor [B], range or sequence of ints
-        Sample index of each output row, in [0, 2^56); of deterministic noise in [0, ``noise.evaluations``).
+        Sample index of each output row, in [0, 2^56). Of deterministic `Splitting`, sample ``evaluations + s`` is sample s.
     rows : int64 tensor [B], optional
         Which input each output row perturbs. May be left out where I is 1, or where I is B.
     input_ids : int64 tensor [I], optional
@@ -95,9 +95,8 @@ def perturb(
     -----
     Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph. So values of x are not
     looked at: `certify`, `predict` and `sample` check that they are finite, within `Noise.largest_input` and
-    `Noise.input_range`, and on the noise's grid. Nor are samples on a GPU compared with ``noise.evaluations``: of
-    `Splitting` noise, sample ``evaluations + s`` is sample s. Noise with arrays copies them to the GPU when it first meets a
-    shape, and torch.compile breaks its graph there.
+    `Noise.input_range`, and on the noise's grid. Noise with arrays copies them to the GPU when it first meets a shape, and
+    torch.compile breaks its graph there.
 
     Numerics: Philox4x32-10 and the noise's draw, standard noise z, in float32 as one fixed sequence of exactly rounded
     operations (csrc/noise.h); then fma(z, the noise's scale, x), clamp, fma(scale, shift), all in float32; then one rounding
@@ -115,7 +114,7 @@ def perturb(
     x = as_floats(check_inputs("x", x, noise=check_noise("noise", noise)))
     device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
     parameters = (_arrays if noise.has_arrays else _scalars)(noise, shape, device)
-    samples = _samples(samples, noise.evaluations, device)
+    samples = indices("samples", samples, None, 1 << 56, device)
     batch = samples.shape[0]
     rows = _default_rows(count, batch, device) if rows is None else rows
     scale, shift = affine(scale, shift, shape[0], device)
@@ -150,15 +149,6 @@ def perturb(
         shaper_tensors=parameters.shaper_tensors,
     )
     return result
-
-
-def _samples(samples: object, evaluations: int | None, device: torch.device) -> torch.Tensor:
-    limit = 1 << 56 if evaluations is None else evaluations
-    tensor = indices("samples", samples, None, limit, device)
-    # The operator does not know the limit, and checks the other.
-    if evaluations is not None and device.type == "cpu" and not torch.compiler.is_compiling():
-        check_range("samples", tensor, limit)
-    return tensor
 
 
 def _scalars(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
