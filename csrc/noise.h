@@ -145,20 +145,21 @@ RSFAST_FN void reduce(Uniform<Floats, __mmask16> u, Floats& f, Floats& e) {
 }
 #endif
 
-// -2 ln(u), positive, to about 1 ulp.
+// -factor ln(u), positive, to about 1 ulp. A factor of 1 has the bits of one of 2, halved: so has every step.
 template <class F, class M>
-RSFAST_FN F minus_two_log(Uniform<F, M> u) {
+RSFAST_FN F minus_log(Uniform<F, M> u, float factor) {
+  const float by = factor * 0.5f;
   F f, e;
   reduce(u, f, e);
-  F q = fused(f, F{} + -0x1.ca09bep-4f, 0x1.f64a52p-3f);
-  q = fused(q, f, -0x1.334838p-2f);
-  q = fused(q, f, 0x1.57d2cap-2f);
-  q = fused(q, f, -0x1.99026ep-2f);
-  q = fused(q, f, 0x1.ffe9b4p-2f);
-  q = fused(q, f, -0x1.555694p-1f);
-  q = fused(q, f, 1.0f);
-  q = fused(q, f, -2.0f);
-  return fused(q, f, e * -0x1.62e43p+0f);
+  F q = fused(f, F{} + by * -0x1.ca09bep-4f, by * 0x1.f64a52p-3f);
+  q = fused(q, f, by * -0x1.334838p-2f);
+  q = fused(q, f, by * 0x1.57d2cap-2f);
+  q = fused(q, f, by * -0x1.99026ep-2f);
+  q = fused(q, f, by * 0x1.ffe9b4p-2f);
+  q = fused(q, f, by * -0x1.555694p-1f);
+  q = fused(q, f, by);
+  q = fused(q, f, by * -2.0f);
+  return fused(q, f, e * (by * -0x1.62e43p+0f));
 }
 
 // Box and Muller 1958: two words to two independent standard normals, r cos(theta) and r sin(theta), with
@@ -166,7 +167,7 @@ RSFAST_FN F minus_two_log(Uniform<F, M> u) {
 // is left is x quarter pi, with x in [-1, 1).
 template <class F, class B, class I>
 RSFAST_FN void box_muller(B radius, B angle, F& z0, F& z1) {
-  const F r = root(minus_two_log(centred_uniform<F>(radius)));
+  const F r = root(minus_log(centred_uniform<F>(radius), 2.0f));
   const F x = to_float((I)(angle << 2)) * 0x1p-31f;
   const B turned = angle + 0x20000000u;
   const F square = x * x;
@@ -198,7 +199,7 @@ template <class F, class I, class B, class More>
 RSFAST_FN void standard_noise(DrawIs<Draw::laplace>, const Source<B, More>& from, F* z) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    const F magnitude = minus_two_log(centred_uniform_31<F>(from.words[i])) * 0.5f;
+    const F magnitude = minus_log(centred_uniform_31<F>(from.words[i]), 1.0f);
     z[i] = as_float(as_bits(magnitude) | (from.words[i] & 0x80000000u));
   }
 }
