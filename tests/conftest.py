@@ -35,6 +35,16 @@ def isa(request):
     _cpu.use_isa(before)
 
 
+@pytest.fixture(params=[*_cpu.isas(), "reference"])
+def backend(request):
+    """Every implementation in turn: "cpu" on each instruction set, and "reference"."""
+    before = _cpu.isa()
+    if request.param != "reference":
+        _cpu.use_isa(request.param)
+    yield "reference" if request.param == "reference" else "cpu"
+    _cpu.use_isa(before)
+
+
 @pytest.fixture
 def threads():
     """A function that sets torch's number of threads; the number is put back after the test."""

@@ -14,7 +14,7 @@ from scipy.special import ndtr
 import rsfast
 from rsfast.noise import Gaussian, GridGaussian, from_dict, philox
 from rsfast.noise.rounded_normal import tails
-from rsfast.ops import _cpu, perturb
+from rsfast.ops import perturb
 from rsfast.stats.rules import radius
 
 SIGMAS = (2.0**-9, 0.01, 0.12, 0.25, 1.0, 8.0)
@@ -66,15 +66,6 @@ def test_total_variation_is_what_all_levels_are_off_by(sigma):
 def test_tails_of_other_scales_are_refused():
     with pytest.raises(ValueError, match=r"^s must be from 0\.49 to 2\^16, got 1/4$"):
         tails(Fraction(1, 4))
-
-
-@pytest.fixture(params=[*_cpu.isas(), "reference"])
-def backend(request):
-    before = _cpu.isa()
-    if request.param != "reference":
-        _cpu.use_isa(request.param)
-    yield "reference" if request.param == "reference" else "cpu"
-    _cpu.use_isa(before)
 
 
 def words_of(elements, sample, seed, stream=1):

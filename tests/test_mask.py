@@ -27,16 +27,6 @@ FILL = -7.0
 PLACE = {"seed": 0x9E3779B97F4A7C15, "stream": "selection", "samples": [0, 2**40 + 3], "input_ids": [5], "rows": [0, 0]}
 
 
-@pytest.fixture(params=[*_cpu.isas(), "reference"])
-def backend(request):
-    """Every implementation in turn: "cpu" on each instruction set, and "reference"."""
-    before = _cpu.isa()
-    if request.param != "reference":
-        _cpu.use_isa(request.param)
-    yield "reference" if request.param == "reference" else "cpu"
-    _cpu.use_isa(before)
-
-
 def word(group, sample):
     """The word of a group at PLACE, from the definition of the stream."""
     high = STREAMS[PLACE["stream"]] << 24 | sample >> 32

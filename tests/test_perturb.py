@@ -16,7 +16,7 @@ from conftest import Flushing, assert_same_bits, bits, poison
 
 from rsfast import ops
 from rsfast.noise import AnisotropicGaussian, Gaussian, GridGaussian, Laplace, Mask, Splitting, Uniform
-from rsfast.ops import _cpu, perturb
+from rsfast.ops import perturb
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPES = (
@@ -128,16 +128,6 @@ def test_cpu_is_the_reference(transform, dtype, isa):
         fresh = perturb(**keywords, backend="cpu")
         assert fresh.is_contiguous(memory_format=memory_format(shape, channels_last))
         assert_same_bits(fresh, out)
-
-
-@pytest.fixture(params=[*_cpu.isas(), "reference"])
-def backend(request):
-    """Every implementation in turn: "cpu" on each instruction set, and "reference"."""
-    before = _cpu.isa()
-    if request.param != "reference":
-        _cpu.use_isa(request.param)
-    yield "reference" if request.param == "reference" else "cpu"
-    _cpu.use_isa(before)
 
 
 IMAGE = {"noise": SIGMA, "seed": 1, "samples": [3, 2**40], "rows": [1, 0], "scale": [4.0, 5.0, 6.0], "shift": -2.0}

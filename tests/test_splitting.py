@@ -11,17 +11,7 @@ import torch
 
 import rsfast
 from rsfast.noise import DRAWS, Gaussian, NoiseParameters, Splitting, Uniform, philox
-from rsfast.ops import _cpu, arithmetic, perturb
-
-
-@pytest.fixture(params=[*_cpu.isas(), "reference"])
-def backend(request):
-    """Every implementation in turn: "cpu" on each instruction set, and "reference"."""
-    before = _cpu.isa()
-    if request.param != "reference":
-        _cpu.use_isa(request.param)
-    yield "reference" if request.param == "reference" else "cpu"
-    _cpu.use_isa(before)
+from rsfast.ops import arithmetic, perturb
 
 
 def words_of(seed, counter, elements):
