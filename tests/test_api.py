@@ -194,11 +194,16 @@ def test_tune_head_counts_right_predictions_alone():
 def test_tune_head_takes_no_sample_that_certification_takes(monkeypatch):
     drawn = []
 
-    def perturb(*arguments, **options):
-        drawn.append((options["stream"], *options["samples"].tolist()))
-        return rsfast.ops.perturb(*arguments, **options)
+    def perturber(*arguments, **options):
+        run = rsfast.ops.perturber(*arguments, **options)
 
-    monkeypatch.setattr(Batches, "perturb", staticmethod(perturb))
+        def noted(out, samples, rows, stream):
+            drawn.append((stream, *samples.tolist()))
+            run(out, samples, rows, stream)
+
+        return noted
+
+    monkeypatch.setattr(Batches, "perturber", staticmethod(perturber))
     tune(heads=[Votes(), Sparsemax(1.0)], n0=10, n=100)
     assert {stream for stream, *_ in drawn} == {"training"}
     assert Counter(sample for _, *samples in drawn for sample in samples) == dict.fromkeys(range(110), len(CALIBRATION))

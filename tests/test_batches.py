@@ -12,7 +12,7 @@ from rsfast.engine.batches import Batches, RowGroup, slice_groups
 from rsfast.engine.forward import Forward
 from rsfast.heads import Softmax, Votes
 from rsfast.noise import Gaussian
-from rsfast.ops import accumulate, perturb
+from rsfast.ops import accumulate, accumulator, perturb, perturber
 from rsfast.ops.tally import Tally
 
 CPU = torch.device("cpu")
@@ -40,8 +40,8 @@ def rows(into, first, selected, estimated):
     parts = []
     for stream, count in (("selection", selected), ("estimation", estimated)):
         places = np.arange(first, first + count)
-        parts.append(RowGroup(stream, into[stream], places % 5, places * 2 % 5, 10 * places))
-    return [part for part in parts if len(part.rows)]
+        parts.append(RowGroup(stream, into[stream], torch.from_numpy(np.stack([places % 5, places * 2 % 5, 10 * places]))))
+    return [part for part in parts if part.size]
 
 
 def run(batches, into, plan):
@@ -65,10 +65,10 @@ def test_rows_against_single_ones(expected):
     alone = tallies()
     for number, (selected, estimated) in enumerate(PLAN):
         for part in rows(alone, 100 * number, selected, estimated):
-            for row, slot, sample in zip(part.slots, part.rows, part.samples, strict=True):
-                options = {"stream": part.stream, "input_ids": IDS[row][None], "backend": "reference"}
-                noisy = perturb(X[row][None], Gaussian(0.5), seed=3, samples=[sample], **options)
-                accumulate(first_elements(noisy), part.tally, rows=[slot], backend="reference")
+            for slot, row, sample in part.places.T.tolist():
+                options = {"stream": part.stream, "input_ids": IDS[slot][None], "backend": "reference"}
+                noisy = perturb(X[slot][None], Gaussian(0.5), seed=3, samples=[sample], **options)
+                accumulate(first_elements(noisy), part.tally, rows=[row], backend="reference")
     assert alone == expected
     assert [int(tally.n.sum()) for tally in alone.values()] == [32, 61]
 
@@ -128,13 +128,18 @@ def test_memory_that_runs_out_in_the_noise(expected, failing):
     calls = []
 
     def scarce(*arguments, **options):
-        calls.append(len(options["samples"]))
-        if len(calls) == 2 + failing:
-            raise MemoryError
-        return perturb(*arguments, **options)
+        run = perturber(*arguments, **options)
+
+        def fill(out, samples, slots, stream):
+            calls.append(len(samples))
+            if len(calls) == 2 + failing:
+                raise MemoryError
+            run(out, samples, slots, stream)
+
+        return fill
 
     batches = make()
-    batches.perturb = scarce
+    batches.perturber = scarce
     with pytest.warns(UserWarning, match="memory ran out on a batch of 16"):
         assert run(batches, tallies(), PLAN) == expected
     assert batches.limit == 8
@@ -180,12 +185,15 @@ def test_memory_that_runs_out_in_counting_comes_through(kind):
     """Rows may have been counted by then: to try them again could count them twice."""
     calls, into = [], tallies()
 
-    def counted_and_failed(*arguments, **options):
-        accumulate(*arguments, **options)
-        raise NO_MEMORY[kind]()
+    def failing(tally, backend):
+        def add(logits, rows):
+            accumulator(tally, backend=backend)(logits, rows)
+            raise NO_MEMORY[kind]()
+
+        return add
 
     batches = make(lambda batch: calls.append(len(batch)) or first_elements(batch))
-    batches.accumulate = counted_and_failed
+    batches.accumulator = failing
     with pytest.raises((RuntimeError, MemoryError)):
         run(batches, into, [(5, 11)])
     assert calls == [16]
@@ -273,15 +281,16 @@ def test_cut(seed):
     numbers = iter(range(100))
     into = Tally(1, 2)
     parts = [
-        RowGroup(f"{place}", into, *np.array([[next(numbers)] * 3 for _ in range(length)]).T)
+        RowGroup(f"{place}", into, torch.tensor([[next(numbers)] * 3 for _ in range(length)]).T)
         for place, length in enumerate(lengths)
     ]
-    every = [(part.stream, k) for part in parts for k in part.samples.tolist()]
+    every = [(part.stream, k) for part in parts for k in part.places[2].tolist()]
     assert len(every) == sum(lengths)
     for start in range(len(every) + 3):
         for stop in range(start, len(every) + 3):
             found = slice_groups(parts, start, stop)
-            assert [(part.stream, k) for part in found for k in part.samples.tolist()] == every[start:stop]
+            assert [(part.stream, k) for part in found for k in part.places[2].tolist()] == every[start:stop]
             for part in found:
-                assert part.rows.tolist() == part.slots.tolist() == part.samples.tolist() != []
+                slots, rows, samples = part.places.tolist()
+                assert slots == rows == samples != []
                 assert part.tally is into

@@ -12,7 +12,7 @@ import rsfast
 from rsfast.api import Sampling
 from rsfast.engine.plan import Prediction
 from rsfast.engine.timing import Profile, StageTimer
-from rsfast.ops import accumulate, perturb
+from rsfast.ops import accumulator, perturber
 
 
 class Clock:
@@ -58,11 +58,9 @@ def test_what_is_measured(autocast):
         plan.evaluate = slowly(plan.evaluate, 1000)
         sampler = sampling.sampler(plan, bar)
         batches = sampler.batches
-        batches.timer, batches.perturb, batches.accumulate = (
-            StageTimer(clock=clock),
-            slowly(perturb, 1),
-            slowly(accumulate, 100),
-        )
+        batches.timer = StageTimer(clock=clock)
+        batches.perturber = lambda *args, **options: slowly(perturber(*args, **options), 1)
+        batches.accumulator = lambda *args, **options: slowly(accumulator(*args, **options), 100)
         seen = []
         sampler.after_batch = lambda: seen.append(sampler.batches.timer.rows)
         assert len(list(sampler)) == 3

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..noise import Noise
-from ..ops import accumulate, memory_format, perturb
+from ..ops import Accumulator, Perturber, accumulator, memory_format, perturber
 from ..ops.tally import Tally
 from .forward import Forward, is_out_of_memory
 from .timing import StageTimer
@@ -20,23 +20,28 @@ Integers = NDArray[np.int64]
 
 
 class RowGroup(NamedTuple):
-    """Rows of a batch that share a stream and a Tally: for each its input's slot, its row in the Tally and its sample."""
+    """Rows of a batch that share a stream and a Tally.
+
+    `places`, int64 [3, B] where the batch is made, has for each row its input's slot, its row in the Tally and its sample.
+    """
 
     stream: str
     tally: Tally
-    slots: Integers
-    rows: Integers
-    samples: Integers
+    places: torch.Tensor
+
+    @property
+    def size(self) -> int:
+        """How many rows there are."""
+        return self.places.shape[1]
 
 
 def slice_groups(groups: Sequence[RowGroup], start: int, stop: int) -> list[RowGroup]:
     """Return the rows from `start` to `stop` - 1 of all groups together."""
     found = []
     for group in groups:
-        part = slice(max(start, 0), max(stop, 0))
-        if len(samples := group.samples[part]):
-            found.append(group._replace(slots=group.slots[part], rows=group.rows[part], samples=samples))
-        start, stop = start - len(group.samples), stop - len(group.samples)
+        if (places := group.places[:, max(start, 0) : max(stop, 0)]).numel():
+            found.append(group._replace(places=places))
+        start, stop = start - group.size, stop - group.size
     return found
 
 
@@ -52,7 +57,7 @@ class Batches:
     size : int
         Most rows of a batch.
     preparation : mapping
-        What `ops.perturb` takes from scale to backend, without out.
+        What `ops.perturber` takes from scale to backend.
     pad : bool
         Give the model a full batch always, whatever is left in the buffer of earlier rows behind the last. Kernels mostly
         compute a row to the same bits wherever it stands in a batch of one shape (README, Pitfalls), and mostly not in
@@ -65,12 +70,12 @@ class Batches:
     limit : int
         Most rows of a batch from now on: `size`, or half of the smallest batch on which memory ran out.
     timer : StageTimer
-    perturb, accumulate : callable
+    perturber, accumulator : callable
         Those of `ops`; a test may replace them.
     """
 
-    perturb = staticmethod(perturb)
-    accumulate = staticmethod(accumulate)
+    perturber = staticmethod(perturber)
+    accumulator = staticmethod(accumulator)
 
     def __init__(
         self,
@@ -87,10 +92,12 @@ class Batches:
         self.timer = timer or StageTimer()
         self.size = self.limit = size
         self._buffer: torch.Tensor | None = None
+        self._perturb: tuple[torch.Tensor, torch.Tensor, Perturber] | None = None  # and what it reads
+        self._add: list[tuple[Tally, Accumulator]] = []
 
     def run(self, inputs: torch.Tensor, input_ids: torch.Tensor, groups: Sequence[RowGroup]) -> None:
         """Add these rows to their Tallies, each once: where memory runs out, halve the batch and run the same rows again."""
-        rows = sum(len(group.samples) for group in groups)
+        rows = sum(group.size for group in groups)
         if rows > self.limit:
             for start in range(0, rows, limit := self.limit):
                 self.run(inputs, input_ids, slice_groups(groups, start, start + limit))
@@ -105,9 +112,8 @@ class Batches:
             with self.timer("kernels"):
                 start = 0
                 for group in groups:
-                    stop = start + len(group.samples)
-                    tally_rows = to_device(group.rows, inputs.device)
-                    self.accumulate(logits[start:stop], group.tally, rows=tally_rows, backend=self.preparation["backend"])
+                    stop = start + group.size
+                    self._adder(group.tally)(logits[start:stop], group.places[1])
                     start = stop
             self.timer.rows += rows
             return
@@ -118,23 +124,27 @@ class Batches:
         """Return the logits [rows, K] of all rows of `groups`, which the model gets in a batch of `size`."""
         with self.timer("kernels"):
             batch = self._batch(inputs, size)
-            start = 0
+            perturb, start = self._perturb_of(inputs, input_ids), 0
             for group in groups:
-                stop = start + len(group.samples)
-                self.perturb(
-                    inputs,
-                    self.noise,
-                    seed=self.seed,
-                    samples=to_device(group.samples, inputs.device),
-                    rows=to_device(group.slots, inputs.device),
-                    input_ids=input_ids,
-                    stream=group.stream,
-                    out=batch[start:stop],
-                    **self.preparation,
-                )
+                stop = start + group.size
+                slots, _, samples = group.places
+                perturb(batch[start:stop], samples, slots, group.stream)
                 start = stop
         with self.timer("model"):
             return self.forward(batch)[:start]
+
+    def _perturb_of(self, inputs: torch.Tensor, input_ids: torch.Tensor) -> Perturber:
+        if self._perturb is None or self._perturb[0] is not inputs or self._perturb[1] is not input_ids:
+            run = self.perturber(inputs, self.noise, seed=self.seed, input_ids=input_ids, **self.preparation)
+            self._perturb = inputs, input_ids, run
+        return self._perturb[2]
+
+    def _adder(self, tally: Tally) -> Accumulator:
+        for known, add in self._add:
+            if known is tally:
+                return add
+        self._add.append((tally, self.accumulator(tally, backend=self.preparation["backend"])))
+        return self._add[-1][1]
 
     def _batch(self, inputs: torch.Tensor, rows: int) -> torch.Tensor:
         """Return the first rows of the buffer: one for the whole run, so memory does not grow with the number of samples."""

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -38,10 +38,10 @@ def draw(
     total = len(inputs) * len(samples)
     with batches.forward.running():
         for begin in range(0, total, batches.size):
-            numbers = np.arange(begin, min(begin + batches.size, total))
-            rows = numbers // len(samples)
-            batches.run(inputs, input_ids, [RowGroup(stream, tally, rows, rows, samples.start + numbers % len(samples))])
-            bar.update(len(numbers))
+            rows, numbers = np.divmod(np.arange(begin, min(begin + batches.size, total)), len(samples))
+            places = to_device(np.stack([rows, rows, samples.start + numbers]), inputs.device)
+            batches.run(inputs, input_ids, [RowGroup(stream, tally, places)])
+            bar.update(len(rows))
 
 
 class Outcome(NamedTuple):
@@ -74,8 +74,11 @@ class Pacing:
     clock: Callable[[], float] = time.monotonic
 
 
+_NOTHING = torch.empty(0, dtype=torch.int64)
+
+
 class _Transfer(NamedTuple):
-    """Tallies of these segments' stages on their way to the host, their integers in one row."""
+    """Tallies of these segments' stages on their way to the host, their integers in one row, or none if they are there."""
 
     segments: list[Segment]
     integers: torch.Tensor
@@ -140,7 +143,9 @@ class Sampler:
         self._analyses = len(plan.stages) - 1
         self.slots = self._count_slots(shape, count, num_classes)
         self._tallies = self._make_tallies(self.slots, num_classes, device)
-        self._received = self._make_tallies(self.slots, num_classes, "cpu")
+        # On a CPU the host has what a Tally's row holds: rows of a stage that is complete change no more.
+        self._on_host = device.type == "cpu" and not ranks.by_samples
+        self._received = self._tallies if self._on_host else self._make_tallies(self.slots, num_classes, "cpu")
         self._x = torch.zeros(self.slots, *shape, device=device)
         self._ids = torch.zeros(self.slots, dtype=torch.int64, device=device)
         self._input_ids = np.zeros(self.slots, dtype=np.int64)
@@ -304,23 +309,32 @@ class Sampler:
         return [min(sampled, end) - start for start, end in zip(starts, self.scheduler.ends, strict=False)]
 
     def _launch(self, segments: Sequence[Segment]) -> None:
-        groups = []
-        for tally, of_tally in zip(self._tallies, _by_tally(segments), strict=True):
+        of_tallies = _by_tally(segments)
+        places, sizes = self._places([*of_tallies[0], *of_tallies[1]])
+        groups, start, count = [], 0, places.shape[1]
+        for tally, of_tally in zip(self._tallies, of_tallies, strict=True):
             if of_tally:
-                stream = self.plan.stages[of_tally[0].stage][0]
-                slots = np.array([segment.active.slot for segment in of_tally])
-                firsts = np.array([self.plan.stages[s.stage][1].start + s.start for s in of_tally])
-                lengths = np.array([segment.stop - segment.start for segment in of_tally])
-                offsets = firsts - lengths.cumsum() + lengths
-                slots, rows, offsets = (np.repeat(each, lengths) for each in (slots, self._rows(of_tally), offsets))
-                groups.append(RowGroup(stream, tally, slots, rows, offsets + np.arange(len(offsets))))
-        count = sum(len(group.samples) for group in groups)
+                stop = start + sum(sizes[: len(of_tally)])
+                groups.append(RowGroup(self.plan.stages[of_tally[0].stage][0], tally, places[:, start:stop]))
+                start, sizes = stop, sizes[len(of_tally) :]
         if self.ranks.by_samples:
             share = -(-count // self.ranks.world)
             groups = slice_groups(groups, self.ranks.rank * share, (self.ranks.rank + 1) * share)
         if groups:
             self.batches.run(self._x, self._ids, groups)
         self.bar.update(count)
+
+    def _places(self, segments: Sequence[Segment]) -> tuple[torch.Tensor, list[int]]:
+        """Return the `RowGroup.places` of all samples of these segments, one after the other, and how many each has."""
+        sizes = [segment.stop - segment.start for segment in segments]
+        slots = [segment.active.slot for segment in segments]
+        firsts = [
+            self.plan.stages[segment.stage][1].start + segment.start - before
+            for segment, before in zip(segments, accumulate(sizes, initial=0), strict=False)
+        ]
+        places = np.repeat([slots, self._rows(segments), firsts], sizes, axis=1)
+        places[2] += np.arange(places.shape[1])
+        return to_device(places, self._x.device), sizes
 
     def _rows(self, segments: Iterable[Segment]) -> NDArray[np.int64]:
         """Return the rows of their Tally that these segments add to."""
@@ -338,8 +352,8 @@ class Sampler:
 
     def _send(self, segments: list[Segment]) -> _Transfer:
         """Start to copy the Tallies of these segments' stages to the host."""
-        if not segments:
-            return _Transfer(segments, torch.empty(0, dtype=torch.int64), None)
+        if not segments or self._on_host:
+            return _Transfer(segments, _NOTHING, None)
         integers = torch.cat([tensor[rows].flatten() for tensor, rows in self._tensors(self._tallies, segments)])
         if self.ranks.by_samples:
             integers = torch.cat([integers, to_device(np.array([_mark(segments)]), integers.device)])
@@ -354,7 +368,7 @@ class Sampler:
         if self.ranks.by_samples and segments and integers[-1] != self.ranks.world * _mark(segments):
             raise RuntimeError("shard is 'samples', but processes were at different samples; all must do the same")
         start = 0
-        for tensor, rows in self._tensors(self._received, segments):
+        for tensor, rows in () if self._on_host else self._tensors(self._received, segments):
             stop = start + len(rows) * tensor[0].numel()
             tensor[rows] = integers[start:stop].view(len(rows), *tensor.shape[1:])
             start = stop
@@ -388,7 +402,7 @@ class Sampler:
         slots = np.array([active.slot for active in actives])
         classes = torch.from_numpy(leading_classes(self._received[0].select(slots)))
         rows = (np.arange(self._analyses)[:, None] * self.slots + slots).ravel()
-        for _, tally in (self._tallies, self._received):
+        for _, tally in (self._received,) if self._on_host else (self._tallies, self._received):
             device = tally.n.device
             tally.tracked_classes[to_device(rows, device)] = to_device(classes.repeat(self._analyses, 1, 1), device)
         for active in actives:

@@ -215,9 +215,10 @@ class Sampling:
         ids = torch.zeros(1, dtype=torch.int64, device=self.device)
 
         def run(size: int) -> None:
-            rows, samples = np.zeros(size, dtype=np.int64), np.arange(size) % self._period
+            places = torch.zeros(3, size, dtype=torch.int64, device=self.device)
+            torch.remainder(torch.arange(size, device=self.device), self._period, out=places[2])
             with self.forward.running():
-                batches.logits(x, ids, [RowGroup("user", Tally(1, self.num_classes), rows, rows, samples)], size)
+                batches.logits(x, ids, [RowGroup("user", Tally(1, self.num_classes), places)], size)
 
         with self.ranks.barrier_or_raise():
             size = self.find_batch_size(self.model, self.inputs.shape, self.device, self.execution, total, run)

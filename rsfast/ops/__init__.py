@@ -6,21 +6,25 @@ So torch.compile sees one node, a call of the operator itself is checked as well
 
 Operators mutate what they fill and return nothing, so torch.compile, CUDA graphs and fake tensors need to know no more. They
 are defined through torch.library.Library: its custom_op decorator costs 50 microseconds a call, as much as a small kernel,
-where this costs 4.
+where this costs 4. What a loop over batches calls
+is past the operator: `perturber` and `accumulator` check once what `perturb` and `accumulate` check every time.
 """
 
 from ..noise import check_seed
-from .accumulation import accumulate
+from .accumulation import Accumulator, accumulate, accumulator
 from .arguments import affine, as_floats, check_clamp, check_inputs, check_range, check_stream, indices
 from .changes import changed
 from .checks import TYPES, as_dtype, memory_format
-from .perturbation import perturb
+from .perturbation import Perturber, perturb, perturber
 from .registry import BACKENDS, backend_for
 
 __all__ = [
     "BACKENDS",
     "TYPES",
+    "Accumulator",
+    "Perturber",
     "accumulate",
+    "accumulator",
     "affine",
     "as_dtype",
     "as_floats",
@@ -34,4 +38,5 @@ __all__ = [
     "indices",
     "memory_format",
     "perturb",
+    "perturber",
 ]

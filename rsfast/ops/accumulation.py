@@ -1,9 +1,9 @@
-"""`accumulate`: a batch of logits into a Tally, as a function and as a torch operator."""
+"""`accumulate`: a batch of logits into a Tally, as a function, for a loop over batches, and as a torch operator."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch.autograd.graph import increment_version
 from .._check import MAX_SAMPLES
 from .arguments import as_indices, check_range
 from .calls import Accumulation
-from .checks import check_apart
+from .checks import TYPES, check_apart, require
 from .registry import check_backend, find
 from .tally import Tally
+
+Accumulator = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def accumulate(
@@ -62,19 +64,12 @@ def accumulate(
     >>> tally.counts.tolist()
     [[1, 1, 0, 0]]
     """
-    if not isinstance(tally, Tally):
-        raise TypeError(f"tally must be a Tally, got {tally!r}")
-    if not isinstance(logits, torch.Tensor) or logits.layout != torch.strided:
-        what = f"a {type(logits).__name__}" if not isinstance(logits, torch.Tensor) else logits.layout
-        raise TypeError(f"logits must be a dense tensor [B, {tally.num_classes}], got {what}")
+    _check_tally(tally, backend)
+    _check_dense(logits, tally.num_classes)
     if rows is None:
         if tally.num_inputs != 1:
             raise ValueError(f"rows must name the input of each row, of the tally's {tally.num_inputs}, got None")
         rows = torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device)
-    if not tally.compiled and check_backend(backend) != "reference":
-        raise ValueError(
-            f"backend must be 'reference' for heads that kernels do not know, got {backend!r} and {tally.heads}"
-        )
     torch.ops.rsfast.accumulate(
         logits.detach().resolve_neg(),
         as_indices("rows", rows, tally.num_inputs, logits.device),
@@ -88,6 +83,61 @@ def accumulate(
         tally.bin_counts,
         tally.bin_sums,
     )
+
+
+def accumulator(tally: Tally, *, backend: str = "auto") -> Accumulator:
+    """Return `accumulate` into `tally`, for a loop over batches: what stays the same is checked once, here.
+
+    Parameters
+    ----------
+    tally, backend
+        As in `accumulate`, as are the errors raised.
+
+    Returns
+    -------
+    callable
+        ``add(logits, rows)`` adds logits [B, K], which it checks, to rows, a contiguous int64 tensor [B] in [0, I) on the
+        tally's device, which it does not check. Nobody else may add to the tally meanwhile, nor any input pass 2^33 - 1
+        samples.
+
+    Examples
+    --------
+    >>> from rsfast import Tally
+    >>> tally = Tally(1, 3)
+    >>> accumulator(tally)(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0]))
+    >>> tally.counts.tolist()
+    [[0, 1, 0, 0]]
+    """
+    _check_tally(tally, backend)
+    device, classes = tally.n.device, tally.num_classes
+    held = (tally.n, tally.counts, tally.sums, tally.squares, tally.tracked_classes, tally.bin_counts, tally.bin_sums)
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    job = Accumulation(torch.empty(0, classes, device=device), none, tally.parameters, *held)
+    job.check()
+    kernels = find(check_backend(backend), device).kernels
+
+    def add(logits: torch.Tensor, rows: torch.Tensor) -> None:
+        _check_dense(logits, classes)
+        logits = logits.resolve_neg()
+        require("logits", logits, TYPES, (len(rows), classes), device, layout=None)
+        kernels.accumulate(job._replace(logits=logits, rows=rows))
+
+    return add
+
+
+def _check_dense(logits: object, classes: int) -> None:
+    if not isinstance(logits, torch.Tensor) or logits.layout != torch.strided:
+        what = f"a {type(logits).__name__}" if not isinstance(logits, torch.Tensor) else logits.layout
+        raise TypeError(f"logits must be a dense tensor [B, {classes}], got {what}")
+
+
+def _check_tally(tally: Tally, backend: str) -> None:
+    if not isinstance(tally, Tally):
+        raise TypeError(f"tally must be a Tally, got {tally!r}")
+    if not tally.compiled and check_backend(backend) != "reference":
+        raise ValueError(
+            f"backend must be 'reference' for heads that kernels do not know, got {backend!r} and {tally.heads}"
+        )
 
 
 _turns = [Lock() for _ in range(64)]

@@ -1,4 +1,4 @@
-"""`perturb`: a batch of noisy inputs in one pass, as a function and as a torch operator."""
+"""`perturb`: a batch of noisy inputs in one pass, as a function, for a loop over batches, and as a torch operator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from .arguments import (
 )
 from .calls import Perturbation
 from .checks import as_dtype, check_apart, memory_format
-from .registry import check_backend, find
+from .registry import Kernels, check_backend, find
+
+Perturber = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str], None]
 
 _READ = ("x", "samples", "rows", "input_ids", "scale", "shift")
 
@@ -111,13 +113,11 @@ def perturb(
     torch.Size([3, 2])
     """
     given = (x, samples, rows, input_ids, scale, shift)
-    x = as_floats(check_inputs("x", x, noise=check_noise("noise", noise)))
-    device, count, shape = x.device, x.shape[0], tuple(x.shape[1:])
-    parameters = (_arrays if noise.has_arrays else _scalars)(noise, shape, device)
+    x, parameters, scale, shift = _inputs(x, noise, scale, shift)
+    device, count, shape = x.device, x.shape[0], x.shape[1:]
     samples = indices("samples", samples, None, 1 << 56, device)
     batch = samples.shape[0]
     rows = _default_rows(count, batch, device) if rows is None else rows
-    scale, shift = affine(scale, shift, shape[0], device)
     layout = memory_format(channels_last, len(shape))
     dtype = as_dtype("dtype", dtype if dtype is not None else getattr(out, "dtype", torch.float32))
     result = torch.empty((batch, *shape), dtype=dtype, device=device, memory_format=layout) if out is None else out
@@ -149,6 +149,72 @@ def perturb(
         shaper_tensors=parameters.shaper_tensors,
     )
     return result
+
+
+def perturber(
+    x: torch.Tensor,
+    noise: Noise,
+    *,
+    seed: int,
+    input_ids: torch.Tensor | Sequence[int],
+    scale: torch.Tensor | Sequence[float] | float | None = None,
+    shift: torch.Tensor | Sequence[float] | float | None = None,
+    clamp: tuple[float, float] | None = None,
+    dtype: torch.dtype | str | None = None,
+    channels_last: bool = False,
+    backend: str = "auto",
+) -> Perturber:
+    """Return `perturb` of these inputs, for a loop over batches: what stays the same is checked once, here.
+
+    Its calls check nothing, and so cost a tenth of one of `perturb`. They read x as it is then.
+
+    Parameters
+    ----------
+    x : float32 tensor [I, *shape]
+        Contiguous, and detached.
+    noise, seed, input_ids, scale, shift, clamp, dtype, channels_last, backend
+        As in `perturb`, as are the errors raised.
+
+    Returns
+    -------
+    callable
+        ``run(out, samples, rows, stream)`` fills `out`, [B, *shape] of that dtype and layout, with the noise of samples,
+        int64 [B] in [0, 2^56), and rows, int64 [B] in [0, I). These are tensors on the device of x, and contiguous.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> x, samples, out = torch.zeros(1, 2), torch.arange(3), torch.empty(3, 2)
+    >>> perturber(x, Gaussian(1.0), seed=0, input_ids=[0])(out, samples, torch.zeros_like(samples), "estimation")
+    >>> torch.equal(out, perturb(x, Gaussian(1.0), seed=0, samples=samples))
+    True
+    """
+    x, parameters, scale, shift = _inputs(x, noise, scale, shift)
+    ids = as_indices("input_ids", input_ids, 1 << 32, x.device)
+    none = ids.new_empty(0)
+    layout = memory_format(channels_last, x.ndim - 1)
+    dtype = as_dtype("dtype", torch.float32 if dtype is None else dtype)
+    out = torch.empty((0, *x.shape[1:]), dtype=dtype, device=x.device, memory_format=layout)
+    rest = (check_seed(seed), STREAMS["estimation"], scale, shift, check_clamp(clamp), channels_last, out)
+    job = Perturbation(x, none, ids, none, parameters, *rest)
+    job.check()
+    shaping.check(job)
+    found = find(check_backend(backend), x.device)
+    if found.on_host:
+        check_range("input_ids", ids, 1 << 32)
+
+    def run(out: torch.Tensor, samples: torch.Tensor, rows: torch.Tensor, stream: str) -> None:
+        _fill(job._replace(rows=rows, samples=samples, stream=STREAMS[stream], out=out), found.kernels)
+
+    return run
+
+
+def _inputs(
+    x: torch.Tensor, noise: Noise, scale: Any, shift: Any
+) -> tuple[torch.Tensor, NoiseParameters, torch.Tensor | None, torch.Tensor | None]:
+    x = as_floats(check_inputs("x", x, noise=check_noise("noise", noise)))
+    parameters = (_arrays if noise.has_arrays else _scalars)(noise, tuple(x.shape[1:]), x.device)
+    return x, parameters, *affine(scale, shift, x.shape[1], x.device)
 
 
 def _scalars(noise: Noise, shape: tuple[int, ...], device: torch.device) -> NoiseParameters:
@@ -213,10 +279,14 @@ def _perturb(*arguments: Any, **shaped: Any) -> None:
         read += [("scale", job.scale), ("shift", job.shift)]
     check_apart([("out", job.out)], read)
     increment_version(job.out)
+    _fill(job, found.kernels)
+
+
+def _fill(job: Perturbation, kernels: Kernels) -> None:
     if job.noise.shaper:
-        shaping.perturb(job, found.kernels.perturb)
+        shaping.perturb(job, kernels.perturb)
     else:
-        found.kernels.perturb(job)
+        kernels.perturb(job)
 
 
 def _check_perturb(*arguments: Any, **shaped: Any) -> None:
