@@ -32,7 +32,7 @@ from .engine.plan import Certification, Prediction, StoppingRule, largest_radius
 from .engine.sampling import Sampling, draw_tally, warn_if_hopeless
 from .heads import HEADS, Head, Votes
 from .noise import Noise, check_noise, radius_label
-from .ops.tally import Tally
+from .ops.tally import Tally, check_heads
 from .stats.certificate import Certificate
 from .stats.proof import smallest_predictable_n
 from .stats.rules import CertificationSpec
@@ -305,8 +305,7 @@ def _heads(head: Head | Sequence[Head]) -> tuple[Head, ...]:
     heads = (head,) if isinstance(head, Head) else head
     if isinstance(heads, str) or not isinstance(heads, Sequence):
         raise TypeError(f"head must be one of {', '.join(HEADS)}, or a list of them, got {head!r}")
-    Tally(1, 2, heads)  # checks them
-    return tuple(heads)
+    return check_heads(heads)
 
 
 class Tuned(NamedTuple):

@@ -23,7 +23,7 @@ from ..engine.inputs import warn_of_units
 from ..engine.options import SmoothOptions, refuse_unknown
 from ..engine.sampling import Sampling, check_model, draw_tally, warn_if_hopeless
 from ..noise import Gaussian, Noise
-from ..ops.tally import Tally
+from ..ops.tally import check_classes
 from ..stats import proof, rules
 from ..stats.bounds.clopper_pearson import clopper_pearson_lower
 from ..stats.certificate import ABSTAIN
@@ -177,7 +177,7 @@ class Smooth:
     ABSTAIN = ABSTAIN
 
     base_classifier = _Checked(partial(check_model, "base_classifier"))
-    num_classes = _Checked(lambda value: Tally(1, value).num_classes)
+    num_classes = _Checked(check_classes)
     sigma = _Checked(_check_sigma)
     seed = _Checked(_seed, _seed)
     options = _Checked(_check_smooth_options, SmoothOptions)

@@ -19,7 +19,7 @@ from .. import ops
 from ..heads import Head, Votes
 from ..noise import Noise, check_noise
 from ..noise.provenance import Provenance
-from ..ops.tally import Tally
+from ..ops.tally import Tally, check_classes
 from ..stats.certificate import Execution
 from ..stats.rules import CertificationSpec
 from .allocator import keep_freed_memory
@@ -64,7 +64,7 @@ class Sampling:
     device : torch.device
         Where batches are made.
     preparation : dict
-        What `ops.perturb` takes from scale to backend.
+        What `ops.perturber` takes from scale to backend.
     backend : str
         That of the kernels, "auto" resolved.
     forward : Forward
@@ -95,7 +95,7 @@ class Sampling:
             self.model = check_model("model", model)
             check_noise("noise", noise)
             self.inputs = Inputs(inputs, self.options["input_ids"], noise)
-            self.noise, self.num_classes = noise, Tally(1, num_classes).num_classes
+            self.noise, self.num_classes = noise, check_classes(num_classes)
             self._period = 1 << 56 if noise.evaluations is None else noise.evaluations  # of samples that are drawn in vain
             self.batch_size = self.options["batch_size"]
             self.seed = secrets.randbits(64) if (seed := self.options["seed"]) is None else seed
@@ -111,7 +111,7 @@ class Sampling:
             self._assert_equal()
 
     def _prepare(self) -> dict[str, Any]:
-        """Return what `ops.perturb` takes, checked with no samples, before any work is done."""
+        """Return what `ops.perturber` takes, checked before any work is done."""
         options, shape = self.options, self.inputs.shape
         # scale and shift go to the device once, rather than once a batch.
         scale, shift = ops.affine(options["scale"], options["shift"], shape[0], self.device)
@@ -120,7 +120,7 @@ class Sampling:
         preparation: dict[str, Any] = {**part(PreparationOptions, options)}
         preparation |= {"scale": scale, "shift": shift, "dtype": dtype, "backend": backend}
         x = torch.zeros(1, *shape, device=self.device)
-        ops.perturb(x, self.noise, seed=self.seed, samples=range(0), rows=[], **preparation)
+        ops.perturber(x, self.noise, seed=self.seed, input_ids=[0], **preparation)
         return preparation
 
     def _make_forward(self) -> Forward:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,30 @@ def _tensor(name: str, values: list[Any]) -> torch.Tensor:
         return torch.tensor(values)
     except RuntimeError as error:  # of null, say, or of what int64 does not hold
         raise TypeError(f"{name} must hold 64-bit integers, got {values!r:.100} ({error})") from None
+
+
+def _check_size(name: str, value: object, low: int, high: int) -> int:
+    number = as_int(name, value)
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, got {number}")
+    return number
+
+
+def check_classes(num_classes: object) -> int:
+    """Return a number of classes, from 2 to 2^20, as an int; raise TypeError or ValueError if it is not one."""
+    return _check_size("num_classes", num_classes, 2, 1 << 20)
+
+
+def check_heads(heads: Sequence[Head]) -> tuple[Head, ...]:
+    """Return a Tally's heads; raise TypeError or ValueError unless they are one or more, and none twice."""
+    if isinstance(heads, Head):
+        raise TypeError(f"heads must be a sequence of heads, got {heads!r}; pass [{heads!r}]")
+    heads = tuple(heads)
+    for head in heads:
+        check_head("each of heads", head)
+    if not heads or len(set(heads)) != len(heads):
+        raise ValueError(f"heads must hold at least one head, and none twice, got {heads!r}")
+    return heads
 
 
 class Tally:
@@ -113,40 +138,30 @@ class Tally:
         provenance: Provenance | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        num_inputs, num_classes = as_int("num_inputs", num_inputs), as_int("num_classes", num_classes)
-        for name, value, low, high in (("num_inputs", num_inputs, 1, 1 << 32), ("num_classes", num_classes, 2, 1 << 20)):
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be from {low} to {high}, got {value}")
-        if isinstance(heads, Head):
-            raise TypeError(f"heads must be a sequence of heads, got {heads!r}; pass [{heads!r}]")
-        heads = tuple(heads)
-        for head in heads:
-            check_head("each of heads", head)
-        if not heads or len(set(heads)) != len(heads):
-            raise ValueError(f"heads must hold at least one head, and none twice, got {heads!r}")
-        self.heads = heads
+        num_inputs, num_classes = _check_size("num_inputs", num_inputs, 1, 1 << 32), check_classes(num_classes)
+        self.heads = heads = check_heads(heads)
         self.compiled = all(head.compiled for head in heads)
         self.soft_heads = tuple(head for head in heads if head.soft)
         self.num_inputs, self.num_classes = num_inputs, num_classes
         self.provenance = provenance
+        zeros = partial(torch.zeros, dtype=torch.int64, device=device)
         places = (num_inputs, len(self.soft_heads))
-        if tracked_classes is None:
-            tracked_classes = torch.zeros(*places, 0, dtype=torch.int64)
-        shape = f"[{places[0]}, {places[1]}, C], C from 0 to {MAX_TRACKED}"
-        tracked_classes = integers("tracked_classes", tracked_classes, shape)
-        if tracked_classes.ndim != 3 or tracked_classes.shape[:2] != places or tracked_classes.shape[2] > MAX_TRACKED:
-            raise ValueError(f"tracked_classes must have shape {shape}, got {list(tracked_classes.shape)}")
-        check_range("tracked_classes", tracked_classes, num_classes)
-        moments, bins = (*places, num_classes), (*tracked_classes.shape, BINS)
-        self.n = torch.zeros(num_inputs, dtype=torch.int64, device=device)
-        self.counts = torch.zeros(num_inputs, num_classes + 1, dtype=torch.int64, device=device)
-        self.sums = torch.zeros(moments, dtype=torch.int64, device=device)
-        self.squares = torch.zeros(moments, dtype=torch.int64, device=device)
-        self.tracked_classes = tracked_classes.to(device, copy=True).contiguous()
-        self.bin_counts = torch.zeros(bins, dtype=torch.int64, device=device)
-        self.bin_sums = torch.zeros(bins, dtype=torch.int64, device=device)
+        self.tracked_classes = zeros(*places, 0) if tracked_classes is None else self._check_tracked(tracked_classes).to(device)
+        moments, bins = (*places, num_classes), (*self.tracked_classes.shape, BINS)
+        self.n, self.counts = zeros(num_inputs), zeros(num_inputs, num_classes + 1)
+        self.sums, self.squares, self.bin_counts, self.bin_sums = zeros(moments), zeros(moments), zeros(bins), zeros(bins)
         parameters = torch.tensor([head.parameters() for head in self.soft_heads], dtype=torch.float32)
         self.parameters = parameters.view(-1, 4).to(device)
+
+    def _check_tracked(self, classes: Any) -> torch.Tensor:
+        """Return a contiguous copy."""
+        places = (self.num_inputs, len(self.soft_heads))
+        shape = f"[{places[0]}, {places[1]}, C], C from 0 to {MAX_TRACKED}"
+        tracked = integers("tracked_classes", classes, shape)
+        if tracked.ndim != 3 or tracked.shape[:2] != places or tracked.shape[2] > MAX_TRACKED:
+            raise ValueError(f"tracked_classes must have shape {shape}, got {list(tracked.shape)}")
+        check_range("tracked_classes", tracked, self.num_classes)
+        return tracked.clone(memory_format=torch.contiguous_format)
 
     @property
     def provenance(self) -> Provenance | None:
