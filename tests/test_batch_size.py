@@ -5,19 +5,17 @@ import torch
 from torch import nn
 
 from rsfast.engine import batch_size
-from rsfast.engine.batch_size import automatic, fastest, fixed
+from rsfast.engine.batch_size import Sizes, automatic, fastest, fixed
 from rsfast.stats.certificate import Execution
 
-CPU = torch.device("cpu")
-SHAPE = torch.Size([3, 32, 32])
-SIZES = [1 << k for k in range(4, 13)]
-SEARCH = 3 * sum(SIZES)  # rows
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SHAPE = torch.Size([3, 32, 32])  # 64 rows mostly, 1 to 16384
 
 
 class Machine:
     """Takes the time a batch that it is told, and notes what was run."""
 
-    def __init__(self, seconds, memory=4096):
+    def __init__(self, seconds, memory=1 << 20):
         self.now, self.seconds, self.memory, self.runs = 0.0, seconds, memory, []
 
     def clock(self):
@@ -31,35 +29,45 @@ class Machine:
 
 
 def test_fixed():
-    """16 MiB of float32, from 16 to 1024 rows."""
-    shapes = {(3, 224, 224): 27, (3, 32, 32): 1024, (1,): 1024, (3, 1024, 1024): 16, (1, 64, 128): 512}
-    assert {shape: fixed(torch.Size(shape)) for shape in shapes} == shapes
+    """1 MiB of float32 on a CPU, 16 MiB on a GPU; powers of two, from 4 to 8192 and from 16 to 65536 rows."""
+    shapes = {
+        (1,): (8192, 65536),
+        (10,): (8192, 65536),
+        (64,): (4096, 65536),
+        (100,): (2048, 32768),
+        (3, 32, 32): (64, 1024),
+        (3, 224, 224): (4, 16),
+        (3, 1024, 1024): (4, 16),
+        (3, 1 << 13, 1 << 13): (1, 16),
+    }
+    found = {shape: (fixed(torch.Size(shape), CPU), fixed(torch.Size(shape), GPU)) for shape in shapes}
+    assert found == shapes
 
 
 @pytest.mark.parametrize(
-    ("seconds", "memory", "found", "last"),
+    ("seconds", "memory", "found", "runs"),
     [
-        (lambda size: 1.0, 4096, 4096, 4096),  # the larger the better
-        (lambda size: size, 4096, 16, 64),  # no row faster in a larger batch: two more sizes are tried
-        (lambda size: max(size, 100), 4096, 128, 512),
-        (lambda size: size + (40 if size == 64 else 0) + max(0, 200 - size), 4096, 256, 1024),  # one bad size ends nothing
-        (lambda size: size * 0.985 ** (size.bit_length()), 4096, 32, 64),  # 1.5 % at a time does not go on
-        (lambda size: 1.0, 300, 256, 512),  # out of memory
-        (lambda size: size, 20, 16, 32),
+        (lambda size: 1.0, 1 << 20, 4096, [64, 128, 256, 512, 1024, 2048, 4096, 32, 16]),  # the larger the better
+        (lambda size: size, 1 << 20, 16, [64, 128, 256, 32, 16]),  # the smallest of equals, but none that is not needed
+        (lambda size: size**1.5, 1 << 20, 8, [64, 128, 256, 32, 16, 8]),  # the smaller the better
+        (lambda size: max(size, 256), 1 << 20, 256, [64, 128, 256, 512, 1024, 32, 16]),
+        (lambda size: max(size, 256) + 200 * (size == 128), 1 << 20, 256, [64, 128, 256, 512, 1024, 32, 16]),  # one bad size
+        (lambda size: size * 0.985 ** size.bit_length(), 1 << 20, 128, [64, 128, 256, 32, 16]),  # 1.5 % at a time
+        (lambda size: 1.0, 300, 256, [64, 128, 256, 512, 32, 16]),  # out of memory
+        (lambda size: 1.0, 20, 16, [64, 32, 16, 8]),
     ],
 )
-def test_fastest(seconds, memory, found, last):
+def test_fastest(seconds, memory, found, runs):
     machine = Machine(seconds, memory)
-    assert fastest(machine.run, SIZES, clock=machine.clock) == found
-    whole = [size for size in SIZES if size <= min(last, memory)]
-    assert machine.runs == [size for size in whole for _ in range(3)] + ([last] if last > memory else [])
+    assert fastest(machine.run, Sizes(8, 64, 4096), clock=machine.clock) == (found, True)
+    assert machine.runs == [size for size in runs for _ in range(3 if size <= memory else 1)]
 
 
 @pytest.mark.parametrize("fast", [1, 2, 3])
 def test_the_best_of_three_runs_counts(fast):
     """The others may compile, or be disturbed."""
     machine = Machine(lambda size: 1 if size == 16 or machine.runs.count(size) == fast else 1000)
-    assert fastest(machine.run, [16, 32], clock=machine.clock) == 32
+    assert fastest(machine.run, Sizes(16, 16, 32), clock=machine.clock) == (32, True)
 
 
 def test_what_runs_on_is_waited_for():
@@ -71,39 +79,54 @@ def test_what_runs_on_is_waited_for():
         machine.run(size)
 
     def synchronize():
-        machine.now += sum(max(size, 100) for size in queued)
+        machine.now += sum(max(size, 256) for size in queued)
         queued.clear()
 
-    assert fastest(run, SIZES, synchronize, machine.clock) == 128
+    assert fastest(run, Sizes(16, 64, 4096), None, synchronize, machine.clock) == (256, True)
 
 
 def test_other_errors_come_through():
-    machine = Machine(lambda size: 1, memory=8)
+    machine = Machine(lambda size: 1, memory=7)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        fastest(machine.run, SIZES, clock=machine.clock)
+        fastest(machine.run, Sizes(8, 64, 4096), clock=machine.clock)
+    assert machine.runs == [64, 32, 16, 8]
 
     def run(size):
-        if size == 64:
+        if size == 128:
             raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        fastest(run, SIZES)
+        fastest(run, Sizes(8, 64, 4096))
+
+
+@pytest.mark.parametrize("budget", range(0, 3000, 100))
+def test_a_search_stays_within_its_budget(budget):
+    """It ends sooner, with the best of what it saw."""
+    machine = Machine(lambda size: max(size, 256))
+    found, sure = fastest(machine.run, Sizes(8, 64, 4096), budget, clock=machine.clock)
+    assert sum(machine.runs) <= budget
+    every = [64, 128, 256, 512, 1024, 32, 16]
+    assert sure == (budget >= 3 * sum(every))
+    assert found == max((size for size in machine.runs if size <= 256), default=64)
+
+
+@pytest.mark.parametrize(("samples", "rows"), [(None, 6000), (600_000, 6000), (599_999, 6000), (19_200, 192), (19_199, 0)])
+def test_a_search_takes_at_most_one_percent_of_the_samples(samples, rows):
+    """And is made again where it did not come to its end: a longer call may learn more."""
+    machine, model = Machine(lambda size: size), nn.Flatten()
+    size = automatic(model, SHAPE, CPU, Execution(), samples, machine.run, machine.clock)
+    spent = sum(machine.runs)
+    assert spent <= rows
+    assert spent > 0 or (rows == 0 and size == fixed(SHAPE, CPU))
+    assert automatic(model, SHAPE, CPU, Execution(), None, machine.run, machine.clock) == 16
+    assert (sum(machine.runs) == spent) == (samples is None or samples >= 100 * 3 * (64 + 128 + 256 + 32 + 16))
 
 
 @pytest.mark.parametrize(
-    ("samples", "searched"), [(None, True), (100 * SEARCH, True), (100 * SEARCH - 1, False), (1, False)]
+    ("shape", "largest"), [((1,), 65536), ((1024,), 65536), ((1025,), 32768), ((3, 224, 224), 256), ((3, 2048, 2048), 4)]
 )
-def test_a_search_takes_at_most_one_percent_of_the_samples(samples, searched):
-    machine = Machine(lambda size: 1.0)
-    found = automatic(nn.Flatten(), SHAPE, CPU, Execution(), samples, machine.run, machine.clock)
-    assert (found, len(machine.runs)) == ((4096, 27) if searched else (fixed(SHAPE), 0))
-
-
-@pytest.mark.parametrize(
-    ("shape", "largest"), [((1,), 4096), ((16384,), 4096), ((16385,), 2048), ((3, 224, 224), 256), ((3, 2048, 2048), 16)]
-)
-def test_no_more_than_256_mib(shape, largest):
-    machine = Machine(lambda size: 1.0)
+def test_no_more_than_256_mib_or_65536_rows(shape, largest):
+    machine = Machine(lambda size: 1.0, memory=1 << 20)
     assert automatic(nn.Flatten(), torch.Size(shape), CPU, Execution(), None, machine.run, machine.clock) == largest
     assert max(machine.runs) == largest
 
@@ -117,7 +140,7 @@ def test_the_answer_is_remembered():
     once = len(machine.runs)
     assert [automatic(*arguments, samples, machine.run, machine.clock) for samples in (None, 1)] == [128, 128]
     assert len(machine.runs) == once
-    others = (nn.Flatten(), torch.Size([12]), torch.device("cpu:0"), Execution(compile=True))
+    others = (nn.Flatten(), torch.Size([3, 31, 32]), torch.device("cpu:0"), Execution(compile=True))
     for place, other in enumerate(others):
         changed = [*arguments[:place], other, *arguments[place + 1 :]]
         assert automatic(*changed, None, machine.run, machine.clock) == 128
@@ -144,4 +167,5 @@ def test_what_cannot_be_remembered_is_measured_each_time(model):
     machine = Machine(lambda size: max(size, 100))
     for _ in range(2):
         assert automatic(model, SHAPE, CPU, Execution(), None, machine.run, machine.clock) == 128
-    assert machine.runs[:18] == machine.runs[18:]
+    half = len(machine.runs) // 2
+    assert machine.runs[:half] == machine.runs[half:]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,7 +15,49 @@ from .forward import Model, is_out_of_memory
 
 _RUNS = 3  # of each size; the first may compile, or capture, or fill caches
 _TOLERANCE = 0.02  # of the time a row takes; smaller differences are noise
+_MOST = 1 << 16  # rows
 remembered: WeakKeyDictionary[Model, dict[tuple[torch.Size, torch.device, Execution], int]] = WeakKeyDictionary()
+
+
+class Sizes(NamedTuple):
+    """Rows of a batch for inputs of some shape on some device: the least, what is good mostly, and the most."""
+
+    least: int
+    usual: int
+    most: int
+
+
+def sizes(shape: torch.Size, device: torch.device) -> Sizes:
+    """Return the sizes, powers of two, between which the best for inputs of this shape is searched.
+
+    Examples
+    --------
+    >>> sizes(torch.Size([3, 32, 32]), torch.device("cpu"))
+    Sizes(least=1, usual=64, most=16384)
+    """
+    rows = (1 << 26) // shape.numel()  # 256 MiB of float32 noise
+    least, share, usual_most = (1, 256, 1 << 13) if device.type == "cpu" else (16, 16, _MOST)
+    most = _power(min(_MOST, max(least, rows)))
+    return Sizes(least, min(most, max(4, least, min(usual_most, _power(rows // share)))), most)
+
+
+def _power(number: int) -> int:
+    """Return the largest power of two that is not above a number, or 0."""
+    return 1 << number.bit_length() >> 1
+
+
+def fixed(shape: torch.Size, device: torch.device) -> int:
+    """Return a batch size for inputs of this shape, a power of two that depends on nothing else.
+
+    On a CPU 1 MiB of float32 noise, from 4 to 8192 rows: what a model's layers make of it then stays in the caches, and
+    layers of tiny inputs have much to do a call. Elsewhere 16 MiB, from 16 to 65,536 rows.
+
+    Examples
+    --------
+    >>> fixed(torch.Size([3, 224, 224]), torch.device("cpu")), fixed(torch.Size([3, 224, 224]), torch.device("cuda"))
+    (4, 16)
+    """
+    return sizes(shape, device).usual
 
 
 def automatic(
@@ -26,10 +69,10 @@ def automatic(
     run: Callable[[int], None],
     clock: Callable[[], float] = perf_counter,
 ) -> int:
-    """Return a batch size for a model: the fastest, where finding it costs little, else the `fixed` one.
+    """Return a batch size for a model: the fastest that a search finds whose cost is small.
 
-    Sizes are powers of two from 16 to 4096, up to 256 MiB of float32 noise. The answer is remembered as long as the model
-    lives, for each of the other arguments; a model that takes no weak reference is measured each time.
+    The answer is remembered as long as the model lives, for each of the other arguments; a model that takes no weak
+    reference is measured each time.
 
     Parameters
     ----------
@@ -42,8 +85,8 @@ def automatic(
     execution : Execution
         How it runs.
     samples : int, optional
-        Rows that the caller will draw of all inputs together: the search takes at most 1 % of that. None if not known; then
-        it takes what it needs.
+        Rows that the caller will draw of all inputs together: the search runs at most 1 % of that. None if not known; then
+        it runs what it needs.
     run : callable
         Samples one batch of this many rows.
     clock : callable
@@ -52,7 +95,7 @@ def automatic(
     Examples
     --------
     >>> automatic(torch.nn.Flatten(), torch.Size([3, 32, 32]), torch.device("cpu"), Execution(), 1000, print)
-    1024
+    64
     """
     try:
         found = remembered.setdefault(model, {})
@@ -60,42 +103,36 @@ def automatic(
         found = {}
     key = (shape, device, execution)
     if key not in found:
-        sizes = [1 << k for k in range(4, 13) if k == 4 or shape.numel() << k <= 1 << 26]
-        if samples is not None and 100 * _RUNS * sum(sizes) > samples:
-            return fixed(shape)
         wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-        found[key] = fastest(run, sizes, wait, clock)
+        budget = None if samples is None else samples // 100
+        size, sure = fastest(run, sizes(shape, device), budget, wait, clock)
+        if not sure:  # a longer call may search on
+            return size
+        found[key] = size
     return found[key]
-
-
-def fixed(shape: torch.Size) -> int:
-    """Return a batch size for inputs of `shape`: 16 MiB of float32 noise, from 16 to 1024 rows.
-
-    Examples
-    --------
-    >>> fixed(torch.Size([3, 224, 224]))
-    27
-    """
-    return max(16, min(1024, (1 << 22) // shape.numel()))
 
 
 def fastest(
     run: Callable[[int], None],
-    sizes: Sequence[int],
+    among: Sizes,
+    budget: int | None = None,
     synchronize: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = perf_counter,
-) -> int:
-    """Return the size that takes the least time a row: of those within 2 % of it, the smallest.
+) -> tuple[int, bool]:
+    """Return the size that takes the least time a row, and whether the search came to its end.
 
-    Each size is run three times, the best of which counts. The search ends after two sizes in a row that are not 2 % faster
-    than the best before them, or where memory runs out.
+    It begins at the usual size, doubles it and then halves it, each until two sizes in a row are not 2 % faster than the
+    best before them. Each size is run three times, the best of which counts. Of those within 2 % of the fastest the smallest
+    is taken. Where memory runs out, no larger size is tried.
 
     Parameters
     ----------
     run : callable
         Runs one batch of this many rows.
-    sizes : sequence of int
-        In growing order, at least one.
+    among : Sizes
+        Where to begin, and how far to go.
+    budget : int, optional
+        Rows that the search may run: it ends before they are more. If the usual size alone takes more, it is the answer.
     synchronize : callable
         Waits until what was run is done.
     clock : callable
@@ -104,32 +141,41 @@ def fastest(
     Raises
     ------
     Exception
-        Whatever `run` raises, but for a lack of memory at any size but the first.
+        Whatever `run` raises, but for a lack of memory at any size but the least.
 
     Examples
     --------
     >>> def run(size):
     ...     if size > 32:
     ...         raise MemoryError
-    >>> fastest(run, [32, 64, 128])
-    32
+    >>> fastest(run, Sizes(16, 64, 128))
+    (32, True)
     """
     times: dict[int, float] = {}  # seconds a row
-    failures = 0
-    for size in sizes:
-        try:
-            seconds = min(_seconds(run, size, synchronize, clock) for _ in range(_RUNS))
-        except Exception as error:
-            if not times or not is_out_of_memory(error):
-                raise
-            break
-        best = min(times.values(), default=float("inf"))
-        times[size] = seconds / size
-        failures = 0 if times[size] <= (1 - _TOLERANCE) * best else failures + 1
-        if failures == 2:
-            break
+    spent, sure = 0, True
+    if budget is not None and budget < _RUNS * among.usual:
+        return among.usual, False
+    for larger in (True, False):
+        size, failures = among.usual if larger else among.usual // 2, 0
+        while among.least <= size <= among.most and failures < 2:
+            if budget is not None and spent + _RUNS * size > budget:
+                sure = False
+                break
+            spent += _RUNS * size
+            try:
+                seconds = min(_seconds(run, size, synchronize, clock) for _ in range(_RUNS))
+            except Exception as error:
+                if size == among.least or not is_out_of_memory(error):
+                    raise
+                if larger:
+                    break
+            else:
+                best = min(times.values(), default=float("inf"))
+                times[size] = seconds / size
+                failures = 0 if times[size] <= (1 - _TOLERANCE) * best else failures + 1
+            size = 2 * size if larger else size // 2
     best = min(times.values())
-    return next(size for size, time in times.items() if time <= (1 + _TOLERANCE) * best)
+    return min(size for size, time in times.items() if time <= (1 + _TOLERANCE) * best), sure
 
 
 def _seconds(run: Callable[[int], None], size: int, synchronize: Callable[[], object], clock: Callable[[], float]) -> float:

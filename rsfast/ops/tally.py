@@ -146,7 +146,9 @@ class Tally:
         self.provenance = provenance
         zeros = partial(torch.zeros, dtype=torch.int64, device=device)
         places = (num_inputs, len(self.soft_heads))
-        self.tracked_classes = zeros(*places, 0) if tracked_classes is None else self._check_tracked(tracked_classes).to(device)
+        self.tracked_classes = (
+            zeros(*places, 0) if tracked_classes is None else self._check_tracked(tracked_classes).to(device)
+        )
         moments, bins = (*places, num_classes), (*self.tracked_classes.shape, BINS)
         self.n, self.counts = zeros(num_inputs), zeros(num_inputs, num_classes + 1)
         self.sums, self.squares, self.bin_counts, self.bin_sums = zeros(moments), zeros(moments), zeros(bins), zeros(bins)
