@@ -97,6 +97,8 @@ class Scheduler:
         segments: list[Segment] = []
         room = size
         for active in self.active:
+            if not room:
+                break
             room -= self._take(active, self._wanted(active), room, segments)
         while room and (new := self._admit(load)):
             room -= self._take(new, self._wanted(new), room, segments)
