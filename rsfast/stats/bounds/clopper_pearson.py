@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, betaincinv, xlogy
 
+from ... import _special
 from ..._check import as_reals
 from ..common import WIDTH_ERROR, Floats, Integers, as_counts, check_share, largest_safe, mirrored
 from ..estimates import Estimates
@@ -40,17 +40,18 @@ class _Tail:
         self._deep = bool((level < _FAINT * 1e50).any())
 
     def __call__(self, p: Floats) -> Floats:
-        found: Floats = betainc(self._k, self._failures, p)
+        found: Floats = _special.betainc(self._k, self._failures, p)
         if self._deep and (faint := found < _FAINT).any():
             k, n = self._k, self._n
             with np.errstate(divide="ignore", invalid="ignore"):  # where p is 0 or 1, and where the tail is not faint
-                exponent = xlogy(k, n * p / k) + xlogy(n - k, n * (1 - p) / (n - k))
+                exponent = _special.xlogy(k, n * p / k) + _special.xlogy(n - k, n * (1 - p) / (n - k))
             found = np.where(faint, np.exp(exponent + (n + 1000.0) * WIDTH_ERROR), found)
         return found if self._edge is None else np.where(self._edge[0], ~self._edge[1], found)
 
     def near_quantile(self, level: Floats) -> Floats:
         """Return about the p at which this is level."""
-        found = betaincinv(self._k, self._failures, np.maximum(level, 1e-80))  # below, some of SciPy's quantiles are wrong
+        level = np.maximum(level, 1e-80)  # below, some of SciPy's quantiles are wrong
+        found = _special.betaincinv(self._k, self._failures, level)
         return np.asarray(found) if self._edge is None else np.where(self._edge[0], self._edge[1], found)
 
 
@@ -219,7 +220,7 @@ def forecast_proportion(mean: Floats, trials: Integers | int, alpha: Floats | fl
     0.911373
     """
     successes = np.maximum(mean * trials, 1e-9)
-    return np.asarray(betaincinv(successes, trials - successes + 1, alpha))
+    return np.asarray(_special.betaincinv(successes, trials - successes + 1, alpha))
 
 
 class ClopperPearson(Bound):
