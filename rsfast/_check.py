@@ -178,7 +178,7 @@ def as_integers(name: str, value: ArrayLike, low: int) -> NDArray[np.int64]:
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an integer or an array of integers, got {value!r}")
     signed = array.astype(np.int64)  # wraps to below 0 from 2^63 on; NumPy 1 would compare those as floats
-    if np.any(signed < low):
+    if (signed < low).any():
         raise ValueError(f"{name} must be at least {low} and fit in 64 bits, got {value!r}")
     return signed
 

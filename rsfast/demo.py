@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import beta, norm
 from tabulate import tabulate
 from torch import nn
 from tqdm.auto import tqdm
@@ -66,14 +65,17 @@ class Loop2019:
     """
 
     def __init__(self, base_classifier: Callable[[torch.Tensor], torch.Tensor], num_classes: int, sigma: float) -> None:
+        from scipy.stats import beta, norm  # half a second, which only what is timed against this loop may cost
+
         self.base_classifier, self.num_classes, self.sigma = base_classifier, num_classes, sigma
+        self.beta, self.norm = beta, norm
 
     def certify(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
         """Return (class, radius), or (ABSTAIN, 0.0)."""
         chosen = int(self.sample_noise(x, n0, batch_size).argmax())
         votes = int(self.sample_noise(x, n, batch_size)[chosen])
-        p_lower = float(beta.ppf(alpha, votes, n - votes + 1))
-        return (chosen, self.sigma * float(norm.ppf(p_lower))) if p_lower >= 0.5 else (ABSTAIN, 0.0)
+        p_lower = float(self.beta.ppf(alpha, votes, n - votes + 1))
+        return (chosen, self.sigma * float(self.norm.ppf(p_lower))) if p_lower >= 0.5 else (ABSTAIN, 0.0)
 
     def sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num noisy copies of x."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri
 from torch import Tensor, fx, nn
 
+from . import _special
 from ._check import is_int
 from .noise import Gaussian, check_lipschitz
 
@@ -112,8 +112,8 @@ def published_bridging_radius(
     p, scale = np.asarray(p_lower, dtype=np.float64), _applied(sigma)
     if not np.all((p > 0) & (p < 1)):
         raise ValueError(f"p must be above 0 and below 1, got {p!r}")
-    z, c, half = ndtri(p), np.abs(Gaussian(sigma).potential(p, lipschitz)), 1 / (2 * lipschitz)
-    density = lipschitz * (ndtr((half - c) / scale) - ndtr((-half - c) / scale))
+    z, c, half = _special.ndtri(p), np.abs(Gaussian(sigma).potential(p, lipschitz)), 1 / (2 * lipschitz)
+    density = lipschitz * (_special.ndtr((half - c) / scale) - _special.ndtr((-half - c) / scale))
     return np.asarray(z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi) / density)
 
 

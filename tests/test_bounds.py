@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import binom
 
 from rsfast import bounds
+from rsfast.stats.bounds.clopper_pearson import majority_p_value
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "clopper_pearson.json").read_text())
 TOLERANCE = mp.mpf("1e-11")
@@ -63,7 +64,7 @@ def test_clopper_pearson_vectors(row):
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 1000, 10**5, 10**7, 2**33 - 1, 2**33])
-@pytest.mark.parametrize("alpha", [1e-12, 1e-3, 0.5])
+@pytest.mark.parametrize("alpha", [1e-190, 1e-12, 1e-3, 0.5])
 def test_clopper_pearson_brackets_alpha(n, alpha):
     """The tail grows with p: at most alpha at the bound, above alpha 1e-11 further on."""
     ks = sorted({k for k in (1, 2, 10, n // 3, n // 2, n - 10, n - 1, n) if 1 <= k <= n})
@@ -128,6 +129,22 @@ def test_clopper_pearson_broadcasts():
     assert grid[1, 2] == bounds.clopper_pearson_lower(7, 30, 0.05)
     assert bounds.clopper_pearson_lower(7, 30, 0.05).shape == ()
     assert bounds.clopper_pearson_upper(np.zeros(0, dtype=np.int64), 4, 0.05).shape == (0,)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1e-3, 1e-100, 1e-200])
+def test_limits_of_many_are_those_of_each(alpha):
+    """Equal counts are bounded once, and a single pair by a search of its own."""
+    rng = np.random.default_rng(5)
+    n = np.repeat([1, 10, 1000, 10**5, 2**33], 24)
+    k, uniform = np.floor(n * rng.beta(1, 0.3, n.size)).astype(np.int64), rng.choice([0, 0.3, 1], n.size)
+    k[::6], k[1::6] = n[::6], 0
+    lower, upper = bounds.clopper_pearson_lower(k, n, alpha), bounds.clopper_pearson_upper(k, n, alpha)
+    randomized = bounds.randomized_clopper_pearson_lower(k, n, alpha, uniform)
+    assert len(np.unique(lower)) < n.size
+    for i in range(n.size):
+        assert lower[i] == bounds.clopper_pearson_lower(k[i], n[i], alpha)
+        assert upper[i] == bounds.clopper_pearson_upper(k[i], n[i], alpha)
+        assert randomized[i] == bounds.randomized_clopper_pearson_lower(k[i], n[i], alpha, uniform[i])
 
 
 def random_samples(count):
@@ -430,6 +447,22 @@ def test_the_variance_is_of_the_whole_sample():
     low, _, variance = bounds.moments(sums, squares, 101, slack=0)
     assert float(variance) == pytest.approx(np.var([0.5] * 51 + [1] * 50, ddof=1), abs=1e-12)
     assert float(bounds.empirical_bernstein_lower(low, variance, 101, 0.001)) < float(low) - 0.25
+
+
+def test_majority_p_value():
+    """Never below the exact two-sided p-value, hardly above it, and unanimous votes to the bit."""
+    for n in (1, 2, 3, 10, 11, 40, 101):
+        first = np.arange((n + 1) // 2, n + 1)
+        for k, found in zip(first.tolist(), majority_p_value(first, n - first).tolist(), strict=True):
+            exact = min(1, 2 * exact_tail(k, n, 0.5))
+            assert exact <= Fraction(found) <= exact * (1 + Fraction(1, 10**9))
+            assert k < n or Fraction(found) == exact
+    for n in (10**4 + 1, 10**7, 2**33):
+        for deviations in (3, 7, 36, 37):  # the last tail is below 1e-290, where SciPy's may be 0
+            k = int(n / 2 + deviations * n**0.5 / 2)
+            found, exact = float(majority_p_value(np.array(k), np.array(n - k))), 2 * upper_tail(k, n, 0.5)
+            assert exact <= found <= exact * (1 + mp.mpf("2e-6") if deviations < 30 else 10**4)
+    assert majority_p_value(np.array([0, 4]), np.array([0, 4])).tolist() == [1, 1]
 
 
 @pytest.mark.filterwarnings("error")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from rsfast import bounds
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
@@ -667,6 +667,22 @@ def test_predictions():
         expected.append(int(row.argmax()) if two_sided(first, second) <= 0.05 else ABSTAIN)
     assert predictions(tally_of(random.tolist()), 0.05) == expected
     assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 0.001, 0.05, 0.5, 0.99])
+def test_predictions_are_those_of_scipys_test(alpha):
+    """One computation for all inputs gives what a test of each gives."""
+    votes = [[n - second, 0, second] for n in (1, 8, 99, 1000, 10**6, 2**33 - 1) for second in near_the_edge(n, alpha)]
+    expected = [0 if binomtest(first, first + second, 0.5).pvalue <= alpha else ABSTAIN for first, _, second in votes]
+    assert predictions(tally_of([[*row, 0] for row in votes]), alpha) == expected
+    assert [prediction(np.array(row), alpha) for row in votes] == expected
+    assert len(set(expected)) == 2
+
+
+def near_the_edge(n, alpha):
+    """Counts of the second class around the largest that is rejected, and at both ends."""
+    edge = int(binom.ppf(alpha / 2, n, 0.5))
+    return sorted({0, n // 2, *(min(max(edge + step, 0), n // 2) for step in range(-5, 6))})
 
 
 def test_predictions_of_no_votes_abstain():

@@ -1,10 +1,13 @@
 """What does without torch, what may not enter the sources, and their sizes. What may import what is in pyproject.toml."""
 
 import ast
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rsfast"
@@ -38,15 +41,47 @@ def sources():
 
 
 def test_modules_without_torch():
-    """Nor do they import the kernels or matplotlib, which is imported where a figure is drawn."""
+    """Nor do they import the kernels, matplotlib or SciPy, which are imported where they are first used."""
     code = """
         import importlib, sys
         for module in sys.argv[1:]:
             importlib.import_module(f"rsfast.{module}")
-            loaded = [name for name in ("torch", "rsfast.ops._cpu", "matplotlib") if name in sys.modules]
+            loaded = [name for name in ("torch", "rsfast.ops._cpu", "matplotlib", "scipy") if name in sys.modules]
             assert not loaded, (module, loaded)
         """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), *NO_TORCH], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["analyze", "--help"], ["analyze", "run.tsv"]])
+def test_commands_without_torch(arguments, tmp_path):
+    """What only reads does not wait for libraries that compute."""
+    (tmp_path / "run.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0.1\n")
+    code = """
+        import sys
+        from rsfast.cli import main
+        try:
+            main(sys.argv[1:])
+        except SystemExit as ended:
+            assert not ended.code, ended.code
+        loaded = [name for name in ("torch", "matplotlib", "scipy", "safetensors") if name in sys.modules]
+        assert not loaded, loaded
+        """
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+
+
+def test_bounds_and_tests_without_scipy_stats():
+    """It takes half a second to import. scipy.special holds all that certificates and predictions take."""
+    code = """
+        import sys, numpy as np, rsfast
+        from rsfast.stats.proof import prediction
+        assert 0.9 < rsfast.bounds.clopper_pearson_lower(1000, 1000, 0.001) < 1
+        assert prediction(np.array([1000, 0]), 0.001) == 0
+        assert "scipy.special" in sys.modules
+        loaded = [name for name in ("torch", "scipy.stats") if name in sys.modules]
+        assert not loaded, loaded
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
 
 
 def test_public_names():

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
 
+from .. import _special
 from .._check import is_real
 from .base import Noise, NoiseParameters, register
 from .constraints import POSITIVE, Array, Constraint, read_only
@@ -141,7 +141,7 @@ class AnisotropicGaussian(Noise):
             If lipschitz is given.
         """
         self.check_lipschitz(lipschitz)
-        return np.asarray(ndtri(np.asarray(p, dtype=np.float64)))
+        return np.asarray(_special.ndtri(np.asarray(p, dtype=np.float64)))
 
     @property
     def conversions(self) -> Mapping[str, Factor]:

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
 
+from .. import _special
 from .._check import as_real
 from .anisotropic import SAFE
 from .base import Noise, NoiseParameters, register
@@ -251,7 +251,7 @@ class CorrelatedGaussian(Noise):
     def potential(self, p: ArrayLike, lipschitz: float | None = None) -> NDArray[np.float64]:
         """Return ``Q(p) = Phi^-1(p)``, as `AnisotropicGaussian.potential` does; parameters and errors are the same."""
         self.check_lipschitz(lipschitz)
-        return np.asarray(ndtri(np.asarray(p, dtype=np.float64)))
+        return np.asarray(_special.ndtri(np.asarray(p, dtype=np.float64)))
 
     @property
     def conversions(self) -> Mapping[str, Factor]:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import erf, erfcx, log_ndtr, ndtri
 
+from .. import _special
 from .base import POSITIVE, Constraint, Draw, Noise, register
 from .constraints import Real
 
@@ -38,13 +38,13 @@ def check_lipschitz(lipschitz: object) -> float:
 
 def _log_normal_tail(u: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return log P(Z > u)."""
-    return np.asarray(log_ndtr(-u))
+    return np.asarray(_special.log_ndtr(-u))
 
 
 def _log_tail_integral(u: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the log of the integral of P(Z > v) over v > u, ``phi(u) - u P(Z > u)``."""
     v = np.minimum(np.abs(u), 100.0)  # beyond, it is 0 next to whatever it is added to
-    tail = np.log1p(-v * np.sqrt(np.pi / 2) * erfcx(v / np.sqrt(2))) - v * v / 2 - np.log(2 * np.pi) / 2
+    tail = np.log1p(-v * np.sqrt(np.pi / 2) * _special.erfcx(v / np.sqrt(2))) - v * v / 2 - np.log(2 * np.pi) / 2
     return np.where(u < 0, np.log(np.where(u < 0, np.exp(tail) - u, 1)), tail)
 
 
@@ -75,13 +75,13 @@ def _quantile(q: NDArray[np.float64], a: float) -> NDArray[np.float64]:
     Z and U are symmetric and unimodal, hence either alone exceeds t less often than their sum: a lower bracket. U is at
     most a: an upper one.
     """
-    z = -ndtri(q)
+    z = -_special.ndtri(q)
     low, high = np.maximum(z, a * (1 - 2 * q)), z + a
     t, central, solved = low, q >= 0.25, np.zeros(q.shape, dtype=bool)
     for _ in range(200):
         log_density = _log_mean(_log_normal_tail, t, a)
         wide, narrow = np.maximum(t, a), np.minimum(t, a)
-        middle = t / (2 * wide) * _weighted(erf((wide[:, None] + narrow[:, None] * _NODES) / np.sqrt(2)))
+        middle = t / (2 * wide) * _weighted(_special.erf((wide[:, None] + narrow[:, None] * _NODES) / np.sqrt(2)))
         if a < 1:
             logs = _log_normal_tail(t[:, None] + a * _NODES)
             log_tail = logs[:, 0] + np.log(_weighted(np.exp(logs - logs[:, :1])))
@@ -197,10 +197,10 @@ class Gaussian(Noise):
         p, sigma = np.asarray(p, dtype=np.float64), float(np.float32(self.sigma))
         lipschitz = self.check_lipschitz(lipschitz)
         if lipschitz is None:
-            return np.asarray(sigma * ndtri(p))
+            return np.asarray(sigma * _special.ndtri(p))
         # A smaller L is raised, which is safe: no radius above 500,000 sigma. A larger one differs by 1e-17, relatively.
         a = 1 / (2 * min(max(lipschitz * sigma, 1e-6), 1e8))
-        t = np.array(np.abs(ndtri(p)))  # for p of 0, 1, and outside [0, 1]
+        t = np.array(np.abs(_special.ndtri(p)))  # for p of 0, 1, and outside [0, 1]
         inside = (p > 0) & (p < 1)
         t[inside] = _quantile(np.minimum(p, 1 - p)[inside], a)
         return np.asarray(sigma * np.copysign(t, p - 0.5))

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
 
+from .. import _special
 from .base import Draw, Noise, NoiseParameters, register
 from .constraints import Constraint, Real
 from .rounded_normal import Tails, round_up, tails
@@ -202,7 +202,7 @@ class GridGaussian(Noise):
         [0.0, 1.2816]
         """
         self.check_lipschitz(lipschitz)
-        return np.asarray(self.sigma * ndtri(np.asarray(p, dtype=np.float64)))
+        return np.asarray(self.sigma * _special.ndtri(np.asarray(p, dtype=np.float64)))
 
     def radius(
         self, p_lower: NDArray[np.float64], p_upper: NDArray[np.float64], lipschitz: float | None = None

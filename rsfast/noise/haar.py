@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, log_ndtr, ndtr, ndtri
+
+from .. import _special
 
 Floats = NDArray[np.float64]
 
@@ -44,8 +45,8 @@ def seen_share(k: int, d: int, count: int) -> Law:
     0.309205
     """
     z = np.linspace(0, _REACH, count // 2 + 1)[1:]
-    low = np.arcsin(np.sqrt(betaincinv(k / 2, (d - k) / 2, ndtr(-np.append(z[::-1], 0.0)))))
-    high = np.arccos(np.sqrt(betaincinv((d - k) / 2, k / 2, ndtr(-z))))
+    low = np.arcsin(np.sqrt(_special.betaincinv(k / 2, (d - k) / 2, _special.ndtr(-np.append(z[::-1], 0.0)))))
+    high = np.arccos(np.sqrt(_special.betaincinv((d - k) / 2, k / 2, _special.ndtr(-z))))
     angles = np.unique(np.concatenate([[0.0], low, high, [np.pi / 2]]))
     half, middle = np.diff(angles)[:, None] / 2, (angles[1:] + angles[:-1])[:, None] / 2
     points = middle + half * _POINTS
@@ -89,7 +90,7 @@ def kept_score(s: Floats, miss: Floats, c: Floats, law: Law) -> Floats:
     seen = s * np.maximum(law.edges, 1e-300)
     with np.errstate(over="ignore", under="ignore"):
         z = c / seen - seen / 2
-        errors = ndtr(z) + np.exp(c + log_ndtr(-(c / seen + seen / 2)))
+        errors = _special.ndtr(z) + np.exp(c + _special.log_ndtr(-(c / seen + seen / 2)))
         slopes = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
         least = errors[:, 1:] + np.minimum(slopes[:, 1:], slopes[:, :-1]) * s * (law.edges[1:] - law.means)
         return np.asarray((law.masses * least).sum(axis=1, keepdims=True) - np.exp(c) * miss)
@@ -101,13 +102,13 @@ def best_threshold(s: Floats, miss: Floats, law: Law) -> Floats:
     It lies between the solutions for each T alone, and is found by Newton's method for the logarithm, kept between them.
     """
     seen = s * law.means
-    alone = -seen * ndtri(miss) - seen * seen / 2
+    alone = -seen * _special.ndtri(miss) - seen * seen / 2
     low, high = alone.min(axis=1, keepdims=True), alone.max(axis=1, keepdims=True)
     c = (law.masses * alone).sum(axis=1, keepdims=True)
     for _ in range(5):
         with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
             z = -(c / seen + seen / 2)
-            found = (law.masses * ndtr(z)).sum(axis=1, keepdims=True)
+            found = (law.masses * _special.ndtr(z)).sum(axis=1, keepdims=True)
             slope = (law.masses * np.exp(-z * z / 2) / seen).sum(axis=1, keepdims=True) / np.sqrt(2 * np.pi)
             step = np.log(found / miss) * found / slope
         low, high = np.where(found > miss, c, low), np.where(found > miss, high, c)
@@ -156,7 +157,7 @@ def _largest(first: Floats, second: Floats, k: int, d: int) -> Floats:
         return np.asarray((kept[0] + kept[-1]) > 1)
 
     # No subspace sees more than all of a shift, so the radius of plain Gaussian noise holds: the search begins there.
-    below = np.maximum((ndtri(1 - first) - ndtri(second)) / 2, 2.0**-60)
+    below = np.maximum((_special.ndtri(1 - first) - _special.ndtri(second)) / 2, 2.0**-60)
     above = 2 * below
     while np.any(more := holds(above, coarse)):
         below, above = np.where(more, above, below), np.where(more, 2 * above, above)

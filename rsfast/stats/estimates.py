@@ -130,6 +130,19 @@ def leading_classes(selection: TallyLike) -> Integers:
     return np.stack(found, axis=1) if found else np.empty((selection.num_inputs, 0, 2), dtype=np.int64)
 
 
+def leader_and_rival(sums: Integers, leader: Integers) -> tuple[Integers, Integers]:
+    """Return the sums [inputs, 1] of one class of each input, and the largest of another class.
+
+    Examples
+    --------
+    >>> [each.tolist() for each in leader_and_rival(np.array([[3, 9, 4]]), np.array([[1]]))]
+    [[[9]], [[4]]]
+    """
+    others = sums.copy()
+    np.put_along_axis(others, leader, -1, axis=1)
+    return np.take_along_axis(sums, leader, axis=1), others.max(axis=1, keepdims=True)
+
+
 def zeros_and_ones(ones: Integers, trials: Integers) -> tuple[Integers, Integers]:
     """Return the histograms, counts and sums [..., BINS], of scores that are 1 so often, and 0 otherwise."""
     counts = np.zeros((*ones.shape, BINS), dtype=np.int64)

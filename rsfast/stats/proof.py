@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import binomtest
 
 from .._check import as_int
 from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Noise, check_noise, check_seed
 from ..noise.provenance import Provenance, check_input_ids
 from . import rules
+from .bounds.clopper_pearson import majority_p_value
 from .certificate import ABSTAIN, Certificate, Execution
 from .common import MAX_TRIALS, Integers, check_alpha
-from .estimates import Estimates, Scores, TallyLike
+from .estimates import Estimates, Scores, TallyLike, leader_and_rival
 from .exact import check_whole
 from .rules import CertificationSpec, Limits
 
@@ -373,9 +373,7 @@ def prove(
     found = rules.limits(estimates, spec)
     chosen = estimates.classes[:, :1]
     votes = Scores.total(ranges, _VOTES).sums
-    first, second = np.take_along_axis(votes, chosen, axis=1), votes.copy()
-    np.put_along_axis(second, chosen, -1, axis=1)
-    second, drawn = second.max(axis=1, keepdims=True), estimates.scores.trials
+    (first, second), drawn = leader_and_rival(votes, chosen), estimates.scores.trials
     if spec.exact:
         radii, ahead = spec.noise.exact_radius(first - second), first > second
     else:
@@ -428,7 +426,7 @@ def prediction(votes: Integers, alpha: float) -> int:
     -------
     int
         The class with most votes; `ABSTAIN` where the two-sided exact binomial test of the top two classes does not
-        reject, at level alpha, that they are equally likely.
+        reject, at level alpha, that they are equally likely. Its p-value is rounded up.
 
     References
     ----------
@@ -439,10 +437,16 @@ def prediction(votes: Integers, alpha: float) -> int:
     >>> prediction(np.array([2, 18]), 0.001), prediction(np.array([9, 11]), 0.001)
     (1, -1)
     """
+    return _predictions(votes[None], alpha)[0]
+
+
+def _predictions(votes: Integers, alpha: float) -> list[int]:
+    """Return the `prediction` from each row of votes [inputs, classes]."""
     alpha = check_alpha(alpha)
-    label, rival = np.argsort(-votes)[:2]  # which of two equal classes comes first does not matter: they abstain
-    first, second = int(votes[label]), int(votes[rival])
-    return int(label) if first and binomtest(first, first + second, 0.5).pvalue <= alpha else ABSTAIN
+    label = votes.argmax(axis=1, keepdims=True)  # which of two equal classes comes first does not matter: they abstain
+    p_value = majority_p_value(*leader_and_rival(votes, label))
+    found: list[int] = np.where(p_value <= alpha, label, ABSTAIN)[:, 0].tolist()
+    return found
 
 
 def predictions(tally: TallyLike, alpha: float) -> list[int]:
@@ -465,7 +469,7 @@ def predictions(tally: TallyLike, alpha: float) -> list[int]:
         raise ValueError(
             f"tally must be of random noise, got one of {tally.provenance.noise!r:.100}; give it to exact_certificates"
         )
-    return [prediction(votes, alpha) for votes in Scores.of(tally, _VOTES).sums]
+    return _predictions(Scores.of(tally, _VOTES).sums, alpha)
 
 
 def smallest_certifiable_n(alpha: float) -> int:

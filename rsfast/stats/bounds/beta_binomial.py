@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln, xlog1py, xlogy
 
+from ... import _special
 from ..._check import as_reals
 from ..common import MAX_TRIALS, Floats, as_counts, check_share, largest_safe, mirrored
 from ..estimates import Estimates
@@ -62,6 +62,7 @@ def beta_binomial_sequence_lower(
     k, n = as_counts(successes, trials)
     level = -math.log(check_share(alpha))
     k, n, a, b = np.broadcast_arrays(k, n, _shape("a", a), _shape("b", b))
+    gammaln, xlogy, xlog1py = _special.gammaln, _special.xlogy, _special.xlog1py
     gammas = [gammaln(a + k), gammaln(b + (n - k)), -gammaln(a + b + n), -gammaln(a), -gammaln(b), gammaln(a + b)]
     mixture, size = sum(gammas), sum(map(np.abs, gammas)) + 4 + level
 

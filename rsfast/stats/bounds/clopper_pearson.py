@@ -4,47 +4,69 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv, xlogy
-from scipy.stats import beta, binom
 
+from ... import _special
 from ..._check import as_reals
 from ..common import WIDTH_ERROR, Floats, Integers, as_counts, check_share, largest_safe, mirrored
 from ..estimates import Estimates
 from ..registry import Bound
 
 _TAIL_ERROR = 1e-11
-# binom.sf is off by at most 2e-15 sqrt(trials), relatively, in SciPy 1.17 and 4e-12 sqrt(trials) in 1.11 and 1.12 (against
-# 60-digit arithmetic, trials up to 2^33, tails down to 1e-12). Charging the tail this much moves the limit by no more than
-# 1e-11 sqrt(trials) * tail / density, and tail / density is at most 1.26 standard deviations below the mean: 7e-12.
+# betainc is off by at most 1.1e-14 sqrt(trials), relatively, in SciPy 1.17 (2e-15 for tails down to 1e-12), and by
+# 6e-12 sqrt(trials) in 1.12: against 40-digit arithmetic, trials up to 2^33, tails down to 1e-200. Charging the tail this
+# much moves the limit by no more than 1e-11 sqrt(trials) * tail / density, and tail / density is at most 1.26 standard
+# deviations below the mean: 7e-12. SciPy 1.11 has another betainc, which is wrong in every digit for some large counts.
 
 _FAINT = 1e-200  # SciPy 1.17 gives 0 for some tails of 1e-244, where n - k is about 40
 
 
-def _counts_and_level(successes: ArrayLike, trials: ArrayLike, alpha: float) -> tuple[Integers, Integers, Floats]:
-    """Return both counts, and how large SciPy's tail may be where the exact tail is alpha."""
-    k, n = as_counts(successes, trials)
-    return k, n, np.asarray(check_share(alpha) * (1 - _TAIL_ERROR * np.sqrt(n)))
+def _level(alpha: float, n: Floats) -> Floats:
+    """Return how large SciPy's tail may be where the exact tail is alpha."""
+    return np.asarray(check_share(alpha) * (1 - _TAIL_ERROR * np.sqrt(n)))
 
 
-def _tail_probability(k: Integers, n: Integers, p: Floats) -> Floats:
-    """Return P(Bin(n, p) >= k), but for SciPy's error; where SciPy's may be 0, an upper bound on it.
+class _Tail:
+    """P(Bin(n, p) >= k) as a function of p, for k from 0 to n + 1, but for SciPy's error.
 
-    That is Chernoff's bound, ``exp(-n KL(k / n, p))``, its exponent raised by more than its terms are rounded.
+    Where SciPy's may be 0, and level is as small, it is an upper bound. That is Chernoff's bound, ``exp(-n KL(k / n, p))``,
+    its exponent raised by more than its terms are rounded.
     """
-    tail = np.asarray(binom.sf(k - 1, n, p))
-    faint = (tail < _FAINT) & (k <= n)
-    if not faint.any():
-        return tail
-    with np.errstate(divide="ignore", invalid="ignore"):  # where p is 0 or 1, and where the tail is not faint
-        exponent = xlogy(k, n * p / k) + xlogy(n - k, n * (1 - p) / (n - k))
-    return np.where(faint, np.exp(exponent + (n + 1000.0) * WIDTH_ERROR), tail)
+
+    def __init__(self, k: Floats, n: Floats, level: Floats) -> None:
+        self._k = np.minimum(np.maximum(k, 1), n)
+        self._n, self._failures = n, n - self._k + 1
+        self._edge = None if (self._k == k).all() else (self._k != k, k > 0)
+        # A faint tail is below any other level, be it SciPy's or the bound.
+        self._deep = bool((level < _FAINT * 1e50).any())
+
+    def __call__(self, p: Floats) -> Floats:
+        found: Floats = _special.betainc(self._k, self._failures, p)
+        if self._deep and (faint := found < _FAINT).any():
+            k, n = self._k, self._n
+            with np.errstate(divide="ignore", invalid="ignore"):  # where p is 0 or 1, and where the tail is not faint
+                exponent = _special.xlogy(k, n * p / k) + _special.xlogy(n - k, n * (1 - p) / (n - k))
+            found = np.where(faint, np.exp(exponent + (n + 1000.0) * WIDTH_ERROR), found)
+        return found if self._edge is None else np.where(self._edge[0], ~self._edge[1], found)
+
+    def near_quantile(self, level: Floats) -> Floats:
+        """Return about the p at which this is level."""
+        level = np.maximum(level, 1e-80)  # below, some of SciPy's quantiles are wrong
+        found = _special.betaincinv(self._k, self._failures, level)
+        return np.asarray(found) if self._edge is None else np.where(self._edge[0], self._edge[1], found)
 
 
-def _near_quantile(k: Integers, n: Integers, level: Floats) -> Floats:
-    """Return about the p at which P(Bin(n, p) >= k) = level, for k from 0 to n + 1."""
-    inside = np.clip(k, 1, n)
-    level = np.maximum(level, 1e-80)  # below, SciPy warns; the limit is then found from further off
-    return np.where(k == inside, beta.ppf(level, inside, n - inside + 1), np.where(k > 0, 1.0, 0.0))
+def _lower(k: Integers, n: Integers, alpha: float) -> Floats:
+    """Return `clopper_pearson_lower` of counts that were checked; it is found once for all that are equal."""
+    if one := k.size == 1:
+        successes, trials = k.astype(np.float64), n.astype(np.float64)
+    else:
+        pairs, places = np.unique(k + 1j * n, return_inverse=True)
+        successes, trials = pairs.real.copy(), pairs.imag.copy()
+    level = _level(alpha, trials)
+    tail = _Tail(successes, trials, level)
+    guess = tail.near_quantile(level)
+    found = largest_safe(lambda p: tail(p) <= level, guess * (1 - 1e-11), guess * (1 + 1e-11))
+    return found if one else found[places].reshape(k.shape)
 
 
 def clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, alpha: float) -> Floats:
@@ -73,8 +95,8 @@ def clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, alpha: float)
     -----
     The p at which ``P(Bin(trials, p) >= successes) = alpha``: 0 without a success, ``alpha ** (1 / trials)`` without a
     failure, else the alpha-quantile of Beta(successes, trials - successes + 1). SciPy's quantile lands on either side of
-    it, and far off for some arguments in SciPy 1.11. So that quantile is only where the search starts: the tail itself
-    is bisected over the float64 numbers, down to two neighbours, and charged with more than its own measured error.
+    it, and far off for some arguments (999 failures in 1e9). So that quantile is only where the search starts: the tail
+    itself is bisected over the float64 numbers, down to two neighbours, and charged with more than its own measured error.
 
     References
     ----------
@@ -85,9 +107,7 @@ def clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, alpha: float)
     >>> [round(float(p), 6) for p in clopper_pearson_lower([0, 99, 100], 100, 0.001)]
     [0.0, 0.911373, 0.933254]
     """
-    k, n, level = _counts_and_level(successes, trials, alpha)
-    guess = _near_quantile(k, n, level)
-    return largest_safe(lambda p: _tail_probability(k, n, p) <= level, guess * (1 - 1e-11), guess * (1 + 1e-11))
+    return _lower(*as_counts(successes, trials), alpha)
 
 
 def clopper_pearson_upper(successes: ArrayLike, trials: ArrayLike, alpha: float) -> Floats:
@@ -106,7 +126,7 @@ def clopper_pearson_upper(successes: ArrayLike, trials: ArrayLike, alpha: float)
     [0.066746, 0.088627, 1.0]
     """
     k, n = as_counts(successes, trials)
-    return mirrored(clopper_pearson_lower(n - k, n, alpha))
+    return mirrored(_lower(n - k, n, alpha))
 
 
 def randomized_clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, alpha: float, uniform: ArrayLike) -> Floats:
@@ -143,14 +163,15 @@ def randomized_clopper_pearson_lower(successes: ArrayLike, trials: ArrayLike, al
     >>> [round(float(p), 6) for p in randomized_clopper_pearson_lower([0, 99, 100], 100, 0.001, 0.5)]
     [0.0, 0.917485, 0.939746]
     """
-    k, n, level = _counts_and_level(successes, trials, alpha)
-    u = as_reals("uniform", uniform, 1, "in [0, 1]")
-    k, n, level, u = np.broadcast_arrays(k, n, level, u)
+    k, n, u = np.broadcast_arrays(*as_counts(successes, trials), as_reals("uniform", uniform, 1, "in [0, 1]"))
+    k, n = k.astype(np.float64), n.astype(np.float64)
+    level = _level(alpha, n)
+    from_k, beyond_k = _Tail(k, n, level), _Tail(k + 1, n, level)
 
     def safe(p: Floats) -> NDArray[np.bool_]:
-        return np.asarray(u * _tail_probability(k, n, p) + (1 - u) * _tail_probability(k + 1, n, p) <= level)
+        return np.asarray(u * from_k(p) + (1 - u) * beyond_k(p) <= level)
 
-    return largest_safe(safe, _near_quantile(k, n, level) * (1 - 1e-11), _near_quantile(k + 1, n, level) * (1 + 1e-11))
+    return largest_safe(safe, from_k.near_quantile(level) * (1 - 1e-11), beyond_k.near_quantile(level) * (1 + 1e-11))
 
 
 def randomized_clopper_pearson_upper(successes: ArrayLike, trials: ArrayLike, alpha: float, uniform: ArrayLike) -> Floats:
@@ -173,6 +194,23 @@ def randomized_clopper_pearson_upper(successes: ArrayLike, trials: ArrayLike, al
     return mirrored(randomized_clopper_pearson_lower(n - k, n, alpha, uniform))
 
 
+def majority_p_value(first: Integers, second: Integers) -> Floats:
+    """Return the p-value of the two-sided exact test that two counts, the first at least the second, are equally likely.
+
+    That is ``min(1, 2 P(Bin(first + second, 1/2) >= first))``, never below the exact value; 1 without a count.
+
+    Examples
+    --------
+    >>> float(majority_p_value(np.array(11), np.array(0))), round(float(majority_p_value(np.array(18), np.array(2))), 6)
+    (0.0009765625, 0.000402)
+    """
+    n = np.maximum(first + second, 1)
+    tail = _Tail(first.astype(np.float64), n.astype(np.float64), np.zeros(()))(np.array(0.5))
+    charged = tail * (1 + _TAIL_ERROR * np.sqrt(n))
+    unanimous = np.ldexp(1.0, -n)  # exact: at alpha = 2^-10 eleven votes are enough, as `smallest_predictable_n` says
+    return np.asarray(np.minimum(2 * np.where(n == first, unanimous, charged), 1.0))
+
+
 def forecast_proportion(mean: Floats, trials: Integers | int, alpha: Floats | float) -> Floats:
     """Return about `clopper_pearson_lower` of counts that need not be integers; it is not rounded outward.
 
@@ -182,7 +220,7 @@ def forecast_proportion(mean: Floats, trials: Integers | int, alpha: Floats | fl
     0.911373
     """
     successes = np.maximum(mean * trials, 1e-9)
-    return np.asarray(betaincinv(successes, trials - successes + 1, alpha))
+    return np.asarray(_special.betaincinv(successes, trials - successes + 1, alpha))
 
 
 class ClopperPearson(Bound):
