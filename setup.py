@@ -26,7 +26,7 @@ FLAGS += [
     "-fvisibility=hidden",
     "-g0",
     "-Wall",
-    "-Wno-maybe-uninitialized",  # GCC 12 warns about its own AVX-512 header
+    "-Wno-uninitialized",  # GCC 12 warns about its own AVX-512 header
 ]
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 INSTRUCTION_SETS = {"baseline": []}

@@ -36,12 +36,18 @@ struct Source {
   const B* words;    // [4]
   const More& more;  // more(w) makes four other words of the same block, for draws that need 64 bits an element
   const NoiseParameters& noise;
-  int64_t sample;
+  B turn;  // turn_of each lane's row
 };
 
 template <class B, class More>
-RSFAST_FN Source<B, More> source_of(const B* words, const More& more, const NoiseParameters& noise, int64_t sample) {
-  return {words, more, noise, sample};
+RSFAST_FN Source<B, More> source_of(const B* words, const More& more, const NoiseParameters& noise, B turn) {
+  return {words, more, noise, turn};
+}
+
+// What a draw takes of the sample itself, beside the words: most take nothing.
+template <Draw D>
+RSFAST_FN uint32_t turn_of(DrawIs<D>, const NoiseParameters&, int64_t) {
+  return 0;
 }
 
 // x with standard noise z: what most draws do is add it. scale: noise.each of the element, or the first scalar.
@@ -98,6 +104,11 @@ RSFAST_FN SplittingParameters splitting_parameters(const NoiseParameters& noise)
 }
 
 RSFAST_FN bool words_are_fixed(DrawIs<Draw::splitting>, const NoiseParameters& noise) { return noise.scalars[0] > 0.0f; }
+
+RSFAST_FN uint32_t turn_of(DrawIs<Draw::splitting>, const NoiseParameters& noise, int64_t sample) {
+  const uint32_t count = static_cast<uint32_t>(noise.scalars[0]);
+  return count ? static_cast<uint32_t>(sample % count) : 0;
+}
 
 // An integer below 2^23, exactly.
 template <class B>
@@ -282,10 +293,9 @@ RSFAST_FN void standard_noise(DrawIs<Draw::grid_gaussian>, const Source<B, More>
 template <class F, class I, class B, class More>
 RSFAST_FN void standard_noise(DrawIs<Draw::splitting>, const Source<B, More>& from, F* z) {
   const uint32_t count = static_cast<uint32_t>(from.noise.scalars[0]);
-  const uint32_t turn = count ? static_cast<uint32_t>(from.sample % count) : 0;
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    const B place = (((from.words[i] >> 16) * count) >> 16) + turn;
+    const B place = (((from.words[i] >> 16) * count) >> 16) + from.turn;
     const B fixed = ((place >= count ? place - count : place) << 16) | 0x8000u;
     z[i] = as_float(count ? fixed : from.words[i]);
   }

@@ -6,10 +6,12 @@
 
 namespace rsfast {
 
-// Counter words 1 to 3 of a row; word 0 is the block, element / 4.
-struct RowCounter {
-  uint64_t sample_low, input_id, stream_and_sample_high;
+// Counter words 1 to 3 of a row, or of a row a lane; word 0 is the block, element / 4.
+template <class W>
+struct RowCounters {
+  W sample_low, input_id, stream_and_sample_high;
 };
+using RowCounter = RowCounters<uint64_t>;
 
 RSFAST_FN RowCounter row_counter(int64_t sample, int64_t input_id, int stream) {
   return {static_cast<uint32_t>(sample), static_cast<uint32_t>(input_id),
@@ -25,7 +27,8 @@ RSFAST_FN RowCounter row_counter(DrawIs<D> draw, const NoiseParameters& noise, i
 }
 
 // That of the words that Source.more makes: no stream has the top bit.
-RSFAST_FN RowCounter more_words(const RowCounter& row) {
+template <class W>
+RSFAST_FN RowCounters<W> more_words(const RowCounters<W>& row) {
   return {row.sample_low, row.input_id, row.stream_and_sample_high | 0x80000000u};
 }
 

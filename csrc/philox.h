@@ -40,12 +40,13 @@ RSFAST_FN auto philox_round(Words<A, B, C, D> w, uint64_t key_low, uint64_t key_
   return Words<decltype(a + 0), decltype(odd + 0), decltype(c + 0), decltype(even + 0)>{a, odd, c, even};
 }
 
-// Counter (block, rest of the row's counter). The first rounds stand apart because their words are of mixed type.
-template <class W>
-RSFAST_FN Words<W, W, W, W> philox(W block, uint64_t c1, uint64_t c2, uint64_t c3, const Key& key) {
-  const auto one = philox_round(Words<W, uint64_t, uint64_t, uint64_t>{block, c1, c2, c3}, key.low[0], key.high[0]);
+// Counter (block, rest of the row's counter). The first rounds stand apart because their words are of mixed type: the block
+// differs between lanes, or the row does.
+template <class B, class R>
+RSFAST_FN auto philox(B block, R c1, R c2, R c3, const Key& key) {
+  const auto one = philox_round(Words<B, R, R, R>{block, c1, c2, c3}, key.low[0], key.high[0]);
   const auto two = philox_round(one, key.low[1], key.high[1]);
-  Words<W, W, W, W> words = philox_round(two, key.low[2], key.high[2]);
+  auto words = philox_round(two, key.low[2], key.high[2]);
 #pragma GCC unroll 7
   for (int i = 3; i < kRounds; ++i) words = philox_round(words, key.low[i], key.high[i]);
   return words;

@@ -85,9 +85,9 @@ def test_known_answers(backend):
             assert value == np.float32(-level if a >> 31 else level) / np.float32(255)
 
 
-def tied(backend, device="cpu"):
+def tied(backend, device="cpu", rows=1):
     """Noise of 64 elements whose tables are made for them: many have the high word of thresholds, of up to four at once."""
-    words, low = words_of(64, 0, 3), words_of(64, 0, 3, stream=0x81)
+    words, low = ([w for row in range(rows) for w in words_of(64 // rows, row, 3, stream=s)] for s in (1, 0x81))
     thresholds, shift = [], 10
     for place in range(0, 64, 3):
         high = (words[place] & 0x7FFFFFFF) << 32
@@ -98,15 +98,19 @@ def tied(backend, device="cpu"):
     guide[cell, 0] = (thresholds >> 32).int()
     guide[:, 1] = (cell > torch.arange(len(guide))[:, None]).sum(1)
     tables = [guide.to(device), torch.cat([thresholds, torch.zeros(1, dtype=torch.int64)]).to(device)]
-    zero, out = torch.zeros(1, dtype=torch.int64, device=device), torch.full((1, 64), torch.nan, device=device)
-    call = (torch.zeros(1, 64, device=device), zero, zero, zero, "grid_gaussian", [float(shift)], tables, 3, 1)
+    zeros = torch.zeros(rows, dtype=torch.int64, device=device)
+    out = torch.full((rows, 64 // rows), torch.nan, device=device)
+    samples = torch.arange(rows, device=device)
+    call = (torch.zeros_like(out[:1]), zeros, zeros[:1], samples, "grid_gaussian", [float(shift)], tables, 3, 1)
     torch.ops.rsfast.perturb(*call, None, None, None, False, backend, out)
     return out.cpu()
 
 
-def test_low_words_decide_ties(backend):
-    expected = tied("reference")
-    assert_same_bits(tied(backend), expected)
+@pytest.mark.parametrize("rows", [1, 16])
+def test_low_words_decide_ties(rows, backend):
+    """Of a long row, and of short ones, which a CPU makes side by side."""
+    expected = tied("reference", rows=rows)
+    assert_same_bits(tied(backend, rows=rows), expected)
     assert len(expected.unique()) > 20
 
 

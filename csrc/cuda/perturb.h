@@ -87,7 +87,7 @@ inline PerturbGrid make_grid(const PerturbJob& given) {
 
 struct Row {
   RowCounter counter;
-  int64_t sample;
+  uint32_t turn;
   const float* x;
 };
 
@@ -98,7 +98,8 @@ RSFAST_KERNEL_FN Row row_of(const PerturbJob& job, int64_t row) {
   RSFAST_REQUIRE(sample >= 0 && sample < int64_t{1} << 56, "rsfast.perturb: samples must lie in [0, 2^56)");
   const int64_t id = job.input_ids[input];
   RSFAST_REQUIRE(id >= 0 && id < int64_t{1} << 32, "rsfast.perturb: input_ids must lie in [0, 2^32)");
-  return {row_counter(DrawIs<D>{}, job.noise, sample, id, job.stream), sample, job.x + input * job.elements};
+  return {row_counter(DrawIs<D>{}, job.noise, sample, id, job.stream), turn_of(DrawIs<D>{}, job.noise, sample),
+          job.x + input * job.elements};
 }
 
 struct alignas(16) Sixteen {
@@ -114,7 +115,7 @@ struct FourWords {
 };
 
 RSFAST_FN FourWords four_words(uint32_t block, const RowCounter& c, const Key& key) {
-  const auto w = philox<uint64_t>(block, c.sample_low, c.input_id, c.stream_and_sample_high, key);
+  const auto w = philox(uint64_t{block}, c.sample_low, c.input_id, c.stream_and_sample_high, key);
   return {{static_cast<uint32_t>(w.a), static_cast<uint32_t>(w.b), static_cast<uint32_t>(w.c), static_cast<uint32_t>(w.d)}};
 }
 
@@ -146,7 +147,7 @@ RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_
     for (int i = 0; i < 4; ++i) w[i] = made.of[i];
   };
   Four z, y = {};
-  standard_noise<float, int32_t>(DrawIs<D>{}, source_of(words.of, more, job.noise, row.sample), z.of);
+  standard_noise<float, int32_t>(DrawIs<D>{}, source_of(words.of, more, job.noise, row.turn), z.of);
   if constexpr (Aligned) {
     const Sixteen bits = *reinterpret_cast<const Sixteen*>(row.x + first);
     for (int i = 0; i < 4; ++i) y.of[i] = as_float(bits.words[i]);
