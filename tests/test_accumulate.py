@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import math
 import pickle
 import subprocess
@@ -251,6 +252,40 @@ def test_votes(backend, isa):
             tally = fill(torch.tensor([row]).repeat(batch, 1), heads=(Votes(),), slots=1, backend=backend)
             assert tally.n.tolist() == [batch]
             assert tally.counts.tolist() == [[batch * (k == vote) for k in range(4)]]
+
+
+def slots_of(order, batch):
+    """The slot of each row: all one, in runs, a row each, in turns, or the last first."""
+    places = torch.arange(batch)
+    return {
+        "one": torch.zeros_like(places) + SLOTS - 1,
+        "runs": places * SLOTS // batch,
+        "each": places,
+        "in turns": places % SLOTS,
+        "descending": places.flip(0) // 20,
+    }[order]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("order", ["one", "runs", "each", "in turns", "descending"])
+def test_votes_without_scores(order, dtype, threads, isa):
+    """Rows in any order of slots, shared by any number of threads, of classes beside one another and not."""
+    for classes, batch in itertools.product((2, 4, 5, 15, 16, 17, 63, 64, 65, 1000), (1, 15, 16, 17, 1000)):
+        logits, rows = hostile_logits(classes, batch, dtype), slots_of(order, batch)
+        wanted = fill(logits, rows, heads=(Votes(),), slots=max(batch, SLOTS), backend="reference")
+        for count, view in ((1, logits), (3, logits), (1, logits.t().contiguous().t())):
+            threads(count)
+            assert_same(fill(view, rows, heads=(Votes(),), slots=max(batch, SLOTS)), wanted)
+
+
+def test_votes_of_many_rows_on_many_threads(threads, isa):
+    """Enough rows of a few classes for sixteen threads, and slots whose rows two or more of them read."""
+    logits = hostile_logits(3, 400_000)
+    for rows in (slots_of("one", 400_000), slots_of("runs", 400_000), some_rows(400_000)):
+        wanted = fill(logits, rows, heads=(Votes(),), backend="reference")
+        for count in (1, 2, 16):
+            threads(count)
+            assert_same(fill(logits, rows, heads=(Votes(),)), wanted)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

@@ -2,6 +2,8 @@
 // class by class, so that everything a row sums is summed down a lane and nothing crosses lanes until the Tally.
 #include "../accumulate.h"
 
+#include <utility>
+
 #include "kernels.h"
 
 namespace rsfast {
@@ -48,16 +50,21 @@ RSFAST_FN uint64_t sum(Wides v) {
 
 // The working memory of one thread. A chunk is up to `tiles` tiles of one slot.
 struct Scratch {
-  Floats* logits;        // [tiles, classes]
+  int64_t stride;        // of a tile of logits: the classes, or kLanes if they are fewer
+  Floats* logits;        // [tiles, stride]
   Floats* maximum;       // [tiles]
   Ints* valid;           // [tiles]: all ones where the lane holds a row that votes
+  Ints* votes;           // [tiles]: classes, of a row that is not valid the number of classes
+  int64_t* counts;       // [classes + 1]: votes for a slot whose rows threads share
   Pair* units;           // [classes]: of the classes in `active`
   int32_t* active;       // [classes]
   Pair *sums, *squares;  // [classes]: of one head over the chunk
 };
 
+RSFAST_FN int64_t stride_of(const AccumulateJob& job) { return job.classes < kLanes ? kLanes : job.classes; }
+
 RSFAST_FN int64_t tiles_of(const AccumulateJob& job) {  // as many as leave the logits in L2
-  const int64_t fit = (int64_t{256} << 10) / (job.classes * static_cast<int64_t>(sizeof(Floats)));
+  const int64_t fit = (int64_t{256} << 10) / (stride_of(job) * static_cast<int64_t>(sizeof(Floats)));
   return fit < 1 ? 1 : fit > 16 ? 16 : fit;
 }
 
@@ -72,9 +79,12 @@ RSFAST_FN Scratch lay_out(const AccumulateJob& job, char*& at) {
   at += (64 - reinterpret_cast<uintptr_t>(at) % 64) % 64;
   const int64_t tiles = tiles_of(job), k = job.classes;
   Scratch s;
-  s.logits = take<Floats>(at, tiles * k);
+  s.stride = stride_of(job);
+  s.logits = take<Floats>(at, tiles * s.stride);
   s.maximum = take<Floats>(at, tiles);
   s.valid = take<Ints>(at, tiles);
+  s.votes = take<Ints>(at, tiles);
+  s.counts = take<int64_t>(at, k + 1);
   s.units = take<Pair>(at, k);
   s.active = take<int32_t>(at, k);
   s.sums = take<Pair>(at, k);
@@ -82,55 +92,126 @@ RSFAST_FN Scratch lay_out(const AccumulateJob& job, char*& at) {
   return s;
 }
 
+// Makes the rows of a square of lanes its columns: lane i of v[j] and lane j of v[i] change places, D and then fewer apart.
+
+template <int D, int... I>
+RSFAST_FN void exchange(Floats& a, Floats& b, std::integer_sequence<int, I...>) {
+  const Floats first = a;
+  a = __builtin_shufflevector(first, b, (I & D ? kLanes + I - D : I)...);
+  b = __builtin_shufflevector(first, b, (I & D ? kLanes + I : I + D)...);
+}
+
+template <int D>
+RSFAST_FN void transpose(Floats* v) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    if (!(i & D)) exchange<D>(v[i], v[i + D], std::make_integer_sequence<int, kLanes>{});
+  if constexpr (D > 1) transpose<D / 2>(v);
+}
+
+// kLanes neighbours. The compiler makes vectors of the loop, but not where there are cases.
 template <class T>
-void read_tile(const AccumulateJob& job, const int64_t* order, int count, Floats* logits, Floats& maximum, Ints& valid) {
-  constexpr int64_t kBlock = 16;
-  valid = Ints{};
-  for (int64_t k0 = 0; k0 < job.classes; k0 += kBlock) {
-    const int64_t k1 = k0 + kBlock < job.classes ? k0 + kBlock : job.classes;
-    for (int lane = 0; lane < count; ++lane) {
-      const T* row = static_cast<const T*>(job.logits) + order[lane] * job.row_stride;
-      float* to = reinterpret_cast<float*>(logits) + lane;
-      for (int64_t k = k0; k < k1; ++k) to[k * kLanes] = read_logit(row + k * job.class_stride);
-    }
+RSFAST_FN Floats read_logits(const T* from) {
+  float values[kLanes];
+  for (int i = 0; i < kLanes; ++i) values[i] = read_logit(from + i);
+  return load<Floats>(values);
+}
+RSFAST_FN Floats read_logits(const Float16* from) {
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+  return float_of_half(__builtin_convertvector(load<Halves>(from), Bits));
+}
+
+// A square of logits: kLanes classes of the rows of a tile, which may be beyond the last class.
+template <class T>
+void read_square(const T* const* rows, int64_t k, Floats* logits) {
+  Floats square[kLanes];
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kLanes; ++lane) square[lane] = read_logits(rows[lane] + k);
+  transpose<kHalf>(square);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) logits[k + i] = square[i];
+}
+
+// The rows `first` and after, in `order`; lanes beyond `count` hold the last of them and are not valid.
+template <class T>
+void read_tile(const AccumulateJob& job, const int64_t* order, int64_t first, int count, Floats* logits) {
+  const T *base = static_cast<const T*>(job.logits), *rows[kLanes], *last = base;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int64_t i = first + (lane < count ? lane : count - 1);
+    rows[lane] = base + (order ? order[i] : i) * job.row_stride;
+    last = rows[lane] > last ? rows[lane] : last;
   }
-  for (int lane = 0; lane < count; ++lane) valid[lane] = -1;
+  const bool inside = last + kLanes <= base + (job.batch - 1) * job.row_stride + job.classes;
+  if (job.class_stride == 1 && job.classes > 4 && inside) {
+    for (int64_t k = 0; k + kLanes < job.classes; k += kLanes) read_square(rows, k, logits);
+    // The last square has no more than the last class, unless classes are fewer than lanes.
+    read_square(rows, job.classes < kLanes ? 0 : job.classes - kLanes, logits);
+    return;
+  }
+  float* to = reinterpret_cast<float*>(logits);
+  for (int64_t k = 0; k < job.classes; ++k)
+    for (int lane = 0; lane < kLanes; ++lane) *to++ = read_logit(rows[lane] + k * job.class_stride);
+}
+
+RSFAST_FN void find_votes(const AccumulateJob& job, const Scratch& s, int64_t t, int count) {
+  const Floats* logits = s.logits + t * s.stride;
+  Ints lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
+  Ints valid = lanes < count;
   Floats top = logits[0];
   for (int64_t k = 0; k < job.classes; ++k) {
     top = logits[k] > top ? logits[k] : top;
     valid &= logits[k] == logits[k];  // false of NaN
   }
   valid &= is_finite(top);
-  maximum = top;
+  const Ints none = Ints{} + static_cast<int32_t>(job.classes);
+  Ints vote = none;
+  for (int64_t k = job.classes - 1; k >= 0; --k) vote = logits[k] == top ? Ints{} + static_cast<int32_t>(k) : vote;
+  s.maximum[t] = top, s.valid[t] = valid, s.votes[t] = valid ? vote : none;
 }
 
-RSFAST_FN void read_chunk(const AccumulateJob& job, const int64_t* order, int64_t rows, const Scratch& s) {
-  for (int64_t t = 0; t * kLanes < rows; ++t) {
-    const int64_t left = rows - t * kLanes;
-    const int count = static_cast<int>(left < kLanes ? left : kLanes);
-    Floats* logits = s.logits + t * job.classes;
-    const int64_t* at = order + t * kLanes;
-    switch (job.type) {
-      case Type::float16: read_tile<Float16>(job, at, count, logits, s.maximum[t], s.valid[t]); break;
-      case Type::bfloat16: read_tile<BFloat16>(job, at, count, logits, s.maximum[t], s.valid[t]); break;
-      case Type::float64: read_tile<double>(job, at, count, logits, s.maximum[t], s.valid[t]); break;
-      default: read_tile<float>(job, at, count, logits, s.maximum[t], s.valid[t]);
+template <class T>
+void read_chunk(const AccumulateJob& job, const int64_t* order, int64_t begin, int64_t rows, const Scratch& s) {
+  const auto count = [&](int64_t t) { return static_cast<int>(rows - t * kLanes < kLanes ? rows - t * kLanes : kLanes); };
+  for (int64_t t = 0; t * kLanes < rows; ++t)
+    read_tile<T>(job, order, begin + t * kLanes, count(t), s.logits + t * s.stride);
+  for (int64_t t = 0; t * kLanes < rows; ++t) find_votes(job, s, t, count(t));
+}
+
+RSFAST_FN void read_chunk(const AccumulateJob& job, const int64_t* order, int64_t begin, int64_t rows, const Scratch& s) {
+  switch (job.type) {
+    case Type::float16: return read_chunk<Float16>(job, order, begin, rows, s);
+    case Type::bfloat16: return read_chunk<BFloat16>(job, order, begin, rows, s);
+    case Type::float64: return read_chunk<double>(job, order, begin, rows, s);
+    default: return read_chunk<float>(job, order, begin, rows, s);
+  }
+}
+
+void count_votes(const AccumulateJob& job, const Scratch& s, int64_t rows, int64_t* counts) {
+  const int64_t tiles = rows / kLanes;
+  int64_t done = 0;
+  if (job.classes < 4 * tiles) {  // else the sums over lanes would take longer
+    for (int32_t k = 0; k <= job.classes; ++k) {
+      Ints count{};
+      for (int64_t t = 0; t < tiles; ++t) count -= s.votes[t] == k;
+      int32_t total = 0;
+      for (int lane = 0; lane < kLanes; ++lane) total += count[lane];
+      counts[k] += total;
     }
+    done = tiles * kLanes;
   }
+  const int32_t* votes = reinterpret_cast<const int32_t*>(s.votes);
+  for (; done < rows; ++done) ++counts[votes[done]];
 }
 
-void count_votes(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t rows) {
+// Of a slot that other threads may count for at the same time.
+void count_shared_votes(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t rows) {
+  for (int64_t k = 0; k <= job.classes; ++k) s.counts[k] = 0;
+  count_votes(job, s, rows, s.counts);
   int64_t* counts = job.counts + slot * (job.classes + 1);
-  job.n[slot] += rows;
-  for (int64_t t = 0; t * kLanes < rows; ++t) {
-    const Floats* logits = s.logits + t * job.classes;
-    Ints vote = Ints{} + static_cast<int32_t>(job.classes);
-    for (int64_t k = job.classes - 1; k >= 0; --k)
-      vote = logits[k] == s.maximum[t] ? Ints{} + static_cast<int32_t>(k) : vote;
-    vote = s.valid[t] ? vote : Ints{} + static_cast<int32_t>(job.classes);
-    const int64_t left = rows - t * kLanes;
-    for (int lane = 0; lane < kLanes && lane < left; ++lane) ++counts[vote[lane]];
-  }
+  for (int64_t k = 0; k <= job.classes; ++k)
+    if (s.counts[k]) __atomic_fetch_add(counts + k, s.counts[k], __ATOMIC_RELAXED);
+  __atomic_fetch_add(job.n + slot, rows, __ATOMIC_RELAXED);
 }
 
 RSFAST_FN void add(const Scratch& s, int64_t k, const Pair& score) {
@@ -148,7 +229,7 @@ RSFAST_FN Pair softmax_units(Floats a, Ints counts) {
 }
 
 Pair add_softmax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale) {
-  const Floats* logits = s.logits + t * job.classes;
+  const Floats* logits = s.logits + t * s.stride;
   const Floats maximum = s.maximum[t];
   const Ints valid = s.valid[t];
   const Pair valid_rows = widen(valid);
@@ -184,7 +265,7 @@ RSFAST_FN Pair sparsemax_score(const Pair& units, const Pair& threshold) {
 }
 
 Pair add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float scale) {
-  const Floats* logits = s.logits + t * job.classes;
+  const Floats* logits = s.logits + t * s.stride;
   const Floats maximum = s.maximum[t];
   const Ints valid = s.valid[t];
   Pair total{}, count{};
@@ -220,7 +301,7 @@ Pair add_sparsemax(const AccumulateJob& job, const Scratch& s, int64_t t, float 
 }
 
 void add_pointwise(const AccumulateJob& job, const Scratch& s, int64_t t, const HeadParameters& head) {
-  const Floats* logits = s.logits + t * job.classes;
+  const Floats* logits = s.logits + t * s.stride;
   for (int64_t k = 0; k < job.classes; ++k) add(s, k, widen(pointwise_score(logits[k], head) & s.valid[t]));
 }
 
@@ -232,7 +313,7 @@ void add_bins(const AccumulateJob& job, const Scratch& s, int64_t slot, int64_t 
   const Ints valid = s.valid[t];
   const int64_t first = (slot * job.heads + h) * job.tracked_classes;
   for (int64_t c = first; c < first + job.tracked_classes; ++c) {
-    const Floats logit = s.logits[t * job.classes + job.tracked[c]], a = (logit - s.maximum[t]) * head.scale;
+    const Floats logit = s.logits[t * s.stride + job.tracked[c]], a = (logit - s.maximum[t]) * head.scale;
     Ints score{};
     switch (kind_of(head)) {
       case HeadKind::softmax: {
@@ -282,18 +363,24 @@ size_t RSFAST_NAME(accumulate_scratch_)(const AccumulateJob& job) {
   return reinterpret_cast<size_t>(at) + 64;
 }
 
-void RSFAST_NAME(accumulate_)(const AccumulateJob& job, const int64_t* order, int64_t first, int64_t step, char* scratch) {
+void RSFAST_NAME(accumulate_)(const AccumulateJob& job, const AccumulateShare& share, char* scratch) {
   const Scratch s = lay_out(job, scratch);
-  int64_t end = 0;
-  for (int64_t begin = 0; begin < job.batch; begin = end) {
-    const int64_t slot = job.slots[order[begin]], most = begin + tiles_of(job) * kLanes;
-    while (end < job.batch && end < most && job.slots[order[end]] == slot) ++end;
-    read_chunk(job, order + begin, end - begin, s);
-    for (int64_t item = first; item <= job.heads; item += step) {
-      if (item == 0)
-        count_votes(job, s, slot, end - begin);
-      else
+  const auto slot_of = [&](int64_t i) { return job.slots[share.order ? share.order[i] : i]; };
+  const bool alone = share.begin == 0 && share.end == job.batch;
+  int64_t end = share.begin;
+  for (int64_t begin = end; begin < share.end; begin = end) {
+    const int64_t slot = slot_of(begin), full = begin + tiles_of(job) * kLanes;
+    end = full < share.end ? full : share.end;
+    if (slot_of(end - 1) != slot)  // slots ascend
+      for (end = begin + 1; slot_of(end) == slot;) ++end;
+    read_chunk(job, share.order, begin, end - begin, s);
+    for (int64_t item = share.first; item <= job.heads; item += share.step) {
+      if (item > 0)
         add_head(job, s, slot, end - begin, item - 1);
+      else if (alone)
+        job.n[slot] += end - begin, count_votes(job, s, end - begin, job.counts + slot * (job.classes + 1));
+      else
+        count_shared_votes(job, s, slot, end - begin);
     }
   }
 }
