@@ -55,12 +55,14 @@ template <class T>
 RSFAST_FN float read_logit(const T* from) {
   return static_cast<float>(*from);
 }
-RSFAST_FN float read_logit(const Float16* from) {
-  const uint32_t sign = static_cast<uint32_t>(from->bits & 0x8000u) << 16, rest = from->bits & 0x7FFFu;
-  if (rest >= 0x7C00u) return as_float(sign | 0x7F800000u | (rest & 0x3FFu) << 13);
+template <class B>
+RSFAST_FN auto float_of_half(B bits) {
+  const B sign = (bits & 0x8000u) << 16, rest = bits & 0x7FFFu, special = 0x7F800000u | (rest & 0x3FFu) << 13;
   // The exponent is moved by a product with a power of 2, which is exact and takes subnormals along.
-  return as_float(sign | as_bits(as_float(rest << 13) * 0x1p112f));
+  const B finite = as_bits(as_float(rest << 13) * 0x1p112f);
+  return as_float(sign | (rest >= 0x7C00u ? special : finite));
 }
+RSFAST_FN float read_logit(const Float16* from) { return float_of_half(static_cast<uint32_t>(from->bits)); }
 RSFAST_FN float read_logit(const BFloat16* from) { return as_float(static_cast<uint32_t>(from->bits) << 16); }
 
 // Softmax. `total` is the sum of the row's exp_units, at least kOne since the largest of them is. Scores are rounded down

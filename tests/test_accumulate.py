@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import math
 import pickle
 import subprocess
@@ -31,7 +32,7 @@ ONE = 1 << 30
 # Batches of less, exactly and more than a tile of 16 rows; more rows than one chunk holds (256 where K is 10 to 64, 64 where
 # it is 1000, 16 where it is 5000).
 SIZES = [(k, b) for k in (2, 3, 10, 17, 100) for b in (1, 15, 16, 17, 300)]
-SIZES += [(1000, 1), (1000, 17), (1000, 70), (5000, 1), (5000, 17)]
+SIZES += [(64, 17), (65, 17), (1000, 1), (1000, 17), (1000, 70), (5000, 1), (5000, 17)]
 SLOTS = 4
 
 
@@ -251,6 +252,40 @@ def test_votes(backend, isa):
             tally = fill(torch.tensor([row]).repeat(batch, 1), heads=(Votes(),), slots=1, backend=backend)
             assert tally.n.tolist() == [batch]
             assert tally.counts.tolist() == [[batch * (k == vote) for k in range(4)]]
+
+
+def slots_of(order, batch):
+    """The slot of each row: all one, in runs, a row each, in turns, or the last first."""
+    places = torch.arange(batch)
+    return {
+        "one": torch.zeros_like(places) + SLOTS - 1,
+        "runs": places * SLOTS // batch,
+        "each": places,
+        "in turns": places % SLOTS,
+        "descending": places.flip(0) // 20,
+    }[order]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("order", ["one", "runs", "each", "in turns", "descending"])
+def test_votes_without_scores(order, dtype, threads, isa):
+    """Rows in any order of slots, shared by any number of threads, of classes beside one another and not."""
+    for classes, batch in itertools.product((2, 4, 5, 15, 16, 17, 63, 64, 65, 1000), (1, 15, 16, 17, 1000)):
+        logits, rows = hostile_logits(classes, batch, dtype), slots_of(order, batch)
+        wanted = fill(logits, rows, heads=(Votes(),), slots=max(batch, SLOTS), backend="reference")
+        for count, view in ((1, logits), (3, logits), (1, logits.t().contiguous().t())):
+            threads(count)
+            assert_same(fill(view, rows, heads=(Votes(),), slots=max(batch, SLOTS)), wanted)
+
+
+def test_votes_of_many_rows_on_many_threads(threads, isa):
+    """Enough rows of a few classes for sixteen threads, and slots whose rows two or more of them read."""
+    logits = hostile_logits(3, 400_000)
+    for rows in (slots_of("one", 400_000), slots_of("runs", 400_000), some_rows(400_000)):
+        wanted = fill(logits, rows, heads=(Votes(),), backend="reference")
+        for count in (1, 2, 16):
+            threads(count)
+            assert_same(fill(logits, rows, heads=(Votes(),)), wanted)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -522,6 +557,36 @@ def test_extreme_finite_logits(isa):
     assert found.counts.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]]
     assert found.sums[0, 0].tolist() == [ONE // 2, 0, ONE // 2]
     assert found.sums[1, 0].tolist() == [0, ONE, 0]
+
+
+def leading_logits(kind, classes, batch):
+    """Rows whose largest logits are few, many, all equal, in steps of a few ties, or beside masked and spoilt ones."""
+    draw = generator(classes + batch)
+    logits = torch.randn(batch, classes, generator=draw) * 3
+    return {
+        "few": logits,
+        "the same in all rows": logits[:1] + logits / 10,
+        "close": logits * 1e-4 + 100,
+        "equal": torch.full_like(logits, 0.5),
+        "ties": logits.round(),
+        "most masked": logits.where(torch.rand(batch, classes, generator=draw) < 0.1, -math.inf),
+        "hostile": hostile_logits(classes, batch),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["few", "the same in all rows", "close", "equal", "ties", "most masked", "hostile"])
+def test_many_heads_are_each_head_alone(kind, isa):
+    """With many heads the kernel ranks each row's largest logits first, 64 at most; with one head it does without."""
+    factors = (0.001, 0.1, 1.0, 3.0, 6.0, 10.0, 50.0, 1e7)
+    heads = (Votes(), ClippedLogits(-2.5, 7.0), *(head(1 / factor) for factor in factors for head in (Softmax, Sparsemax)))
+    for classes, batch in ((2, 17), (10, 40), (63, 17), (64, 17), (65, 17), (66, 1), (300, 31), (1000, 70)):
+        logits, rows = leading_logits(kind, classes, batch), some_rows(batch)
+        tracked = some_classes(classes, 2, heads=heads)
+        found = fill(logits, rows, heads=heads, tracked=tracked)
+        for h, head in enumerate(heads[1:]):
+            alone = fill(logits, rows, heads=(head,), tracked=tracked[:, h : h + 1])
+            for name in ("sums", "squares", "bin_counts", "bin_sums"):
+                assert torch.equal(getattr(found, name)[:, h], getattr(alone, name)[:, 0]), (name, head, classes)
 
 
 # Histograms

@@ -9,12 +9,18 @@
 
 namespace rsfast {
 
+// What one thread does of accumulate: of rows [begin, end) in `order`, every step-th item from first. Item 0 is the votes,
+// item h + 1 a head. Threads may share the rows of votes alone, not those of heads.
+struct AccumulateShare {
+  const int64_t* order;  // [batch]: row numbers whose slots ascend; null: as they come
+  int64_t begin, end, first, step;
+};
+
 struct Kernels {
   // Work units [begin, end) of perturb_units(job).
   void (*perturb)(const PerturbJob& job, int64_t begin, int64_t end);
-  // Votes (item 0) and heads (item h + 1): every step-th item from first. order: row numbers, those of one slot together.
   // scratch: accumulate_scratch(job) bytes.
-  void (*accumulate)(const AccumulateJob& job, const int64_t* order, int64_t first, int64_t step, char* scratch);
+  void (*accumulate)(const AccumulateJob& job, const AccumulateShare& share, char* scratch);
   size_t (*accumulate_scratch)(const AccumulateJob& job);
   // Random words of one input in stream order, and a draw's standard noise of given words; for tests and benchmarks.
   void (*philox_words)(const int64_t counter[3], uint64_t seed, int64_t first_block, int64_t blocks, uint32_t* out);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -121,15 +122,23 @@ void perturb(uintptr_t address, int64_t threads) {
 void accumulate(uintptr_t address, int64_t threads) {
   const AccumulateJob& job = *at<const AccumulateJob>(address);
   const py::gil_scoped_release release;
-  std::vector<int64_t> order(job.batch);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&job](int64_t a, int64_t b) { return job.slots[a] < job.slots[b]; });
-  // Threads share the heads, not the rows: each reads all logits, and no two write the same counter.
-  const int64_t items = job.heads + 1, worth = job.batch * job.classes * items / kWorthAThread;
-  const int64_t parts = std::max<int64_t>(1, std::min({threads, items, worth}));
+  std::vector<int64_t> order;
+  if (job.inputs > 1 && !std::is_sorted(job.slots, job.slots + job.batch)) {
+    order.resize(job.batch);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&job](int64_t a, int64_t b) { return job.slots[a] < job.slots[b]; });
+  }
+  // Threads share the heads, if there are any, and each reads all logits: no two write the same counter. Else, the rows.
+  const int64_t items = job.heads + 1, shares = job.heads ? items : job.batch;
+  const int64_t worth = job.batch * job.classes * items / kWorthAThread;
+  const int64_t parts = std::max<int64_t>(1, std::min({threads, shares, worth}));
   const size_t bytes = current.kernels->accumulate_scratch(job);
-  std::vector<std::vector<char>> scratch(parts, std::vector<char>(bytes));
-  run_parts(parts, parts, [&](int64_t i) { current.kernels->accumulate(job, order.data(), i, parts, scratch[i].data()); });
+  const std::unique_ptr<char[]> scratch(new char[parts * bytes]);  // not filled: it would take longer than a small batch
+  run_parts(parts, parts, [&](int64_t i) {
+    AccumulateShare share{order.empty() ? nullptr : order.data(), 0, job.batch, i, parts};
+    if (!job.heads) share = {share.order, job.batch * i / parts, job.batch * (i + 1) / parts, 0, 1};
+    current.kernels->accumulate(job, share, scratch.get() + i * bytes);
+  });
 }
 
 void philox_words(uint64_t seed, int64_t c1, int64_t c2, int64_t c3, int64_t first_block, int64_t blocks, uintptr_t out,

@@ -447,7 +447,7 @@ void noise_of_words(int draw, const uint32_t* words, int64_t count, float* out) 
 
 }  // namespace
 
-void RSFAST_NAME(accumulate_)(const AccumulateJob&, const int64_t*, int64_t, int64_t, char*);
+void RSFAST_NAME(accumulate_)(const AccumulateJob&, const AccumulateShare&, char*);
 size_t RSFAST_NAME(accumulate_scratch_)(const AccumulateJob&);
 
 const Kernels RSFAST_NAME(kernels_) = {perturb, RSFAST_NAME(accumulate_), RSFAST_NAME(accumulate_scratch_), philox_words,
