@@ -197,9 +197,9 @@ def test_tune_head_takes_no_sample_that_certification_takes(monkeypatch):
     def perturber(*arguments, **options):
         run = rsfast.ops.perturber(*arguments, **options)
 
-        def noted(out, samples, rows, stream):
-            drawn.append((stream, *samples.tolist()))
-            run(out, samples, rows, stream)
+        def noted(out, places, stream):
+            drawn.append((stream, *places[2].tolist()))
+            run(out, places, stream)
 
         return noted
 

@@ -130,11 +130,11 @@ def test_memory_that_runs_out_in_the_noise(expected, failing):
     def scarce(*arguments, **options):
         run = perturber(*arguments, **options)
 
-        def fill(out, samples, slots, stream):
-            calls.append(len(samples))
+        def fill(out, places, stream):
+            calls.append(len(out))
             if len(calls) == 2 + failing:
                 raise MemoryError
-            run(out, samples, slots, stream)
+            run(out, places, stream)
 
         return fill
 
@@ -186,8 +186,8 @@ def test_memory_that_runs_out_in_counting_comes_through(kind):
     calls, into = [], tallies()
 
     def failing(tally, backend):
-        def add(logits, rows):
-            accumulator(tally, backend=backend)(logits, rows)
+        def add(logits, places):
+            accumulator(tally, backend=backend)(logits, places)
             raise NO_MEMORY[kind]()
 
         return add

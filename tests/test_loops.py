@@ -20,10 +20,10 @@ def test_perturber_is_perturb(transform, backend):
     for dtype, (shape, channels_last) in zip(TYPES, LAYOUTS, strict=False):
         given = arguments(shape, transform, dtype, channels_last)
         x, samples, rows = given["x"], torch.tensor(given.pop("samples")), torch.tensor(given.pop("rows"))
-        run = perturber(**given, backend=backend)
+        run, places = perturber(**given, backend=backend), torch.stack([rows, rows + 7, samples])
         for stream, count in (("estimation", 8), ("selection", 3), ("user", 0), ("training", 8)):
             out = poisoned((count, *shape), dtype, channels_last)
-            run(out, samples[:count], rows[:count], stream)
+            run(out, places[:, :count], stream)
             assert_same_bits(out, perturb(**given, samples=samples[:count], rows=rows[:count], stream=stream))
             x.mul_(0.5)
 
@@ -50,10 +50,14 @@ def test_errors_of_perturber(error, message, changes):
 
 
 def test_perturber_of_bytes():
-    images, samples = torch.arange(6, dtype=torch.uint8).view(1, 6), torch.arange(5)
-    out = torch.empty(5, 6)
-    perturber(images, GridGaussian(0.5), seed=1, input_ids=[0])(out, samples, torch.zeros_like(samples), "estimation")
-    assert_same_bits(out, perturb(images, GridGaussian(0.5), seed=1, samples=samples))
+    images, places, out = (
+        torch.arange(6, dtype=torch.uint8).view(1, 6),
+        torch.zeros(3, 5, dtype=torch.int64),
+        torch.empty(5, 6),
+    )
+    places[2] = torch.arange(5)
+    perturber(images, GridGaussian(0.5), seed=1, input_ids=[0])(out, places, "estimation")
+    assert_same_bits(out, perturb(images, GridGaussian(0.5), seed=1, samples=range(5)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -64,7 +68,7 @@ def test_accumulator_is_accumulate(dtype, backend):
     for seed, batch in enumerate((17, 0, 1, 300)):
         logits, rows = hostile_logits(10, batch, dtype, seed=seed), some_rows(batch, seed)
         for view in (logits, logits.T.contiguous().T, torch.complex(logits.float(), -logits.float()).conj().imag):
-            add(view, rows)
+            add(view, torch.stack([rows + SLOTS, rows, rows + SLOTS]))
             accumulate(view, other, rows=rows, backend=backend)
     assert_same(one, other)
 
@@ -82,7 +86,7 @@ def test_accumulator_is_accumulate(dtype, backend):
 def test_errors_of_logits(error, message, logits):
     tally = Tally(1, 3)
     with pytest.raises(error, match=message):
-        accumulator(tally)(logits, torch.zeros(2, dtype=torch.int64))
+        accumulator(tally)(logits, torch.zeros(3, 2, dtype=torch.int64))
     assert tally == Tally(1, 3)
 
 

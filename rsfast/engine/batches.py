@@ -113,7 +113,7 @@ class Batches:
                 start = 0
                 for group in groups:
                     stop = start + group.size
-                    self._adder(group.tally)(logits[start:stop], group.places[1])
+                    self._adder(group.tally)(logits[start:stop], group.places)
                     start = stop
             self.timer.rows += rows
             return
@@ -127,8 +127,7 @@ class Batches:
             perturb, start = self._perturb_of(inputs, input_ids), 0
             for group in groups:
                 stop = start + group.size
-                slots, _, samples = group.places
-                perturb(batch[start:stop], samples, slots, group.stream)
+                perturb(batch[start:stop], group.places, group.stream)
                 start = stop
         with self.timer("model"):
             return self.forward(batch)[:start]

@@ -11,11 +11,12 @@ is past the operator: `perturber` and `accumulator` check once what `perturb` an
 """
 
 from ..noise import check_seed
-from .accumulation import Accumulator, accumulate, accumulator
+from .accumulation import accumulate, accumulator
 from .arguments import affine, as_floats, check_clamp, check_inputs, check_range, check_stream, indices
+from .calls import Accumulator, Perturber
 from .changes import changed
 from .checks import TYPES, as_dtype, memory_format
-from .perturbation import Perturber, perturb, perturber
+from .perturbation import perturb, perturber
 from .registry import BACKENDS, backend_for
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
@@ -12,12 +12,10 @@ from torch.autograd.graph import increment_version
 
 from .._check import MAX_SAMPLES
 from .arguments import as_indices, check_range
-from .calls import Accumulation
+from .calls import Accumulation, Accumulator
 from .checks import TYPES, check_apart, require
 from .registry import check_backend, find
 from .tally import Tally
-
-Accumulator = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def accumulate(
@@ -96,15 +94,15 @@ def accumulator(tally: Tally, *, backend: str = "auto") -> Accumulator:
     Returns
     -------
     callable
-        ``add(logits, rows)`` adds logits [B, K], which it checks, to rows, a contiguous int64 tensor [B] in [0, I) on the
-        tally's device, which it does not check. Nobody else may add to the tally meanwhile, nor any input pass 2^33 - 1
-        samples.
+        ``add(logits, places)`` adds logits [B, K], which it checks, to the rows ``places[1]`` in [0, I) of the tally, which
+        it does not check. `places` is int64 [3, B] on the tally's device, each row contiguous. Nobody else may add to the
+        tally meanwhile, nor any of its rows pass 2^33 - 1 samples.
 
     Examples
     --------
     >>> from rsfast import Tally
     >>> tally = Tally(1, 3)
-    >>> accumulator(tally)(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0]))
+    >>> accumulator(tally)(torch.tensor([[0.0, 2.0, 1.0]]), torch.zeros(3, 1, dtype=torch.int64))
     >>> tally.counts.tolist()
     [[0, 1, 0, 0]]
     """
@@ -114,15 +112,14 @@ def accumulator(tally: Tally, *, backend: str = "auto") -> Accumulator:
     none = torch.empty(0, dtype=torch.int64, device=device)
     job = Accumulation(torch.empty(0, classes, device=device), none, tally.parameters, *held)
     job.check()
-    kernels = find(check_backend(backend), device).kernels
+    add = find(check_backend(backend), device).accumulator(job)
 
-    def add(logits: torch.Tensor, rows: torch.Tensor) -> None:
+    def checked(logits: torch.Tensor, places: torch.Tensor) -> None:
         _check_dense(logits, classes)
-        logits = logits.resolve_neg()
-        require("logits", logits, TYPES, (len(rows), classes), device, layout=None)
-        kernels.accumulate(job._replace(logits=logits, rows=rows))
+        require("logits", logits, TYPES, (places.shape[1], classes), device, layout=None)
+        add(logits.resolve_neg(), places)
 
-    return add
+    return checked
 
 
 def _check_dense(logits: object, classes: int) -> None:

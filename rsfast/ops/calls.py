@@ -1,8 +1,9 @@
-"""The two calls that backends take: arguments as tensors, and what a kernel requires of them, whatever their values."""
+"""The two calls that backends take, arguments as tensors, what a kernel requires of these, whatever their values, and calls
+that are made again and again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,12 @@ from .._check import check_choice
 from ..heads.bins import BINS
 from ..noise import DRAWS, STREAMS, NoiseParameters
 from .checks import TYPES, memory_format, require
+
+Perturber = Callable[[torch.Tensor, torch.Tensor, str], None]
+"""``run(out, places, stream)``, as `perturbation.perturber` returns it."""
+
+Accumulator = Callable[[torch.Tensor, torch.Tensor], None]
+"""``add(logits, places)``, as `accumulation.accumulator` returns it."""
 
 _INDEX = (torch.int64,)
 _FLOAT = (torch.float32,)

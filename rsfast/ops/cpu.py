@@ -7,9 +7,10 @@ import os
 
 import torch
 
+from ..noise import STREAMS
 from . import openmp
-from .calls import Accumulation, Perturbation
-from .jobs import accumulate_job, check_extension, perturb_job
+from .calls import Accumulation, Accumulator, Perturbation, Perturber
+from .jobs import PerturbJob, accumulate_job, check_extension, perturb_job, set_logits, set_rows
 
 try:
     from . import _cpu
@@ -40,11 +41,7 @@ _DRAWS = check_extension(_cpu)
 
 def perturb(job: Perturbation) -> None:
     """Fill ``job.out``."""
-    scale, shift = job.scale, job.shift
-    if scale is not None and shift is not None:  # one value an element: a kernel then loads them as it loads x
-        channels, elements = job.x.shape[1], job.x.shape[1:].numel()
-        scale, shift = (t[:, None].expand(channels, elements // channels).contiguous() for t in (scale, shift))
-    struct = perturb_job(job, scale, shift, _DRAWS)
+    struct, _held = _struct(job)
     _cpu.perturb(ctypes.addressof(struct), torch.get_num_threads())
 
 
@@ -52,3 +49,37 @@ def accumulate(job: Accumulation) -> None:
     """Add every row of the logits to its input's slot."""
     struct = accumulate_job(job)
     _cpu.accumulate(ctypes.addressof(struct), torch.get_num_threads())
+
+
+def perturber(job: Perturbation) -> Perturber:
+    """Return `perturb` of this call with other rows. Its struct is made once: between two calls of a model Python is slow."""
+    struct, held = _struct(job)
+    address, number = ctypes.addressof(struct), STREAMS.__getitem__
+
+    def run(out: torch.Tensor, places: torch.Tensor, stream: str, _held: object = (job, held)) -> None:
+        first = places.data_ptr()
+        set_rows(struct, out, first, first + 16 * places.stride(0), number(stream))
+        _cpu.perturb(address, torch.get_num_threads())
+
+    return run
+
+
+def accumulator(job: Accumulation) -> Accumulator:
+    """Return `accumulate` of this call with other logits and rows."""
+    struct = accumulate_job(job)
+    address = ctypes.addressof(struct)
+
+    def add(logits: torch.Tensor, places: torch.Tensor, _held: object = job) -> None:
+        set_logits(struct, logits, places.data_ptr() + 8 * places.stride(0))
+        _cpu.accumulate(address, torch.get_num_threads())
+
+    return add
+
+
+def _struct(job: Perturbation) -> tuple[PerturbJob, object]:
+    """Return the struct, and what it holds addresses of besides the job's tensors."""
+    scale, shift = job.scale, job.shift
+    if scale is not None and shift is not None:  # one value an element: a kernel then loads them as it loads x
+        channels, elements = job.x.shape[1], job.x.shape[1:].numel()
+        scale, shift = (t[:, None].expand(channels, elements // channels).contiguous() for t in (scale, shift))
+    return perturb_job(job, scale, shift, _DRAWS), (scale, shift)

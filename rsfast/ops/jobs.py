@@ -73,9 +73,8 @@ def perturb_job(
     """Return the struct. It holds addresses: the tensors must outlive it. `draws` are the extension's numbers."""
     noise = job.noise
     low, high = job.clamp or (0.0, 0.0)
-    return PerturbJob(
+    struct = PerturbJob(
         inputs=job.x.shape[0],
-        batch=job.samples.shape[0],
         elements=job.x.shape[1:].numel(),
         channels=job.x.shape[1],
         noise=NoiseParameters(
@@ -85,7 +84,6 @@ def perturb_job(
             tuple([table.data_ptr() for table in noise.tables]),
         ),
         seed=job.seed,
-        stream=job.stream,
         scale=None if scale is None else scale.data_ptr(),
         shift=None if shift is None else shift.data_ptr(),
         clamp=job.clamp is not None,
@@ -94,26 +92,35 @@ def perturb_job(
         type=_TYPES[job.out.dtype],
         channels_last=job.channels_last,
         x=job.x.data_ptr(),
-        rows=job.rows.data_ptr(),
         input_ids=job.input_ids.data_ptr(),
-        samples=job.samples.data_ptr(),
-        out=job.out.data_ptr(),
     )
+    set_rows(struct, job.out, job.rows.data_ptr(), job.samples.data_ptr(), job.stream)
+    return struct
+
+
+def set_rows(struct: PerturbJob, out: torch.Tensor, rows: int, samples: int, stream: int) -> None:
+    """Put what changes from batch to batch into the struct: rows and samples are addresses."""
+    struct.out, struct.batch, struct.stream = out.data_ptr(), out.shape[0], stream
+    struct.rows, struct.samples = rows, samples
 
 
 def accumulate_job(job: Accumulation) -> AccumulateJob:
     """Return the struct. It holds addresses: the tensors must outlive it."""
-    same = ("logits", "parameters", "n", "counts", "sums", "squares", "bin_counts", "bin_sums")
-    return AccumulateJob(
-        type=_TYPES[job.logits.dtype],
-        row_stride=job.logits.stride(0),
-        class_stride=job.logits.stride(1),
-        batch=job.logits.shape[0],
+    same = ("parameters", "n", "counts", "sums", "squares", "bin_counts", "bin_sums")
+    struct = AccumulateJob(
         classes=job.logits.shape[1],
         heads=job.parameters.shape[0],
         inputs=job.n.shape[0],
         tracked_classes=job.tracked_classes.shape[2],
-        slots=job.rows.data_ptr(),
         tracked=job.tracked_classes.data_ptr(),
         **{name: getattr(job, name).data_ptr() for name in same},
     )
+    set_logits(struct, job.logits, job.rows.data_ptr())
+    return struct
+
+
+def set_logits(struct: AccumulateJob, logits: torch.Tensor, rows: int) -> None:
+    """Put what changes from batch to batch into the struct: rows is an address."""
+    struct.logits, struct.type, struct.batch = logits.data_ptr(), _TYPES[logits.dtype], logits.shape[0]
+    struct.row_stride, struct.class_stride = logits.stride()
+    struct.slots = rows

@@ -22,11 +22,9 @@ from .arguments import (
     check_stream,
     indices,
 )
-from .calls import Perturbation
+from .calls import Perturbation, Perturber
 from .checks import as_dtype, check_apart, memory_format
 from .registry import Kernels, check_backend, find
-
-Perturber = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str], None]
 
 _READ = ("x", "samples", "rows", "input_ids", "scale", "shift")
 
@@ -178,15 +176,15 @@ def perturber(
     Returns
     -------
     callable
-        ``run(out, samples, rows, stream)`` fills `out`, [B, *shape] of that dtype and layout, with the noise of samples,
-        int64 [B] in [0, 2^56), and rows, int64 [B] in [0, I). These are tensors on the device of x, and contiguous.
+        ``run(out, places, stream)`` fills `out`, [B, *shape] of that dtype and layout, for B inputs, ``places[0]`` in
+        [0, I), and samples, ``places[2]`` in [0, 2^56). `places` is int64 [3, B] on the device of x, each row contiguous.
 
     Examples
     --------
     >>> from rsfast.noise import Gaussian
-    >>> x, samples, out = torch.zeros(1, 2), torch.arange(3), torch.empty(3, 2)
-    >>> perturber(x, Gaussian(1.0), seed=0, input_ids=[0])(out, samples, torch.zeros_like(samples), "estimation")
-    >>> torch.equal(out, perturb(x, Gaussian(1.0), seed=0, samples=samples))
+    >>> x, places, out = torch.zeros(1, 2), torch.tensor([[0, 0, 0], [0, 0, 0], [5, 6, 7]]), torch.empty(3, 2)
+    >>> perturber(x, Gaussian(1.0), seed=0, input_ids=[0])(out, places, "estimation")
+    >>> torch.equal(out, perturb(x, Gaussian(1.0), seed=0, samples=range(5, 8)))
     True
     """
     x, parameters, scale, shift = _inputs(x, noise, scale, shift)
@@ -203,8 +201,11 @@ def perturber(
     if found.on_host:
         check_range("input_ids", ids, 1 << 32)
 
-    def run(out: torch.Tensor, samples: torch.Tensor, rows: torch.Tensor, stream: str) -> None:
-        _fill(job._replace(rows=rows, samples=samples, stream=STREAMS[stream], out=out), found.kernels)
+    if not parameters.shaper:
+        return found.perturber(job)
+
+    def run(out: torch.Tensor, places: torch.Tensor, stream: str) -> None:
+        _fill(job._replace(rows=places[0], samples=places[2], stream=STREAMS[stream], out=out), found.kernels)
 
     return run
 

@@ -10,11 +10,15 @@ from typing import Any, Protocol, cast
 import torch
 
 from .._check import check_choice
-from .calls import Accumulation, Perturbation
+from ..noise import STREAMS
+from .calls import Accumulation, Accumulator, Perturbation, Perturber
 
 
 class Kernels(Protocol):
-    """What a backend's module holds. All backends give the same bits."""
+    """What a backend's module holds. All backends give the same bits.
+
+    It may also hold `perturber` and `accumulator`, which `Backend` makes of these otherwise.
+    """
 
     def perturb(self, job: Perturbation) -> None:
         """Fill ``job.out``, on torch's current stream where it is on a GPU."""
@@ -61,6 +65,24 @@ class Backend:
         if self._kernels is None:
             self._kernels = self._load()
         return self._kernels
+
+    def perturber(self, job: Perturbation) -> Perturber:
+        """Return the call without its out, rows, samples and stream, which it takes for each batch."""
+        kernels = self.kernels
+        if make := getattr(kernels, "perturber", None):
+            return cast(Perturber, make(job))
+
+        def run(out: torch.Tensor, places: torch.Tensor, stream: str) -> None:
+            kernels.perturb(job._replace(rows=places[0], samples=places[2], stream=STREAMS[stream], out=out))
+
+        return run
+
+    def accumulator(self, job: Accumulation) -> Accumulator:
+        """Return the call without its logits and rows, which it takes for each batch."""
+        kernels = self.kernels
+        if make := getattr(kernels, "accumulator", None):
+            return cast(Accumulator, make(job))
+        return lambda logits, places: kernels.accumulate(job._replace(logits=logits, rows=places[1]))
 
     def unavailable_reason(self, device: torch.device) -> str:
         """Return why the backend cannot run on `device`, or ""."""
