@@ -1,4 +1,5 @@
-// perturb on the CPU: philox.h, noise.h and perturb.h over vectors of lanes, a tile of 4 * kLanes elements at a time.
+// perturb on the CPU: philox.h, noise.h and perturb.h over vectors of lanes, a tile of 4 * kLanes elements of a row at a
+// time, or four elements of each of kRows short rows.
 #include "../perturb.h"
 
 #include "../philox.h"
