@@ -12,7 +12,7 @@ from rsfast.ops import perturb
 
 ROWS = 71  # two times the most rows that are made at once, and a few
 BATCHES = (1, 3, 17, ROWS)
-LENGTHS = [(length,) for length in (1, 2, 3, 4, 5, 7, 8, 10, 16, 31, 63, 65, 130)]
+LENGTHS = [(length,) for length in (1, 2, 3, 4, 5, 7, 8, 10, 16, 31, 63, 65, 100, 160)]
 IMAGES = [(1, 1, 7), (3, 2, 2), (2, 3, 5), (3, 4, 5), (5, 3, 1)]  # a mask hides all channels of a pixel
 
 

@@ -1,4 +1,5 @@
-// perturb on the CPU: philox.h, noise.h and perturb.h over vectors of lanes, a tile of 4 * kLanes elements at a time.
+// perturb on the CPU: philox.h, noise.h and perturb.h over vectors of lanes, a tile of 4 * kLanes elements of a row at a
+// time, or four elements of each of kRows short rows.
 #include "../perturb.h"
 
 #include "../philox.h"
@@ -236,7 +237,7 @@ constexpr int kRows = kTogether * kLanes;
 // short. Longer rows lie too far apart to be written side by side.
 RSFAST_FN bool rows_pay(int64_t elements, int64_t count) {
   const int64_t blocks = (elements + 3) / 4, whole = elements / kTile, cut = elements % kTile != 0;
-  return whole < 3 && 5 * kRows * blocks <= count * kLanes * (4 * whole + 5 * cut);
+  return elements < 192 && 5 * kRows * blocks <= count * kLanes * (4 * whole + 5 * cut);
 }
 
 // What kernels read of kRows rows, lane by lane (even lanes, then odd ones), but x in the order of the rows.
