@@ -52,7 +52,7 @@ def accumulate(job: Accumulation) -> None:
 
 
 def perturber(job: Perturbation) -> Perturber:
-    """Return `perturb` of this call with other rows. Its struct is made once: between two calls of a model Python is slow."""
+    """Return `perturb` of this call with other rows. Its struct is made once: between calls of a model Python is slow."""
     struct, held = _struct(job)
     address, number = ctypes.addressof(struct), STREAMS.__getitem__
 
