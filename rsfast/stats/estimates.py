@@ -38,6 +38,11 @@ class TallyLike(Protocol):
         """Raise ValueError if n is not what the provenance states."""
 
 
+def _places(classes: Integers) -> tuple[Integers, Integers]:
+    """Return the index of classes [inputs, n] in an array [inputs, classes]; take_along_axis takes four times as long."""
+    return np.arange(len(classes))[:, None], classes
+
+
 class Scores(NamedTuple):
     """Sums and squares [inputs, classes] and trials [inputs, 1] of one head; see `moments` for units."""
 
@@ -69,15 +74,13 @@ class Scores(NamedTuple):
 
     def only(self, classes: Integers) -> Scores:
         """Return the scores of classes [inputs, n], in that order."""
-        return self._replace(
-            sums=np.take_along_axis(self.sums, classes, axis=1), squares=np.take_along_axis(self.squares, classes, axis=1)
-        )
+        places = _places(classes)
+        return self._replace(sums=self.sums[places], squares=self.squares[places])
 
     def without(self, classes: Integers) -> Scores:
         """Return the scores with those of these classes set to zero: no upper limit is below that of zero."""
-        sums, squares = self.sums.copy(), self.squares.copy()
-        np.put_along_axis(sums, classes, 0, axis=1)
-        np.put_along_axis(squares, classes, 0, axis=1)
+        sums, squares, places = self.sums.copy(), self.squares.copy(), _places(classes)
+        sums[places] = squares[places] = 0
         return self._replace(sums=sums, squares=squares)
 
     def rows(self, rows: NDArray[np.bool_]) -> Scores:
@@ -138,9 +141,9 @@ def leader_and_rival(sums: Integers, leader: Integers) -> tuple[Integers, Intege
     >>> [each.tolist() for each in leader_and_rival(np.array([[3, 9, 4]]), np.array([[1]]))]
     [[[9]], [[4]]]
     """
-    others = sums.copy()
-    np.put_along_axis(others, leader, -1, axis=1)
-    return np.take_along_axis(sums, leader, axis=1), others.max(axis=1, keepdims=True)
+    others, places = sums.copy(), _places(leader)
+    others[places] = -1
+    return sums[places], others.max(axis=1, keepdims=True)
 
 
 def zeros_and_ones(ones: Integers, trials: Integers) -> tuple[Integers, Integers]:

@@ -372,7 +372,7 @@ def prove(
     estimates = Estimates.of(selected, ranges, spec.head, needs, max_samples, seed, input_ids)
     found = rules.limits(estimates, spec)
     chosen = estimates.classes[:, :1]
-    votes = Scores.total(ranges, _VOTES).sums
+    votes = estimates.scores.sums if spec.head == _VOTES else Scores.total(ranges, _VOTES).sums
     (first, second), drawn = leader_and_rival(votes, chosen), estimates.scores.trials
     if spec.exact:
         radii, ahead = spec.noise.exact_radius(first - second), first > second

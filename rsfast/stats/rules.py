@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -252,7 +253,8 @@ def limits(estimates: Estimates, spec: CertificationSpec) -> Limits:
     for number, split in enumerate(splits):
         rows = best[:, 0] == number
         if rows.any():
-            found.lower[rows], found.upper[rows] = _by_split(estimates.rows(rows), split, spec)
+            part = estimates if rows.all() else estimates.rows(rows)
+            found.lower[rows], found.upper[rows] = _by_split(part, split, spec)
             found.rules[rows], found.alpha_upper[rows] = split.rule, spec.alpha - spec.alpha * split.share
     return found
 
@@ -300,7 +302,8 @@ def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limi
         if rows.any():
             part = estimates.rows(rows)
             leader, rival = best_case(part, 0, "upper"), best_case(part, 1, "lower")
-            most[rows] = _predicted_radius(part, split, spec, leader, rival)[:, 0]
+            predicted = _predicted_limits(part, split, spec, leader, rival)
+            most[rows] = radius(spec.noise, *predicted, spec.lipschitz)[:, 0]
     return most
 
 
@@ -327,14 +330,14 @@ def best_case(estimates: Estimates, place: int, side: str) -> tuple[Floats, Floa
     return mean + (limit - mean) * np.sqrt(1 - trials / estimates.max_samples), variance
 
 
-def _predicted_radius(
+def _predicted_limits(
     estimates: Estimates,
     split: AlphaSplit,
     spec: CertificationSpec,
     leader: tuple[Floats, Floats],
     rival: tuple[Floats, Floats],
-) -> Floats:
-    """Return about the radii [inputs, 1] for as many draws as there may be, of scores with these means and variances.
+) -> tuple[Floats, Floats]:
+    """Return about the limits [inputs, 1] for as many draws as there may be, of scores with these means and variances.
 
     Nothing rests on them: bounds are those of real-valued counts, and nothing is rounded outward.
     """
@@ -345,7 +348,7 @@ def _predicted_radius(
         mean, variance = rival
         upper = 1 - bound.forecast(estimates, 1 - mean, variance, alpha)
         high = np.minimum(high, upper) if spec.head.sums_to_one else upper
-    return radius(spec.noise, low, np.maximum(high, np.finfo(np.float64).tiny), spec.lipschitz)
+    return low, np.maximum(high, sys.float_info.min)
 
 
 def _predicted_radii(estimates: Estimates, splits: Sequence[AlphaSplit], spec: CertificationSpec) -> Floats:
@@ -355,4 +358,6 @@ def _predicted_radii(estimates: Estimates, splits: Sequence[AlphaSplit], spec: C
         rest = (1 - mean[:, :1]) * estimates.selected.trials
         mean[:, 1:] *= rest / (rest + 1)
     leader, rival = (mean[:, :1], variance[:, :1]), (mean[:, 1:], variance[:, 1:])
-    return np.concatenate([_predicted_radius(estimates, split, spec, leader, rival) for split in splits], axis=1)
+    predicted = [_predicted_limits(estimates, split, spec, leader, rival) for split in splits]
+    lower, upper = (np.concatenate(limit, axis=1) for limit in zip(*predicted, strict=True))
+    return radius(spec.noise, lower, upper, spec.lipschitz)
