@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ..ops.cpu import expand
 from ..ops.tally import Tally
 from ..stats.estimates import leading_classes
 from .batches import Batches, RowGroup, slice_groups, to_device, to_host
@@ -38,10 +39,20 @@ def draw(
     total = len(inputs) * len(samples)
     with batches.forward.running():
         for begin in range(0, total, batches.size):
-            rows, numbers = np.divmod(np.arange(begin, min(begin + batches.size, total)), len(samples))
-            places = to_device(np.stack([rows, rows, samples.start + numbers]), inputs.device)
+            places = to_device(expand(_of_all(samples, begin, min(begin + batches.size, total))), inputs.device)
             batches.run(inputs, input_ids, [RowGroup(stream, tally, places)])
-            bar.update(len(rows))
+            bar.update(places.shape[1])
+
+
+def _of_all(samples: range, begin: int, end: int) -> list[tuple[int, int, int, int]]:
+    """Return the segments, for `expand`, of the rows from `begin` to `end` - 1 of all samples, input after input."""
+    found = []
+    while begin < end:
+        row, number = divmod(begin, len(samples))
+        size = min(end - begin, len(samples) - number)
+        found.append((row, row, samples.start + number, size))
+        begin += size
+    return found
 
 
 class Outcome(NamedTuple):
@@ -309,32 +320,22 @@ class Sampler:
         return [min(sampled, end) - start for start, end in zip(starts, self.scheduler.ends, strict=False)]
 
     def _launch(self, segments: Sequence[Segment]) -> None:
-        of_tallies = _by_tally(segments)
-        places, sizes = self._places([*of_tallies[0], *of_tallies[1]])
-        groups, start, count = [], 0, places.shape[1]
-        for tally, of_tally in zip(self._tallies, of_tallies, strict=True):
-            if of_tally:
-                stop = start + sum(sizes[: len(of_tally)])
-                groups.append(RowGroup(self.plan.stages[of_tally[0].stage][0], tally, places[:, start:stop]))
-                start, sizes = stop, sizes[len(of_tally) :]
+        table, sizes = [], [0, 0]
+        for number, of_tally in enumerate(_by_tally(segments)):
+            for active, stage, start, stop in of_tally:
+                first = self.plan.stages[stage][1].start + start
+                table.append((active.slot, active.slot + max(stage - 1, 0) * self.slots, first, stop - start))
+                sizes[number] += stop - start
+        places = to_device(expand(table), self._x.device)
+        streams = self.plan.stages[0][0], self.plan.stages[-1][0]
+        parts = places[:, : sizes[0]], places[:, sizes[0] :]
+        groups = [RowGroup(*each) for each in zip(streams, self._tallies, parts, strict=True) if each[2].shape[1]]
         if self.ranks.by_samples:
-            share = -(-count // self.ranks.world)
+            share = -(-places.shape[1] // self.ranks.world)
             groups = slice_groups(groups, self.ranks.rank * share, (self.ranks.rank + 1) * share)
         if groups:
             self.batches.run(self._x, self._ids, groups)
-        self.bar.update(count)
-
-    def _places(self, segments: Sequence[Segment]) -> tuple[torch.Tensor, list[int]]:
-        """Return the `RowGroup.places` of all samples of these segments, one after the other, and how many each has."""
-        sizes = [segment.stop - segment.start for segment in segments]
-        slots = [segment.active.slot for segment in segments]
-        firsts = [
-            self.plan.stages[segment.stage][1].start + segment.start - before
-            for segment, before in zip(segments, accumulate(sizes, initial=0), strict=False)
-        ]
-        places = np.repeat([slots, self._rows(segments), firsts], sizes, axis=1)
-        places[2] += np.arange(places.shape[1])
-        return to_device(places, self._x.device), sizes
+        self.bar.update(places.shape[1])
 
     def _rows(self, segments: Iterable[Segment]) -> NDArray[np.int64]:
         """Return the rows of their Tally that these segments add to."""
