@@ -1,9 +1,11 @@
 """ops.accumulate: every backend and instruction set makes the same integers, which are what the contract says they are."""
 
 import copy
+import ctypes
 import functools
 import itertools
 import math
+import mmap
 import pickle
 import subprocess
 import sys
@@ -185,6 +187,22 @@ def test_logits_of_any_strides(dtype, isa):
         assert name == "with an offset" or name == "requiring grad" or not view.is_contiguous()
         assert_same(fill(view, rows), expected(17, 300, dtype))
         assert_same(fill(view, rows, backend="reference"), expected(17, 300, dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_nothing_beyond_the_last_logit_is_read(dtype, isa):
+    """Logits end where memory does: the next page may not be read, and a kernel that does ends the process."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    start = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    assert protect(ctypes.c_void_p(start + page), ctypes.c_size_t(page), 0) == 0  # PROT_NONE
+    for classes, batch in ((2, 17), (5, 1), (5, 17), (10, 40), (15, 16), (17, 3), (17, 16), (100, 1)):
+        logits = hostile_logits(classes, batch, dtype)
+        offset = page - logits.numel() * dtype.itemsize
+        placed = torch.frombuffer(memory, dtype=dtype, count=logits.numel(), offset=offset).view(batch, classes)
+        placed.copy_(logits)
+        assert_same(fill(placed, some_rows(batch)), fill(logits, some_rows(batch), backend="reference"))
 
 
 def test_broadcast_logits(isa):

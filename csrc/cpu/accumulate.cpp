@@ -184,15 +184,15 @@ RSFAST_FN void find_votes(const AccumulateJob& job, const Scratch& s, int64_t t,
   for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
   Ints valid = lanes < count;
   Floats top = logits[0];
-  for (int64_t k = 0; k < job.classes; ++k) {
-    top = logits[k] > top ? logits[k] : top;
+  Ints vote{};
+  for (int32_t k = 0; k < job.classes; ++k) {
+    const Ints above = logits[k] > top;
+    top = above ? logits[k] : top;
+    vote = above ? Ints{} + k : vote;
     valid &= logits[k] == logits[k];  // false of NaN
   }
   valid &= is_finite(top);
-  const Ints none = Ints{} + static_cast<int32_t>(job.classes);
-  Ints vote = none;
-  for (int64_t k = job.classes - 1; k >= 0; --k) vote = logits[k] == top ? Ints{} + static_cast<int32_t>(k) : vote;
-  s.maximum[t] = top, s.valid[t] = valid, s.votes[t] = valid ? vote : none;
+  s.maximum[t] = top, s.valid[t] = valid, s.votes[t] = valid ? vote : Ints{} + static_cast<int32_t>(job.classes);
 }
 
 template <class T>
@@ -200,6 +200,7 @@ void read_chunk(const AccumulateJob& job, const int64_t* order, int64_t begin, i
   const auto count = [&](int64_t t) { return static_cast<int>(rows - t * kLanes < kLanes ? rows - t * kLanes : kLanes); };
   for (int64_t t = 0; t * kLanes < rows; ++t)
     read_tile<T>(job, order, begin + t * kLanes, count(t), s.logits + t * s.stride);
+  // Not at once: a load of a vector waits for stores of its elements.
   for (int64_t t = 0; t * kLanes < rows; ++t) find_votes(job, s, t, count(t));
 }
 
@@ -267,7 +268,7 @@ void sort(Leaders& leaders) {
     for (int64_t step = run; step > 0; step /= 2)
       for (int64_t j = step % run; j + step < n; j += 2 * step)
         for (int64_t i = j; i < j + step && i + step < n; ++i)
-          if (i / (2 * run) == (i + step) / (2 * run)) order(i, i + step);
+          if ((i ^ (i + step)) < 2 * run) order(i, i + step);  // of the same two runs, which are powers of 2
 }
 
 void find_leaders(const AccumulateJob& job, const Scratch& s, int64_t t) {
