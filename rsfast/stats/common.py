@@ -121,6 +121,23 @@ def largest_safe(safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, abo
     return low.view(np.float64)
 
 
+def bisection_bracket(below: Floats, above: Floats) -> tuple[Floats, Floats]:
+    """Return the narrowest bracket around below and above, from 0 to 1, that bisection from 0 and 1 goes through.
+
+    `largest_safe` gives the same result from there: rounding may leave it a choice, and makes the same one.
+
+    Examples
+    --------
+    >>> [float(end) for end in bisection_bracket(np.array(0.3), np.array(0.3001))]
+    [0.2997565269470215, 0.3002443313598633]
+    """
+    scale = _ONE >> 52  # 1023: the brackets of 2^k steps of bisection end at multiples of 2^(52-k) times that
+    low, high = (np.clip(end, 0, 1).view(np.int64) // scale for end in (below, above))
+    shift = np.frexp((low ^ high).astype(np.float64))[1].astype(np.int64)
+    low = low >> shift << shift
+    return (low * scale).view(np.float64), ((low + (1 << shift)) * scale).view(np.float64)
+
+
 def mirrored(lower: Floats) -> Floats:
     """Return 1 minus a lower bound, rounded up: an upper bound on the complement, in (0, 1].
 
