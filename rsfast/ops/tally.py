@@ -300,12 +300,12 @@ class Tally:
         """Return the sums and squares [I, K] of a head's scores, and the trials [I, 1], as NumPy arrays.
 
         Scores and squares are in units of ``2**-head.bits``: of a head that is not soft they are the counts of votes.
-        Several soft heads are stacked along the first axis, [heads * I, ...]: all inputs of the first head come first.
+        Several heads are stacked along the first axis, [heads * I, ...]: all inputs of the first head come first.
 
         Raises
         ------
         ValueError
-            If a head is not one of the tally's soft heads, nor the only one and one that votes.
+            If a head is not one of the tally's soft heads, nor do all vote.
 
         Examples
         --------
@@ -313,12 +313,12 @@ class Tally:
         >>> sums.tolist(), trials.tolist()
         ([[0, 0, 0]], [[0]])
         """
-        trials = _numpy(self.n)[:, None]
-        if len(heads) == 1 and not heads[0].soft:
-            votes = _numpy(self.counts)[:, :-1]  # the last column is no class
-            return votes, votes, trials
+        repeats, trials = (len(heads), 1), _numpy(self.n)[:, None]
+        if not any(head.soft for head in heads):
+            votes = np.tile(_numpy(self.counts)[:, :-1], repeats)  # the last column is no class
+            return votes, votes, np.tile(trials, repeats)
         sums, squares = self._stacked(heads, self.sums, self.squares)
-        return sums, squares, np.tile(trials, (len(heads), 1))
+        return sums, squares, np.tile(trials, repeats)
 
     def head_histograms(self, *heads: Head) -> tuple[Integers, Integers, Integers]:
         """Return a soft head's tracked classes [I, C], and their bin counts and bin sums [I, C, BINS], as NumPy arrays.

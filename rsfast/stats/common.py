@@ -132,7 +132,7 @@ def bisection_bracket(below: Floats, above: Floats) -> tuple[Floats, Floats]:
     [0.2997565269470215, 0.3002443313598633]
     """
     scale = _ONE >> 52  # 1023: the brackets of 2^k steps of bisection end at multiples of 2^(52-k) times that
-    low, high = (np.clip(end, 0, 1).view(np.int64) // scale for end in (below, above))
+    low, high = ((np.clip(end, 0, 1) + 0.0).view(np.int64) // scale for end in (below, above))  # + 0.0: no -0.0
     shift = np.frexp((low ^ high).astype(np.float64))[1].astype(np.int64)
     low = low >> shift << shift
     return (low * scale).view(np.float64), ((low + (1 << shift)) * scale).view(np.float64)

@@ -125,7 +125,7 @@ def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *
 
 
 def alike(specs: Sequence[CertificationSpec]) -> list[list[int]]:
-    """Return the places of specs in groups that are proved together: they agree in all but the scores of a soft head.
+    """Return the places of specs in groups that are proved together: they agree in all but how scores follow from logits.
 
     Examples
     --------
@@ -136,8 +136,7 @@ def alike(specs: Sequence[CertificationSpec]) -> list[list[int]]:
     groups: dict[object, list[int]] = {}
     for place, spec in enumerate(specs):
         head, what = spec.head, [getattr(spec, each.name) for each in fields(spec) if each.name != "head"]
-        agree = (*what, head.bits, head.slack, head.sums_to_one) if head.soft else spec
-        groups.setdefault(agree, []).append(place)
+        groups.setdefault((*what, head.soft, head.bits, head.slack, head.sums_to_one), []).append(place)
     return list(groups.values())
 
 

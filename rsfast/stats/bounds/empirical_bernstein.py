@@ -81,10 +81,10 @@ def _contenders(scores: Scores, alpha: float) -> NDArray[np.bool_]:
     mean, square = scores.sums / (n * unit), scores.squares / (n * unit)
     sound = (square <= mean) & (mean <= 1) & (square * (1 - _VARIANCE_ERROR) >= mean * mean)
     spread = square - mean * mean
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # one trial: nothing is left out
         factor = -2 * math.log(alpha / 2) / (n - 1)
-    least = mean + np.sqrt(factor * np.maximum(spread - _VARIANCE_ERROR, 0))
-    most = mean + np.sqrt(factor * np.maximum(spread + _VARIANCE_ERROR, 0)) + _VARIANCE_ERROR
+        least = mean + np.sqrt(factor * np.maximum(spread - _VARIANCE_ERROR, 0))
+        most = mean + np.sqrt(factor * np.maximum(spread + _VARIANCE_ERROR, 0)) + _VARIANCE_ERROR
     return np.asarray(~sound | ~(most < least.max(axis=1, keepdims=True)))
 
 
