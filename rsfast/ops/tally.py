@@ -31,7 +31,7 @@ Integers = NDArray[np.int64]
 
 
 def _numpy(tensor: torch.Tensor) -> Integers:
-    return np.asarray(tensor.cpu())
+    return tensor.cpu().numpy()
 
 
 def _sparse(counts: list[int], sums: list[int]) -> list[list[int]]:

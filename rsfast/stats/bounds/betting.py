@@ -28,7 +28,8 @@ from ..registry import Bound
 Prior = tuple[ArrayLike, ArrayLike, ArrayLike]
 """Mean, variance and number of scores known before a sample."""
 
-_Sample = tuple[Integers, Integers | None, Prior | None]  # counts and sums [..., R, BINS], and what is known before
+_Sample = tuple[Integers, Integers | None, Prior | None]
+# Counts [..., R, BINS], by how much their sums exceed those of lower edges [..., R, BINS], and what is known before.
 
 MAX_RANGES = 512
 """Most ranges a betting bound takes; its rounding allowance counts on it."""
@@ -40,9 +41,11 @@ _RATES: Floats = 2.0 ** (np.arange(-64, 49) / 4)
 """Bets to choose from: half a step off costs 0.4 % of the width."""
 
 _LOWER, _UPPER = bin_edges()
+_WIDTHS = _UPPER - _LOWER
+_PER_WIDTH = 1 / _WIDTHS  # exact: they are powers of two
 _NODES = np.append(_LOWER, UNIT) / UNIT
-_GROWTH = np.log1p(_NODES[:, None] * _RATES)  # [BINS + 1, rates]
-_BLOCK = 1 << 10  # of bettors' ranges looked at at once, each with all rates: they fit the cache
+_GROWTH = np.log1p(_RATES[:, None] * _NODES)  # [rates, BINS + 1]
+_BLOCK = 1 << 9  # of bettors' ranges looked at at once, each with all rates: they fit the cache
 _TIE = 2.0**-36
 # Rates whose forecasts differ by less may be equal. A growth and the log of it are off by less than 2^-43, relatively, and a
 # forecast by 10 times that: it is at most 1, and at most log(1 + t) (1 + 1 / t) < 9 times as steep in them.
@@ -52,16 +55,19 @@ _MARGIN = 2.0**-44  # more than rounding moves a limit, relatively: the capital'
 
 
 def _sample(counts: ArrayLike, sums: ArrayLike | None, prior: Prior | None) -> _Sample:
-    """Return counts and sums as int64, and the prior; raise TypeError or ValueError if no scores have them."""
+    """Return the sample; raise TypeError or ValueError if no scores have these counts and sums."""
     c = as_integers("counts", counts, 0)
     if c.ndim < 2 or c.shape[-1] != BINS or not 1 <= c.shape[-2] <= MAX_RANGES:
         raise ValueError(f"counts must be [..., ranges, {BINS}] with 1 to {MAX_RANGES} ranges, got shape {c.shape}")
-    if np.any(c >= MAX_TRIALS) or not np.all((c.sum((-2, -1)) > 0) & (c.sum((-2, -1)) < MAX_TRIALS)):
+    drawn = c.sum((-2, -1))
+    if c.max(initial=0) >= MAX_TRIALS or not np.all((drawn > 0) & (drawn < MAX_TRIALS)):
         raise ValueError("counts must hold at least one score for each input, and at most 2**33 - 1")
     if sums is None:
         return c, None, prior
     s = as_integers("sums", sums, 0)
-    if s.shape != c.shape or np.any(s < c * _LOWER) or np.any(s > c * _UPPER):
+    if s.shape == c.shape:
+        s -= c * _LOWER
+    if s.shape != c.shape or s.min(initial=0) < 0 or np.any(s > c * _WIDTHS):
         raise ValueError("sums must have the shape of counts, and each be a possible sum of the scores of its bin")
     return c, s, prior
 
@@ -96,7 +102,7 @@ def _mean_growth(mean: ArrayLike, variance: ArrayLike) -> Floats:
     return np.asarray(share * high + (1 - share) * low)
 
 
-def _weights(counts: Integers, sums: Integers | None) -> Floats:
+def _weights(counts: Integers, excess: Integers | None) -> Floats:
     """Return the scores [..., BINS + 1] that stand at each edge in place of those of the bins [..., BINS].
 
     The logarithm is concave: at scores between two edges it is at least what it is at these edges, in the proportion that
@@ -104,8 +110,8 @@ def _weights(counts: Integers, sums: Integers | None) -> Floats:
     """
     weights = np.zeros((*counts.shape[:-1], BINS + 1))
     weights[..., :-1] = counts
-    if sums is not None:
-        above = (sums - counts * _LOWER) / (_UPPER - _LOWER)
+    if excess is not None:
+        above = excess * _PER_WIDTH
         weights[..., :-1] -= above
         weights[..., 1:] += above
     return weights
@@ -133,24 +139,28 @@ def _bets(weights: Floats, known: Floats, drawn: Floats, horizons: Floats, level
     level : float
     """
     used = np.flatnonzero(weights.any(axis=(0, 1)))  # the others add 0
-    weights, table = weights[..., used], _GROWTH[used]
+    weights, table = weights[..., used], np.ascontiguousarray(_GROWTH[:, used])
     kept, paid = np.exp(-level / horizons)[:, None, :, None], (np.expm1(-level / horizons)[..., None] / _RATES)[:, None]
 
     def forecasts(growth: Floats, rows: slice) -> Floats:
         """Return the bound that each rate would give if the scores went on as before, [inputs, R, H, rates]."""
         # No sum here may touch a later range, not even to cancel it again.
-        before = np.concatenate([known[rows], growth[:, :-1]], axis=1).cumsum(axis=1)
-        gained = np.expm1(before / drawn[rows, :, None]) / _RATES
-        return np.asarray(gained[:, :, None] * kept[rows] + paid[rows])
+        before = np.concatenate([known[rows], growth[:, :-1]], axis=1)
+        for place in range(1, before.shape[1]):  # several times faster than cumsum
+            before[:, place] += before[:, place - 1]
+        before /= drawn[rows, :, None]
+        found = kept[rows] * (np.expm1(before, out=before) / _RATES)[:, :, None]
+        found += paid[rows]
+        return np.asarray(found)
 
-    forecast = forecasts(weights @ table, slice(None))
+    forecast = forecasts(weights @ table.T, slice(None))
     best = forecast.argmax(axis=-1)
     near = np.take_along_axis(forecast, best[..., None], axis=-1) - _TIE
     tied = np.count_nonzero(forecast >= near, axis=(1, 2, 3)) > best[0].size
     for row in np.flatnonzero(tied):
         rows = slice(row, row + 1)
-        best[rows] = forecasts(_ordered_sums(weights[rows, :, None] * table.T), rows).argmax(axis=-1)
-    return _RATES[best], _ordered_sums(table.T[best] * weights[:, :, None])
+        best[rows] = forecasts(_ordered_sums(weights[rows, :, None] * table), rows).argmax(axis=-1)
+    return _RATES[best], _ordered_sums(table[best] * weights[:, :, None])
 
 
 def _limits(sample: _Sample, alpha: float, max_samples: int | None = None, every: bool = False) -> Floats:
@@ -160,8 +170,7 @@ def _limits(sample: _Sample, alpha: float, max_samples: int | None = None, every
     """
     shape, ranges = sample[0].shape[:-2], sample[0].shape[-2]
     level = -math.log(check_share(alpha))
-    counts, sums = (None if each is None else each.reshape(-1, ranges, BINS) for each in sample[:2])
-    assert counts is not None
+    counts, excess = sample[0].reshape(-1, ranges, BINS), None if sample[1] is None else sample[1].reshape(-1, ranges, BINS)
     trials = counts.sum(axis=-1)
     horizons = _horizons(trials, max_samples)
     grown, draws = _prior(sample[2])
@@ -170,7 +179,7 @@ def _limits(sample: _Sample, alpha: float, max_samples: int | None = None, every
     rates, gains = np.empty((2, *trials.shape, horizons.shape[1]))
     step = max(1, _BLOCK // (ranges * (1 + horizons.shape[1])))
     for block in (slice(start, start + step) for start in range(0, len(trials), step)):
-        weights = _weights(counts[block], None if sums is None else sums[block])
+        weights = _weights(counts[block], None if excess is None else excess[block])
         rates[block], gains[block] = _bets(weights, known[block], drawn[block], horizons[block], level)
     gains = gains.cumsum(axis=1)
     level += math.log(horizons.shape[1]) + 2.0**-32  # an equal share of the capital each; and for rounding the logs
@@ -226,8 +235,8 @@ def _horizons(trials: Integers, max_samples: int | None) -> Floats:
 
 def _reflected(sample: _Sample) -> _Sample:
     """Return the sample of 1 minus each score."""
-    counts, sums, prior = sample
-    mirror = None if sums is None else (counts * UNIT - sums)[..., ::-1]
+    counts, excess, prior = sample
+    mirror = None if excess is None else (counts * _WIDTHS - excess)[..., ::-1]
     return counts[..., ::-1], mirror, None if prior is None else (1 - np.asarray(prior[0]), prior[1], prior[2])
 
 
