@@ -160,7 +160,13 @@ def test_limits_of_other_classes_that_cannot_be_the_largest_are_left_out(n):
     _, mean, variance = bounds.moments(others.sums, others.squares, n)
     limits = bounds.empirical_bernstein_upper(mean, variance, n, 0.01)
     np.testing.assert_array_equal(EmpiricalBernstein().upper_of_others(estimates, 0.01)[:, 0], limits.max(axis=1))
-    for change in ({"squares": np.where(sums > 0, squares * 0, 0)}, {"squares": sums + 1}, {"sums": sums * 0 + most + 1}):
+    sums[:, 7], squares[:, 7] = 0, 1  # of a class that is far behind
+    for change in (
+        {"squares": squares},
+        {"squares": np.where(sums > 0, squares * 0, 0)},
+        {"squares": sums + 1},
+        {"sums": sums * 0 + most + 1},
+    ):
         with pytest.raises(ValueError, match="must be"):
             EmpiricalBernstein().upper_of_others(estimates._replace(scores=scores._replace(**change)), 0.01)
 

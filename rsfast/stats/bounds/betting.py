@@ -46,6 +46,7 @@ _PER_WIDTH = 1 / _WIDTHS  # exact: they are powers of two
 _NODES = np.append(_LOWER, UNIT) / UNIT
 _GROWTH = np.log1p(_RATES[:, None] * _NODES)  # [rates, BINS + 1]
 _BLOCK = 1 << 9  # of bettors' ranges looked at at once, each with all rates: they fit the cache
+_TOGETHER = 16  # ranges in a product of matrices: so small that BLAS leaves the other threads to the model
 _TIE = 2.0**-36
 # Rates whose forecasts differ by less may be equal. A growth and the log of it are off by less than 2^-43, relatively, and a
 # forecast by 10 times that: it is at most 1, and at most log(1 + t) (1 + 1 / t) < 9 times as steep in them.
@@ -153,7 +154,8 @@ def _bets(weights: Floats, known: Floats, drawn: Floats, horizons: Floats, level
         found += paid[rows]
         return np.asarray(found)
 
-    forecast = forecasts(weights @ table.T, slice(None))
+    parts = [weights[:, start : start + _TOGETHER] @ table.T for start in range(0, weights.shape[1], _TOGETHER)]
+    forecast = forecasts(np.concatenate(parts, axis=1), slice(None))
     best = forecast.argmax(axis=-1)
     near = np.take_along_axis(forecast, best[..., None], axis=-1) - _TIE
     tied = np.count_nonzero(forecast >= near, axis=(1, 2, 3)) > best[0].size
