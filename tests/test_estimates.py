@@ -222,7 +222,7 @@ def test_the_best_case_is_as_likely_as_it_says():
 
     def of(estimation):
         options = {"histograms": False, "max_samples": most, "seed": SEED, "input_ids": range(draws)}
-        return Estimates.of(selected, [votes(estimation)], Votes(), **options)
+        return Estimates.of(selected, [votes(estimation)], [Votes()], **options)
 
     for place, side in ((0, "upper"), (1, "lower")):
         best, _ = best_case(of(part), place, side)

@@ -184,6 +184,7 @@ class Certification:
         streams: tuple[str, str] = ("selection", "estimation"),
     ) -> None:
         self.specs, self.stopping, self.n = tuple(of_inputs(spec, execution) for spec in specs), stopping, n
+        self._groups = rules.alike(self.specs)
         self.recorded: dict[str, Any] = {"seed": seed, "backend": backend, "execution": execution}
         self.heads = tuple(dict.fromkeys(spec.head for spec in specs))
         offset = n0 if streams[0] == streams[1] else 0
@@ -202,16 +203,18 @@ class Certification:
         """Return the certificates of each input, one a spec; None where it is not decided yet."""
         last, selected = len(ranges) == len(self.stages) - 1, selection if self.stages[0][1] else None
         done = np.full(len(input_ids), True)
-        of_methods = []
-        for spec in self.specs:
+        of_specs: dict[int, list[Certificate]] = {}
+        for places in self._groups:
+            specs = [self.specs[place] for place in places]
             certificates, estimates, limits = prove(
-                spec, selected, ranges, max_samples=self.n, input_ids=input_ids, **self.recorded
+                specs, selected, ranges, max_samples=self.n, input_ids=input_ids, **self.recorded
             )
-            of_methods.append(certificates)
+            of_specs |= zip(places, certificates, strict=True)
             if not last:
-                radii = np.array([certificate.radius for certificate in certificates])
-                done &= self.stopping.reached(radii, rules.optimistic_radius(estimates, spec, limits))
-        found = zip(*of_methods, strict=True)
+                radii = np.array([certificate.radius for of_spec in certificates for certificate in of_spec])
+                reached = self.stopping.reached(radii, rules.optimistic_radius(estimates, specs[0], limits))
+                done &= reached.reshape(len(specs), -1).all(axis=0)
+        found = zip(*(of_specs[place] for place in range(len(self.specs))), strict=True)
         return [list(certificates) if decided else None for certificates, decided in zip(found, done.tolist(), strict=True)]
 
 

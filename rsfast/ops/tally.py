@@ -32,7 +32,7 @@ Integers = NDArray[np.int64]
 
 
 def _numpy(tensor: torch.Tensor) -> Integers:
-    return np.asarray(tensor.cpu())
+    return tensor.cpu().numpy()
 
 
 def _sparse(counts: list[int], sums: list[int]) -> list[list[int]]:
@@ -313,15 +313,16 @@ class Tally:
         part = self._like(self.tracked_classes[places], provenance, self.n.device)
         return part._fill({name: tensor[places] for name, tensor in self.tensors().items()})
 
-    def head_sums(self, head: Head) -> tuple[Integers, Integers, Integers]:
+    def head_sums(self, *heads: Head) -> tuple[Integers, Integers, Integers]:
         """Return the sums and squares [I, K] of a head's scores, and the trials [I, 1], as NumPy arrays.
 
         Scores and squares are in units of ``2**-head.bits``: of a head that is not soft they are the counts of votes.
+        Several heads are stacked along the first axis, [heads * I, ...]: all inputs of the first head come first.
 
         Raises
         ------
         ValueError
-            If `head` is not one of the tally's soft heads, nor one that votes.
+            If a head is not one of the tally's soft heads, nor do all vote.
 
         Examples
         --------
@@ -329,28 +330,37 @@ class Tally:
         >>> sums.tolist(), trials.tolist()
         ([[0, 0, 0]], [[0]])
         """
-        trials = _numpy(self.n)[:, None]
-        if not head.soft:
-            votes = _numpy(self.counts)[:, :-1]  # the last column is no class
-            return votes, votes, trials
-        place = self._place(head)
-        return _numpy(self.sums[:, place]), _numpy(self.squares[:, place]), trials
+        repeats, trials = (len(heads), 1), _numpy(self.n)[:, None]
+        if not any(head.soft for head in heads):
+            votes = np.tile(_numpy(self.counts)[:, :-1], repeats)  # the last column is no class
+            return votes, votes, np.tile(trials, repeats)
+        sums, squares = self._stacked(heads, self.sums, self.squares)
+        return sums, squares, np.tile(trials, repeats)
 
-    def head_histograms(self, head: Head) -> tuple[Integers, Integers, Integers]:
+    def head_histograms(self, *heads: Head) -> tuple[Integers, Integers, Integers]:
         """Return a soft head's tracked classes [I, C], and their bin counts and bin sums [I, C, BINS], as NumPy arrays.
+
+        Several heads are stacked as in `head_sums`.
 
         Raises
         ------
         ValueError
-            If `head` is not one of the tally's soft heads. Votes have no histograms: their counts are all there is.
+            If a head is not one of the tally's soft heads. Votes have no histograms: their counts are all there is.
         """
-        place = self._place(head)
-        return tuple(_numpy(each[:, place]) for each in (self.tracked_classes, self.bin_counts, self.bin_sums))  # type: ignore[return-value]
+        tracked, counts, sums = self._stacked(heads, self.tracked_classes, self.bin_counts, self.bin_sums)
+        return tracked, counts, sums
 
-    def _place(self, head: Head) -> int:
-        if head not in self.soft_heads:
-            raise ValueError(f"head must be one of the tally's soft heads {self.soft_heads}, got {head!r}")
-        return self.soft_heads.index(head)
+    def _stacked(self, heads: tuple[Head, ...], *tensors: torch.Tensor) -> list[Integers]:
+        """Return tensors [I, M, ...] as arrays [heads * I, ...]."""
+        places: slice | list[int] = slice(None)
+        if heads != self.soft_heads:  # which takes next to no time where these are the same objects
+            known = {head: place for place, head in enumerate(self.soft_heads)}
+            for head in heads:
+                if head not in known:
+                    raise ValueError(f"head must be one of the tally's soft heads {self.soft_heads}, got {head!r}")
+            places = [known[head] for head in heads]
+        found = (_numpy(tensor[:, places]).swapaxes(0, 1) for tensor in tensors)
+        return [array.reshape(len(heads) * self.num_inputs, *array.shape[2:]) for array in found]
 
     def integers(self, index: int) -> dict[str, Any]:
         """Return n, counts, sums and squares of one input as Python integers and lists, for JSON.

@@ -149,8 +149,8 @@ class Replay:
                 self._check_numbers(first, rest)
             except (AttributeError, KeyError, TypeError) as error:
                 raise ValueError(f"{type(error).__name__}: {error}") from error
-            certificates, *_ = prove(
-                self.spec,
+            (certificates,), *_ = prove(
+                [self.spec],
                 first,
                 rest,
                 max_samples=self.n,

@@ -99,7 +99,8 @@ def largest_safe(safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, abo
     ----------
     safe : callable
         Tells which elements of an array of float64 in [0, 1] are safe. It should hold up to some point and not beyond.
-        Where rounding breaks that, the result is less tight, but no element is returned that was not found safe.
+        Where rounding breaks that, the result is less tight, but no element is returned that was not found safe. The array
+        may be written to after the call.
     below, above : ndarray of float64
         Where to search first, of the result's shape; they need not enclose it.
 
@@ -138,6 +139,23 @@ def _largest_safe_one(safe: Callable[[Floats], NDArray[np.bool_]], below: Intege
             high = half
     middle.fill(low)
     return p
+
+
+def bisection_bracket(below: Floats, above: Floats) -> tuple[Floats, Floats]:
+    """Return the narrowest bracket around below and above, from 0 to 1, that bisection from 0 and 1 goes through.
+
+    `largest_safe` gives the same result from there: rounding may leave it a choice, and makes the same one.
+
+    Examples
+    --------
+    >>> [float(end) for end in bisection_bracket(np.array(0.3), np.array(0.3001))]
+    [0.2997565269470215, 0.3002443313598633]
+    """
+    scale = _ONE >> 52  # 1023: the brackets of 2^k steps of bisection end at multiples of 2^(52-k) times that
+    low, high = ((np.clip(end, 0, 1) + 0.0).view(np.int64) // scale for end in (below, above))  # + 0.0: no -0.0
+    shift = np.frexp((low ^ high).astype(np.float64))[1].astype(np.int64)
+    low = low >> shift << shift
+    return (low * scale).view(np.float64), ((low + (1 << shift)) * scale).view(np.float64)
 
 
 def mirrored(lower: Floats) -> Floats:

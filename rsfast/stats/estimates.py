@@ -28,11 +28,11 @@ class TallyLike(Protocol):
     soft_heads: tuple[Head, ...]
     provenance: Provenance | None
 
-    def head_sums(self, head: Head) -> tuple[Integers, Integers, Integers]:
-        """Return the sums and squares [inputs, classes] of a head's scores, and the trials [inputs, 1]."""
+    def head_sums(self, *heads: Head) -> tuple[Integers, Integers, Integers]:
+        """Return the sums and squares [heads * inputs, classes] of heads' scores, and the trials [heads * inputs, 1]."""
 
-    def head_histograms(self, head: Head) -> tuple[Integers, Integers, Integers]:
-        """Return a soft head's tracked classes [inputs, C], and their bin counts and bin sums [inputs, C, BINS]."""
+    def head_histograms(self, *heads: Head) -> tuple[Integers, Integers, Integers]:
+        """Return soft heads' tracked classes [heads * inputs, C], and their bin counts and bin sums [.., C, BINS]."""
 
     def check_provenance(self, name: str = "tally") -> None:
         """Raise ValueError if n is not what the provenance states."""
@@ -44,7 +44,10 @@ def _places(classes: Integers) -> tuple[Integers, Integers]:
 
 
 class Scores(NamedTuple):
-    """Sums and squares [inputs, classes] and trials [inputs, 1] of one head; see `moments` for units."""
+    """Sums and squares [inputs, classes] and trials [inputs, 1] of a head; see `moments` for units.
+
+    Heads of the same `bits` and `slack` may be stacked along the inputs' axis: all inputs of the first head come first.
+    """
 
     sums: Integers
     squares: Integers
@@ -54,16 +57,16 @@ class Scores(NamedTuple):
     slack: int
 
     @classmethod
-    def of(cls, tally: TallyLike, head: Head) -> Scores:
-        """Return the scores under `head`, one of the Tally's."""
-        return cls(*tally.head_sums(head), head.bits, head.slack)
+    def of(cls, tally: TallyLike, *heads: Head) -> Scores:
+        """Return the scores under heads of the Tally, stacked."""
+        return cls(*tally.head_sums(*heads), heads[0].bits, heads[0].slack)
 
     @classmethod
-    def total(cls, ranges: Sequence[TallyLike], head: Head) -> Scores:
+    def total(cls, ranges: Sequence[TallyLike], *heads: Head) -> Scores:
         """Return the scores of several Tallies together."""
-        parts = zip(*(tally.head_sums(head) for tally in ranges), strict=True)
+        parts = zip(*(tally.head_sums(*heads) for tally in ranges), strict=True)
         sums, squares, trials = (reduce(np.add, part) for part in parts)
-        return cls(sums, squares, trials, head.bits, head.slack)
+        return cls(sums, squares, trials, heads[0].bits, heads[0].slack)
 
     @classmethod
     def unanimous(cls, head: Head, n: int, num_classes: int) -> Scores:
@@ -98,7 +101,7 @@ class Scores(NamedTuple):
 
     def leading_classes(self) -> Integers:
         """Return [inputs, 2]: the class with the largest sum and the next, of equals the lowest first."""
-        return np.argsort(-self.sums, axis=1, kind="stable")[:, :2]
+        return _leading(self.sums)
 
 
 def leading_classes(selection: TallyLike) -> Integers:
@@ -129,21 +132,30 @@ def leading_classes(selection: TallyLike) -> Integers:
     """
     if not isinstance(selection, TallyLike):
         raise TypeError(f"selection must be a Tally, got {selection!r:.100}; sample() returns one")
-    found = [Scores.of(selection, head).leading_classes() for head in selection.soft_heads]
-    return np.stack(found, axis=1) if found else np.empty((selection.num_inputs, 0, 2), dtype=np.int64)
+    heads = selection.soft_heads
+    if not heads:
+        return np.empty((selection.num_inputs, 0, 2), dtype=np.int64)
+    return Scores.of(selection, *heads).leading_classes().reshape(len(heads), -1, 2).swapaxes(0, 1)
+
+
+def _leading(sums: Integers) -> Integers:
+    first, rest = sums.argmax(axis=1, keepdims=True), sums.copy()
+    rest[_places(first)] = -1
+    return np.concatenate([first, rest.argmax(axis=1, keepdims=True)], axis=1)
 
 
 def leader_and_rival(sums: Integers, leader: Integers) -> tuple[Integers, Integers]:
-    """Return the sums [inputs, 1] of one class of each input, and the largest of another class.
+    """Return the sums [heads * inputs, 1] of a class of each input that each head chose, and the largest of another class.
 
     Examples
     --------
-    >>> [each.tolist() for each in leader_and_rival(np.array([[3, 9, 4]]), np.array([[1]]))]
-    [[[9]], [[4]]]
+    >>> [each.tolist() for each in leader_and_rival(np.array([[3, 9, 4]]), np.array([[1], [2]]))]
+    [[[9], [4]], [[4], [9]]]
     """
-    others, places = sums.copy(), _places(leader)
-    others[places] = -1
-    return sums[places], others.max(axis=1, keepdims=True)
+    inputs = np.tile(np.arange(len(sums)), len(leader) // len(sums))[:, None]
+    leading = _leading(sums)[inputs[:, 0]]
+    rival = np.where(leader == leading[:, :1], leading[:, 1:], leading[:, :1])
+    return sums[inputs, leader], sums[inputs, rival]
 
 
 def zeros_and_ones(ones: Integers, trials: Integers) -> tuple[Integers, Integers]:
@@ -154,18 +166,18 @@ def zeros_and_ones(ones: Integers, trials: Integers) -> tuple[Integers, Integers
     return counts, sums
 
 
-def head_histograms(tally: TallyLike, head: Head, classes: Integers) -> tuple[Integers, Integers]:
-    """Return the histograms, counts and sums [inputs, 2, BINS], of the scores of two classes of each input.
+def head_histograms(tally: TallyLike, heads: Sequence[Head], classes: Integers) -> tuple[Integers, Integers]:
+    """Return the histograms, counts and sums [heads * inputs, 2, BINS], of the scores of two classes of each input.
 
     Raises
     ------
     ValueError
         If the Tally does not hold them.
     """
-    if not head.soft:
-        votes = Scores.of(tally, head)
+    if not heads[0].soft:
+        votes = Scores.of(tally, *heads)
         return zeros_and_ones(votes.only(classes).sums, votes.trials)
-    tracked, counts, sums = tally.head_histograms(head)
+    tracked, counts, sums = tally.head_histograms(*heads)
     if tracked.shape[1] != 2 or not np.array_equal(tracked, classes):
         what = "none" if tracked.shape[1] == 0 else f"those of the classes {tracked.tolist()}"
         raise ValueError(
@@ -177,7 +189,7 @@ def head_histograms(tally: TallyLike, head: Head, classes: Integers) -> tuple[In
 
 
 class Estimates(NamedTuple):
-    """The estimation sample of one head, and what the selection sample showed before it.
+    """The estimation sample of one head, or of heads stacked as in `Scores`, and what the selection sample showed before it.
 
     The selection sample names two classes of each input, the leader (`place` 0) and its rival (`place` 1). It also
     forecasts their scores, which some bounds start from. These two classes get the bound that was asked for. All others
@@ -199,7 +211,7 @@ class Estimates(NamedTuple):
         cls,
         selected: Scores,
         ranges: Sequence[TallyLike],
-        head: Head,
+        heads: Sequence[Head],
         histograms: bool,
         max_samples: int,
         seed: int,
@@ -215,10 +227,10 @@ class Estimates(NamedTuple):
         classes = selected.leading_classes()
         stacked = None
         if histograms:
-            counts, sums = zip(*(head_histograms(tally, head, classes) for tally in ranges), strict=True)
+            counts, sums = zip(*(head_histograms(tally, heads, classes) for tally in ranges), strict=True)
             stacked = np.stack(counts, axis=2), np.stack(sums, axis=2)
-        total = Scores.total(ranges, head)
-        return cls(selected, total, classes, stacked, len(ranges), max_samples, seed, np.array(input_ids))
+        total, ids = Scores.total(ranges, *heads), np.tile(np.array(input_ids), len(heads))
+        return cls(selected, total, classes, stacked, len(ranges), max_samples, seed, ids)
 
     @classmethod
     def unanimous(cls, head: Head, n0: int, ends: Sequence[int], num_classes: int) -> Estimates:
@@ -233,6 +245,8 @@ class Estimates(NamedTuple):
 
     def rows(self, rows: NDArray[np.bool_]) -> Estimates:
         """Return the estimates on some inputs."""
+        if rows.all():
+            return self
         return self._replace(
             selected=self.selected.rows(rows),
             scores=self.scores.rows(rows),

@@ -146,8 +146,8 @@ def certificates(
     seed, ids = _source(selection, ranges, noise, seed, input_ids, assume_independent)
     most = _check_numbers(spec, selection, ranges, max_samples)
     spec = of_inputs(spec, execution)
-    found, *_ = prove(
-        spec, selection, ranges, max_samples=most, seed=seed, input_ids=ids, backend=backend, execution=execution
+    (found,), *_ = prove(
+        [spec], selection, ranges, max_samples=most, seed=seed, input_ids=ids, backend=backend, execution=execution
     )
     return found
 
@@ -204,8 +204,8 @@ def exact_certificates(tally: TallyLike, *, backend: str = "", execution: Execut
         raise TypeError(f"execution must be an Execution, got {execution!r}")
     where = check_whole("tally", tally)
     spec = CertificationSpec(where.noise, 0.0, bound="exact", rule="exact")
-    found, *_ = prove(
-        spec,
+    (found,), *_ = prove(
+        [spec],
         None,
         [tally],
         max_samples=where.noise.evaluations or 0,
@@ -353,7 +353,7 @@ def of_inputs(spec: CertificationSpec, execution: Execution) -> CertificationSpe
 
 
 def prove(
-    spec: CertificationSpec,
+    specs: Sequence[CertificationSpec],
     selection: TallyLike | None,
     ranges: Sequence[TallyLike],
     *,
@@ -362,18 +362,20 @@ def prove(
     input_ids: Sequence[int],
     backend: str,
     execution: Execution = _EXECUTION,
-) -> tuple[list[Certificate], Estimates, Limits]:
-    """Return the certificates of Tallies that fit each other under a spec `of_inputs`, and what they rest on.
+) -> tuple[list[list[Certificate]], Estimates, Limits]:
+    """Return the certificates, a list for each spec, of Tallies that fit each other, and what they rest on.
 
-    There is a selection unless the spec is exact: then the votes themselves name the class.
+    Specs are `of_inputs`, and of one group of `rules.alike`. What they rest on is stacked, head after head. There is a
+    selection unless the specs are exact: then the votes themselves name the class.
     """
+    spec, heads = specs[0], [spec.head for spec in specs]
     needs = spec.limits_by.histograms
-    selected = Scores.total(ranges, spec.head) if selection is None else Scores.of(selection, spec.head)
-    estimates = Estimates.of(selected, ranges, spec.head, needs, max_samples, seed, input_ids)
+    selected = Scores.total(ranges, *heads) if selection is None else Scores.of(selection, *heads)
+    estimates = Estimates.of(selected, ranges, heads, needs, max_samples, seed, input_ids)
     found = rules.limits(estimates, spec)
-    chosen = estimates.classes[:, :1]
-    votes = estimates.scores.sums if spec.head == _VOTES else Scores.total(ranges, _VOTES).sums
-    (first, second), drawn = leader_and_rival(votes, chosen), estimates.scores.trials
+    chosen, drawn = estimates.classes[:, :1], estimates.scores.trials
+    votes = estimates.scores.sums if heads == [_VOTES] else Scores.total(ranges, _VOTES).sums
+    first, second = leader_and_rival(votes, chosen)
     if spec.exact:
         radii, ahead = spec.noise.exact_radius(first - second), first > second
     else:
@@ -394,7 +396,7 @@ def prove(
             alpha=spec.alpha,
             rule=used,
             bound=spec.bound,
-            head=spec.head,
+            head=head,
             noise=spec.noise,
             seed=seed,
             stream_version=STREAM_VERSION,
@@ -405,11 +407,15 @@ def prove(
             max_samples=max_samples,
             execution=execution,
         )
-        for input_id, label, r, lower, upper, a, b, n0, n, used, part in zip(
-            input_ids, *(c.ravel().tolist() for c in (*columns, found.rules, found.alpha_upper)), strict=True
+        for head, input_id, label, r, lower, upper, a, b, n0, n, used, part in zip(
+            (head for head in heads for _ in input_ids),
+            estimates.input_ids.tolist(),
+            *(c.ravel().tolist() for c in (*columns, found.rules, found.alpha_upper)),
+            strict=True,
         )
     ]
-    return certificates, estimates, found
+    inputs = len(input_ids)
+    return [certificates[start : start + inputs] for start in range(0, len(certificates), inputs)], estimates, found
 
 
 def prediction(votes: Integers, alpha: float) -> int:

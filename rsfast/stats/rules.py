@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -123,6 +123,22 @@ def resolve(head: Head, bound: str, rule: str, lipschitz: float | None = None, *
         if not head.soft:
             raise ValueError(f"lipschitz must be None with the head {head}, which jumps from 0 to 1, got {lipschitz!r}")
     return found.name, rule
+
+
+def alike(specs: Sequence[CertificationSpec]) -> list[list[int]]:
+    """Return the places of specs in groups that are proved together: they agree in all but how scores follow from logits.
+
+    Examples
+    --------
+    >>> from rsfast import Gaussian, Softmax
+    >>> alike([CertificationSpec(Gaussian(0.5), 0.001, head) for head in (Softmax(1), Votes(), Softmax(2))])
+    [[0, 2], [1]]
+    """
+    groups: dict[object, list[int]] = {}
+    for place, spec in enumerate(specs):
+        head, what = spec.head, [getattr(spec, each.name) for each in fields(spec) if each.name != "head"]
+        groups.setdefault((*what, head.soft, head.bits, head.slack, head.sums_to_one), []).append(place)
+    return list(groups.values())
 
 
 def partition(votes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
