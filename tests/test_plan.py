@@ -16,6 +16,7 @@ from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian
 from rsfast.ops.tally import Tally
 from rsfast.stats.bounds.clopper_pearson import ClopperPearson
+from rsfast.stats.common import fine_analysis_ends
 from rsfast.stats.proof import certificates, smallest_certifiable_n
 from rsfast.stats.registry import BOUNDS
 from rsfast.stats.rules import CertificationSpec
@@ -128,7 +129,7 @@ def test_certified_declined_and_undecided():
         assert certificate.radius < 2.0
         assert certificate.n < 2000
     for certificate in run(Simulated(3, [0.9, 0.1]), spec(), radius=float(ndtri(0.9))):
-        assert certificate.n in (*sequences.analysis_ends(10_000),)
+        assert certificate.n in fine_analysis_ends(10_000)
         assert certificate.max_samples == 10_000
     assert draw.drawn.tolist() == [certificate.n for certificate in run(Simulated(3, [0.9, 0.1]), spec(), radius=0.5)]
 
@@ -147,7 +148,7 @@ def test_a_relative_precision():
 def test_analyses_are_at_the_schedule_and_nothing_is_drawn_in_vain():
     draw = Simulated(40, [0.6, 0.3, 0.1])
     found = run(draw, spec(), radius=0.3)
-    ends = sequences.analysis_ends(10_000)
+    ends = fine_analysis_ends(10_000)
     estimation = [samples for stream, samples, _ in draw.calls if stream == "estimation"]
     assert estimation == [range(a, b) for a, b in zip([0, *ends], ends, strict=False)][: len(estimation)]
     assert draw.drawn.tolist() == [certificate.n for certificate in found]

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from benchmarks.coverage import histograms
 from rsfast import bounds, sequences
+from rsfast.stats.common import fine_analysis_ends
 
 UNIT = 2**30
 BINS = sequences.BINS
@@ -420,7 +421,7 @@ def test_beta_binomial_errors(function):
             function(5, 10, 0.05, **{"a" if function is sequences.beta_binomial_sequence_lower else "b": value})
 
 
-@pytest.mark.parametrize("schedule", [sequences.range_ends, sequences.analysis_ends])
+@pytest.mark.parametrize("schedule", [sequences.range_ends, sequences.analysis_ends, fine_analysis_ends])
 def test_schedules(schedule):
     for n in (1, 15, 16, 17, 1000, 2**33 - 1):
         ends = schedule(n)

@@ -285,6 +285,7 @@ class Sampler:
         if (held := [n for tally in drawn for n in tally.n.tolist()]) != (stated := self._drawn(active.sampled)):
             raise ValueError(
                 f"the checkpoint's Tallies of idx {saved['idx']} must hold {stated} samples, as its 'asked' says, got {held}"
+                "; if a version of rsfast with other interim analyses wrote it, resume with that, or remove the checkpoint"
             )
         stages = [Segment(active, stage, 0, 0) for stage in range(begun + 1)]
         if self.ranks.rank == 0 or not self.ranks.by_samples:  # else it is a part of the sum that rank 0 has all of

@@ -73,6 +73,10 @@ class Bound(ABC):
         """Return where the ranges of a sample of n end, for a single analysis at its end."""
         return [n]
 
+    def analysis_ends(self, n: int) -> list[int]:
+        """Return where the ranges of a sample of at most n end that may stop at each: a rule fixed by integers alone."""
+        return analysis_ends(n)
+
     def alpha_of_analysis(self, alpha: float, analysis: int) -> float:
         """Return the part of alpha that a bound for a single analysis gets at the analysis of this number, from 1.
 
@@ -132,11 +136,16 @@ def resolve_bound(name: str, head: Head, early: bool) -> Bound:
 
 
 def sample_ranges(bounds: Collection[Bound], n: int, early: bool) -> list[int]:
-    """Return where the ranges of a sample of n end that serves all of these bounds: the finest that one of them wants.
+    """Return where the ranges of a sample of n end that serves all of these bounds.
+
+    These are the finest that one of them wants. Where sampling may stop early they are the coarsest: some bounds share alpha
+    between the analyses, and those that do not hold at any of them.
 
     Examples
     --------
-    >>> sample_ranges([], 50, early=True)
+    >>> sample_ranges([BOUNDS["betting_sequence"], BOUNDS["beta_binomial_sequence"]], 50, early=True)
     [16, 24, 32, 48, 50]
     """
-    return analysis_ends(n) if early else max((bound.sample_ranges(n) for bound in bounds), key=len)
+    if early:
+        return min((bound.analysis_ends(n) for bound in bounds), key=len)
+    return max((bound.sample_ranges(n) for bound in bounds), key=len)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlog1py, xlogy
 
 from ..._check import as_reals
-from ..common import MAX_TRIALS, Floats, as_counts, check_share, largest_safe, mirrored
+from ..common import MAX_TRIALS, Floats, as_counts, check_share, fine_analysis_ends, largest_safe, mirrored
 from ..estimates import Estimates
 from ..registry import Bound
 from .clopper_pearson import forecast_proportion
@@ -110,6 +110,9 @@ class BetaBinomialSequence(Bound):
     name = "beta_binomial_sequence"
     sequence = True
     preferred = True
+
+    def analysis_ends(self, n: int) -> list[int]:
+        return fine_analysis_ends(n)
 
     def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         ours, before = estimates.at(place), estimates.before(place)
