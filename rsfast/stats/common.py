@@ -90,7 +90,9 @@ def plus_width(mean: Floats, width: Floats) -> Floats:
     return np.asarray(np.minimum(np.nextafter(mean + width * (1 + WIDTH_ERROR), np.inf), 1.0))
 
 
-def largest_safe(safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, above: Floats) -> Floats:
+def largest_safe(
+    safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, above: Floats, known: tuple[Floats, Floats] | None = None
+) -> Floats:
     """Return, for each element, a float64 that is safe, or 0, and whose successor is not; by bisection.
 
     Parameters
@@ -100,6 +102,8 @@ def largest_safe(safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, abo
         Where rounding breaks that, the result is less tight, but no element is returned that was not found safe.
     below, above : ndarray of float64
         Where to search first, of the result's shape; they need not enclose it.
+    known : pair of ndarray of float64, optional
+        Up to the first all are safe, from the second none is: there `safe` is not called. The result is the same.
 
     Returns
     -------
@@ -114,8 +118,16 @@ def largest_safe(safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, abo
     # The bit patterns of the floats from 0 to 1 are ordered as the floats are: halving them keeps tiny limits precise.
     below, above = np.clip(below, 0, 1), np.clip(above, 0, 1)
     low, high = np.where(safe(below), below.view(np.int64), 0), np.where(safe(above), _ONE, above.view(np.int64))
-    while np.any(high - low > 1):
-        middle = np.asarray((low + high) // 2)
+    if known is not None:
+        inside, beyond = (np.asarray(each).view(np.int64) for each in known)
+        while True:
+            middle = (low + high) >> 1
+            fits, fails = middle <= inside, middle >= beyond
+            if not ((fits | fails) & (high - low > 1)).any():
+                break
+            low, high = np.where(fits, middle, low), np.where(fails, middle, high)
+    while (high - low > 1).any():
+        middle = np.asarray((low + high) >> 1)
         fits = safe(middle.view(np.float64))
         low, high = np.where(fits, middle, low), np.where(fits, high, middle)
     return low.view(np.float64)

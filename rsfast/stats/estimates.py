@@ -80,7 +80,7 @@ class Scores(NamedTuple):
         np.put_along_axis(squares, classes, 0, axis=1)
         return self._replace(sums=sums, squares=squares)
 
-    def rows(self, rows: NDArray[np.bool_]) -> Scores:
+    def rows(self, rows: NDArray[np.bool_] | Integers) -> Scores:
         """Return the scores of some inputs."""
         return self._replace(sums=self.sums[rows], squares=self.squares[rows], trials=self.trials[rows])
 
@@ -215,7 +215,7 @@ class Estimates(NamedTuple):
         histograms = zeros_and_ones(np.array([[sizes, 0 * sizes]]), sizes)
         return cls(selected, scores, np.array([[0, 1]]), histograms, len(ends), ends[-1], 0, np.array([0]))
 
-    def rows(self, rows: NDArray[np.bool_]) -> Estimates:
+    def rows(self, rows: NDArray[np.bool_] | Integers) -> Estimates:
         """Return the estimates on some inputs."""
         return self._replace(
             selected=self.selected.rows(rows),
