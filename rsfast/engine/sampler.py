@@ -431,7 +431,7 @@ class Sampler:
                 self._warn(input_id, count)
                 self._results[active.number] = Outcome(input_id, result)
                 self.scheduler.release(active)
-                decided += [Segment(active, stage, 0, 0) for stage in range(self._analyses + 1)]
+                decided += [Segment(active, stage, 0, 0) for stage in range(self._begun(active.sampled) + 1)]
                 if self.bar.total is not None:
                     self.bar.total -= self.scheduler.ends[-1] - active.sampled
         if decided:
