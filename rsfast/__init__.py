@@ -32,7 +32,8 @@ from .noise import (
 from .noise.provenance import Provenance
 from .stats.certificate import ABSTAIN, Certificate, Execution
 from .stats.estimates import leading_classes
-from .stats.proof import certificates, exact_certificates, predictions
+from .stats.prediction import predictions
+from .stats.proof import certificates, exact_certificates
 
 if TYPE_CHECKING:
     from . import nn, ops

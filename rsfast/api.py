@@ -34,7 +34,7 @@ from .heads import HEADS, Head, Votes
 from .noise import Noise, check_noise, radius_label
 from .ops.tally import Tally, check_heads
 from .stats.certificate import Certificate
-from .stats.proof import smallest_predictable_n
+from .stats.prediction import smallest_predictable_n
 from .stats.rules import CertificationSpec
 
 _VOTES = Votes()
@@ -210,8 +210,9 @@ def certify(
 
     Notes
     -----
-    With `radius` or `rtol`, samples are analysed after 16, 24, 32, 48, 64 ... of them (`sequences.analysis_ends`), whatever
-    the batch size.
+    With `radius` or `rtol`, samples are analysed after fixed numbers of them, whatever the batch size. Votes are analysed
+    after 16, 24, 32 ... 80, 88, 96, 105 ...: each number is a tenth larger than the one before, and at least 8. Where a head
+    has scores, or the bound bets, the numbers are 16, 24, 32, 48, 64 ... (`sequences.analysis_ends`).
 
     References
     ----------

@@ -19,7 +19,8 @@ from rsfast.noise import STREAM_VERSION, Gaussian
 from rsfast.ops.tally import Tally
 from rsfast.stats.bounds.clopper_pearson import ClopperPearson
 from rsfast.stats.certificate import ABSTAIN, Certificate, Execution
-from rsfast.stats.proof import certificates, prediction, predictions, smallest_certifiable_n, smallest_predictable_n
+from rsfast.stats.prediction import prediction, predictions, smallest_predictable_n
+from rsfast.stats.proof import certificates, smallest_certifiable_n
 from rsfast.stats.registry import BOUNDS
 from rsfast.stats.rules import radius, resolve
 

@@ -4,6 +4,9 @@ Folders and files that this commit wrote lie in frozen/, too: they must still be
 Only what users may name is used here. Where a keyword, an attribute or a field of a certificate gets another name, `NOW`
 says so. Fields that are added do not matter.
 
+Early decisions have moved since: votes are analysed at more sample counts. Here they are analysed where they were
+(`_looks`), which shows that nothing else moved.
+
 After a change that is meant to change results (another `STREAM_VERSION`, a tighter bound), write frozen/ anew with
 ``python tests/test_frozen.py --write``, and say so in the CHANGELOG.
 """
@@ -31,6 +34,8 @@ from scipy import special
 
 import rsfast
 from rsfast.cli import main
+from rsfast.sequences import analysis_ends
+from rsfast.stats.registry import BOUNDS as CLASSES
 
 FROZEN = Path(__file__).resolve().parent / "frozen"
 sys.path.append(str(FROZEN))  # for --model, too
@@ -467,6 +472,11 @@ def seal(folder, versions):
 # Tests
 
 
+@pytest.fixture(autouse=True)
+def _looks(monkeypatch):
+    monkeypatch.setattr(type(CLASSES["beta_binomial_sequence"]), "analysis_ends", lambda bound, n: analysis_ends(n))
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A working directory with the images and copies of all frozen run folders."""
@@ -568,6 +578,17 @@ def test_runs_that_were_stopped_go_on(name, folder):
     go(f"{RUNS[name]} --resume", old)
     assert_same_run(old, name)
     assert not Path(old, "checkpoint.jsonl").exists()
+
+
+def test_runs_of_other_analyses(folder, monkeypatch, capsys):
+    """Those that are finished are certified again; one that was stopped is refused."""
+    monkeypatch.setattr(type(CLASSES["beta_binomial_sequence"]), "analysis_ends", lambda bound, n: [*range(10, n, 10), n])
+    go(DERIVED["again_radius"][1], "new")
+    assert_same_run("new", "again_radius")
+    seal("stopped_radius", versions_now())
+    with pytest.raises(SystemExit):
+        main([*RUNS["radius"].split(), "--resume", "--out", "stopped_radius"])
+    assert "if a version of rsfast with other interim analyses wrote it, resume with that" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["votes", "softmax", "radius", "predict"])

@@ -23,7 +23,7 @@ from rsfast.engine.sampling import Sampling
 from rsfast.heads import Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian
 from rsfast.stats.certificate import ABSTAIN, Execution
-from rsfast.stats.proof import predictions
+from rsfast.stats.prediction import predictions
 from rsfast.stats.rules import CertificationSpec
 
 NOISE = Gaussian(0.5)

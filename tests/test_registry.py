@@ -115,10 +115,13 @@ def test_the_parts_of_alpha_of_all_analyses_sum_to_at_most_alpha():
         assert 0.0499 < sum(parts) <= 0.05
 
 
-def test_several_bounds_take_the_finest_ranges():
+def test_several_bounds_take_the_finest_ranges_or_the_coarsest_analyses():
     names = ("clopper_pearson", "betting", "betting_sequence")
     for n in (1, 20, 33, 1000, 100_000):
         single = [BOUNDS[name].sample_ranges(n) for name in names]
         assert sample_ranges([BOUNDS[name] for name in names], n, early=False) == single[-1]
         assert sample_ranges([BOUNDS[name] for name in names[:2]], n, early=False) == single[1]
-        assert sample_ranges([BOUNDS[names[0]]], n, early=True) == single[-1]
+        coarse, fine = (BOUNDS[name].analysis_ends(n) for name in ("betting_sequence", "beta_binomial_sequence"))
+        assert sample_ranges([BOUNDS["beta_binomial_sequence"]], n, early=True) == fine
+        assert sample_ranges([BOUNDS["beta_binomial_sequence"], BOUNDS["betting_sequence"]], n, early=True) == coarse
+        assert sample_ranges([BOUNDS["betting_sequence"]], n, early=True) == coarse == single[-1]

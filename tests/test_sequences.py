@@ -3,15 +3,19 @@
 How often the bounds are wrong is in test_coverage.py.
 """
 
+import math
 from itertools import pairwise
 
 import mpmath as mp
 import numpy as np
 import pytest
+from scipy.special import gammaln, xlog1py, xlogy
 from scipy.stats import norm
 
 from benchmarks.coverage import histograms
 from rsfast import bounds, sequences
+from rsfast.stats.bounds.beta_binomial import rough_limit
+from rsfast.stats.common import fine_analysis_ends, largest_safe
 
 UNIT = 2**30
 BINS = sequences.BINS
@@ -409,6 +413,29 @@ def test_alpha_errors(alpha, error):
             function(*before, alpha, *after)
 
 
+@pytest.mark.parametrize("n", [1, 2, 10, 1000, 10**5, 2**20, 10**7, 2**33 - 1])
+@pytest.mark.parametrize("alpha", [1e-12, 1e-3, 0.5, 0.999])
+def test_the_search_between_brackets_finds_the_same_bits(n, alpha):
+    """And the rough limit is never below the limit, and mostly close to it."""
+    rng, close = np.random.default_rng(n), 0
+    for a, b in ((0.5, 0.5), (100.5, 0.5), (90.5, 10.5), (300.25, 0.01)):
+        shares = [0, 1, *rng.random(20), *1 - 10 ** -rng.uniform(0, 9, 20), *10 ** -rng.uniform(0, 9, 20)]
+        k, trials, a, b = rng.binomial(n, shares), np.full(62, n), np.full(62, a), np.full(62, b)
+        limit, rough = sequences.beta_binomial_sequence_lower(k, n, alpha, a=a, b=b), rough_limit(k, trials, alpha, a, b)
+        assert (rough >= limit).all()
+        close += int((rough <= limit * (1 + 1e-6)).sum())
+        gammas = [gammaln(a + k), gammaln(b + (n - k)), -gammaln(a + b + n), -gammaln(a), -gammaln(b), gammaln(a + b)]
+        mixture, size, level = sum(gammas), sum(map(np.abs, gammas)) + 4 - math.log(alpha), -math.log(alpha)
+
+        def safe(p, k=k, mixture=mixture, size=size, level=level):
+            likelihood = -xlogy(k, p) - xlog1py(n - k, -p)
+            return mixture + likelihood - 2.0**-48 * (size + likelihood) >= level
+
+        with np.errstate(invalid="ignore"):
+            assert largest_safe(safe, np.zeros(62), k / n).tolist() == limit.tolist()
+    assert close > 120 or n <= 10
+
+
 @pytest.mark.parametrize("function", [sequences.beta_binomial_sequence_lower, sequences.beta_binomial_sequence_upper])
 def test_beta_binomial_errors(function):
     with pytest.raises(TypeError, match=r"successes must be an integer"):
@@ -420,7 +447,7 @@ def test_beta_binomial_errors(function):
             function(5, 10, 0.05, **{"a" if function is sequences.beta_binomial_sequence_lower else "b": value})
 
 
-@pytest.mark.parametrize("schedule", [sequences.range_ends, sequences.analysis_ends])
+@pytest.mark.parametrize("schedule", [sequences.range_ends, sequences.analysis_ends, fine_analysis_ends])
 def test_schedules(schedule):
     for n in (1, 15, 16, 17, 1000, 2**33 - 1):
         ends = schedule(n)

@@ -24,6 +24,7 @@ NO_TORCH = (
     "stats",
     "bounds",
     "sequences",
+    "stats.prediction",
     "stats.proof",
     "stats.registry",
     "engine.options",
@@ -74,7 +75,7 @@ def test_bounds_and_tests_without_scipy_stats():
     """It takes half a second to import. scipy.special holds all that certificates and predictions take."""
     code = """
         import sys, numpy as np, rsfast
-        from rsfast.stats.proof import prediction
+        from rsfast.stats.prediction import prediction
         assert 0.9 < rsfast.bounds.clopper_pearson_lower(1000, 1000, 0.001) < 1
         assert prediction(np.array([1000, 0]), 0.001) == 0
         assert "scipy.special" in sys.modules

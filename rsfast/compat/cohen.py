@@ -24,7 +24,7 @@ from ..engine.options import SmoothOptions, refuse_unknown
 from ..engine.sampling import Sampling, check_model, draw_tally, warn_if_hopeless
 from ..noise import Gaussian, Noise
 from ..ops.tally import check_classes
-from ..stats import proof, rules
+from ..stats import prediction, proof, rules
 from ..stats.bounds.clopper_pearson import clopper_pearson_lower
 from ..stats.certificate import ABSTAIN
 from ..stats.common import check_alpha
@@ -247,12 +247,12 @@ class Smooth:
     def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
         """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
         n, alpha = check_count("n", n), check_alpha(alpha)
-        warn_if_hopeless("predict", n, alpha, proof.smallest_predictable_n(alpha))
+        warn_if_hopeless("predict", n, alpha, prediction.smallest_predictable_n(alpha))
         warn_of_units(x, self.noise, stacklevel=2)
         with self._call() as call:
             call.stream, call.start = "estimation", 0
             votes = self._sample_noise(x, n, batch_size)
-        return proof.prediction(votes, alpha)
+        return prediction.prediction(votes, alpha)
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""

@@ -18,7 +18,8 @@ from ..stats import rules
 from ..stats.certificate import Certificate, Execution
 from ..stats.estimates import Estimates, Scores
 from ..stats.exact import exact_predictions
-from ..stats.proof import of_inputs, predictions, prove
+from ..stats.prediction import predictions
+from ..stats.proof import of_inputs, prove
 from ..stats.registry import sample_ranges
 from ..stats.rules import CertificationSpec
 
@@ -139,10 +140,16 @@ class SamplingPlan(Protocol):
     """Streams and sample indices, in the order of drawing: the selection, maybe empty, then the estimation's ranges."""
     early: bool
     """Whether an input may be decided before its last stage."""
+    by_range: bool
+    """Whether results need the Tally of each range, else only their sum."""
     tracks: bool
     """Whether the Tallies of the estimation need `leading_classes` of the selection's."""
     lipschitz: bool
     """Whether results rest on a Lipschitz constant, so that logits below float32 are refused."""
+
+    def undecided(self, selection: Tally, total: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which inputs surely need the next sample range, from rows of the sums of those so far, at little cost."""
+        ...
 
     def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
         """Return the result of each input after these sample ranges; None where it needs the next one."""
@@ -194,15 +201,36 @@ class Certification:
             *((streams[1], range(offset + start, offset + end)) for start, end in ranges),
         )
         self.early = bool(stopping)
+        self.by_range = any(spec.limits_by.histograms for spec in specs)
+        self._splits = [dict[tuple[int, ...], int]() for _ in specs]  # by the selection's votes for the first two classes
         self.tracks = any(spec.limits_by.histograms and spec.head.soft for spec in specs)
         self.lipschitz = any(spec.lipschitz is not None for spec in specs)
+
+    def undecided(self, selection: Tally, total: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which inputs `evaluate` would surely not decide: limits that are no tighter than the bound's say so."""
+        found = np.full(len(rows), False)
+        for spec, known in zip(self.specs, self._splits, strict=True):
+            if spec.limits_by.histograms:
+                continue
+            selected, scores = (Scores.of(tally, spec.head).rows(rows) for tally in (selection, total))
+            classes = selected.leading_classes()
+            estimates = Estimates(selected, scores, classes, None, 0, self.n, 0, rows)
+            keys = [tuple(sums) for sums in selected.only(classes).sums.tolist()]
+            if new := {key: place for place, key in enumerate(keys) if key not in known}:
+                chosen = rules.best_splits(estimates.rows(np.array([*new.values()])), spec)
+                known.update(zip(new, chosen[:, 0].tolist(), strict=True))
+            limits = rules.limits(estimates, spec, np.array([[known[key]] for key in keys]), rough=True)
+            radii = rules.radius(spec.noise, limits.lower, limits.upper, spec.lipschitz)[:, 0]
+            found |= ~self.stopping.reached(radii, rules.optimistic_radius(estimates, spec, limits)) & (
+                scores.trials[:, 0] < self.n
+            )
+        return found
 
     def evaluate(
         self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]
     ) -> list[list[Certificate] | None]:
         """Return the certificates of each input, one a spec; None where it is not decided yet."""
-        last, selected = len(ranges) == len(self.stages) - 1, selection if self.stages[0][1] else None
-        done = np.full(len(input_ids), True)
+        selected, done = selection if self.stages[0][1] else None, np.full(len(input_ids), True)
         of_specs: dict[int, list[Certificate]] = {}
         for places in self._groups:
             specs = [self.specs[place] for place in places]
@@ -210,9 +238,10 @@ class Certification:
                 specs, selected, ranges, max_samples=self.n, input_ids=input_ids, **self.recorded
             )
             of_specs |= zip(places, certificates, strict=True)
-            if not last:
+            last = estimates.scores.trials[:, 0] == self.n
+            if not last.all():
                 radii = np.array([certificate.radius for of_spec in certificates for certificate in of_spec])
-                reached = self.stopping.reached(radii, rules.optimistic_radius(estimates, specs[0], limits))
+                reached = last | self.stopping.reached(radii, rules.optimistic_radius(estimates, specs[0], limits))
                 done &= reached.reshape(len(specs), -1).all(axis=0)
         found = zip(*(of_specs[place] for place in range(len(self.specs))), strict=True)
         return [list(certificates) if decided else None for certificates, decided in zip(found, done.tolist(), strict=True)]
@@ -229,12 +258,15 @@ class Prediction:
         As in `predictions`; 0 where they are all evaluations of deterministic noise.
     """
 
-    early = tracks = lipschitz = False
+    early = by_range = tracks = lipschitz = False
     heads: tuple[Head, ...] = (Votes(),)
 
     def __init__(self, n: int, alpha: float) -> None:
         self.stages: tuple[tuple[str, range], ...] = (("selection", range(0)), ("estimation", range(n)))
         self.alpha = alpha
+
+    def undecided(self, selection: Tally, total: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.full(len(rows), False)
 
     def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[int]:
         """Return the class of each input, or ABSTAIN."""

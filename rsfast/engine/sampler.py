@@ -157,6 +157,7 @@ class Sampler:
         # On a CPU the host has what a Tally's row holds: rows of a stage that is complete change no more.
         self._on_host = device.type == "cpu" and not ranks.by_samples
         self._received = self._tallies if self._on_host else self._make_tallies(self.slots, num_classes, "cpu")
+        self._totals = Tally(self.slots, num_classes, plan.heads)  # of the ranges up to the last analysis
         self._x = torch.zeros(self.slots, *shape, device=device)
         self._ids = torch.zeros(self.slots, dtype=torch.int64, device=device)
         self._input_ids = np.zeros(self.slots, dtype=np.int64)
@@ -301,6 +302,7 @@ class Sampler:
         if (held := [n for tally in drawn for n in tally.n.tolist()]) != (stated := self._drawn(active.sampled)):
             raise ValueError(
                 f"the checkpoint's Tallies of idx {saved['idx']} must hold {stated} samples, as its 'asked' says, got {held}"
+                "; if a version of rsfast with other interim analyses wrote it, resume with that, or remove the checkpoint"
             )
         stages = [Segment(active, stage, 0, 0) for stage in range(begun + 1)]
         if self.ranks.rank == 0 or not self.ranks.by_samples:  # else it is a part of the sum that rank 0 has all of
@@ -383,20 +385,37 @@ class Sampler:
             if self.plan.tracks and (fresh := [a for a in self.scheduler.active if a.received and not a.evaluated]):
                 self._track(fresh)
                 any_ready = True
-            while ready := self._ready():
-                for analysis, actives in sorted(ready.items()):
-                    self._evaluate(analysis, actives)
+            while ready := [a for a in self.scheduler.active if a.received > self._next_analysis(a)]:
+                for actives in self._grouped(self._maybe_decided(ready)):
+                    self._evaluate(actives)
                 any_ready = True
         return any_ready
 
-    def _ready(self) -> dict[int, list[InFlight]]:
-        """Return the inputs whose next analysis has its samples, by the number of sample ranges that it takes."""
-        ready: dict[int, list[InFlight]] = {}
-        for active in self.scheduler.active:
-            analysis = max(active.evaluated, 1) if self.plan.early else self._analyses
-            if active.received > analysis:
-                ready.setdefault(analysis, []).append(active)
-        return ready
+    def _next_analysis(self, active: InFlight) -> int:
+        """Return how many sample ranges the next analysis of an input takes."""
+        return max(active.evaluated, 1) if self.plan.early else self._analyses
+
+    def _maybe_decided(self, ready: list[InFlight]) -> list[InFlight]:
+        """Return the inputs without those that surely need the next sample range, which go on."""
+        if not self.plan.early or self.plan.tracks:  # histograms are evaluated at every analysis
+            return ready
+        slots = np.array([active.slot for active in ready])
+        rows = slots + (np.array([self._next_analysis(active) for active in ready]) - 1) * self.slots
+        selection, estimation = self._received
+        for total, tensor in zip(self._totals.tensors().values(), estimation.tensors().values(), strict=True):
+            total.numpy()[slots] += tensor.numpy()[rows]
+        undecided = self.plan.undecided(selection, self._totals, slots).tolist()
+        for active, goes_on in zip(ready, undecided, strict=True):
+            if goes_on:
+                active.evaluated = self._next_analysis(active) + 1
+        return [active for active, goes_on in zip(ready, undecided, strict=True) if not goes_on]
+
+    def _grouped(self, actives: list[InFlight]) -> list[list[InFlight]]:
+        """Return the inputs in groups that are evaluated together."""
+        groups: dict[int, list[InFlight]] = {}
+        for active in actives:
+            groups.setdefault(self._next_analysis(active) if self.plan.by_range else 0, []).append(active)
+        return [groups[analysis] for analysis in sorted(groups)]
 
     def _track(self, actives: Sequence[InFlight]) -> None:
         """Let the estimation's Tallies keep the histograms of the classes that the selection puts first."""
@@ -409,24 +428,30 @@ class Sampler:
         for active in actives:
             active.evaluated = 1
 
-    def _evaluate(self, analysis: int, actives: Sequence[InFlight]) -> None:
+    def _evaluate(self, actives: Sequence[InFlight]) -> None:
         slots = np.array([active.slot for active in actives])
         selection, estimation = self._received
-        ranges = [estimation.select(slots + number * self.slots) for number in range(analysis)]
+        if self.plan.early and not self.plan.by_range:
+            ranges = [self._totals.select(slots)]
+        else:
+            analysis = self._next_analysis(actives[0])
+            ranges = [estimation.select(slots + number * self.slots) for number in range(analysis)]
         input_ids = self._input_ids[slots].tolist()
         results = self.plan.evaluate(selection.select(slots), ranges, input_ids)
         decided = []
         voteless = torch.stack([tally.counts[:, -1] for tally in ranges]).sum(dim=0).tolist()
         for active, input_id, result, count in zip(actives, input_ids, results, voteless, strict=True):
-            active.evaluated = analysis + 1
+            active.evaluated = self._next_analysis(active) + 1
             if result is not None:
                 self._warn(input_id, count)
                 self._results[active.number] = Outcome(input_id, result)
                 self.scheduler.release(active)
-                decided += [Segment(active, stage, 0, 0) for stage in range(self._analyses + 1)]
+                decided += [Segment(active, stage, 0, 0) for stage in range(self._begun(active.sampled) + 1)]
                 if self.bar.total is not None:
                     self.bar.total -= self.scheduler.ends[-1] - active.sampled
         if decided:
+            for tensor in self._totals.tensors().values():
+                tensor[[segment.active.slot for segment in decided if not segment.stage]] = 0
             for tensor, rows in self._tensors(self._tallies, decided):
                 tensor.index_fill_(0, rows, 0)
 

@@ -20,10 +20,11 @@ from ..noise import STREAM_VERSION, check_seed
 from ..noise import from_dict as noise_from_dict
 from ..ops.tally import Tally
 from ..stats.certificate import Certificate, Execution
-from ..stats.common import analysis_ends
 from ..stats.estimates import Scores
 from ..stats.exact import exact_predictions
-from ..stats.proof import of_inputs, predictions, prove
+from ..stats.prediction import predictions
+from ..stats.proof import of_inputs, prove
+from ..stats.registry import BOUNDS
 from ..stats.rules import CertificationSpec
 from . import results
 from .layout import CERTIFY_COLUMNS, COUNTS, PREDICT_COLUMNS, SIDECAR, TABLE, Row, columns_of, read_rows, read_sidecar
@@ -166,10 +167,11 @@ class Replay:
         """Raise ValueError unless there are as many samples and classes as the sidecar says, and as the noise has."""
         if self.n != (n := self.spec.noise.evaluations or self.n):
             raise ValueError(f"n must be {n}, the evaluations of the noise, got {self.n} in {SIDECAR}")
-        analyses = analysis_ends(self.n)
+        schedules = [bound.analysis_ends(self.n) for bound in BOUNDS.values() if bound.sequence]  # of any version of rsfast
         for numbers in zip(*(tally.n.tolist() for tally in rest), strict=True):
             ends = np.cumsum(numbers).tolist()
-            if (ends != analyses[: len(ends)]) if self.stopping else (ends[-1:] != [self.n]):
+            known = [each[: len(ends)] for each in schedules] if self.stopping else [[*ends[:-1], self.n]]
+            if ends not in known:
                 stopping = f"radius = {self.stopping.radius} and rtol = {self.stopping.rtol}"
                 raise ValueError(f"estimation must go with n = {self.n}, {stopping} in {SIDECAR}, got ends at {ends}")
         drawn = [0] if first is None else first.n.tolist()

@@ -28,7 +28,8 @@ class _Counted:
 
     def __init__(self, plan: SamplingPlan) -> None:
         self.plan, self.heads, self.stages = plan, plan.heads, plan.stages
-        self.early, self.tracks, self.lipschitz = plan.early, plan.tracks, plan.lipschitz
+        self.early, self.tracks, self.lipschitz, self.undecided = plan.early, plan.tracks, plan.lipschitz, plan.undecided
+        self.by_range = True  # as counts.jsonl keeps them
 
     def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
         """Return the certificate or the class of each input and its counts, or None."""

@@ -25,7 +25,7 @@ from ..engine.sampling import Sampling, expected, warn_if_hopeless
 from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Noise, check_noise
 from ..stats.certificate import Certificate
-from ..stats.proof import smallest_predictable_n
+from ..stats.prediction import smallest_predictable_n
 from . import checkpoint, results, settings
 from .environment import Environment
 from .events import Log

@@ -92,7 +92,9 @@ def plus_width(mean: Floats, width: Floats) -> Floats:
     return np.asarray(np.minimum(np.nextafter(mean + width * (1 + WIDTH_ERROR), np.inf), 1.0))
 
 
-def largest_safe(safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, above: Floats) -> Floats:
+def largest_safe(
+    safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, above: Floats, known: tuple[Floats, Floats] | None = None
+) -> Floats:
     """Return, for each element, a float64 that is safe, or 0, and whose successor is not; by bisection.
 
     Parameters
@@ -103,6 +105,8 @@ def largest_safe(safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, abo
         may be written to after the call.
     below, above : ndarray of float64
         Where to search first, of the result's shape; they need not enclose it.
+    known : pair of ndarray of float64, optional
+        Up to the first all are safe, from the second none is: there `safe` is not called. The result is the same.
 
     Returns
     -------
@@ -117,6 +121,14 @@ def largest_safe(safe: Callable[[Floats], NDArray[np.bool_]], below: Floats, abo
     # The bit patterns of the floats from 0 to 1 are ordered as the floats are: halving them keeps tiny limits precise.
     below, above = (np.minimum(np.maximum(p, 0), 1) for p in (below, above))
     low, high = np.where(safe(below), below.view(np.int64), 0), np.where(safe(above), _ONE, above.view(np.int64))
+    if known is not None:
+        inside, beyond = (np.asarray(each).view(np.int64) for each in known)
+        while True:
+            middle = (low + high) >> 1
+            fits, fails = middle <= inside, middle >= beyond
+            if not ((fits | fails) & (high - low > 1)).any():
+                break
+            low, high = np.where(fits, middle, low), np.where(fails, middle, high)
     if low.size == 1:  # Python's own integers: four times as fast
         return _largest_safe_one(safe, low, int(high.item()))
     for _ in range((int((high - low).max(initial=1)) - 1).bit_length()):
@@ -199,6 +211,24 @@ def analysis_ends(n: int) -> list[int]:
     """
     ends = sorted(factor << power for factor in (16, 24) for power in range(MAX_TRIALS.bit_length()))
     n = _check_size(n)
+    return [end for end in ends if end < n] + [n]
+
+
+def fine_analysis_ends(n: int) -> list[int]:
+    """Return the numbers of samples at which a bound that may be read after every sample is analysed, the last of them n.
+
+    Below n they are always 16, 24, 32 ... 80, 88, 96, 105 ...: each is a tenth larger than the one before, rounded down, or
+    8 samples where that is more. As more looks cost such a bound nothing, they are finer than `analysis_ends`: 84 below
+    100,000 samples. Shorter ranges would not fill a batch.
+
+    Examples
+    --------
+    >>> fine_analysis_ends(120)
+    [16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 105, 115, 120]
+    """
+    n, ends = _check_size(n), [16]
+    while ends[-1] < n:
+        ends.append(ends[-1] + max(8, ends[-1] // 10))
     return [end for end in ends if end < n] + [n]
 
 

@@ -86,7 +86,7 @@ class Scores(NamedTuple):
         sums[places] = squares[places] = 0
         return self._replace(sums=sums, squares=squares)
 
-    def rows(self, rows: NDArray[np.bool_]) -> Scores:
+    def rows(self, rows: NDArray[np.bool_] | Integers) -> Scores:
         """Return the scores of some inputs."""
         return self._replace(sums=self.sums[rows], squares=self.squares[rows], trials=self.trials[rows])
 
@@ -243,9 +243,9 @@ class Estimates(NamedTuple):
         histograms = zeros_and_ones(np.array([[sizes, 0 * sizes]]), sizes)
         return cls(selected, scores, np.array([[0, 1]]), histograms, len(ends), ends[-1], 0, np.array([0]))
 
-    def rows(self, rows: NDArray[np.bool_]) -> Estimates:
+    def rows(self, rows: NDArray[np.bool_] | Integers) -> Estimates:
         """Return the estimates on some inputs."""
-        if rows.all():
+        if rows.dtype == np.bool_ and rows.all():
             return self
         return self._replace(
             selected=self.selected.rows(rows),

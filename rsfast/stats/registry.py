@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import ClassVar
 
+import numpy as np
+
 from ..heads import Head
 from .common import Floats, analysis_ends
 from .estimates import Estimates
@@ -62,6 +64,13 @@ class Bound(ABC):
             name = "beta_binomial_sequence" if self.sequence else "clopper_pearson"
         return BOUNDS[name].upper_of_others(estimates, alpha)
 
+    def both(self, estimates: Estimates, alpha: float) -> tuple[Floats, Floats]:
+        """Return the lower limit of the leader's score and the largest upper limit of the others, each with this alpha."""
+        upper = self.upper(estimates, 1, alpha)
+        if estimates.scores.sums.shape[1] > 2:
+            upper = np.asarray(np.maximum(upper, self.upper_of_others(estimates, alpha)))
+        return self.lower(estimates, 0, alpha), upper
+
     @abstractmethod
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         """Return about the lower limit that ``estimates.max_samples`` scores with this mean and variance would give.
@@ -72,6 +81,15 @@ class Bound(ABC):
     def sample_ranges(self, n: int) -> list[int]:
         """Return where the ranges of a sample of n end, for a single analysis at its end."""
         return [n]
+
+    @property
+    def rough(self) -> Bound:
+        """A cheaper bound whose limits prove nothing: at least as tight, and hardly tighter. By default this one."""
+        return self
+
+    def analysis_ends(self, n: int) -> list[int]:
+        """Return where the ranges of a sample of at most n end that may stop at each: a rule fixed by integers alone."""
+        return analysis_ends(n)
 
     def alpha_of_analysis(self, alpha: float, analysis: int) -> float:
         """Return the part of alpha that a bound for a single analysis gets at the analysis of this number, from 1.
@@ -132,11 +150,16 @@ def resolve_bound(name: str, head: Head, early: bool) -> Bound:
 
 
 def sample_ranges(bounds: Collection[Bound], n: int, early: bool) -> list[int]:
-    """Return where the ranges of a sample of n end that serves all of these bounds: the finest that one of them wants.
+    """Return where the ranges of a sample of n end that serves all of these bounds.
+
+    These are the finest that one of them wants. Where sampling may stop early they are the coarsest: some bounds share alpha
+    between the analyses, and those that do not hold at any of them.
 
     Examples
     --------
-    >>> sample_ranges([], 50, early=True)
+    >>> sample_ranges([BOUNDS["betting_sequence"], BOUNDS["beta_binomial_sequence"]], 50, early=True)
     [16, 24, 32, 48, 50]
     """
-    return analysis_ends(n) if early else max((bound.sample_ranges(n) for bound in bounds), key=len)
+    if early:
+        return min((bound.analysis_ends(n) for bound in bounds), key=len)
+    return max((bound.sample_ranges(n) for bound in bounds), key=len)

@@ -255,13 +255,22 @@ def _alpha_splits(spec: CertificationSpec, classes: int) -> tuple[AlphaSplit, ..
     )
 
 
-def limits(estimates: Estimates, spec: CertificationSpec) -> Limits:
-    """Return the limits of every input."""
+def best_splits(estimates: Estimates, spec: CertificationSpec) -> NDArray[np.int64]:
+    """Return the place of each input's split [inputs, 1] in `_alpha_splits`: a function of the selection sample."""
+    splits = _alpha_splits(spec, estimates.scores.sums.shape[1])
+    if len(splits) == 1:
+        return np.zeros((len(estimates.classes), 1), dtype=np.int64)
+    return np.asarray(_predicted_radii(estimates, splits, spec).argmax(axis=1, keepdims=True))
+
+
+def limits(
+    estimates: Estimates, spec: CertificationSpec, best: NDArray[np.int64] | None = None, *, rough: bool = False
+) -> Limits:
+    """Return the limits of every input; those of `Bound.rough` prove nothing. `best` is what `best_splits` returned."""
     shape = (len(estimates.classes), 1)
     splits = _alpha_splits(spec, estimates.scores.sums.shape[1])
-    best = np.zeros(shape, dtype=np.int64)
-    if len(splits) > 1:
-        best = _predicted_radii(estimates, splits, spec).argmax(axis=1, keepdims=True)
+    best = best_splits(estimates, spec) if best is None else best
+    bound = spec.limits_by.rough if rough else spec.limits_by
     if spec.rule == "class_partitioning":
         lower, upper, alpha_upper = _partitioned(estimates, spec)
         return Limits(lower, upper, np.full(shape, spec.rule, dtype=object), alpha_upper, best)
@@ -269,21 +278,18 @@ def limits(estimates: Estimates, spec: CertificationSpec) -> Limits:
     for number, split in enumerate(splits):
         rows = best[:, 0] == number
         if rows.any():
-            part = estimates if rows.all() else estimates.rows(rows)
-            found.lower[rows], found.upper[rows] = _by_split(part, split, spec)
+            found.lower[rows], found.upper[rows] = _by_split(estimates.rows(rows), split, spec, bound)
             found.rules[rows], found.alpha_upper[rows] = split.rule, spec.alpha - spec.alpha * split.share
     return found
 
 
-def _by_split(estimates: Estimates, split: AlphaSplit, spec: CertificationSpec) -> tuple[Floats, Floats]:
+def _by_split(estimates: Estimates, split: AlphaSplit, spec: CertificationSpec, bound: Bound) -> tuple[Floats, Floats]:
     """Return lo of the leader and the largest up of the others, [inputs, 1] each."""
-    alpha, bound = spec.alpha * split.share, spec.limits_by
-    lower = bound.lower(estimates, 0, alpha)
+    alpha = spec.alpha * split.share
     if split.rule == "one_vs_rest":
+        lower = bound.lower(estimates, 0, alpha)
         return lower, 1 - lower
-    upper = bound.upper(estimates, 1, alpha)
-    if estimates.scores.sums.shape[1] > 2:
-        upper = np.asarray(np.maximum(upper, bound.upper_of_others(estimates, alpha)))
+    lower, upper = bound.both(estimates, alpha)
     # 1 - lo is exact where lo is at least 1/2; below, it is the larger of the two, and no radius comes of it.
     return lower, np.minimum(upper, 1 - lower) if spec.head.sums_to_one else upper
 
@@ -318,7 +324,7 @@ def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limi
         if rows.any():
             part = estimates.rows(rows)
             leader, rival = best_case(part, 0, "upper"), best_case(part, 1, "lower")
-            predicted = _predicted_limits(part, split, spec, leader, rival)
+            predicted = _predicted_limits(part, split, spec, spec.limits_by.rough, leader, rival)
             most[rows] = radius(spec.noise, *predicted, spec.lipschitz)[:, 0]
     return most
 
@@ -350,6 +356,7 @@ def _predicted_limits(
     estimates: Estimates,
     split: AlphaSplit,
     spec: CertificationSpec,
+    bound: Bound,
     leader: tuple[Floats, Floats],
     rival: tuple[Floats, Floats],
 ) -> tuple[Floats, Floats]:
@@ -357,7 +364,7 @@ def _predicted_limits(
 
     Nothing rests on them: bounds are those of real-valued counts, and nothing is rounded outward.
     """
-    alpha, bound = spec.alpha * split.share, spec.limits_by
+    alpha = spec.alpha * split.share
     low = np.minimum(bound.forecast(estimates, *leader, alpha), 1 - 2.0**-53)
     high = 1 - low
     if split.rule != "one_vs_rest":
@@ -374,6 +381,6 @@ def _predicted_radii(estimates: Estimates, splits: Sequence[AlphaSplit], spec: C
         rest = (1 - mean[:, :1]) * estimates.selected.trials
         mean[:, 1:] *= rest / (rest + 1)
     leader, rival = (mean[:, :1], variance[:, :1]), (mean[:, 1:], variance[:, 1:])
-    predicted = [_predicted_limits(estimates, split, spec, leader, rival) for split in splits]
+    predicted = [_predicted_limits(estimates, split, spec, spec.limits_by, leader, rival) for split in splits]
     lower, upper = (np.concatenate(limit, axis=1) for limit in zip(*predicted, strict=True))
     return radius(spec.noise, lower, upper, spec.lipschitz)
