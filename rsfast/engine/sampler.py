@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..ops.cpu import expand
-from ..ops.tally import Tally
+from ..ops.tally import Tally, row_bytes
 from ..stats.estimates import leading_classes
 from .batches import Batches, RowGroup, slice_groups, to_device, to_host
 from .plan import SamplingPlan
@@ -157,7 +157,8 @@ class Sampler:
         # On a CPU the host has what a Tally's row holds: rows of a stage that is complete change no more.
         self._on_host = device.type == "cpu" and not ranks.by_samples
         self._received = self._tallies if self._on_host else self._make_tallies(self.slots, num_classes, "cpu")
-        self._totals = Tally(self.slots, num_classes, plan.heads)  # of the ranges up to the last analysis
+        if plan.early:
+            self._totals = Tally(self.slots, num_classes, plan.heads)  # of the ranges up to the last analysis
         self._x = torch.zeros(self.slots, *shape, device=device)
         self._ids = torch.zeros(self.slots, dtype=torch.int64, device=device)
         self._input_ids = np.zeros(self.slots, dtype=np.int64)
@@ -184,8 +185,9 @@ class Sampler:
 
     def _count_slots(self, shape: torch.Size, count: int | None, num_classes: int) -> int:
         """Return how many inputs may be in flight: as many as fill a batch where each offers but a short range."""
-        tallies = self._make_tallies(1, num_classes, "cpu")
-        nbytes = 4 * shape.numel() + sum(tensor.nbytes for tally in tallies for tensor in tally.tensors().values())
+        heads = self.plan.heads
+        nbytes = row_bytes(num_classes, heads) + self._analyses * row_bytes(num_classes, heads, 2 * self.plan.tracks)
+        nbytes += 4 * shape.numel()
         most = min(self._size // 8 + 2, self.pacing.memory // nbytes)
         return max(2, most if count is None else min(most, count))
 
@@ -449,9 +451,10 @@ class Sampler:
                 decided += [Segment(active, stage, 0, 0) for stage in range(self._begun(active.sampled) + 1)]
                 if self.bar.total is not None:
                     self.bar.total -= self.scheduler.ends[-1] - active.sampled
-        if decided:
-            for tensor in self._totals.tensors().values():
-                tensor[[segment.active.slot for segment in decided if not segment.stage]] = 0
+        if decided and not self.scheduler.exhausted:  # else nobody takes these slots
+            if self.plan.early:
+                for tensor in self._totals.tensors().values():
+                    tensor[[segment.active.slot for segment in decided if not segment.stage]] = 0
             for tensor, rows in self._tensors(self._tallies, decided):
                 tensor.index_fill_(0, rows, 0)
 

@@ -68,6 +68,8 @@ class Scheduler:
         Inputs under way, oldest first.
     ends : list of int
         Samples of an input up to the end of each stage.
+    exhausted : bool
+        Whether `load` said that no input is left.
 
     Examples
     --------
@@ -82,7 +84,7 @@ class Scheduler:
         self._early, self._waits = early, waits
         self._free = list(range(slots))[::-1]
         self._admitted = 0
-        self._exhausted = False
+        self.exhausted = False
 
     def fill(self, size: int, load: Callable[[InFlight], bool]) -> list[Segment]:
         """Return segments whose samples are guaranteed to be used, at most `size` samples.
@@ -112,11 +114,11 @@ class Scheduler:
         return segments
 
     def _admit(self, load: Callable[[InFlight], bool]) -> InFlight | None:
-        if self._exhausted or not self._free:
+        if self.exhausted or not self._free:
             return None
         active = InFlight(self._admitted, self._free[-1])
         if not load(active):
-            self._exhausted = True
+            self.exhausted = True
             return None
         self._free.pop()
         self._admitted += 1

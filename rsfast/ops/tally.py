@@ -69,6 +69,18 @@ def check_classes(num_classes: object) -> int:
     return _check_size("num_classes", num_classes, 2, 1 << 20)
 
 
+def row_bytes(num_classes: int, heads: Sequence[Head], tracked_classes: int = 0) -> int:
+    """Return how many bytes what counts of one input takes, where so many classes of each soft head have histograms.
+
+    Examples
+    --------
+    >>> row_bytes(3, [Votes()]) == sum(tensor.nbytes for tensor in Tally(1, 3).tensors().values())
+    True
+    """
+    soft = sum(head.soft for head in heads)
+    return 8 * (1 + num_classes + 1 + 2 * soft * (num_classes + tracked_classes * BINS))
+
+
 def check_heads(heads: Sequence[Head]) -> tuple[Head, ...]:
     """Return a Tally's heads; raise TypeError or ValueError unless they are one or more, and none twice."""
     if isinstance(heads, Head):
@@ -242,8 +254,8 @@ class Tally:
         if most > MAX_SAMPLES:
             raise OverflowError(f"a Tally must hold at most 2^33 - 1 samples of an input, got {most} in the sum")
         mine, theirs = self.tensors(), other.tensors()
-        total = self._like(self.tracked_classes, self._united(other), self.n.device)
-        return total._fill({name: mine[name] + theirs[name].to(self.n.device) for name in mine})
+        total = {name: mine[name] + theirs[name].to(self.n.device) for name in mine}
+        return self._like(self.tracked_classes.clone(), self._united(other), total)
 
     def _united(self, other: Tally) -> Provenance | None:
         """Return the provenance of the sum."""
@@ -266,16 +278,16 @@ class Tally:
         except ValueError as error:
             raise ValueError(f"two tallies cannot be added: {error}") from None
 
-    def _like(self, tracked_classes: torch.Tensor, provenance: Provenance | None, device: torch.device | str) -> Tally:
-        """Return an empty tally of the same heads and classes, of as many inputs as `tracked_classes`."""
-        return Tally(
-            len(tracked_classes),
-            self.num_classes,
-            self.heads,
-            tracked_classes=tracked_classes,
-            provenance=provenance,
-            device=device,
-        )
+    def _like(self, tracked_classes: torch.Tensor, provenance: Provenance | None, tensors: dict[str, torch.Tensor]) -> Tally:
+        """Return a tally of the same heads and classes that holds these tensors, on their device."""
+        tally, n = object.__new__(Tally), tensors["n"]
+        tally.__dict__.update(vars(self), num_inputs=len(n), tracked_classes=tracked_classes, **tensors)
+        tally.provenance = provenance
+        tally.parameters = self.parameters.to(n.device)
+        if not tracked_classes.numel():
+            bins = (*tracked_classes.shape, BINS)
+            tally.bin_counts, tally.bin_sums = n.new_empty(bins), n.new_empty(bins)
+        return tally
 
     def __eq__(self, other: object) -> bool:
         """Tell whether both hold the same heads and the same integers, on whatever device and wherever they come from."""
@@ -294,7 +306,8 @@ class Tally:
 
     def to(self, device: torch.device | str) -> Tally:
         """Return a copy on `device`."""
-        return self._like(self.tracked_classes, self.provenance, device)._fill(self.tensors())
+        copies = {name: tensor.to(device, copy=True) for name, tensor in self.tensors().items()}
+        return self._like(self.tracked_classes.to(device, copy=True), self.provenance, copies)
 
     def select(self, indices: Sequence[int] | NDArray[np.int64] | torch.Tensor) -> Tally:
         """Return the tally of these inputs alone, a copy, in this order.
@@ -310,8 +323,8 @@ class Tally:
         check_range("indices", places, self.num_inputs)
         provenance = self.provenance and self.provenance.select(places.tolist())
         places = places.to(self.n.device)
-        part = self._like(self.tracked_classes[places], provenance, self.n.device)
-        return part._fill({name: tensor[places] for name, tensor in self.tensors().items()})
+        parts = {name: tensor[places] for name, tensor in self.tensors().items()}
+        return self._like(self.tracked_classes[places], provenance, parts)
 
     def head_sums(self, *heads: Head) -> tuple[Integers, Integers, Integers]:
         """Return the sums and squares [I, K] of a head's scores, and the trials [I, 1], as NumPy arrays.
