@@ -124,7 +124,7 @@ def test_batches_do_not_show(lag, head, stopping, batch_size, launched):
 @pytest.mark.parametrize("stopping", GOALS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("launched", [0, 3])
-@pytest.mark.parametrize("change", [{"memory": 1}, {"rows": 1}], ids=["slots", "analyses"])
+@pytest.mark.parametrize("change", [{"memory": 1}, {"seconds": -1.0}], ids=["slots", "analyses"])
 def test_slots_and_the_time_of_analyses_do_not_show(monkeypatch, lag, head, stopping, launched, change):
     """Two inputs in flight; and an analysis after every batch."""
     monkeypatch.setattr(Sampling, "pacing", Pacing(**change))
@@ -253,7 +253,7 @@ def test_certificates_come_as_soon_as_they_are_due():
 
 @pytest.mark.parametrize("leave", ["break", "close", "forget", "raise"])
 def test_leaving_early(monkeypatch, leave):
-    monkeypatch.setattr(Sampling, "pacing", Pacing(rows=1))
+    monkeypatch.setattr(Sampling, "pacing", Pacing(seconds=-1.0))
     model, seen = Counting().train(), []
     if leave == "break":
         for certificate in certify_each(model, iter(X), batch_size=64):
@@ -285,7 +285,7 @@ def test_nothing_is_read_or_run_before_it_is_asked_for():
 
 def test_between_two_certificates_the_model_is_the_callers(monkeypatch):
     """While it runs it is in eval mode and without autograd; what the caller sets meanwhile is kept."""
-    monkeypatch.setattr(Sampling, "pacing", Pacing(rows=1))
+    monkeypatch.setattr(Sampling, "pacing", Pacing(seconds=-1.0))
     model, seen = Counting().train(), []
     model.register_forward_pre_hook(
         lambda *_: seen.append((model.training, model.dropout.training, torch.is_grad_enabled()))

@@ -71,7 +71,7 @@ class Pacing:
     lag : int, optional
         Batches that are launched before the Tallies of one are received; by default 0 on a CPU, otherwise 1.
     rows, seconds : int, float
-        Tallies that were received are evaluated after so many rows, or so many seconds.
+        Tallies that were received are evaluated at least every so many seconds, or, where ranks divide the samples, rows.
     memory : int
         Bytes that Tallies and inputs in flight may take on the device, and once more on the host.
     clock : callable
@@ -160,8 +160,8 @@ class Sampler:
         if plan.early:
             self._totals = Tally(self.slots, num_classes, plan.heads)  # of the ranges up to the last analysis
         self._x = torch.zeros(self.slots, *shape, device=device)
-        self._ids = torch.zeros(self.slots, dtype=torch.int64, device=device)
         self._input_ids = np.zeros(self.slots, dtype=np.int64)
+        self._ids = torch.from_numpy(self._input_ids).to(device)  # on a CPU the same memory
         lengths = [len(samples) for _, samples in plan.stages]
         self.scheduler = Scheduler(lengths, self.slots, early=plan.early, waits=plan.tracks)
         self._inputs, self._saved = iter(inputs), dict(saved or {})
@@ -235,8 +235,11 @@ class Sampler:
         """
         room, segments = self._size, list[Segment]()
         self._rows_since += room
-        late = not self.ranks.by_samples and self.pacing.clock() - self._last_evaluation > self.pacing.seconds
-        if late or self._rows_since >= self.pacing.rows:
+        if self.ranks.by_samples:
+            late = self._rows_since >= self.pacing.rows
+        else:
+            late = self.pacing.clock() - self._last_evaluation > self.pacing.seconds
+        if late:
             self._evaluate_ready()
         while room:
             new = self.scheduler.fill(room, self._load)
@@ -254,10 +257,12 @@ class Sampler:
             self._failure, item = error, None
         if item is None:
             return False
-        self._input_ids[active.slot], pixels = item
-        self._x[active.slot] = to_device(pixels, self._x.device)
-        self._ids[active.slot].fill_(self._input_ids[active.slot].item())  # where to assign would be to wait for a GPU
-        if (saved := self._saved.pop(self._input_ids[active.slot].item(), None)) is not None:
+        input_id, pixels = item
+        self._x[active.slot].copy_(to_device(pixels, self._x.device))
+        self._input_ids[active.slot] = input_id
+        if self._ids.is_cuda:
+            self._ids[active.slot].fill_(input_id)  # where to assign would be to wait for it
+        if self._saved and (saved := self._saved.pop(input_id, None)) is not None:
             self._restore(active, saved)
         return True
 
