@@ -210,9 +210,9 @@ def smoothed(
         In [0, 2^64); drawn from the operating system if left out. Either way ``g.seed`` has it. Two functions of one seed
         draw the same noise.
     batch_size : int, optional
-        Points at which f is evaluated at once; if left out, 1 MiB of noise, 4 to 8192 points, on a CPU, and elsewhere
-        16 MiB, 16 to 65,536 points. The results have the same bits for all sizes if f computes each row the same in whatever
-        batch it stands.
+        Points at which f is evaluated at once; if left out, 1 MiB of noise on a CPU, 4 MiB for vectors, 4 to 32,768 points,
+        and elsewhere 16 MiB, 16 to 65,536 points. The results have the same bits for all sizes if f computes each row the
+        same in whatever batch it stands.
     common_random_numbers : bool
         False: every call takes fresh samples, those of the stream "user" from ``g.count`` on, as stochastic gradient descent
         needs. True: all calls take the same, from ``g.count`` on, which stays. ``g(x)`` is then one fixed function of x:

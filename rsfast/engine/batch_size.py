@@ -36,9 +36,12 @@ def sizes(shape: torch.Size, device: torch.device) -> Sizes:
     Sizes(least=1, usual=64, most=16384)
     """
     rows = (1 << 26) // shape.numel()  # 256 MiB of float32 noise
-    least, share, usual_most = (1, 256, 1 << 13) if device.type == "cpu" else (16, 16, _MOST)
+    if device.type == "cpu":
+        least, usual = 1, max(4, min(1 << 15, _power(rows // (64 if len(shape) == 1 else 256))))
+    else:
+        least, usual = 16, max(16, _power(rows // 16))
     most = _power(min(_MOST, max(least, rows)))
-    return Sizes(least, min(most, max(4, least, min(usual_most, _power(rows // share)))), most)
+    return Sizes(least, min(most, usual), most)
 
 
 def _power(number: int) -> int:
@@ -49,8 +52,8 @@ def _power(number: int) -> int:
 def fixed(shape: torch.Size, device: torch.device) -> int:
     """Return a batch size for inputs of this shape, a power of two that depends on nothing else.
 
-    On a CPU 1 MiB of float32 noise, from 4 to 8192 rows: what a model's layers make of it then stays in the caches, and
-    layers of tiny inputs have much to do a call. Elsewhere 16 MiB, from 16 to 65,536 rows.
+    On a CPU 1 MiB of float32 noise, or 4 MiB where inputs have one axis, from 4 to 32,768 rows: what a model's layers make
+    of it, which is mostly more for images, then stays in the caches. Elsewhere 16 MiB, from 16 to 65,536 rows.
 
     Examples
     --------

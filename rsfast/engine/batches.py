@@ -150,9 +150,10 @@ class Batches:
         if self._buffer is None or len(self._buffer) < rows:
             layout = memory_format(self.preparation.get("channels_last", False), inputs.ndim - 1)
             dtype = self.preparation.get("dtype") or torch.float32
-            self._buffer = torch.empty(
-                (rows, *inputs.shape[1:]), dtype=dtype, device=inputs.device, memory_format=layout
-            ).zero_()
+            shape = (rows, *inputs.shape[1:])
+            self._buffer = torch.empty(shape, dtype=dtype, device=inputs.device, memory_format=layout)
+            if self.pad:
+                self._buffer.zero_()
         return self._buffer[:rows]
 
     def _back_off(self, size: int) -> None:

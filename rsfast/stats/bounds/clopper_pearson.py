@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from ... import _special
 from ..._check import as_reals
 from ..common import WIDTH_ERROR, Floats, Integers, as_counts, check_share, largest_safe, mirrored
-from ..estimates import Estimates
+from ..estimates import Estimates, leader_and_rival
 from ..registry import Bound
 
 _TAIL_ERROR = 1e-11
@@ -242,6 +242,13 @@ class ClopperPearson(Bound):
         others = estimates.others()  # the limit increases in the count, so the largest count is enough
         return clopper_pearson_upper(others.sums.max(axis=1, keepdims=True), others.trials, alpha)
 
+    def both(self, estimates: Estimates, alpha: float) -> tuple[Floats, Floats]:
+        # In one call, which costs little more than one limit; the upper limit increases in the count.
+        scores = estimates.scores
+        ours, rival = leader_and_rival(scores.sums, estimates.classes[:, :1])
+        found = clopper_pearson_lower(np.hstack([ours, scores.trials - rival]), scores.trials, alpha)
+        return found[:, :1], mirrored(found[:, 1:])
+
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         return forecast_proportion(mean, estimates.max_samples, alpha)
 
@@ -253,6 +260,7 @@ class RandomizedClopperPearson(ClopperPearson):
     preferred = False
     pools = False
     randomized = True
+    both = Bound.both
 
     def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         ours = estimates.at(place)
