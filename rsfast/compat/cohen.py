@@ -94,6 +94,18 @@ class _Call:
     input_id: int = 0
     stream: str = "user"
     start: int = 0
+    made: tuple[torch.Tensor, int, Sampling] | None = None  # of an x and a batch size
+
+    def sampling(self, x: torch.Tensor, row: torch.Tensor, batch_size: int) -> Sampling:
+        """Return what samples x as the input `row`: `certify` draws two samples of the same."""
+        if self.made is not None and self.made[0] is x and self.made[1] == batch_size:
+            return self.made[2]
+        options: dict[str, Any] = {"batch_size": batch_size, "input_ids": [self.input_id], **self.options}
+        found = Sampling(self.base_classifier, row, _noise(self.sigma), self.num_classes, seed=self.seed, **options)
+        found.forward.about = f"x of shape {[*x.shape]} is taken as one input of shape {[*row.shape[1:]]}"
+        found.forward.about += (hint := axes_of_one(x.shape)) and f"; {hint}"
+        self.made = x, batch_size, found
+        return found
 
     def check(self) -> None:
         """Raise RuntimeError if an attribute was set since the call began, so that other things may have been sampled."""
@@ -256,19 +268,15 @@ class Smooth:
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
-        given, x, num = x, _one_input(x, self.noise), check_count("num", num)
+        row, num = _one_input(x, self.noise), check_count("num", num)
         call = _CALL.get()
         if call is None or call.smooth is not self:
             call = self._now()
             with _PLACES:
                 call.input_id, call.start = self._calls, self._drawn
                 self._drawn += num
-        options: dict[str, Any] = {"batch_size": batch_size, "input_ids": [call.input_id], **call.options}
-        sampling = Sampling(call.base_classifier, x, _noise(call.sigma), call.num_classes, seed=call.seed, **options)
-        sampling.forward.about = f"x of shape {[*given.shape]} is taken as one input of shape {[*x.shape[1:]]}"
-        sampling.forward.about += (hint := axes_of_one(given.shape)) and f"; {hint}"
-        start, ids = call.take(num), torch.tensor([call.input_id], device=x.device)
-        tally = draw_tally(sampling, x, ids, range(start, start + num), call.stream)
+        sampling, start, ids = call.sampling(x, row, batch_size), call.take(num), torch.tensor([call.input_id])
+        tally = draw_tally(sampling, row, ids.to(row.device), range(start, start + num), call.stream)
         votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
         if getattr(self._count_arr, "__func__", None) is Smooth._count_arr:
             return votes  # as it would count them
