@@ -5,7 +5,7 @@ import torch
 
 import rsfast
 from rsfast import ClippedLogits, Gaussian, Smooth, Softmax, Votes, cli
-from rsfast.stats import proof
+from rsfast.stats import prediction, proof
 from rsfast.stats.common import SMALLEST_ALPHA
 from rsfast.stats.rules import CertificationSpec
 
@@ -33,7 +33,7 @@ WAYS = {
     "Smooth.predict": lambda alpha: Smooth(model, 3, 0.25).predict(INPUTS[0], 500, alpha, 100),
     "CertificationSpec": lambda alpha: CertificationSpec(NOISE, alpha),
     "smallest_certifiable_n": proof.smallest_certifiable_n,
-    "smallest_predictable_n": proof.smallest_predictable_n,
+    "smallest_predictable_n": prediction.smallest_predictable_n,
 }
 
 
