@@ -13,4 +13,5 @@ from .stats.bounds.betting import betting_sequence_upper as betting_sequence_upp
 from .stats.bounds.betting import betting_upper as betting_upper
 from .stats.bounds.betting import typical_betting_lower as typical_betting_lower
 from .stats.common import analysis_ends as analysis_ends
+from .stats.common import fine_analysis_ends as fine_analysis_ends
 from .stats.common import range_ends as range_ends
