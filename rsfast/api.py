@@ -211,9 +211,9 @@ def certify(
 
     Notes
     -----
-    With `radius` or `rtol`, samples are analysed after fixed numbers of them, whatever the batch size. Votes are analysed
-    after 16, 24, 32 ... 80, 88, 96, 105 ...: each number is a tenth larger than the one before, and at least 8. Where a head
-    has scores, or the bound bets, the numbers are 16, 24, 32, 48, 64 ... (`sequences.analysis_ends`).
+    With `radius` or `rtol`, samples are analysed after fixed numbers of them, whatever the batch size. For votes these are
+    16, 24, 32 ... 80, 88, 96, 105 ... (`sequences.fine_analysis_ends`). Where a head has scores, or the bound bets, they are
+    16, 24, 32, 48, 64 ... (`sequences.analysis_ends`).
 
     References
     ----------
