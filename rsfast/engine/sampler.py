@@ -397,14 +397,15 @@ class Sampler:
 
     def _maybe_decided(self, ready: list[InFlight]) -> list[InFlight]:
         """Return the inputs without those that surely need the next sample range, which go on."""
-        if not self.plan.early or self.plan.tracks:  # histograms are evaluated at every analysis
+        if not self.plan.early:
             return ready
         slots = np.array([active.slot for active in ready])
         rows = slots + (np.array([self._next_analysis(active) for active in ready]) - 1) * self.slots
         selection, estimation = self._received
-        for total, tensor in zip(self._totals.tensors().values(), estimation.tensors().values(), strict=True):
-            total.numpy()[slots] += tensor.numpy()[rows]
-        undecided = self.plan.undecided(selection, self._totals, slots).tolist()
+        tensors = estimation.tensors()
+        for name, total in self._totals.tensors().items():  # which have no histograms
+            total.numpy()[slots] += tensors[name].numpy()[rows]
+        undecided = self.plan.undecided(selection, self._totals, estimation.select(rows), slots).tolist()
         for active, goes_on in zip(ready, undecided, strict=True):
             if goes_on:
                 active.evaluated = self._next_analysis(active) + 1
