@@ -136,7 +136,8 @@ def limit(gain: Floats, trials: Integers, rates: Floats, level: float, *, rough:
     """Return the largest m [inputs] at which the capital of bettors with gains [inputs, H] is still of this level.
 
     Newton's steps lead near it. They are taken in ``log(1 + t m)`` of the last rates t, in which the log of the capital is
-    almost a straight line. A rough limit ends there: it is surely not below the limit, and mostly above by 2^-20 of it.
+    almost a straight line; where a step leads too far, the bracket is halved. A rough limit is that number made larger: it
+    is never below the limit, and mostly above by 2^-20 of it.
     """
     trials, returns = trials[..., None], 1 / rates
 
@@ -147,7 +148,7 @@ def limit(gain: Floats, trials: Integers, rates: Floats, level: float, *, rough:
     def safe(m: Floats) -> NDArray[np.bool_]:
         return np.asarray(np.logaddexp.reduce(log_capitals(m), axis=-1) >= level)
 
-    m = np.zeros(len(gain))
+    m, low, high = np.zeros(len(gain)), np.zeros(len(gain)), np.ones(len(gain))
     for _ in range(_NEWTON_STEPS):
         logs = log_capitals(m)
         total = np.logaddexp.reduce(logs, axis=-1)
@@ -155,7 +156,9 @@ def limit(gain: Floats, trials: Integers, rates: Floats, level: float, *, rough:
         slope = (parts * (trials / (returns + m[:, None, None])).sum(axis=-2)).sum(axis=-1)
         reach = (parts * returns[:, -1]).sum(axis=-1) + m
         with np.errstate(over="ignore", divide="ignore"):
-            last, m = m, np.clip(m + reach * np.expm1((total - level) / (slope * reach)), 0, 1)
+            step = m + reach * np.expm1((total - level) / (slope * reach))
+        low, high = np.where(total >= level, m, low), np.where(total < level, m, high)
+        last, m = m, np.where((low <= step) & (step <= high), step, (low + high) / 2)
         if np.all(np.abs(m - last) <= (_ROUGH if rough else _NEAR) * m):
             break
     if rough:
