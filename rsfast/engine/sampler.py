@@ -150,6 +150,8 @@ class Sampler:
         self.plan, self.batches, self.bar, self.ranks, self.pacing = plan, batches, bar, ranks, pacing
         self.after_batch: Callable[[], object] = lambda: None
         self._size = batches.size * (ranks.world if ranks.by_samples else 1)
+        # A batch takes about as long a row on a CPU if it is not full, so few rows there are worth a guess.
+        self._least = max(1, self._size // 4) if device.type == "cpu" and not batches.pad else self._size
         self._lag = (0 if device.type == "cpu" else 1) if pacing.lag is None else pacing.lag
         self._analyses = len(plan.stages) - 1
         self.slots = self._count_slots(shape, count, num_classes)
@@ -242,7 +244,7 @@ class Sampler:
             segments += new
             if not new and not self._evaluate_ready():
                 break
-        return segments + self.scheduler.speculate(room)
+        return segments + self.scheduler.speculate(max(0, room - self._size + self._least))
 
     def _load(self, active: InFlight) -> bool:
         """Put the next input into its slot; return whether there was one."""
