@@ -192,7 +192,8 @@ def test_predictions(lag, launched, batch_size):
 
 @pytest.mark.parametrize("launched", [0, 1])
 @pytest.mark.parametrize(
-    ("head", "count", "n", "batch_size"), [(Votes(), 200, 100_000, 1024), (Softmax(0.1), 100, 10_000, 256)]
+    ("head", "count", "n", "batch_size"),
+    [(Votes(), 200, 100_000, 1024), (Votes(), 200, 100_000, 4096), (Softmax(0.1), 100, 10_000, 256)],
 )
 def test_rows_are_useful(lag, launched, head, count, n, batch_size):
     """At least 98 % of the rows that the model sees are counted in a certificate, where inputs are decided early."""

@@ -14,9 +14,11 @@ from rsfast.api import certify
 from rsfast.engine.plan import Certification, StoppingRule, largest_radius, smallest_n
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import Gaussian, Laplace, Mask
+from rsfast.ops import accumulate
 from rsfast.ops.tally import Tally
 from rsfast.stats.bounds.clopper_pearson import ClopperPearson
 from rsfast.stats.common import fine_analysis_ends
+from rsfast.stats.estimates import leading_classes
 from rsfast.stats.proof import certificates, smallest_certifiable_n
 from rsfast.stats.registry import BOUNDS
 from rsfast.stats.rules import CertificationSpec
@@ -319,7 +321,7 @@ def test_what_is_not_evaluated_would_not_be_decided(noise, rule, goal):
         for tally, size in ((selection, 50), (total, n)):
             votes = np.concatenate([rng.multinomial(size, p, size=20) for p in shares])
             tally.counts[:, :-1], tally.n[:] = torch.from_numpy(votes), size
-        waits = plan.undecided(selection, total, np.arange(100))
+        waits = plan.undecided(selection, total, total, np.arange(100))
         found = np.array([each is not None for each in plan.evaluate(selection, [total], range(100))])
         assert not (waits & found).any()
         left, decided = left + int((~waits).sum()), decided + int(found.sum())
@@ -332,7 +334,45 @@ def test_undecided_is_a_function_of_an_inputs_own_votes():
     rng, (selection, total) = np.random.default_rng(0), (Tally(40, 3), Tally(40, 3))
     for tally, size in ((selection, 50), (total, 500)):
         tally.counts[:, :-1], tally.n[:] = torch.from_numpy(rng.multinomial(size, [0.86, 0.1, 0.04], size=40)), size
-    together = plan.undecided(selection, total, np.arange(40))
+    together = plan.undecided(selection, total, total, np.arange(40))
     assert 0 < together.sum() < 40
     fresh = Certification([spec()], StoppingRule(radius=1.0), n0=50, n=5000, seed=1)
-    assert together.tolist() == [fresh.undecided(selection, total, np.array([place]))[0] for place in range(40)]
+    assert together.tolist() == [
+        fresh.undecided(selection, total, total.select([place]), np.array([place]))[0] for place in range(40)
+    ]
+
+
+@pytest.mark.parametrize("goal", [{"radius": 0.4}, {"rtol": 0.3}], ids=str)
+@pytest.mark.parametrize("rule", ["one_vs_rest", "top_two", "auto"])
+@pytest.mark.parametrize("head", [Votes(), Softmax(1.0)], ids=str)
+def test_bettors_who_go_on_decide_as_those_who_see_all_ranges(head, rule, goal):
+    """`undecided` may be wrong only about inputs that go on; rows, once more used by other inputs, begin anew."""
+    how = CertificationSpec(Gaussian(0.5), 0.001, head=head, bound="betting_sequence", rule=rule, early=True)
+    plan = Certification([how], StoppingRule(**goal), n0=50, n=1500, seed=1)
+    rng, left, decided, waited = np.random.default_rng(0), 0, 0, 0
+    for size in (12, 7):
+        centers = rng.normal([3, 1, 0], 2, size=(size, 1, 3))
+        centers = centers + rng.normal(size=(size, 1550, 3)) * rng.uniform(0.1, 2, (size, 1, 1))
+        logits, rows, active = torch.from_numpy(centers).float(), rng.permutation(20)[:size], np.arange(size)
+        selection, total = Tally(20, 3, [head]), Tally(20, 3, [head])
+        accumulate(logits[:, :50].reshape(-1, 3), selection, rows=torch.from_numpy(rows.repeat(50)))
+        tracked = leading_classes(selection)[rows] if plan.tracks else None
+        ranges = []
+        for _, samples in plan.stages[1:]:
+            ranges.append(Tally(size, 3, [head], tracked_classes=tracked))
+            part = logits[:, samples.start + 50 : samples.stop + 50].reshape(-1, 3)
+            for tally, places in ((ranges[-1], np.arange(size)), (total, rows)):
+                accumulate(part, tally, rows=torch.from_numpy(places.repeat(len(samples))))
+            newest = ranges[-1].select(active)
+            waits = plan.undecided(selection, total, newest, rows[active])
+            parts = [tally.select(active) for tally in ranges]
+            found = np.array(
+                [each is not None for each in plan.evaluate(selection.select(rows[active]), parts, active.tolist())]
+            )
+            assert not (waits & found).any()
+            left, decided, waited = left + int((~waits).sum()), decided + int(found.sum()), waited + int(waits.sum())
+            active = active[~found]
+            if not len(active):
+                break
+    assert waited > 20
+    assert 0 < decided <= left <= 1.5 * decided

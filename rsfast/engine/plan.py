@@ -16,7 +16,7 @@ from .._check import MAX_SAMPLES, as_real
 from ..heads import Head, Votes
 from ..stats import rules
 from ..stats.certificate import Certificate, Execution
-from ..stats.estimates import Estimates, Scores
+from ..stats.estimates import Estimates, Scores, head_histograms
 from ..stats.exact import exact_predictions
 from ..stats.prediction import predictions
 from ..stats.proof import of_inputs, prove
@@ -147,8 +147,12 @@ class SamplingPlan(Protocol):
     lipschitz: bool
     """Whether results rest on a Lipschitz constant, so that logits below float32 are refused."""
 
-    def undecided(self, selection: Tally, total: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which inputs surely need the next sample range, from rows of the sums of those so far, at little cost."""
+    def undecided(self, selection: Tally, total: Tally, newest: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which inputs surely need the next sample range, at little cost.
+
+        Rows are those of the inputs in the selections and in the sums of their ranges so far; `newest` holds the last range
+        of each, in order. An input's ranges come one by one.
+        """
         ...
 
     def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
@@ -202,26 +206,28 @@ class Certification:
         )
         self.early = bool(stopping)
         self.by_range = any(spec.limits_by.histograms for spec in specs)
-        self._splits = [dict[tuple[int, ...], int]() for _ in specs]  # by the selection's votes for the first two classes
+        self._rough = [spec.limits_by.rough() for spec in self.specs]
+        self._splits = np.zeros((len(specs), 0), dtype=np.int64)  # of each row that `undecided` was given
         self.tracks = any(spec.limits_by.histograms and spec.head.soft for spec in specs)
         self.lipschitz = any(spec.lipschitz is not None for spec in specs)
 
-    def undecided(self, selection: Tally, total: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def undecided(self, selection: Tally, total: Tally, newest: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which inputs `evaluate` would surely not decide: limits that are no tighter than the bound's say so."""
         found = np.full(len(rows), False)
-        for spec, known in zip(self.specs, self._splits, strict=True):
-            if spec.limits_by.histograms:
-                continue
+        if not self._splits.size:
+            self._splits = np.zeros((len(self.specs), selection.num_inputs), dtype=np.int64)
+        for spec, rough, splits in zip(self.specs, self._rough, self._splits, strict=True):
             selected, scores = (Scores.of(tally, spec.head).rows(rows) for tally in (selection, total))
-            classes = selected.leading_classes()
-            estimates = Estimates(selected, scores, classes, None, 0, self.n, 0, rows)
-            keys = [tuple(sums) for sums in selected.only(classes).sums.tolist()]
-            if new := {key: place for place, key in enumerate(keys) if key not in known}:
-                chosen = rules.best_splits(estimates.rows(np.array([*new.values()])), spec)
-                known.update(zip(new, chosen[:, 0].tolist(), strict=True))
-            limits = rules.limits(estimates, spec, np.array([[known[key]] for key in keys]), rough=True)
+            classes, histograms = selected.leading_classes(), None
+            if spec.limits_by.histograms:
+                counts, sums = head_histograms(newest, [spec.head], classes)
+                histograms = counts[:, :, None], sums[:, :, None]
+            estimates = Estimates(selected, scores, classes, histograms, 0, self.n, 0, rows)
+            if (first := scores.trials[:, 0] == newest.n.numpy()).any():
+                splits[rows[first]] = rules.best_splits(estimates.rows(first), spec)[:, 0]
+            limits = rules.limits(estimates, spec, splits[rows, None], rough)
             radii = rules.radius(spec.noise, limits.lower, limits.upper, spec.lipschitz)[:, 0]
-            found |= ~self.stopping.reached(radii, rules.optimistic_radius(estimates, spec, limits)) & (
+            found |= ~self.stopping.reached(radii, rules.optimistic_radius(estimates, spec, limits, rough)) & (
                 scores.trials[:, 0] < self.n
             )
         return found
@@ -233,7 +239,7 @@ class Certification:
         selected, done = selection if self.stages[0][1] else None, np.full(len(input_ids), True)
         of_specs: dict[int, list[Certificate]] = {}
         for places in self._groups:
-            specs = [self.specs[place] for place in places]
+            specs, rough = [self.specs[place] for place in places], self._rough[places[0]]
             certificates, estimates, limits = prove(
                 specs, selected, ranges, max_samples=self.n, input_ids=input_ids, **self.recorded
             )
@@ -241,7 +247,7 @@ class Certification:
             last = estimates.scores.trials[:, 0] == self.n
             if not last.all():
                 radii = np.array([certificate.radius for of_spec in certificates for certificate in of_spec])
-                reached = last | self.stopping.reached(radii, rules.optimistic_radius(estimates, specs[0], limits))
+                reached = last | self.stopping.reached(radii, rules.optimistic_radius(estimates, specs[0], limits, rough))
                 done &= reached.reshape(len(specs), -1).all(axis=0)
         found = zip(*(of_specs[place] for place in range(len(self.specs))), strict=True)
         return [list(certificates) if decided else None for certificates, decided in zip(found, done.tolist(), strict=True)]
@@ -265,7 +271,7 @@ class Prediction:
         self.stages: tuple[tuple[str, range], ...] = (("selection", range(0)), ("estimation", range(n)))
         self.alpha = alpha
 
-    def undecided(self, selection: Tally, total: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def undecided(self, selection: Tally, total: Tally, newest: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         return np.full(len(rows), False)
 
     def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[int]:

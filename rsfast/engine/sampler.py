@@ -150,6 +150,8 @@ class Sampler:
         self.plan, self.batches, self.bar, self.ranks, self.pacing = plan, batches, bar, ranks, pacing
         self.after_batch: Callable[[], object] = lambda: None
         self._size = batches.size * (ranks.world if ranks.by_samples else 1)
+        # A batch takes about as long a row on a CPU if it is not full, so few rows there are worth a guess.
+        self._least = max(1, self._size // 4) if device.type == "cpu" and not batches.pad else self._size
         self._lag = (0 if device.type == "cpu" else 1) if pacing.lag is None else pacing.lag
         self._analyses = len(plan.stages) - 1
         self.slots = self._count_slots(shape, count, num_classes)
@@ -247,7 +249,7 @@ class Sampler:
             segments += new
             if not new and not self._evaluate_ready():
                 break
-        return segments + self.scheduler.speculate(room)
+        return segments + self.scheduler.speculate(max(0, room - self._size + self._least))
 
     def _load(self, active: InFlight) -> bool:
         """Put the next input into its slot; return whether there was one."""
@@ -404,14 +406,15 @@ class Sampler:
 
     def _maybe_decided(self, ready: list[InFlight]) -> list[InFlight]:
         """Return the inputs without those that surely need the next sample range, which go on."""
-        if not self.plan.early or self.plan.tracks:  # histograms are evaluated at every analysis
+        if not self.plan.early:
             return ready
         slots = np.array([active.slot for active in ready])
         rows = slots + (np.array([self._next_analysis(active) for active in ready]) - 1) * self.slots
         selection, estimation = self._received
-        for total, tensor in zip(self._totals.tensors().values(), estimation.tensors().values(), strict=True):
-            total.numpy()[slots] += tensor.numpy()[rows]
-        undecided = self.plan.undecided(selection, self._totals, slots).tolist()
+        tensors = estimation.tensors()
+        for name, total in self._totals.tensors().items():  # which have no histograms
+            total.numpy()[slots] += tensors[name].numpy()[rows]
+        undecided = self.plan.undecided(selection, self._totals, estimation.select(rows), slots).tolist()
         for active, goes_on in zip(ready, undecided, strict=True):
             if goes_on:
                 active.evaluated = self._next_analysis(active) + 1

@@ -82,9 +82,12 @@ class Bound(ABC):
         """Return where the ranges of a sample of n end, for a single analysis at its end."""
         return [n]
 
-    @property
     def rough(self) -> Bound:
-        """A cheaper bound whose limits prove nothing: at least as tight, and hardly tighter. By default this one."""
+        """Return a cheaper bound whose limits prove nothing: at least as tight, and hardly tighter. By default this one.
+
+        It is for one plan and spec, and sees the sample ranges of each input in order, each once. In its estimates, scores
+        are those of all ranges so far, histograms those of the last, and input ids name places of inputs.
+        """
         return self
 
     def analysis_ends(self, n: int) -> list[int]:

@@ -264,13 +264,13 @@ def best_splits(estimates: Estimates, spec: CertificationSpec) -> NDArray[np.int
 
 
 def limits(
-    estimates: Estimates, spec: CertificationSpec, best: NDArray[np.int64] | None = None, *, rough: bool = False
+    estimates: Estimates, spec: CertificationSpec, best: NDArray[np.int64] | None = None, rough: Bound | None = None
 ) -> Limits:
     """Return the limits of every input; those of `Bound.rough` prove nothing. `best` is what `best_splits` returned."""
     shape = (len(estimates.classes), 1)
     splits = _alpha_splits(spec, estimates.scores.sums.shape[1])
     best = best_splits(estimates, spec) if best is None else best
-    bound = spec.limits_by.rough if rough else spec.limits_by
+    bound = rough or spec.limits_by
     if spec.rule == "class_partitioning":
         lower, upper, alpha_upper = _partitioned(estimates, spec)
         return Limits(lower, upper, np.full(shape, spec.rule, dtype=object), alpha_upper, best)
@@ -312,7 +312,7 @@ def _partitioned(estimates: Estimates, spec: CertificationSpec) -> tuple[Floats,
     return lower, np.minimum(upper, 1 - lower), (spec.alpha - shares)[:, None]
 
 
-def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limits) -> Floats:
+def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limits, rough: Bound) -> Floats:
     """Return the largest radii [inputs] that are still likely once all samples are drawn. They are no claim.
 
     They are what the spec would make of as many samples as there may be, if the leader's mean were as large and its
@@ -324,7 +324,7 @@ def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limi
         if rows.any():
             part = estimates.rows(rows)
             leader, rival = best_case(part, 0, "upper"), best_case(part, 1, "lower")
-            predicted = _predicted_limits(part, split, spec, spec.limits_by.rough, leader, rival)
+            predicted = _predicted_limits(part, split, spec, rough, leader, rival)
             most[rows] = radius(spec.noise, *predicted, spec.lipschitz)[:, 0]
     return most
 

@@ -161,7 +161,6 @@ class BetaBinomialSequence(Bound):
     sequence = True
     preferred = True
 
-    @property
     def rough(self) -> Bound:
         return _ROUGH
 

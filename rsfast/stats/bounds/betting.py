@@ -6,53 +6,33 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from ..._check import as_int, as_integers, as_reals
-from ...heads.bins import BINS, UNIT, bin_edges
+from ..._check import as_int, as_integers
+from ...heads.bins import BINS, UNIT
 from ...heads.bins import bin_of as bin_of
-from ..common import (
-    MAX_TRIALS,
-    Floats,
-    Integers,
-    analysis_ends,
-    bisection_bracket,
-    check_share,
-    largest_safe,
-    mirrored,
-    range_ends,
-)
+from ..common import MAX_TRIALS, Floats, Integers, analysis_ends, check_share, mirrored, range_ends
 from ..estimates import Estimates
 from ..registry import Bound
-
-Prior = tuple[ArrayLike, ArrayLike, ArrayLike]
-"""Mean, variance and number of scores known before a sample."""
+from .bettors import (
+    BLOCK,
+    LOG_ERROR,
+    LOWER,
+    MAX_RANGES,
+    RATES,
+    WIDTHS,
+    Bettors,
+    Prior,
+    bets,
+    horizons_of,
+    known_growth,
+    limit,
+    mean_growth,
+    weights_of,
+)
 
 _Sample = tuple[Integers, Integers | None, Prior | None]
 # Counts [..., R, BINS], by how much their sums exceed those of lower edges [..., R, BINS], and what is known before.
-
-MAX_RANGES = 512
-"""Most ranges a betting bound takes; its rounding allowance counts on it."""
-
-_CAPITAL_ERROR = 2.0**-42
-# Relative to what the log capital adds up, all of it positive: BINS + MAX_RANGES + 8 roundings of 2^-53, and twice that.
-
-_RATES: Floats = 2.0 ** (np.arange(-64, 49) / 4)
-"""Bets to choose from: half a step off costs 0.4 % of the width."""
-
-_LOWER, _UPPER = bin_edges()
-_WIDTHS = _UPPER - _LOWER
-_PER_WIDTH = 1 / _WIDTHS  # exact: they are powers of two
-_NODES = np.append(_LOWER, UNIT) / UNIT
-_GROWTH = np.log1p(_RATES[:, None] * _NODES)  # [rates, BINS + 1]
-_BLOCK = 1 << 9  # of bettors' ranges looked at at once, each with all rates: they fit the cache
-_TOGETHER = 16  # ranges in a product of matrices: so small that BLAS leaves the other threads to the model
-_TIE = 2.0**-36
-# Rates whose forecasts differ by less may be equal. A growth and the log of it are off by less than 2^-43, relatively, and a
-# forecast by 10 times that: it is at most 1, and at most log(1 + t) (1 + 1 / t) < 9 times as steep in them.
-
-_NEWTON_STEPS, _NEAR = 12, 2.0**-30  # each step squares the distance
-_MARGIN = 2.0**-44  # more than rounding moves a limit, relatively: the capital's log is at most 33 times less steep in log m
 
 
 def _sample(counts: ArrayLike, sums: ArrayLike | None, prior: Prior | None) -> _Sample:
@@ -67,102 +47,10 @@ def _sample(counts: ArrayLike, sums: ArrayLike | None, prior: Prior | None) -> _
         return c, None, prior
     s = as_integers("sums", sums, 0)
     if s.shape == c.shape:
-        s -= c * _LOWER
-    if s.shape != c.shape or s.min(initial=0) < 0 or np.any(s > c * _WIDTHS):
+        s -= c * LOWER
+    if s.shape != c.shape or s.min(initial=0) < 0 or np.any(s > c * WIDTHS):
         raise ValueError("sums must have the shape of counts, and each be a possible sum of the scores of its bin")
     return c, s, prior
-
-
-def _prior(prior: Prior | None) -> tuple[Floats, Floats]:
-    """Return what the prior's scores add to the log growth of each rate [..., 1, rates], and how many they are [..., 1]."""
-    # One score, half of it at 0 and half at 1, is always there: no bet stakes everything.
-    grown, draws = np.asarray(np.log1p(_RATES)[None] / 2), np.ones(1)
-    if prior is None:
-        return grown, draws
-    mean, variance, weight = prior
-    weight = as_reals("prior's draws", weight, MAX_TRIALS, "from 0 to 2**33")[..., None]
-    return np.asarray(grown + weight[..., None] * _mean_growth(mean, variance)[..., None, :]), draws + weight
-
-
-def _ratio(above: Floats, below: Floats) -> Floats:
-    """Return ``above / below`` of arrays of one shape, 0 where both are 0."""
-    return np.divide(above, below, out=np.zeros_like(below), where=below > 0)
-
-
-def _mean_growth(mean: ArrayLike, variance: ArrayLike) -> Floats:
-    """Return the mean [..., rates] of ``log(1 + t y)`` over scores of this mean and variance, for every rate t.
-
-    The scores are taken to have two values: a step above the mean and a drop below it, each of a standard deviation where
-    both fit into [0, 1].
-    """
-    mean = as_reals("prior's mean", mean, 1, "in [0, 1]")[..., None]
-    spread = np.minimum(as_reals("prior's variance", variance, np.inf, "at least 0")[..., None], mean * (1 - mean))
-    step = np.clip(np.sqrt(spread), _ratio(spread, mean), 1 - mean)
-    drop, share = _ratio(spread, step), _ratio(spread, spread + step**2)
-    low, high = (np.log1p(_RATES * np.clip(score, 0, 1)) for score in (mean - drop, mean + step))
-    return np.asarray(share * high + (1 - share) * low)
-
-
-def _weights(counts: Integers, excess: Integers | None) -> Floats:
-    """Return the scores [..., BINS + 1] that stand at each edge in place of those of the bins [..., BINS].
-
-    The logarithm is concave: at scores between two edges it is at least what it is at these edges, in the proportion that
-    keeps the sum. Without sums every score counts as its lower edge.
-    """
-    weights = np.zeros((*counts.shape[:-1], BINS + 1))
-    weights[..., :-1] = counts
-    if excess is not None:
-        above = excess * _PER_WIDTH
-        weights[..., :-1] -= above
-        weights[..., 1:] += above
-    return weights
-
-
-def _ordered_sums(terms: Floats) -> Floats:
-    """Return the sums over the last axis, added up from its start: in any other order they could depend on the shape."""
-    return terms.cumsum(axis=-1)[..., -1]
-
-
-def _bets(weights: Floats, known: Floats, drawn: Floats, horizons: Floats, level: float) -> tuple[Floats, Floats]:
-    """Return the rate of each bettor in each range, and the log growth that it gives there, [inputs, R, H] both.
-
-    Which rate is best is found from growths that a product of matrices adds up in an order of its own. Where another rate is
-    as good but for rounding, growths added up in order decide. So nothing depends on which inputs are in one call.
-
-    Parameters
-    ----------
-    weights : ndarray [inputs, R, BINS + 1]
-    known : ndarray [inputs, 1, rates]
-        The log growth of all that is known before the sample.
-    drawn : ndarray [inputs, R]
-        How many scores there are before each range.
-    horizons : ndarray [inputs, H]
-    level : float
-    """
-    used = np.flatnonzero(weights.any(axis=(0, 1)))  # the others add 0
-    weights, table = weights[..., used], np.ascontiguousarray(_GROWTH[:, used])
-    kept, paid = np.exp(-level / horizons)[:, None, :, None], (np.expm1(-level / horizons)[..., None] / _RATES)[:, None]
-
-    def forecasts(growth: Floats, rows: slice) -> Floats:
-        """Return the bound that each rate would give if the scores went on as before, [inputs, R, H, rates]."""
-        # No sum here may touch a later range, not even to cancel it again.
-        before = np.concatenate([known[rows], growth[:, :-1]], axis=1)
-        for place in range(1, before.shape[1]):  # several times faster than cumsum
-            before[:, place] += before[:, place - 1]
-        before /= drawn[rows, :, None]
-        found = kept[rows] * (np.expm1(before, out=before) / _RATES)[:, :, None]
-        found += paid[rows]
-        return np.asarray(found)
-
-    parts = [weights[:, start : start + _TOGETHER] @ table.T for start in range(0, weights.shape[1], _TOGETHER)]
-    forecast = forecasts(np.concatenate(parts, axis=1), slice(None))
-    best = forecast.argmax(axis=-1)
-    near = np.take_along_axis(forecast, best[..., None], axis=-1) - _TIE
-    tied = np.count_nonzero(forecast >= near, axis=(1, 2, 3)) > best[0].size
-    for row in np.flatnonzero(tied):
-        rows = slice(row, row + 1)
-        best[rows] = forecasts(_ordered_sums(weights[rows, :, None] * table), rows).argmax(axis=-1)
-    return _RATES[best], _ordered_sums(table[best] * weights[:, :, None])
 
 
 def _limits(sample: _Sample, alpha: float, max_samples: int | None = None, every: bool = False) -> Floats:
@@ -175,53 +63,24 @@ def _limits(sample: _Sample, alpha: float, max_samples: int | None = None, every
     counts, excess = sample[0].reshape(-1, ranges, BINS), None if sample[1] is None else sample[1].reshape(-1, ranges, BINS)
     trials = counts.sum(axis=-1)
     horizons = _horizons(trials, max_samples)
-    grown, draws = _prior(sample[2])
-    known = np.broadcast_to(grown, (*shape, 1, _RATES.size)).reshape(-1, 1, _RATES.size)
+    grown, draws = known_growth(sample[2])
+    known = np.broadcast_to(grown, (*shape, 1, RATES.size)).reshape(-1, 1, RATES.size)
     drawn = np.concatenate([np.broadcast_to(draws, (*shape, 1)).reshape(-1, 1), trials[:, :-1]], axis=1).cumsum(axis=1)
     rates, gains = np.empty((2, *trials.shape, horizons.shape[1]))
-    step = max(1, _BLOCK // (ranges * (1 + horizons.shape[1])))
+    step = max(1, BLOCK // (ranges * (1 + horizons.shape[1])))
     for block in (slice(start, start + step) for start in range(0, len(trials), step)):
-        weights = _weights(counts[block], None if excess is None else excess[block])
-        rates[block], gains[block] = _bets(weights, known[block], drawn[block], horizons[block], level)
+        weights = weights_of(counts[block], None if excess is None else excess[block])
+        rates[block], gains[block] = bets(weights, known[block], drawn[block], horizons[block], level)
     gains = gains.cumsum(axis=1)
-    level += math.log(horizons.shape[1]) + 2.0**-32  # an equal share of the capital each; and for rounding the logs
+    level += math.log(horizons.shape[1]) + LOG_ERROR  # an equal share of the capital each; and for rounding the logs
     if not every:
-        return _limit(gains[:, -1], trials, rates, level).reshape(shape)
-    found = [_limit(gains[:, end - 1], trials[:, :end], rates[:, :end], level) for end in range(1, ranges + 1)]
+        return limit(gains[:, -1], trials, rates, level).reshape(shape)
+    found = [limit(gains[:, end - 1], trials[:, :end], rates[:, :end], level) for end in range(1, ranges + 1)]
     return np.asarray(np.maximum.accumulate(np.stack(found, axis=-1), axis=-1)).reshape(*shape, ranges)
 
 
-def _limit(gain: Floats, trials: Integers, rates: Floats, level: float) -> Floats:
-    """Return the largest m [inputs] at which the capital of bettors with gains [inputs, H] is still of this level.
-
-    Newton's steps lead near it. They are taken in ``log(1 + t m)`` of the last rates t, in which the log of the capital is
-    almost a straight line.
-    """
-    trials, returns = trials[..., None], 1 / rates
-
-    def log_capitals(m: Floats) -> Floats:
-        paid = (trials * np.log1p(rates * m[:, None, None])).sum(axis=-2)
-        return np.asarray(gain - paid - _CAPITAL_ERROR * (gain + paid))
-
-    def safe(m: Floats) -> NDArray[np.bool_]:
-        return np.asarray(np.logaddexp.reduce(log_capitals(m), axis=-1) >= level)
-
-    m = np.zeros(len(gain))
-    for _ in range(_NEWTON_STEPS):
-        logs = log_capitals(m)
-        total = np.logaddexp.reduce(logs, axis=-1)
-        parts = np.exp(logs - total[:, None])
-        slope = (parts * (trials / (returns + m[:, None, None])).sum(axis=-2)).sum(axis=-1)
-        reach = (parts * returns[:, -1]).sum(axis=-1) + m
-        with np.errstate(over="ignore", divide="ignore"):
-            last, m = m, np.clip(m + reach * np.expm1((total - level) / (slope * reach)), 0, 1)
-        if np.all(np.abs(m - last) <= _NEAR * m):
-            break
-    return largest_safe(safe, *bisection_bracket(m * (1 - _MARGIN), m * (1 + _MARGIN)))
-
-
 def _horizons(trials: Integers, max_samples: int | None) -> Floats:
-    """Return the sample sizes [inputs, H] bettors bet for: that of the sample, or max_samples and each half the last."""
+    """Return the sample sizes [inputs, H] bettors bet for: that of the sample, or those of a sequence."""
     drawn = trials.sum(axis=1)
     if max_samples is None:
         return np.asarray(drawn[:, None], dtype=np.float64)
@@ -231,14 +90,14 @@ def _horizons(trials: Integers, max_samples: int | None) -> Floats:
         raise ValueError(
             f"max_samples must be at least the scores counted so far, {most}, and at most 2**33 - 1, got {max_samples}"
         )
-    sizes = float(max_samples) * 0.5 ** np.arange(max(1, max_samples.bit_length() - 4))
+    sizes = horizons_of(max_samples)
     return np.broadcast_to(sizes, (len(trials), sizes.size))
 
 
 def _reflected(sample: _Sample) -> _Sample:
     """Return the sample of 1 minus each score."""
     counts, excess, prior = sample
-    mirror = None if excess is None else (counts * _WIDTHS - excess)[..., ::-1]
+    mirror = None if excess is None else (counts * WIDTHS - excess)[..., ::-1]
     return counts[..., ::-1], mirror, None if prior is None else (1 - np.asarray(prior[0]), prior[1], prior[2])
 
 
@@ -272,8 +131,8 @@ def typical_betting_lower(mean: ArrayLike, variance: ArrayLike, trials: ArrayLik
     >>> round(float(typical_betting_lower(0.75, 0.0, 1000, 0.001)), 3)
     0.745
     """
-    growth = _mean_growth(mean, variance) + math.log(check_share(alpha)) / np.asarray(trials, dtype=np.float64)[..., None]
-    return np.asarray(np.max(np.expm1(growth) / _RATES, axis=-1).clip(0))
+    growth = mean_growth(mean, variance) + math.log(check_share(alpha)) / np.asarray(trials, dtype=np.float64)[..., None]
+    return np.asarray(np.max(np.expm1(growth) / RATES, axis=-1).clip(0))
 
 
 def betting_lower(counts: ArrayLike, alpha: float, *, sums: ArrayLike | None = None, prior: Prior | None = None) -> Floats:
@@ -479,6 +338,9 @@ class BettingSequence(Betting):
     name = "betting_sequence"
     sequence = True
 
+    def rough(self) -> Bound:
+        return RoughBettingSequence()
+
     def sample_ranges(self, n: int) -> list[int]:
         return analysis_ends(n)
 
@@ -494,3 +356,35 @@ class BettingSequence(Betting):
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         bettors = max(1, estimates.max_samples.bit_length() - 4)
         return super().forecast(estimates, mean, variance, alpha / bettors)
+
+
+class RoughBettingSequence(BettingSequence):
+    """The same, in Newton steps, from the last sample range alone: what bettors won before it is remembered.
+
+    Estimates hold the histograms of that range, and rows of inputs for input ids. The limits of classes that are neither
+    leader nor rival are left out.
+    """
+
+    def __init__(self) -> None:
+        self._bettors = dict[int, Bettors]()  # by place
+
+    def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
+        counts, options = self.known(estimates, place)
+        return self._limits(_sample(counts, **options), estimates, place, alpha)
+
+    def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
+        counts, options = self.known(estimates, place)
+        lower = self._limits(_reflected(_sample(counts, **options)), estimates, place, alpha)
+        return _mirrored_with_slack(lower, estimates.scores.slack)
+
+    def both(self, estimates: Estimates, alpha: float) -> tuple[Floats, Floats]:
+        return self.lower(estimates, 0, alpha), self.upper(estimates, 1, alpha)
+
+    def _limits(self, sample: _Sample, estimates: Estimates, place: int, alpha: float) -> Floats:
+        counts, excess, prior = sample
+        rows, trials = estimates.input_ids, counts.sum(axis=(1, 2))
+        bettors = self._bettors.setdefault(place, Bettors(estimates.max_samples))
+        if (first := estimates.scores.trials[:, 0] == trials).any():
+            known, drawn = known_growth(prior)
+            bettors.begin(rows[first], known[first], drawn[first])
+        return bettors.rough_limits(rows, weights_of(counts, excess), trials, -math.log(alpha))[:, None]
