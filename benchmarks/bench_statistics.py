@@ -143,7 +143,7 @@ def against_binomtest(rounds: int) -> Seconds:
     """Return the seconds of the tests of 1,000 inputs, in one Tally and one by one."""
     generator, n, alpha = np.random.default_rng(0), 1000, 0.001
     tally = rsfast.Tally(1000, 10)
-    votes = np.stack([generator.multinomial(n, (p, 0.9 - p, *[0.0125] * 8)) for p in generator.uniform(0.45, 0.9, 1000)])
+    votes = np.stack([generator.multinomial(n, (p, 0.9 - p, *[0.0125] * 8)) for p in generator.uniform(0.45, 0.6, 1000)])
     tally.counts[:, :10], tally.n[:] = torch.from_numpy(votes), n
 
     def theirs() -> list[int]:
