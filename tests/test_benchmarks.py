@@ -30,7 +30,8 @@ def pytest_benchmarks(*arguments):
     ("benchmarks", "count"),
     [
         ("perturb or (accumulate and not 1000)", "32 passed"),
-        ("tabular and loop", "20 passed"),
+        ("tabular and sample", "4 passed"),
+        pytest.param("tabular and not sample", "16 passed", marks=pytest.mark.slow),
         pytest.param("((accumulate and 1000) or bench_certify) and not memory", "14 passed", marks=pytest.mark.slow),
         pytest.param("heads_forward and small", "8 passed", marks=pytest.mark.slow),
     ],
