@@ -12,28 +12,33 @@ import pytest
 import torch
 
 import rsfast
-from benchmarks.cases import SIGMA, cifar_network
+from benchmarks.cases import SIGMA, STRIDES, cifar_network
 from benchmarks.conftest import Seconds, alternate, in_fresh_process, record
+from benchmarks.networks import cifar_resnet
 from rsfast.demo import Loop2019
 
 N, BATCH = 10_000, 500
 BATCH_2019 = 1000  # the default of Cohen et al.'s certify.py
+USED = {"conv net": (cifar_network, N), "ResNet-20": (partial(cifar_resnet, 3), 2000)}  # and n
+THREADS = sorted({1, torch.get_num_threads()})
 
 
-def as_a_user_gets_it(contender: str, calls: int) -> tuple[float, int, float]:
+def as_a_user_gets_it(contender: str, network: str, calls: int) -> tuple[float, int, float]:
     """Return the seconds that one image takes in this process, the median after a first call, with its class and radius.
 
     The process is to be a fresh one: sampling with rsfast changes how a process allocates memory, and the 2019 loop is to
     run without that.
     """
-    model, x = cifar_network(), torch.full((3, 32, 32), 0.75)
+    make, n = USED[network]
+    torch.manual_seed(0)
+    model, x = make(), torch.full((3, 32, 32), 0.75)
 
     def certify() -> tuple[int, float]:
-        prediction, radius = rsfast.certify(model, x[None], rsfast.Gaussian(SIGMA), num_classes=10, n0=100, n=N, seed=1)[0]
+        prediction, radius = rsfast.certify(model, x[None], rsfast.Gaussian(SIGMA), num_classes=10, n0=100, n=n, seed=1)[0]
         return prediction, radius
 
     smooth = rsfast.Smooth(model, 10, SIGMA, seed=1) if contender == "Smooth" else Loop2019(model, 10, SIGMA)
-    run = certify if contender == "certify" else partial(smooth.certify, x, 100, N, 0.001, BATCH_2019)
+    run = certify if contender == "certify" else partial(smooth.certify, x, 100, n, 0.001, BATCH_2019)
     seconds = []
     for _ in range(calls):
         began = time.perf_counter()
@@ -42,13 +47,15 @@ def as_a_user_gets_it(contender: str, calls: int) -> tuple[float, int, float]:
     return median(seconds[1:] or seconds), prediction, radius
 
 
-def against_loop(rounds: int, contender: str) -> Seconds:
+def against_loop(rounds: int, contender: str, network: str) -> Seconds:
     """Return the seconds an image in fresh processes that take turns; a single round is a check, in this process."""
     found: dict[str, list[tuple[float, int, float]]] = {"ours": [], "theirs": []}
     for _ in range(rounds):
         for name, column in found.items():
             who = contender if name == "ours" else "Loop2019"
-            image = as_a_user_gets_it(who, 1) if rounds == 1 else in_fresh_process(as_a_user_gets_it, who, 6)
+            image = (
+                as_a_user_gets_it(who, network, 1) if rounds == 1 else in_fresh_process(as_a_user_gets_it, who, network, 6)
+            )
             column.append(image)
     _, predictions, radii = zip(*(image for column in found.values() for image in column), strict=True)
     assert len(set(predictions)) == 1
@@ -56,8 +63,9 @@ def against_loop(rounds: int, contender: str) -> Seconds:
     return {name: [seconds for seconds, _, _ in column] for name, column in found.items()}
 
 
-def against_forward(rounds: int) -> Seconds:
-    model, x = cifar_network(), torch.rand(1, 3, 32, 32)
+def against_forward(rounds: int, network: str, threads: int) -> Seconds:
+    torch.set_num_threads(threads)
+    model, x = cifar_network(stride=STRIDES[network]), torch.rand(1, 3, 32, 32)
     batch = torch.rand(BATCH, 3, 32, 32)
 
     def ours() -> None:
@@ -117,16 +125,31 @@ def peaks_over_inputs() -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("contender", ["certify", "Smooth"])
-def test_certify_loop(compare, contender):
-    call = "certify" if contender == "certify" else "Smooth.certify, batch 1,000"
-    what, against = f"speed of {call}, n = {N:,}", "the 2019 loop, batch 1,000, in its own process"
-    compare(against_loop, contender, rounds=5, what=what, against=against, target=1, detail="{:.2f} s an image".format)
+@pytest.mark.parametrize(
+    ("contender", "network"), [("certify", "conv net"), ("Smooth", "conv net"), ("certify", "ResNet-20")]
+)
+def test_certify_loop(compare, contender, network):
+    call, (_, n) = "certify" if contender == "certify" else "Smooth.certify, batch 1,000", USED[network]
+    what, against = f"speed of {call}, {network}, n = {n:,}", "the 2019 loop, batch 1,000, in its own process"
+    compare(
+        against_loop, contender, network, rounds=5, what=what, against=against, target=1, detail="{:.2f} s an image".format
+    )
 
 
-def test_certify_forward(compare):
-    what, detail = f"time of certify, n = {N:,}", "{:.2f} s an image, 2.8 M multiply-adds a sample".format
-    compare(against_forward, what=what, against="the model's bare forward", target=1.05, at_most=True, detail=detail)
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("network", list(STRIDES))
+def test_certify_forward(compare, network, threads):
+    what = f"time of certify, {network}, n = {N:,}, {threads} thread{'s' * (threads > 1)}"
+    target = 1.08 if network == "small conv net" else 1.01 if threads == 1 else 1.03
+    row = {"against": "the model's bare forward", "target": target, "at_most": True}
+    compare(
+        against_forward,
+        network,
+        threads,
+        what=what,
+        detail=lambda seconds: f"{seconds:.2f} s an image, {seconds / (N + BATCH) * 1e6:.0f} us a sample",
+        **row,
+    )
 
 
 def test_certify_many_forward(compare):

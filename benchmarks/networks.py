@@ -1,7 +1,7 @@
-"""The two networks that certification papers measure with, in plain torch and with random weights.
+"""The networks that certification papers measure with, in plain torch and with random weights.
 
-He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2015: table 1 (50 layers) and section 4.2 (110 layers
-for CIFAR, with the shortcuts of option A, which have no weights). Weights are torch's defaults: only shapes count here.
+He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2015: table 1 (50 layers) and section 4.2 (20 and 110
+layers for CIFAR, with the shortcuts of option A, which have no weights). Weights are torch's defaults: only shapes count.
 """
 
 from __future__ import annotations
@@ -60,15 +60,23 @@ def bottleneck(channels_in: int, channels: int, stride: int) -> Residual:
     return Residual(branch, nn.Identity() if same else convolution(channels_in, 4 * channels, 1, stride))
 
 
-def cifar_resnet110(num_classes: int = 10) -> nn.Sequential:
-    """Return the network of 1.73 M parameters for inputs of 3 x 32 x 32, in eval mode: 253 M multiply-adds an image."""
+def cifar_resnet(blocks: int, num_classes: int = 10) -> nn.Sequential:
+    """Return the network of 6 * blocks + 2 layers for inputs of 3 x 32 x 32, in eval mode.
+
+    Of 3 blocks a stage it is ResNet-20, with 0.27 M parameters and 40 M multiply-adds an image; of 18 ResNet-110.
+    """
     layers: list[nn.Module] = [convolution(3, 16, 3), nn.ReLU()]
     channels_in = 16
     for channels in (16, 32, 64):
-        for block in range(18):
+        for block in range(blocks):
             layers.append(basic_block(channels_in, channels, stride=2 if block == 0 and channels > 16 else 1))
             channels_in = channels
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes)).eval()
+
+
+def cifar_resnet110(num_classes: int = 10) -> nn.Sequential:
+    """Return the network of 1.73 M parameters: 253 M multiply-adds an image."""
+    return cifar_resnet(18, num_classes)
 
 
 def resnet50(num_classes: int = 1000) -> nn.Sequential:

@@ -10,7 +10,8 @@ from statistics import median
 import pytest
 import torch
 
-from benchmarks import bench_accumulate, bench_certify, bench_perturb
+import rsfast
+from benchmarks import bench_accumulate, bench_certify, bench_perturb, bench_tabular
 from rsfast import ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,10 @@ def pytest_benchmarks(*arguments):
     ("benchmarks", "count"),
     [
         ("perturb or (accumulate and not 1000)", "32 passed"),
-        pytest.param("((accumulate and 1000) or certify) and not memory", "10 passed", marks=pytest.mark.slow),
+        ("tabular and sample", "4 passed"),
+        pytest.param("tabular and not sample", "16 passed", marks=pytest.mark.slow),
+        pytest.param("((accumulate and 1000) or bench_certify) and not memory", "14 passed", marks=pytest.mark.slow),
+        pytest.param("heads_forward and small", "8 passed", marks=pytest.mark.slow),
     ],
 )
 def test_the_checks_pass(benchmarks, count):
@@ -59,12 +63,24 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
 
 def test_a_wrong_certificate_is_not_recorded(monkeypatch):
     certified = {"certify": (0.5, 3, 0.6), "Loop2019": (1.5, 3, 0.61)}
-    monkeypatch.setattr(bench_certify, "as_a_user_gets_it", lambda contender, _: certified[contender])
-    assert bench_certify.against_loop(1, "certify") == {"ours": [0.5], "theirs": [1.5]}
+    monkeypatch.setattr(bench_certify, "as_a_user_gets_it", lambda contender, *_: certified[contender])
+    assert bench_certify.against_loop(1, "certify", "conv net") == {"ours": [0.5], "theirs": [1.5]}
     for wrong in ((0.5, 4, 0.6), (0.5, 3, 0.7)):
         certified["certify"] = wrong
         with pytest.raises(AssertionError):
-            bench_certify.against_loop(1, "certify")
+            bench_certify.against_loop(1, "certify", "conv net")
+
+
+def test_wrong_answers_to_small_inputs_are_not_timed(monkeypatch):
+    monkeypatch.setattr(bench_tabular, "alternate", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(rsfast, "sample", lambda *_, **__: rsfast.Tally(1, bench_tabular.CLASSES))
+    with pytest.raises(AssertionError):
+        bench_tabular.against_plain_loop(1, "certify", "one input, n = 100,000", 10)
+    theirs = [(0, 0.5), (2, 0.4)]
+    bench_tabular.check_answers([(0, 0.51), (2, 0.4)], theirs, 1000)
+    for wrong in ([(0, 0.5), (1, 0.4)], [(0, 0.25), (2, 0.4)], [(0, 0.5), (-1, 0.0)]):
+        with pytest.raises(AssertionError):
+            bench_tabular.check_answers(wrong, theirs, 1000)
 
 
 @pytest.mark.slow
