@@ -141,21 +141,6 @@ void accumulate(uintptr_t address, int64_t threads) {
   });
 }
 
-// [3, rows] of segments [count]: each gives `size` rows, all of one slot and one row of a Tally, and samples that count up.
-struct Segment {
-  int64_t slot, tally_row, first, size;
-};
-
-void expand(uintptr_t segments, int64_t count, uintptr_t places, int64_t rows) {
-  const py::gil_scoped_release release;
-  int64_t* out = at<int64_t>(places);
-  for (const Segment *s = at<const Segment>(segments), *end = s + count; s != end; out += s++->size) {
-    std::fill_n(out, s->size, s->slot);
-    std::fill_n(out + rows, s->size, s->tally_row);
-    std::iota(out + 2 * rows, out + 2 * rows + s->size, s->first);
-  }
-}
-
 void philox_words(uint64_t seed, int64_t c1, int64_t c2, int64_t c3, int64_t first_block, int64_t blocks, uintptr_t out,
                   int64_t threads) {
   const py::gil_scoped_release release;
@@ -208,8 +193,6 @@ PYBIND11_MODULE(_cpu, m) {
       "Of the two structs, to be compared with Python's.");
   m.def("perturb", &perturb, py::arg("job"), py::arg("threads"), "job: the address of a PerturbJob.");
   m.def("accumulate", &accumulate, py::arg("job"), py::arg("threads"), "job: the address of an AccumulateJob.");
-  m.def("expand", &expand, py::arg("segments"), py::arg("count"), py::arg("places"), py::arg("rows"),
-        "int64 [3, rows] of segments [count, 4]: slot, row of the Tally, first sample, how many.");
   m.def("philox_words", &philox_words, py::kw_only(), py::arg("seed"), py::arg("c1"), py::arg("c2"), py::arg("c3"),
         py::arg("first_block"), py::arg("blocks"), py::arg("out"), py::arg("threads"));
   m.def("noise_of_words", &noise_of_words, py::kw_only(), py::arg("draw"), py::arg("words"), py::arg("count"),

@@ -35,6 +35,26 @@ class RowGroup(NamedTuple):
         return self.places.shape[1]
 
 
+def expand(segments: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
+    """Return the `RowGroup.places` [3, B] of all samples of these segments.
+
+    Parameters
+    ----------
+    segments : sequence of tuple
+        Slot, row of the Tally, first sample and how many samples, of each; at least one.
+
+    Examples
+    --------
+    >>> expand([(7, 8, 0, 2), (3, 4, 100, 1)]).tolist()
+    [[7, 7, 3], [8, 8, 4], [0, 1, 100]]
+    """
+    slots, rows, firsts, sizes = np.array(segments, dtype=np.int64).T
+    firsts[1:] -= sizes[:-1].cumsum()
+    places = np.repeat([slots, rows, firsts], sizes, axis=1)
+    places[2] += np.arange(places.shape[1])
+    return torch.from_numpy(places)
+
+
 def slice_groups(groups: Sequence[RowGroup], start: int, stop: int) -> list[RowGroup]:
     """Return the rows from `start` to `stop` - 1 of all groups together."""
     found = []

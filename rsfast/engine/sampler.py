@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ..ops.cpu import expand
 from ..ops.tally import Tally, row_bytes
 from ..stats.estimates import leading_classes
-from .batches import Batches, RowGroup, slice_groups, to_device, to_host
+from .batches import Batches, RowGroup, expand, slice_groups, to_device, to_host
 from .plan import SamplingPlan
 from .ranks import Ranks
 from .scheduler import InFlight, Scheduler, Segment

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from ..noise import STREAMS
@@ -76,25 +74,6 @@ def accumulator(job: Accumulation) -> Accumulator:
         _cpu.accumulate(address, torch.get_num_threads())
 
     return add
-
-
-def expand(segments: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
-    """Return the places, int64 [3, B], of all rows of these segments.
-
-    Parameters
-    ----------
-    segments : sequence of tuple
-        Input, row of the Tally, first sample and how many samples, of each.
-
-    Examples
-    --------
-    >>> expand([(7, 8, 0, 2), (3, 4, 100, 1)]).tolist()
-    [[7, 7, 3], [8, 8, 4], [0, 1, 100]]
-    """
-    table = np.array(segments, dtype=np.int64)
-    places = torch.empty(3, int(table[:, 3].sum()), dtype=torch.int64)
-    _cpu.expand(table.ctypes.data, len(table), places.data_ptr(), places.shape[1])
-    return places
 
 
 def _struct(job: Perturbation) -> tuple[PerturbJob, object]:
