@@ -444,7 +444,8 @@ class Sampler:
             ranges = [self._totals.select(slots)]
         else:
             analysis = self._next_analysis(actives[0])
-            ranges = [estimation.select(slots + number * self.slots) for number in range(analysis)]
+            rows = np.arange(analysis)[:, None] * self.slots + slots
+            ranges = estimation.select(rows.ravel()).shares(analysis)
         input_ids = self._input_ids[slots].tolist()
         results = self.plan.evaluate(selection.select(slots), ranges, input_ids)
         decided = []

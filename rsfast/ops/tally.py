@@ -326,6 +326,20 @@ class Tally:
         parts = {name: tensor[places] for name, tensor in self.tensors().items()}
         return self._like(self.tracked_classes[places], provenance, parts)
 
+    def shares(self, count: int) -> list[Tally]:
+        """Return the tallies of `count` equal shares of the inputs, in order: views, without provenance.
+
+        Examples
+        --------
+        >>> first, second = Tally(6, 2).shares(2)
+        >>> first.num_inputs, second.num_inputs
+        (3, 3)
+        """
+        size = self.num_inputs // count
+        spans = [slice(start, start + size) for start in range(0, size * count, size)]
+        tensors, tracked = self.tensors(), self.tracked_classes
+        return [self._like(tracked[s], None, {name: tensor[s] for name, tensor in tensors.items()}) for s in spans]
+
     def head_sums(self, *heads: Head) -> tuple[Integers, Integers, Integers]:
         """Return the sums and squares [I, K] of a head's scores, and the trials [I, 1], as NumPy arrays.
 
