@@ -35,7 +35,7 @@ from .noise import Noise, check_noise, radius_label
 from .ops.tally import Tally, check_heads
 from .stats.certificate import Certificate
 from .stats.prediction import smallest_predictable_n
-from .stats.rules import CertificationSpec
+from .stats.rules import CertificationSpec, alike
 
 _VOTES = Votes()
 
@@ -246,8 +246,8 @@ def _certification(
     sampling = Sampling(model, inputs, noise, num_classes, **part(SamplingOptions, options))
     plan = sampling.certification(specs, stopping, proof["n0"], proof["n"])
     warn_of_units(sampling.inputs.known, noise, stacklevel=3)
-    for spec in plan.specs if noise.evaluations is None else ():
-        warn_of_radius(spec, stopping, proof["n0"], proof["n"], sampling.num_classes)
+    for places in alike(plan.specs) if noise.evaluations is None else ():  # a group's specs have one largest radius
+        warn_of_radius(plan.specs[places[0]], stopping, proof["n0"], proof["n"], sampling.num_classes)
     return sampling, plan
 
 
