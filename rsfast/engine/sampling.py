@@ -258,7 +258,7 @@ class Sampling:
     def outcomes(self, plan: SamplingPlan, description: str) -> Iterator[Outcome]:
         """Take the inputs through a plan, and yield the outcomes in the order of the inputs."""
         if self.ranks.shard is not None:
-            self.ranks.assert_equal(vars(plan))
+            self.ranks.assert_equal({name: value for name, value in vars(plan).items() if not name.startswith("_")})
             self.batch_size = self.size(expected(plan))  # now, when all ranks come here, and not with the first outcome
 
         def found() -> Iterator[Outcome]:
