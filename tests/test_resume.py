@@ -473,9 +473,9 @@ def test_auto_is_the_batch_size_of_the_run(net, monkeypatch):
     """As a search may find another one each time."""
     go(VOTES, "--out whole --seed 3")
     with monkeypatch.context() as patch:
-        patch.setattr(Sampling, "find_batch_size", staticmethod(lambda *_: 20))
+        patch.setattr(Sampling, "find_batch_size", staticmethod(lambda *_, **__: 20))
         stopped_at(net, 70, options="--seed 3 --batch-size auto")
-        patch.setattr(Sampling, "find_batch_size", staticmethod(lambda *_: 30))
+        patch.setattr(Sampling, "find_batch_size", staticmethod(lambda *_, **__: 30))
         go(VOTES, "--out run --resume --batch-size auto")
     assert contents("run") == contents("whole")
 

@@ -15,7 +15,9 @@ from .forward import Model, is_out_of_memory
 
 _RUNS = 3  # of each size; the first may compile, or capture, or fill caches
 _TOLERANCE = 0.02  # of the time a row takes; smaller differences are noise
-_MOST = 1 << 16  # rows
+MOST = 1 << 16
+"""Rows of a batch, at most, where nobody gives a size."""
+
 remembered: WeakKeyDictionary[Model, dict[tuple[torch.Size, torch.device, Execution], int]] = WeakKeyDictionary()
 
 
@@ -40,7 +42,7 @@ def sizes(shape: torch.Size, device: torch.device) -> Sizes:
         least, usual = 1, max(4, min(1 << 15, _power(rows // (64 if len(shape) == 1 else 256))))
     else:
         least, usual = 16, max(16, _power(rows // 16))
-    most = _power(min(_MOST, max(least, rows)))
+    most = _power(min(MOST, max(least, rows)))
     return Sizes(least, min(most, usual), most)
 
 
@@ -71,6 +73,7 @@ def automatic(
     samples: int | None,
     run: Callable[[int], None],
     clock: Callable[[], float] = perf_counter,
+    most: int = MOST,
 ) -> int:
     """Return a batch size for a model: the fastest that a search finds whose cost is small.
 
@@ -94,6 +97,8 @@ def automatic(
         Samples one batch of this many rows.
     clock : callable
         Returns the seconds.
+    most : int
+        Rows that the answer may have.
 
     Examples
     --------
@@ -104,15 +109,17 @@ def automatic(
         found = remembered.setdefault(model, {})
     except TypeError:
         found = {}
-    key = (shape, device, execution)
+    key, largest = (shape, device, execution), _power(most)
     if key not in found:
         wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
         budget = None if samples is None else samples // 100
-        size, sure = fastest(run, sizes(shape, device), budget, wait, clock)
-        if not sure:  # a longer call may search on
+        least, usual, limit = sizes(shape, device)
+        among = Sizes(min(least, largest), min(usual, largest), min(limit, largest))
+        size, sure = fastest(run, among, budget, wait, clock)
+        if not sure or among.most < limit:  # another call may search on
             return size
         found[key] = size
-    return found[key]
+    return min(found[key], largest)
 
 
 def fastest(

@@ -202,6 +202,9 @@ def check_logits(output: object, batch: int, num_classes: int) -> torch.Tensor:
             "model must return the logits, a tensor [B, K], or an object whose attribute logits they are, got a "
             f"{type(output).__name__}; wrap it in a function that picks them out"
         )
+    if logits.layout != torch.strided or logits.is_nested:
+        what = "a nested tensor" if logits.is_nested else f"one of {logits.layout}"
+        raise TypeError(f"model must return a dense tensor [B, K], got {what}; call to_dense()")
     if logits.ndim != 2 or logits.shape[0] != batch:
         raise ValueError(f"model must return shape [{batch}, K] for a batch of {batch}, got {list(logits.shape)}")
     if logits.shape[1] != num_classes:

@@ -150,7 +150,7 @@ class Sampler:
         self.after_batch: Callable[[], object] = lambda: None
         self._size = batches.size * (ranks.world if ranks.by_samples else 1)
         # A batch takes about as long a row on a CPU if it is not full, so few rows there are worth a guess.
-        self._least = max(1, self._size // 4) if device.type == "cpu" and not batches.pad else self._size
+        self._least = max(1, min(self._size // 4, 1024)) if device.type == "cpu" and not batches.pad else self._size
         self._lag = (0 if device.type == "cpu" else 1) if pacing.lag is None else pacing.lag
         self._analyses = len(plan.stages) - 1
         self.slots = self._count_slots(shape, count, num_classes)
@@ -160,7 +160,7 @@ class Sampler:
         self._received = self._tallies if self._on_host else self._make_tallies(self.slots, num_classes, "cpu")
         if plan.early:
             self._totals = Tally(self.slots, num_classes, plan.heads)  # of the ranges up to the last analysis
-        self._x = torch.zeros(self.slots, *shape, device=device)
+        self._x = torch.zeros(self.slots, *shape, dtype=torch.float32, device=device)
         self._input_ids = np.zeros(self.slots, dtype=np.int64)
         self._ids = torch.from_numpy(self._input_ids).to(device)  # on a CPU the same memory
         lengths = [len(samples) for _, samples in plan.stages]

@@ -23,7 +23,7 @@ from ..ops.tally import Tally, check_classes
 from ..stats.certificate import Execution
 from ..stats.rules import CertificationSpec
 from .allocator import keep_freed_memory
-from .batch_size import automatic
+from .batch_size import MOST, automatic
 from .batches import Batches, RowGroup
 from .forward import Forward, Model, reduced_precision
 from .inputs import Inputs, Source
@@ -33,6 +33,8 @@ from .probe import ROWS, probe
 from .ranks import Ranks
 from .sampler import Outcome, Pacing, Sampler, draw
 from .timing import StageTimer
+
+FULL, LEAST_FULL = 1024, 16  # rows of a batch that is always full, at most and at least
 
 
 def check_model(name: str, value: Any) -> Model:
@@ -119,7 +121,7 @@ class Sampling:
         backend = ops.backend_for(options["backend"], self.device)
         preparation: dict[str, Any] = {**part(PreparationOptions, options)}
         preparation |= {"scale": scale, "shift": shift, "dtype": dtype, "backend": backend}
-        x = torch.zeros(1, *shape, device=self.device)
+        x = torch.zeros(1, *shape, dtype=torch.float32, device=self.device)
         ops.perturber(x, self.noise, seed=self.seed, input_ids=[0], **preparation)
         return preparation
 
@@ -187,9 +189,9 @@ class Sampling:
             disable=None if self.options["progress"] and self.ranks.rank == 0 else True,
         )
 
-    def batches(self, samples: int, pad: bool = False) -> Batches:
+    def batches(self, samples: int, *, pad: bool = False, early: bool = False) -> Batches:
         """Return what runs batches, of the `size` for so many samples an input."""
-        size, timer = self.size(samples), StageTimer(self.device)
+        size, timer = self.size(samples, pad=pad, early=early), StageTimer(self.device)
         if self.forward.compile or self.forward.cuda_graph or self.forward.mode_fixed:
             # A smaller last batch would be compiled for, run without a graph, or be refused.
             pad |= self.inputs.count is None or samples * self.inputs.count > size
@@ -197,13 +199,17 @@ class Sampling:
             self.forward, self.noise, seed=self.seed, size=size, preparation=self.preparation, pad=pad, timer=timer
         )
 
-    def size(self, samples: int) -> int:
+    def size(self, samples: int, *, pad: bool = False, early: bool = False) -> int:
         """Return the batch size that was given, or the best for so many samples an input, the same on all ranks.
 
         The model runs here for the first time, so it is probed before. A call of fewer rows than the
-        probe takes does without.
+        probe takes does without. `pad` is as in `Batches`; `early` says that inputs may be decided early.
         """
         total = None if self.inputs.count is None else samples * self.inputs.count
+        # A batch that is full whatever is left is mostly waste towards the end, and where inputs are decided early.
+        most = FULL if early and (pad or self.device.type != "cpu") else MOST
+        if pad and total is not None:
+            most = min(most, max(LEAST_FULL, total // 8))
         if not self._probed and (total is None or total >= 2 * ROWS):
             with self.ranks.barrier_or_raise():
                 self._probe()
@@ -211,7 +217,7 @@ class Sampling:
         if not isinstance(self.batch_size, str):
             return self.batch_size
         batches = Batches(self.forward, self.noise, seed=self.seed, size=1, preparation=self.preparation)
-        x = torch.zeros(1, *self.inputs.shape, device=self.device)
+        x = torch.zeros(1, *self.inputs.shape, dtype=torch.float32, device=self.device)
         ids = torch.zeros(1, dtype=torch.int64, device=self.device)
 
         def run(size: int) -> None:
@@ -221,7 +227,7 @@ class Sampling:
                 batches.logits(x, ids, [RowGroup("user", Tally(1, self.num_classes), places)], size)
 
         with self.ranks.barrier_or_raise():
-            size = self.find_batch_size(self.model, self.inputs.shape, self.device, self.execution, total, run)
+            size = self.find_batch_size(self.model, self.inputs.shape, self.device, self.execution, total, run, most=most)
         return self.ranks.broadcast(size)
 
     def _probe(self) -> None:
@@ -249,7 +255,7 @@ class Sampling:
             count = None if count is None else len(range(self.ranks.rank, count, world))
         self.forward.full_precision = plan.lipschitz
         # Ranks cut the last batches in other places than one process does; the model sees full ones all the same.
-        batches = self.batches(expected(plan), pad or self.ranks.shard is not None)
+        batches = self.batches(expected(plan), pad=pad or self.ranks.shard is not None, early=plan.early)
         with torch.inference_mode(False):  # its Tallies are added to outside that mode, in which the caller may be
             return Sampler(
                 plan, mine, inputs.shape, count, batches, pacing=self.pacing, ranks=self.ranks, bar=bar, saved=saved
@@ -259,7 +265,9 @@ class Sampling:
         """Take the inputs through a plan, and yield the outcomes in the order of the inputs."""
         if self.ranks.shard is not None:
             self.ranks.assert_equal({name: value for name, value in vars(plan).items() if not name.startswith("_")})
-            self.batch_size = self.size(expected(plan))  # now, when all ranks come here, and not with the first outcome
+            self.batch_size = self.size(
+                expected(plan), pad=True, early=plan.early
+            )  # now, when all ranks come here, and not with the first outcome
 
         def found() -> Iterator[Outcome]:
             samples = sum(len(samples) for _, samples in plan.stages)

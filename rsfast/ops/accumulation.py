@@ -110,7 +110,7 @@ def accumulator(tally: Tally, *, backend: str = "auto") -> Accumulator:
     device, classes = tally.n.device, tally.num_classes
     held = (tally.n, tally.counts, tally.sums, tally.squares, tally.tracked_classes, tally.bin_counts, tally.bin_sums)
     none = torch.empty(0, dtype=torch.int64, device=device)
-    job = Accumulation(torch.empty(0, classes, device=device), none, tally.parameters, *held)
+    job = Accumulation(torch.empty(0, classes, dtype=torch.float32, device=device), none, tally.parameters, *held)
     job.check()
     add = find(check_backend(backend), device).accumulator(job)
 

@@ -57,10 +57,10 @@ def check(job: Perturbation) -> None:
 def perturb(job: Perturbation, draw: Callable[[Perturbation], None]) -> None:
     """Fill ``job.out``; `draw` is a backend's `perturb`."""
     shaper, device, batch = SHAPERS[job.noise.shaper], job.x.device, job.samples.shape[0]
-    zeros = torch.zeros((job.x.shape[0], *shaper.white(job)), device=device)
+    zeros = torch.zeros((job.x.shape[0], *shaper.white(job)), dtype=torch.float32, device=device)
     size = max(1, _ELEMENTS.get(device.type, 1 << 16) // max(zeros[0].numel(), job.x[0].numel()))
     size = size if shaper.alike else min(size, batch)
-    white = torch.zeros((size, *zeros.shape[1:]), device=device)
+    white = torch.zeros((size, *zeros.shape[1:]), dtype=torch.float32, device=device)
     plain = job._replace(x=zeros, scale=None, shift=None, clamp=None, channels_last=False, out=white)
     for first in range(0, batch, size):
         rows, samples = (each[first : first + size] for each in (job.rows, job.samples))

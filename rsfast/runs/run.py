@@ -259,7 +259,7 @@ class Run:
         Where several processes share the images, each writes a run folder of its own, and when all are done the first merges
         them.
         """
-        self._options["batch_size"] = self.ranks.broadcast(self._probe.size(expected(plan)))
+        self._options["batch_size"] = self.ranks.broadcast(self._probe.size(expected(plan), pad=True, early=plan.early))
         sidecar = self._sidecar(recorded)
         if self.ranks.shard is not None:
             self.ranks.assert_equal({name: sidecar[name] for name in sidecar if name not in ("started", "first_logits")})
