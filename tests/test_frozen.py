@@ -588,7 +588,7 @@ def test_runs_of_other_analyses(folder, monkeypatch, capsys):
     seal("stopped_radius", versions_now())
     with pytest.raises(SystemExit):
         main([*RUNS["radius"].split(), "--resume", "--out", "stopped_radius"])
-    assert "if a version of rsfast with other interim analyses wrote it, resume with that" in capsys.readouterr().err
+    assert "schedule_of_analyses must be None, as in stopped_radius" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["votes", "softmax", "radius", "predict"])

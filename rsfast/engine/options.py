@@ -82,9 +82,12 @@ class Option:
 
 
 def _batch_size(name: str, value: object) -> int | str:
-    if isinstance(value, str) and value != "auto":
-        raise ValueError(f"{name} must be an int or 'auto', got {value!r}")
-    return value if isinstance(value, str) else check_count(name, value)
+    if value == "auto":
+        return "auto"
+    if isinstance(value, (str, float)) or value is None:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name} must be an int or 'auto', got {value!r}")
+    return check_count(name, value)
 
 
 def _int_or_auto(text: str) -> int | str:

@@ -34,7 +34,7 @@ from .ranks import Ranks
 from .sampler import Outcome, Pacing, Sampler, draw
 from .timing import StageTimer
 
-FULL, LEAST_FULL = 1024, 16  # rows of a batch that is always full, at most and at least
+FULL = 1024  # rows of a batch that is always full, at most where that may be waste
 
 
 def check_model(name: str, value: Any) -> Model:
@@ -206,10 +206,11 @@ class Sampling:
         probe takes does without. `pad` is as in `Batches`; `early` says that inputs may be decided early.
         """
         total = None if self.inputs.count is None else samples * self.inputs.count
-        # A batch that is full whatever is left is mostly waste towards the end, and where inputs are decided early.
-        most = FULL if early and (pad or self.device.type != "cpu") else MOST
-        if pad and total is not None:
-            most = min(most, max(LEAST_FULL, total // 8))
+        most = MOST
+        if pad or (early and self.device.type != "cpu"):
+            # A batch that is full whatever is left is waste at the end, and where inputs are decided early. The number of
+            # inputs plays no part: a run over some of them must find the same bits.
+            most = FULL if early else max(FULL, samples // 8)
         if not self._probed and (total is None or total >= 2 * ROWS):
             with self.ranks.barrier_or_raise():
                 self._probe()

@@ -26,9 +26,11 @@ from ..engine.options import (
 from ..engine.plan import StoppingRule
 from ..heads import Head, check_head
 from ..noise import Noise
+from ..stats.common import analysis_ends
 from ..stats.rules import CertificationSpec
 
 _FIRST = ("n0", "n", "alpha", "head", "bound", "rule")  # the order in a sidecar; further options follow
+_MANY = 1 << 20  # samples: schedules of analyses that differ do so before that
 _LOGITS = 16  # of the first image, recorded to know the model by
 
 
@@ -61,7 +63,10 @@ def certification(noise: Noise, head: Head, options: Mapping[str, Any]) -> Setti
     spec = CertificationSpec(noise, head=head, early=bool(stopping), **proof)  # type: ignore[arg-type]
     used = {**values, **vars(stopping), "head": head.to_dict(), "bound": spec.bound, "rule": spec.rule}
     names = [*_FIRST, *ProofOptions.__annotations__, *StoppingOptions.__annotations__]
-    return Settings(spec, stopping, values["n0"], values["n"], {name: used[name] for name in names})
+    recorded = {name: used[name] for name in names}
+    if stopping and spec.limits_by.analysis_ends(_MANY) != analysis_ends(_MANY):  # runs from before have those of all bounds
+        recorded["schedule_of_analyses"] = "a tenth apart"
+    return Settings(spec, stopping, values["n0"], values["n"], recorded)
 
 
 def prediction(noise: Noise, n: int | None, alpha: float | None) -> tuple[int, float]:
