@@ -199,7 +199,7 @@ def range_ends(n: int) -> list[int]:
 
 
 def analysis_ends(n: int) -> list[int]:
-    """Return the numbers of samples at which a bound that bets is analysed where sampling may stop early, the last of them n.
+    """Return at how many samples a bound that bets is analysed where sampling may stop early, the last of them n.
 
     Below n they are always 16, 24, 32, 48, 64, 96 ..., so no decision depends on a batch size or on the number of
     processes. Each is a third or half larger than the one before, so few samples are drawn in vain.
