@@ -85,7 +85,7 @@ def sample(
         In [0, 2^64).
     batch_size : int or "auto"
         Rows in a batch; rows of several inputs may share one. "auto" takes the fastest that a search on at most 1 % of the
-        samples finds, and keeps it for the model. It begins at 1 MiB of noise on a CPU, 4 MiB for vectors, 4 to 32,768 rows,
+        samples finds, and keeps it for the model. It begins at 2 MiB of noise on a CPU, 4 MiB for vectors, 4 to 32,768 rows,
         and elsewhere at 16 MiB, 16 to 65,536 rows. Short calls take that as it is. Where memory runs out, batches are
         halved, with a warning.
     input_ids : int64 tensor [I], optional

@@ -210,7 +210,7 @@ def smoothed(
         In [0, 2^64); drawn from the operating system if left out. Either way ``g.seed`` has it. Two functions of one seed
         draw the same noise.
     batch_size : int, optional
-        Points at which f is evaluated at once; if left out, 1 MiB of noise on a CPU, 4 MiB for vectors, 4 to 32,768 points,
+        Points at which f is evaluated at once; if left out, 2 MiB of noise on a CPU, 4 MiB for vectors, 4 to 32,768 points,
         and elsewhere 16 MiB, 16 to 65,536 points. The results have the same bits for all sizes if f computes each row the
         same in whatever batch it stands.
     common_random_numbers : bool

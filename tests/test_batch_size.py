@@ -9,7 +9,7 @@ from rsfast.engine.batch_size import Sizes, automatic, fastest, fixed
 from rsfast.stats.certificate import Execution
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-SHAPE = torch.Size([3, 32, 32])  # 64 rows mostly, 1 to 16384
+SHAPE = torch.Size([3, 32, 32])  # 128 rows mostly, 1 to 16384
 
 
 class Machine:
@@ -29,15 +29,15 @@ class Machine:
 
 
 def test_fixed():
-    """On a CPU 1 MiB of float32, of vectors 4 MiB, 4 to 32768 rows; on a GPU 16 MiB, 16 to 65536 rows; powers of two."""
+    """On a CPU 2 MiB of float32, of vectors 4 MiB, 4 to 32768 rows; on a GPU 16 MiB, 16 to 65536 rows; powers of two."""
     shapes = {
         (1,): (32768, 65536),
         (10,): (32768, 65536),
         (64,): (16384, 65536),
         (100,): (8192, 32768),
-        (1, 8, 8): (4096, 65536),
+        (1, 8, 8): (8192, 65536),
         (1, 2, 2): (32768, 65536),
-        (3, 32, 32): (64, 1024),
+        (3, 32, 32): (128, 1024),
         (3, 224, 224): (4, 16),
         (3, 1024, 1024): (4, 16),
         (3, 1 << 13, 1 << 13): (1, 16),
@@ -112,7 +112,7 @@ def test_a_search_stays_within_its_budget(budget):
     assert found == max((size for size in machine.runs if size <= 256), default=64)
 
 
-@pytest.mark.parametrize(("samples", "rows"), [(None, 6000), (600_000, 6000), (599_999, 6000), (19_200, 192), (19_199, 0)])
+@pytest.mark.parametrize(("samples", "rows"), [(None, 6000), (600_000, 6000), (599_999, 6000), (38_400, 384), (38_399, 0)])
 def test_a_search_takes_at_most_one_percent_of_the_samples(samples, rows):
     """And is made again where it did not come to its end: a longer call may learn more."""
     machine, model = Machine(lambda size: size), nn.Flatten()
@@ -120,8 +120,8 @@ def test_a_search_takes_at_most_one_percent_of_the_samples(samples, rows):
     spent = sum(machine.runs)
     assert spent <= rows
     assert spent > 0 or (rows == 0 and size == fixed(SHAPE, CPU))
-    assert automatic(model, SHAPE, CPU, Execution(), None, machine.run, machine.clock) == 16
-    assert (sum(machine.runs) == spent) == (samples is None or samples >= 100 * 3 * (64 + 128 + 256 + 32 + 16))
+    assert automatic(model, SHAPE, CPU, Execution(), None, machine.run, machine.clock) == 32
+    assert (sum(machine.runs) == spent) == (samples is None or samples >= 100 * 3 * (128 + 256 + 512 + 64 + 32))
 
 
 @pytest.mark.parametrize(

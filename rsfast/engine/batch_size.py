@@ -35,11 +35,11 @@ def sizes(shape: torch.Size, device: torch.device) -> Sizes:
     Examples
     --------
     >>> sizes(torch.Size([3, 32, 32]), torch.device("cpu"))
-    Sizes(least=1, usual=64, most=16384)
+    Sizes(least=1, usual=128, most=16384)
     """
     rows = (1 << 26) // shape.numel()  # 256 MiB of float32 noise
     if device.type == "cpu":
-        least, usual = 1, max(4, min(1 << 15, _power(rows // (64 if len(shape) == 1 else 256))))
+        least, usual = 1, max(4, min(1 << 15, _power(rows // (64 if len(shape) == 1 else 128))))
     else:
         least, usual = 16, max(16, _power(rows // 16))
     most = _power(min(MOST, max(least, rows)))
@@ -54,7 +54,7 @@ def _power(number: int) -> int:
 def fixed(shape: torch.Size, device: torch.device) -> int:
     """Return a batch size for inputs of this shape, a power of two that depends on nothing else.
 
-    On a CPU 1 MiB of float32 noise, or 4 MiB where inputs have one axis, from 4 to 32,768 rows: what a model's layers make
+    On a CPU 2 MiB of float32 noise, or 4 MiB where inputs have one axis, from 4 to 32,768 rows: what a model's layers make
     of it, which is mostly more for images, then stays in the caches. Elsewhere 16 MiB, from 16 to 65,536 rows.
 
     Examples
@@ -103,7 +103,7 @@ def automatic(
     Examples
     --------
     >>> automatic(torch.nn.Flatten(), torch.Size([3, 32, 32]), torch.device("cpu"), Execution(), 1000, print)
-    64
+    128
     """
     try:
         found = remembered.setdefault(model, {})
