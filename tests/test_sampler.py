@@ -314,6 +314,7 @@ def test_rows_without_a_vote():
         (ValueError, r"^batch_size must be from 1 to 8589934591, got 0", {"batch_size": 0}),
         (ValueError, r"^batch_size must be an int or 'auto', got 'large'", {"batch_size": "large"}),
         (TypeError, r"^batch_size must be an int or 'auto', got 1.5", {"batch_size": 1.5}),
+        (TypeError, r"^batch_size must be an int, got array", {"batch_size": np.array([1, 2])}),
         (ValueError, r"^input_ids must have shape \[3\], got \[2\]", {"input_ids": [0, 1]}),
         (ValueError, r"^input_ids must lie in .*, got values from 0 to 4294967296", {"input_ids": [0, 1, 2**32]}),
         (ValueError, r"^scale must .*, got \[2\]", {"scale": [1.0, 2.0]}),

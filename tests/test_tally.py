@@ -580,3 +580,17 @@ def test_what_a_head_has_as_numpy():
     for method, head in ((tally.head_sums, Softmax(99.0)), (tally.head_histograms, Votes())):
         with pytest.raises(ValueError, match=r"^head must be one of the tally's soft heads .*, got "):
             method(head)
+
+
+def test_shares():
+    tally = Tally(6, 3, [Softmax(1.0)], tracked_classes=torch.arange(6).view(6, 1, 1) % 3)
+    for number, part in enumerate(tally.shares(3)):
+        part.n += number + 1
+        assert part == tally.select(range(2 * number, 2 * number + 2))
+    assert tally.n.tolist() == [1, 1, 2, 2, 3, 3]
+    with pytest.raises(ValueError, match=r"^count must divide the 6 inputs, got 4"):
+        tally.shares(4)
+    with pytest.raises(ValueError, match=r"^count must be from 1 to 6, got 0"):
+        tally.shares(0)
+    with pytest.raises(TypeError, match=r"^count must be an int, got 1.5"):
+        tally.shares(1.5)

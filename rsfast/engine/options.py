@@ -82,8 +82,8 @@ class Option:
 
 
 def _batch_size(name: str, value: object) -> int | str:
-    if value == "auto":
-        return "auto"
+    if isinstance(value, str) and value == "auto":
+        return value
     if isinstance(value, (str, float)) or value is None:
         kind = ValueError if isinstance(value, str) else TypeError
         raise kind(f"{name} must be an int or 'auto', got {value!r}")

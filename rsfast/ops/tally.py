@@ -329,12 +329,20 @@ class Tally:
     def shares(self, count: int) -> list[Tally]:
         """Return the tallies of `count` equal shares of the inputs, in order: views, without provenance.
 
+        Raises
+        ------
+        TypeError, ValueError
+            If `count` is no int that divides the number of inputs.
+
         Examples
         --------
         >>> first, second = Tally(6, 2).shares(2)
         >>> first.num_inputs, second.num_inputs
         (3, 3)
         """
+        count = _check_size("count", count, 1, self.num_inputs)
+        if self.num_inputs % count:
+            raise ValueError(f"count must divide the {self.num_inputs} inputs, got {count}")
         size = self.num_inputs // count
         spans = [slice(start, start + size) for start in range(0, size * count, size)]
         tensors, tracked = self.tensors(), self.tracked_classes
