@@ -17,6 +17,8 @@ _RUNS = 3  # of each size; the first may compile, or capture, or fill caches
 _TOLERANCE = 0.02  # of the time a row takes; smaller differences are noise
 MOST = 1 << 16
 """Rows of a batch, at most, where nobody gives a size."""
+FULL = 1 << 10
+"""Rows, at most, that a batch is filled up to where that may be waste."""
 
 remembered: WeakKeyDictionary[Model, dict[tuple[torch.Size, torch.device, Execution], int]] = WeakKeyDictionary()
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..ops.tally import Tally, row_bytes
 from ..stats.estimates import leading_classes
+from .batch_size import FULL
 from .batches import Batches, RowGroup, expand, slice_groups, to_device, to_host
 from .plan import SamplingPlan
 from .ranks import Ranks
@@ -150,7 +151,7 @@ class Sampler:
         self.after_batch: Callable[[], object] = lambda: None
         self._size = batches.size * (ranks.world if ranks.by_samples else 1)
         # A batch takes about as long a row on a CPU if it is not full, so few rows there are worth a guess.
-        self._least = max(1, min(self._size // 4, 1024)) if device.type == "cpu" and not batches.pad else self._size
+        self._least = max(1, min(self._size // 4, FULL)) if device.type == "cpu" and not batches.pad else self._size
         self._lag = (0 if device.type == "cpu" else 1) if pacing.lag is None else pacing.lag
         self._analyses = len(plan.stages) - 1
         self.slots = self._count_slots(shape, count, num_classes)
@@ -261,7 +262,7 @@ class Sampler:
         input_id, pixels = item
         self._x[active.slot].copy_(to_device(pixels, self._x.device))
         self._input_ids[active.slot] = input_id
-        if self._ids.is_cuda:
+        if self._ids.device.type != "cpu":
             self._ids[active.slot].fill_(input_id)  # where to assign would be to wait for it
         if self._saved and (saved := self._saved.pop(input_id, None)) is not None:
             self._restore(active, saved)
@@ -334,7 +335,7 @@ class Sampler:
         for number, of_tally in enumerate(_by_tally(segments)):
             for active, stage, start, stop in of_tally:
                 first = self.plan.stages[stage][1].start + start
-                table.append((active.slot, active.slot + max(stage - 1, 0) * self.slots, first, stop - start))
+                table.append((active.slot, self._row(active, stage), first, stop - start))
                 sizes[number] += stop - start
         places = to_device(expand(table), self._x.device)
         streams = self.plan.stages[0][0], self.plan.stages[-1][0]
@@ -347,9 +348,13 @@ class Sampler:
             self.batches.run(self._x, self._ids, groups)
         self.bar.update(places.shape[1])
 
+    def _row(self, active: InFlight, stage: int) -> int:
+        """Return the row of its Tally that a stage of an input adds to."""
+        return active.slot + max(stage - 1, 0) * self.slots
+
     def _rows(self, segments: Iterable[Segment]) -> NDArray[np.int64]:
         """Return the rows of their Tally that these segments add to."""
-        return np.array([segment.active.slot + max(segment.stage - 1, 0) * self.slots for segment in segments])
+        return np.array([self._row(segment.active, segment.stage) for segment in segments])
 
     def _tensors(
         self, tallies: tuple[Tally, Tally], segments: Sequence[Segment]

@@ -23,7 +23,7 @@ from ..ops.tally import Tally, check_classes
 from ..stats.certificate import Execution
 from ..stats.rules import CertificationSpec
 from .allocator import keep_freed_memory
-from .batch_size import MOST, automatic
+from .batch_size import FULL, MOST, automatic
 from .batches import Batches, RowGroup
 from .forward import Forward, Model, reduced_precision
 from .inputs import Inputs, Source
@@ -33,8 +33,6 @@ from .probe import ROWS, probe
 from .ranks import Ranks
 from .sampler import Outcome, Pacing, Sampler, draw
 from .timing import StageTimer
-
-FULL = 1024  # rows of a batch that is always full, at most where that may be waste
 
 
 def check_model(name: str, value: Any) -> Model:
@@ -266,9 +264,8 @@ class Sampling:
         """Take the inputs through a plan, and yield the outcomes in the order of the inputs."""
         if self.ranks.shard is not None:
             self.ranks.assert_equal({name: value for name, value in vars(plan).items() if not name.startswith("_")})
-            self.batch_size = self.size(
-                expected(plan), pad=True, early=plan.early
-            )  # now, when all ranks come here, and not with the first outcome
+            # Now, when all ranks come here, and not with the first outcome.
+            self.batch_size = self.size(expected(plan), pad=True, early=plan.early)
 
         def found() -> Iterator[Outcome]:
             samples = sum(len(samples) for _, samples in plan.stages)

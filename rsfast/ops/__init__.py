@@ -6,8 +6,8 @@ So torch.compile sees one node, a call of the operator itself is checked as well
 
 Operators mutate what they fill and return nothing, so torch.compile, CUDA graphs and fake tensors need to know no more. They
 are defined through torch.library.Library: its custom_op decorator costs 50 microseconds a call, as much as a small kernel,
-where this costs 4. What a loop over batches calls
-is past the operator: `perturber` and `accumulator` check once what `perturb` and `accumulate` check every time.
+where this costs 4. What a loop over batches calls is past the operator: `perturber` and `accumulator` check once what
+`perturb` and `accumulate` check every time.
 """
 
 from ..noise import check_seed

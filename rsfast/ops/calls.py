@@ -39,6 +39,10 @@ class Perturbation(NamedTuple):
     channels_last: bool
     out: torch.Tensor
 
+    def at(self, out: torch.Tensor, places: torch.Tensor, stream: str) -> Perturbation:
+        """Return the call for a batch, as a `Perturber` is given it."""
+        return self._replace(rows=places[0], samples=places[2], stream=STREAMS[stream], out=out)
+
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the argument, unless a kernel can take the call, whatever the values."""
         x, device = self.x, self.x.device
@@ -84,6 +88,10 @@ class Accumulation(NamedTuple):
     tracked_classes: torch.Tensor  # int64 [I, M, C], C often 0
     bin_counts: torch.Tensor
     bin_sums: torch.Tensor
+
+    def at(self, logits: torch.Tensor, places: torch.Tensor) -> Accumulation:
+        """Return the call for a batch, as an `Accumulator` is given it."""
+        return self._replace(logits=logits, rows=places[1])
 
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the argument, unless a kernel can take the call, whatever the values."""

@@ -24,7 +24,7 @@ from .arguments import (
 )
 from .calls import Perturbation, Perturber
 from .checks import as_dtype, check_apart, memory_format
-from .registry import Kernels, check_backend, find
+from .registry import check_backend, find
 
 _READ = ("x", "samples", "rows", "input_ids", "scale", "shift")
 
@@ -203,11 +203,7 @@ def perturber(
 
     if not parameters.shaper:
         return found.perturber(job)
-
-    def run(out: torch.Tensor, places: torch.Tensor, stream: str) -> None:
-        _fill(job._replace(rows=places[0], samples=places[2], stream=STREAMS[stream], out=out), found.kernels)
-
-    return run
+    return lambda out, places, stream: shaping.perturb(job.at(out, places, stream), found.kernels.perturb)
 
 
 def _inputs(
@@ -280,14 +276,10 @@ def _perturb(*arguments: Any, **shaped: Any) -> None:
         read += [("scale", job.scale), ("shift", job.shift)]
     check_apart([("out", job.out)], read)
     increment_version(job.out)
-    _fill(job, found.kernels)
-
-
-def _fill(job: Perturbation, kernels: Kernels) -> None:
     if job.noise.shaper:
-        shaping.perturb(job, kernels.perturb)
+        shaping.perturb(job, found.kernels.perturb)
     else:
-        kernels.perturb(job)
+        found.kernels.perturb(job)
 
 
 def _check_perturb(*arguments: Any, **shaped: Any) -> None:

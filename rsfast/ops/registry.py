@@ -10,7 +10,6 @@ from typing import Any, Protocol, cast
 import torch
 
 from .._check import check_choice
-from ..noise import STREAMS
 from .calls import Accumulation, Accumulator, Perturbation, Perturber
 
 
@@ -71,18 +70,14 @@ class Backend:
         kernels = self.kernels
         if make := getattr(kernels, "perturber", None):
             return cast(Perturber, make(job))
-
-        def run(out: torch.Tensor, places: torch.Tensor, stream: str) -> None:
-            kernels.perturb(job._replace(rows=places[0], samples=places[2], stream=STREAMS[stream], out=out))
-
-        return run
+        return lambda out, places, stream: kernels.perturb(job.at(out, places, stream))
 
     def accumulator(self, job: Accumulation) -> Accumulator:
         """Return the call without its logits and rows, which it takes for each batch."""
         kernels = self.kernels
         if make := getattr(kernels, "accumulator", None):
             return cast(Accumulator, make(job))
-        return lambda logits, places: kernels.accumulate(job._replace(logits=logits, rows=places[1]))
+        return lambda logits, places: kernels.accumulate(job.at(logits, places))
 
     def unavailable_reason(self, device: torch.device) -> str:
         """Return why the backend cannot run on `device`, or ""."""
