@@ -257,7 +257,7 @@ def time_2019(
     model = network().eval()
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     loop, found, began = make_loop(model, 10, SIGMA), list[tuple[int, float]](), time.perf_counter()
-    with tqdm(desc="2019 loop", unit="image", disable=None) as bar:
+    with progress_bar(desc="2019 loop", unit="image") as bar:
         for image in torch.from_numpy(images):
             found.append(loop.certify(image, N0, n, ALPHA, BATCH_2019))
             bar.update()

@@ -1,11 +1,11 @@
 """Results of runs and of certificates in memory: read, compared, in tables and plots. No torch.
 
-    >>> import numpy as np
-    >>> from rsfast import results
-    >>> three = np.arange(3)
-    >>> run = results.Results(three, three, three, np.array([0.5, 0.25, 0.5]), np.array([True, True, False]))
-    >>> results.average_certified_radius(run)
-    0.25
+>>> import numpy as np
+>>> from rsfast import results
+>>> three = np.arange(3)
+>>> run = results.Results(three, three, three, np.array([0.5, 0.25, 0.5]), np.array([True, True, False]))
+>>> results.average_certified_radius(run)
+0.25
 """
 
 from .runs.certificates import from_certificates as from_certificates

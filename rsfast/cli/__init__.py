@@ -1,4 +1,5 @@
-"""The command line: ``rsfast demo | certify | predict | recertify | merge | analyze | plot | report | doctor``, one module each.
+"""The command line, a module for each command: ``rsfast demo | certify | predict | recertify | merge | analyze | plot | report |
+doctor``.
 
 Commands import what they need (torch takes seconds), so that ``--help`` and ``analyze`` do without it.
 """

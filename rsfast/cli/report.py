@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     parser = add_command(
-        commands, "report", run, "Write a page on runs: what they certify, tables, figures, the hardest and the safest images."
+        commands,
+        "report",
+        run,
+        "Write a page on runs: what they certify, tables, figures, the hardest and the safest images.",
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     runs = read_runs(args)
     images = {name: _images(each, args.data) for name, each in runs.items()} if args.format == "html" else {}
     text = report(runs, args.format, radii=args.radii, envelope=args.envelope, images=images)
-    write_whole(args.out, [text.encode()])
+    write_whole(args.out, [text.encode(errors="backslashreplace")])
     return 0
 
 

@@ -50,9 +50,10 @@ def from_certificates(
     >>> import rsfast, torch
     >>> found = rsfast.certify(torch.nn.Flatten(), torch.eye(2), rsfast.Gaussian(0.1), num_classes=2, n=1000, seed=1)
     >>> run = from_certificates(found, labels=[0, 0])
-    >>> print(run.table([0, 0.1], "csv"))
-    run,images,sigma,n,alpha,norm,ACR,abstained,r=0.0,r=0.1
-    run,2,0.1,1000,0.001,l2,0.12320448675296188,0.0,0.5,0.5
+    >>> print(run.table([0, 0.1], "markdown"))
+    | run   |   images |   sigma |    n |   alpha |   norm |   ACR |   abstained |   r=0.0 |   r=0.1 |
+    |:------|---------:|--------:|-----:|--------:|-------:|------:|------------:|--------:|--------:|
+    | run   |        2 |     0.1 | 1000 |   0.001 |     l2 | 0.123 |        0.0% |   50.0% |   50.0% |
     """
     certificates = list(found)
     if not certificates:

@@ -151,7 +151,9 @@ def new_figure(size: tuple[float, float]) -> Figure:
     return Shown(figsize=size, dpi=200, layout="constrained")
 
 
-def draw_curves(figure: Figure, results_by_name: Mapping[str, Results], label: str, *, envelope: bool = False) -> list[Line2D]:
+def draw_curves(
+    figure: Figure, results_by_name: Mapping[str, Results], label: str, *, envelope: bool = False
+) -> list[Line2D]:
     """Draw the certified accuracies of runs on axes of their own, x labelled as given, and return their lines."""
     from matplotlib.ticker import PercentFormatter
 

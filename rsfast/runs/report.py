@@ -101,7 +101,7 @@ def report(
         raise ValueError("results_by_name must hold at least one run, got none")
     radii = round_radii(results_by_name) if radii is None else radii
     header, cells, notes = cells_of(results_by_name, radii, envelope=envelope)
-    shown = {
+    shown: dict[str, Any] = {
         "title": "Certified robustness" if any(run.has_radius for run in results_by_name.values()) else "Predictions",
         "version": __version__,
         "notes": notes,
@@ -109,9 +109,10 @@ def report(
     }
     if format == "html":
         of_runs = images or {}
+        has_radius = any(run.has_radius for run in results_by_name.values())
         shown |= {
             "summary": Table(header, [[(text, _number(text)) for text in row] for row in cells]),
-            "curves": svg.curves(results_by_name, envelope=envelope),
+            "curves": svg.curves(results_by_name, envelope=envelope) if has_radius else "",
             "legend": list(_legend(results_by_name, envelope)),
             "runs": [_of_run(name, run, i, of_runs.get(name, "")) for i, (name, run) in enumerate(results_by_name.items())],
         }
@@ -176,7 +177,8 @@ def _in_words(name: str, run: Results, format: str) -> dict[str, Any]:
     """Return what Markdown and LaTeX say of one run."""
     classes = by_class(run)
     cells = [[escape_markdown(text) if format == "markdown" else text for text, _ in row] for row in classes.rows]
-    lines = tabulate(cells, classes.header, tablefmt=TABLE_FORMATS[format], disable_numparse=True)
+    alignment = ["left", *["right"] * (len(classes.header) - 1)]
+    lines = tabulate(cells, classes.header, TABLE_FORMATS[format], disable_numparse=True, colalign=alignment)
     return {
         "name": name,
         "guarantee": guarantee(run),
@@ -244,7 +246,9 @@ def _confusion(run: Results) -> dict[str, Any]:
     classes = sorted({each for pair in found for each in pair} - {ABSTAIN})
     if len(classes) > _MATRIX:
         wrong = sorted((-n, label, answer) for (label, answer), n in found.items() if label != answer)
-        texts = [((_class(run, label), label), (_class(run, each), each), (f"{-n}", -n)) for n, label, each in wrong[:_PAIRS]]
+        texts = [
+            ((_class(run, label), label), (_class(run, each), each), (f"{-n}", -n)) for n, label, each in wrong[:_PAIRS]
+        ]
         pairs_table = Table(["label", "answer", "images"], texts)
         return {"answers": [], "cells": [], "pairs": pairs_table, "left": max(0, len(wrong) - _PAIRS)}
     answers, cells = [*classes, ABSTAIN], []
@@ -256,7 +260,9 @@ def _confusion(run: Results) -> dict[str, Any]:
 
 
 def margins(run: Results) -> NDArray[np.float64]:
-    """Return the radius of each image, negative where the answer is wrong: the lower, the harder. Without labels, the radius.
+    """Return the radius of each image, negative where the answer is wrong: the lower, the harder.
+
+    Without labels it is the radius.
 
     Examples
     --------

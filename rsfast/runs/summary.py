@@ -76,9 +76,9 @@ def envelope(results_by_name: Mapping[str, Results], radii: ArrayLike) -> NDArra
     Examples
     --------
     >>> two = np.arange(2)
-    >>> radii = {"0.25": [0.5, 0.5], "0.5": [0.0, 1.0]}
-    >>> runs = {name: Results(two, two, two - (r == 0.0), r, r > 0) for name, r in ((n, np.array(v)) for n, v in radii.items())}
-    >>> envelope(runs, [0.0, 0.5, 1.0])
+    >>> small = Results(two, two, two, np.array([0.5, 0.5]), np.array([True, True]))
+    >>> large = Results(two, two, np.array([-1, 1]), np.array([0.0, 1.0]), np.array([False, True]))
+    >>> envelope({"sigma 0.25": small, "sigma 0.5": large}, [0.0, 0.5, 1.0])
     array([1. , 1. , 0.5])
     """
     if len(results_by_name) < 2:
@@ -208,7 +208,7 @@ def html_table(results_by_name: Mapping[str, Results], radii: Sequence[float]) -
 def cells_of(
     results_by_name: Mapping[str, Results], radii: Sequence[float], *, envelope: bool = False
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the header of `table`, its cells as texts, a list for each row, and the notes; names of runs with one end in *."""
+    """Return the header of `table`, its rows of texts, and the notes; the name of a run that has one ends in an asterisk."""
     header, rows = _rows(results_by_name, radii, envelope=envelope)
     cells = []
     for row, run in zip(rows, results_by_name.values(), strict=False):  # the envelope is no run

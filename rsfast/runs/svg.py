@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +43,8 @@ def histogram(run: Results, salt: str) -> str:
     """
 
     def draw(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.add_subplot()
         answered = run.predict != ABSTAIN
         most = float(run.radius[answered].max(initial=0))
@@ -58,7 +60,7 @@ def histogram(run: Results, salt: str) -> str:
             axes.bar(edges[:-1], heights, np.diff(edges) * 0.92, bottom, align="edge", color=f"C{colour}")
             bottom = bottom + heights
         axes.set(xlabel=radius_label(run.norm, unit=True), ylabel="images", xlim=(edges[0], edges[-1]))
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color=_LINE, linewidth=0.8, axis="y")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -69,12 +71,16 @@ def histogram(run: Results, salt: str) -> str:
 def _svg(salt: str, draw: Callable[[Figure], object], *, height: float) -> str:
     """Return what is drawn as an element that takes the width it is given."""
     figure = new_figure((5.6, height))  # first, as it says what is missing
-    from matplotlib import cycler, rc_context
+    from cycler import cycler
+    from matplotlib import rc_context
 
-    inks = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
-    look = {"svg.fonttype": "none", "svg.hashsalt": salt, "axes.facecolor": "none", "axes.prop_cycle": cycler(color=_SERIES)}
+    look: dict[Any, Any] = {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+        **{"svg.fonttype": "none", "svg.hashsalt": salt, "axes.facecolor": "none"},
+        **{"axes.prop_cycle": cycler(color=_SERIES), "path.simplify_threshold": 0.5},
+    }
     content = io.StringIO()
-    with rc_context({**look, **inks, "path.simplify_threshold": 0.5}):
+    with rc_context(look):
         draw(figure)
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(content, format="svg", facecolor="none", metadata=metadata)
