@@ -1,5 +1,4 @@
-"""The command line, a module for each command: ``rsfast demo | certify | predict | recertify | merge | analyze | plot | report |
-doctor``.
+"""The command line, a module each: ``rsfast demo | certify | predict | recertify | merge | analyze | plot | report | doctor``.
 
 Commands import what they need (torch takes seconds), so that ``--help`` and ``analyze`` do without it.
 """
