@@ -84,9 +84,8 @@ def from_certificates(
         predict=predict,
         radius=np.array([each.radius for each in certificates]),
         correct=(predict == label) & (predict != ABSTAIN),
-        sidecar=_shared(certificates),
-        names=names,
-        class_names=class_names,
+        sidecar=_shared(certificates) | ({} if class_names is None else {"class_names": list(class_names)}),
+        names=None if names is None else list(names),
     )
 
 

@@ -17,7 +17,7 @@ _CHANGES = {
 }
 """Of norms that are no norm of the change itself."""
 
-_APART = {"command", "versions", "first_logits", "norm", "radius", "rtol", "stopped_early"}
+_APART = {"command", "versions", "first_logits", "norm", "radius", "rtol", "stopped_early", "class_names"}
 """Of a sidecar: what a report shows elsewhere, or only programs read."""
 
 _LONGEST = 300  # characters of a setting

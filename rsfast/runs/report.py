@@ -15,6 +15,7 @@ from ..noise import radius_label
 from ..stats.certificate import ABSTAIN
 from . import svg
 from .guarantee import command, guarantee, settings
+from .layout import Skipped
 from .pictures import thumbnail
 from .plot import what
 from .results import Results, abstention_rate, average_certified_radius, caveats, certified_accuracy, progress
@@ -200,10 +201,9 @@ def _figures(run: Results) -> Iterator[tuple[str, str]]:
     yield "abstained", f"{upper}{abstention_rate(run):.1%}"
 
 
-def _skipped(each: Mapping[str, Any]) -> str:
+def _skipped(each: Skipped) -> str:
     """Return an image that could not be read, and why, as one line."""
-    where = f"{each['name']} (idx {each['idx']})" if each.get("name") else f"idx {each.get('idx')}"
-    return f"{where}: {each['reason']}" if each.get("reason") else where
+    return f"idx {each.idx}: {each.reason}" if each.name is None else f"{each.name} (idx {each.idx}): {each.reason}"
 
 
 def _class(run: Results, number: int) -> str:
