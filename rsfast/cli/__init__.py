@@ -1,4 +1,5 @@
-"""The command line, a module each: ``rsfast demo | certify | predict | recertify | merge | analyze | plot | report | doctor``.
+"""The command line: ``rsfast demo | certify | predict | recertify | merge | analyze | plot | report | doctor``, a module
+each.
 
 Commands import what they need (torch takes seconds), so that ``--help`` and ``analyze`` do without it.
 """

@@ -55,11 +55,12 @@ def _images(run: Results, named: str | None) -> Images | str:
     name = named or sidecar.get("data")
     if not isinstance(name, str) or not run.has_radius:
         return "the run records no data that can be read by name; --data names it"
-    # A run folder may come from elsewhere, and a name in it must not import a module.
-    if named is None and not Path(name).exists() and not Path(name.partition(":")[2]).exists():
-        return f"the data of the run, {name}, is no file or folder here; --data names it"
-    from ..loading.data import load_data
+    from ..loading.data import FORMS, load_data
 
+    form, colon, _ = name.partition(":")
+    if named is None and colon and f"{form}:DIR" not in FORMS and not Path(name).exists():
+        # A run folder may come from elsewhere, and a name in it must not import a module.
+        return f"the run records its data as {name}, which is code that a report does not run; --data names it"
     try:
         data = load_data(name)
     except (ImportError, OSError, TypeError, ValueError) as error:
@@ -68,4 +69,5 @@ def _images(run: Results, named: str | None) -> Images | str:
         return str(error)
     if sidecar.get("data_sha256") not in (None, data.digest):
         return f"{name} is not the data of the run: it has another SHA-256"
-    return data.__getitem__
+    picture: Images = data.__getitem__
+    return picture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -118,7 +119,11 @@ def report(
             "runs": [_of_run(name, run, i, of_runs.get(name, "")) for i, (name, run) in enumerate(results_by_name.items())],
         }
     else:
-        shown["table"] = table(results_by_name, radii, format, envelope=envelope)
+        # Markdown shows HTML; `table` escapes what else there is in a name.
+        runs = {
+            html.escape(name, quote=False) if format == "markdown" else name: run for name, run in results_by_name.items()
+        }
+        shown["table"] = table(runs, radii, format, envelope=envelope)
         shown["runs"] = [_in_words(name, run, format) for name, run in results_by_name.items()]
     return _render(FORMATS[format], shown)
 
