@@ -342,7 +342,7 @@ def test_envelope():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match=r"^format must be html, markdown or latex, got 'pdf'$"):
+    with pytest.raises(ValueError, match=r"^format must be one of 'html', 'markdown', 'latex', got 'pdf'$"):
         report({"run": random_run()}, "pdf")
     with pytest.raises(ValueError, match=r"^results_by_name must hold at least one run, got none$"):
         report({})

@@ -119,11 +119,8 @@ def report(
             "runs": [_of_run(name, run, i, of_runs.get(name, "")) for i, (name, run) in enumerate(results_by_name.items())],
         }
     else:
-        # Markdown shows HTML; `table` escapes what else there is in a name.
-        runs = {
-            html.escape(name, quote=False) if format == "markdown" else name: run for name, run in results_by_name.items()
-        }
-        shown["table"] = table(runs, radii, format, envelope=envelope)
+        text = table(results_by_name, radii, format, envelope=envelope)
+        shown["table"] = html.escape(text, quote=False) if format == "markdown" else text  # Markdown shows HTML
         shown["runs"] = [_in_words(name, run, format) for name, run in results_by_name.items()]
     return _render(FORMATS[format], shown)
 
