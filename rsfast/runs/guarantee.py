@@ -63,6 +63,22 @@ def _changes(run: Results) -> str:
     return f"no change whose {run.norm} norm{unit} is at most the image's radius"
 
 
+def subject(run: Results) -> str:
+    """Return what was certified and how far, in one line: model, weights, data, samples, versions; what is known of these.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> none = np.empty(0)
+    >>> subject(Results(none, none, none, none, none, sidecar={"model": "timm:resnet18", "weights": None, "n": 1000}))
+    'model timm:resnet18, at most 1,000 samples an image'
+    """
+    sidecar = run.sidecar or {}
+    found = [f"{name} {sidecar[name]}" for name in ("model", "weights", "checkpoint", "data") if sidecar.get(name)]
+    found += [f"at most {run.n:,} samples an image"] if run.n is not None else []
+    return ", ".join(found)
+
+
 def command(run: Results) -> str | None:
     """Return the command that repeats a run, with the seed that it had; None where none was recorded.
 

@@ -15,7 +15,7 @@ from .._versions import __version__
 from ..noise import radius_label
 from ..stats.certificate import ABSTAIN
 from . import svg
-from .guarantee import command, guarantee, settings
+from .guarantee import command, guarantee, settings, subject
 from .layout import Skipped
 from .pictures import thumbnail
 from .plot import what
@@ -158,6 +158,7 @@ def _of_run(name: str, run: Results, number: int, images: Images | str) -> dict[
     return {
         "name": name,
         "guarantee": guarantee(run),
+        "subject": subject(run),
         "figures": list(_figures(run)),
         "skipped": [_skipped(each) for each in run.skipped],
         "histogram": svg.histogram(run, f"radii{number}") if run.has_radius and (run.predict != ABSTAIN).any() else "",
@@ -185,6 +186,7 @@ def _in_words(name: str, run: Results, format: str) -> dict[str, Any]:
     return {
         "name": name,
         "guarantee": guarantee(run),
+        "subject": subject(run),
         "skipped": [_skipped(each) for each in run.skipped],
         "classes": lines,
         "settings": settings(run),
