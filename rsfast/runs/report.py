@@ -249,7 +249,7 @@ def _confusion(run: Results) -> dict[str, Any]:
     found = {(label, answer): count for (label, answer), count in zip(pairs.T.tolist(), counts.tolist(), strict=True)}
     classes = sorted({each for pair in found for each in pair} - {ABSTAIN})
     if len(classes) > _MATRIX:
-        wrong = sorted((-n, label, answer) for (label, answer), n in found.items() if label != answer)
+        wrong = sorted((-n, label, answer) for (label, answer), n in found.items() if answer not in (label, ABSTAIN))
         texts = [
             ((_class(run, label), label), (_class(run, each), each), (f"{-n}", -n)) for n, label, each in wrong[:_PAIRS]
         ]

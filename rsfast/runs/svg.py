@@ -60,7 +60,8 @@ def histogram(run: Results, salt: str) -> str:
             axes.bar(edges[:-1], heights, np.diff(edges) * 0.92, bottom, align="edge", color=f"C{colour}")
             bottom = bottom + heights
         axes.set(xlabel=radius_label(run.norm, unit=True), ylabel="images", xlim=(edges[0], edges[-1]))
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in (axes.yaxis, axes.xaxis) if is_counted(run.norm) else (axes.yaxis,):
+            axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(color=_LINE, linewidth=0.8, axis="y")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
