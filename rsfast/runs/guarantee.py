@@ -45,8 +45,9 @@ changes the answer: the class that the model gives most often under Gaussian noi
     noise = "noise that this table does not state"
     if run.noise is not None or run.sigma is not None:
         noise = run.noise or f"Gaussian noise, sigma = {run.sigma}"
-    head = (sidecar.get("head") or {}).get("name", "Votes")
-    answer = "that the model gives most often" if head == "Votes" else f"with the highest mean {head} score of the model"
+    head = sidecar.get("head")
+    score = head.get("name", "Votes") if isinstance(head, dict) else "Votes"
+    answer = "that the model gives most often" if score == "Votes" else f"with the highest mean {score} score of the model"
     if not run.has_radius:
         return f"{chance}, the answer is the class {answer} under {noise}; no radius is certified."
     top_k = sidecar.get("top_k") or 1

@@ -89,7 +89,7 @@ def envelope(results_by_name: Mapping[str, Results], radii: ArrayLike) -> NDArra
         if not run.has_radius:
             raise ValueError(f"the upper envelope must be of runs with radii, got predictions in {name}; leave them out")
     for name, run in others:
-        one, other = ((each.sidecar or {}).get("noise", {}).get("name") for each in (first, run))
+        one, other = (((each.sidecar or {}).get("noise") or {}).get("name") for each in (first, run))
         if one is not None and other is not None and one != other:
             raise ValueError(
                 f"the upper envelope must be of runs with one kind of noise, got {one} in {first_name} and {other} in {name}"

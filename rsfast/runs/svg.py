@@ -33,7 +33,7 @@ def curves(results_by_name: Mapping[str, Results], *, envelope: bool = False) ->
     """Return the certified accuracy of runs against radius, without a legend: run i has the colour ``--c{i % 10}``."""
     norms = {run.norm for run in results_by_name.values() if run.has_radius}
     label = radius_label(common_norm(results_by_name), unit=True) if len(norms) < 2 else "radius"
-    return _svg("curves", lambda figure: draw_curves(figure, results_by_name, label, envelope=envelope), height=3.5)
+    return _svg("curves", lambda figure: draw_curves(figure, results_by_name, label, envelope=envelope), height=3.1)
 
 
 def histogram(run: Results, salt: str) -> str:
@@ -66,12 +66,12 @@ def histogram(run: Results, salt: str) -> str:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
 
-    return _svg(salt, draw, height=2.4)
+    return _svg(salt, draw, height=2.1)
 
 
 def _svg(salt: str, draw: Callable[[Figure], object], *, height: float) -> str:
     """Return what is drawn as an element that takes the width it is given."""
-    figure = new_figure((5.6, height))  # first, as it says what is missing
+    figure = new_figure((4.8, height))  # first, as it says what is missing
     from cycler import cycler
     from matplotlib import rc_context
 
