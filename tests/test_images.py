@@ -527,7 +527,6 @@ def with_sixth(values, value):
 @pytest.mark.parametrize("start", [0, 5])
 def test_an_image_that_is_wrong_ends_the_run(start, changed, message, net):
     """It is named, also where it is the first that is sampled; the rows before are kept."""
-    whole(net)
     run = make(net, Pictures(names=NAMES, digest="x", **changed), start=start)
     with pytest.raises(ValueError, match=rf"images\[5\] \(class 1/5\.png\) {message}"):
         run.certify(n=300)
