@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from . import nn, ops, results
     from .api import certify, certify_each, predict, sample, tune_head
     from .compat.cohen import Smooth
+    from .incremental import compare
     from .lipschitz import lipschitz_bound
     from .ops.tally import Tally
     from .runs.run import Run
@@ -72,6 +73,7 @@ __all__ = [
     "certificates",
     "certify",
     "certify_each",
+    "compare",
     "exact_certificates",
     "heads",
     "leading_classes",
@@ -96,6 +98,7 @@ _NEEDS_TORCH = {
     "Tally": "ops.tally",
     "certify": "api",
     "certify_each": "api",
+    "compare": "incremental",
     "lipschitz_bound": "lipschitz",
     "nn": "nn",
     "ops": "ops",
