@@ -366,6 +366,7 @@ def make_run(folder, images):
     return run.certify(n=200)
 
 
+@pytest.mark.slow
 def test_command(tmp_path, monkeypatch, capsys):
     """Pictures come from the data that the run records; from --data; or there is a reason."""
     monkeypatch.chdir(tmp_path)

@@ -81,4 +81,5 @@ def _preprocessing(sidecar: dict[str, Any]) -> Preprocessing | None:
     recorded = sidecar.get("preprocessing")
     if not isinstance(recorded, dict):
         return None
-    return Preprocessing(**{name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()})
+    fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in recorded.items()}
+    return Preprocessing(**fields)
