@@ -17,11 +17,9 @@ from scipy.special import gammaln, ndtri, xlogy
 from scipy.stats import binom
 
 from rsfast import bounds, sequences
-from rsfast.heads import Votes
 from rsfast.noise import Gaussian
 from rsfast.ops.tally import Tally
 from rsfast.stats import incremental
-from rsfast.stats.certificate import Certificate
 from rsfast.stats.proof import certificates
 from rsfast.stats.rules import RULES
 
@@ -217,7 +215,7 @@ def changed(rule: str, n: int, alpha: float, samples: int, seed: int = 1) -> Ite
             size = min(BATCH, samples - start)
             votes = rng.multinomial(n // 10, p.ravel(), (size, 10)).reshape(size, 10, 3, 3).cumsum(axis=1)
             of_first = votes[:, -1].sum(axis=2)
-            before = [certificate_of((int(a), int(max(b, c))), n, rule, alpha) for a, b, c in of_first]
+            before = [incremental.Before((a, max(b, c)), n, rule, "clopper_pearson", NOISE) for a, b, c in of_first.tolist()]
             failed = np.zeros(size, dtype=bool)
             for drawn, each in enumerate(np.moveaxis(votes, 1, 0), start=1):
                 agreed = np.einsum("nii->ni", each)
@@ -227,28 +225,6 @@ def changed(rule: str, n: int, alpha: float, samples: int, seed: int = 1) -> Ite
                 failed |= incremental.proved(before, pairs, alpha).radius > truth
             wrong += int(failed.sum())
         yield Row(f"incremental, {rule}", name, n, alpha, wrong / samples, samples)
-
-
-def certificate_of(counts: tuple[int, int], n: int, rule: str, alpha: float) -> Certificate:
-    """Return a certificate of class 0 with these votes; only what an incremental certificate reads of it matters."""
-    return Certificate(
-        0,
-        1.0,
-        "l2",
-        0.0,
-        1.0,
-        counts,
-        0,
-        n,
-        alpha,
-        rule,
-        "clopper_pearson",
-        Votes(),
-        NOISE,
-        seed=0,
-        stream_version=1,
-        input_id=0,
-    )
 
 
 # By simulation, for scores.
