@@ -88,7 +88,7 @@ def before_of(tmp_path, **part):
 def test_mistakes(before, tmp_path):
     with pytest.raises(ValueError, match="seed must be 4"):
         run(tmp_path / "out", network(), seed=5).recertify(before, network())
-    with pytest.raises(ValueError, match="noise must be .*only the model may change"):
+    with pytest.raises(ValueError, match=r"noise must be .*only the model may change"):
         run(tmp_path / "out", network(), Gaussian(0.5)).recertify(before, network())
     with pytest.raises(ValueError, match="model_a must be the model that was certified"):
         run(tmp_path / "out", network()).recertify(before, network(3.0))
