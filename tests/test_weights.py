@@ -1,4 +1,4 @@
-"""rsfast.cli.weights: of a file the state_dict that fits is loaded, whole, and what was read otherwise is said."""
+"""rsfast.loading.weights: of a file the state_dict that fits is loaded, whole, and what was read otherwise is said."""
 
 import argparse
 import json
@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from rsfast.cli.weights import load_weights, state_dict_sha256
+from rsfast._digests import state_dict_sha256
+from rsfast.loading.weights import load_weights
 
 
 def network(seed=0, wrap=nn.Identity):
@@ -52,11 +53,11 @@ def load(checkpoint, module=None, file="w.pt"):
         load_weights(module, "nets:network", file)
     assert [value.tolist() for value in module.state_dict().values()] == [value.tolist() for value in STATE.values()]
     assert all(each.category is UserWarning for each in said)
-    return [str(each.message).removeprefix(f"--weights {file}: ") for each in said]
+    return [str(each.message).removeprefix(f"weights {file}: ") for each in said]
 
 
 def fails(module, file="w.pt", message=""):
-    with pytest.raises(ValueError, match=f"(?s)^--weights {file}.*{re.escape(message)}") as raised:
+    with pytest.raises(ValueError, match=f"(?s)^weights {file}.*{re.escape(message)}") as raised:
         load_weights(module, "nets:network", file)
     return str(raised.value)
 
@@ -142,7 +143,7 @@ def test_of_several_entries_that_fit_none_is_picked():
         torch.save({"model": STATE, "ema": other, "epoch": 3}, "w.pt")
         fails(
             network(),
-            message="must hold one state_dict that fits --model nets:network, got several that differ: model, ema;",
+            message="must hold one state_dict that fits model nets:network, got several that differ: model, ema;",
         )
 
 
@@ -181,7 +182,7 @@ def test_an_entry_that_does_not_fit_changes_nothing_of_one_that_does():
 )
 def test_what_does_not_fit_is_shown(checkpoint, message):
     torch.save(checkpoint, "w.pt")
-    assert "does not fit --model nets:network: " in fails(network(), message=message)
+    assert "does not fit model nets:network: " in fails(network(), message=message)
 
 
 @pytest.mark.parametrize(

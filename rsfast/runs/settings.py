@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +10,8 @@ import torch
 
 from .. import _hints as hints
 from .._check import as_int
+from .._digests import state_dict_sha256 as state_dict_sha256
+from .._digests import tensor_bytes as tensor_bytes
 from ..api import sample
 from ..engine.forward import Model, check_logits
 from ..engine.options import (
@@ -137,23 +138,6 @@ def name_of(model: object) -> str:
     """Return MODULE:NAME of a function, or of the class of another object."""
     named = model if hasattr(model, "__qualname__") else type(model)
     return f"{named.__module__}:{named.__qualname__}"
-
-
-def state_dict_sha256(model: object) -> str | None:
-    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for anything else."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
-
-
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """Return the bytes of a tensor's elements in logical order."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def try_model(
