@@ -1,22 +1,10 @@
-"""SHA-256 of files and of a module's tensors: by these a run knows its data and its model again."""
+"""SHA-256 of tensors: by that of a module a run knows its model again."""
 
 from __future__ import annotations
 
 import hashlib
-from os import PathLike
 
 import torch
-
-from ._files import open_file
-
-
-def file_sha256(path: str | PathLike[str]) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open_file(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def state_dict_sha256(model: object) -> str | None:

@@ -142,8 +142,7 @@ def test_of_several_entries_that_fit_none_is_picked():
     for other in (OTHER, prefixed(OTHER, "module.")):
         torch.save({"model": STATE, "ema": other, "epoch": 3}, "w.pt")
         fails(
-            network(),
-            message="must hold one state_dict that fits model nets:network, got several that differ: model, ema;",
+            network(), message="must hold one state_dict that fits model nets:network, got several that differ: model, ema;"
         )
 
 

@@ -57,6 +57,7 @@ def load_checkpoint(path: str, named: LoadedModel | None) -> LoadedModel:
     held, layer = _without_layer(held, net.model.state_dict())
     fit = fit_weights(net.model, net.name, what, held)
     before_net = all(unwrapped(theirs) == _NET + unwrapped(ours) for theirs, ours in fit.names.items())
+    how: Preprocessing | None
     if layer is not None:
         how = _normalising(net.preprocessing, layer, "the checkpoint's normalising layer")
     elif before_net and (trained := _trained_with(about)) is not None:
@@ -64,7 +65,9 @@ def load_checkpoint(path: str, named: LoadedModel | None) -> LoadedModel:
     elif before_net or named is not None:
         how = net.preprocessing
         if before_net and how is None:
-            warnings.warn(f"{what} has a layer before the net; give mean and std if it normalised", UserWarning, stacklevel=3)
+            warnings.warn(
+                f"{what} has a layer before the net; give mean and std if it normalised", UserWarning, stacklevel=3
+            )
     else:  # of torchvision without such a layer: then its pictures were normalised as they were read
         how = None if isinstance(net.model, CifarResNet) else net.preprocessing
     return net._replace(preprocessing=how, model=net.model.eval())

@@ -1,4 +1,4 @@
-"""Residual networks for 32 x 32 pictures (He et al. 2016, section 4.2), as the published smoothing checkpoints name their parts."""
+"""Residual networks for 32 x 32 pictures, with the names of parts that published smoothing checkpoints have."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A residual network of 6 n + 2 layers: a convolution, three stages of n blocks of 16, 32 and 64 channels, a linear layer.
+    """A residual network of 6 n + 2 layers: a convolution, n blocks each of 16, 32 and 64 channels, a linear layer.
 
     Parameters
     ----------

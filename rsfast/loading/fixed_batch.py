@@ -29,4 +29,4 @@ class FixedBatch(torch.nn.Module):
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         missing = -len(batch) % self.size
         full = torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])]) if missing else batch
-        return torch.cat([self.model(part) for part in full.split(self.size)])[: len(batch)]
+        return torch.cat([self.model(part) for part in torch.split(full, self.size)])[: len(batch)]

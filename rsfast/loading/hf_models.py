@@ -1,4 +1,4 @@
-"""``hf:NAME``: image classifiers of Hugging Face, from a folder, the local cache or the hub, with their own preprocessing."""
+"""``hf:NAME``: image classifiers of Hugging Face, from a folder, the local cache or the hub, with their preprocessing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def load(name: str, pretrained: bool, num_classes: int | None, device: torch.dev
         if pretrained:
             model, info = automatic.from_pretrained(found, output_loading_info=True)
             if missing := sorted(info["missing_keys"]):
-                raise ValueError(f"{what} must hold all weights of a classifier, {missing[0]} is missing; fine-tune it first")
+                raise ValueError(
+                    f"{what} must hold all weights of a classifier, {missing[0]} is missing; fine-tune it first"
+                )
         else:
             model = automatic.from_config(config)
     except OSError as error:
@@ -87,11 +89,12 @@ def _read(what: str, config: dict[str, Any]) -> Preprocessing:
         interpolation=_FILTERS.get(int(config.get("resample") or 0), INTERPOLATIONS[0]),
         channels=len(mean),
         source="preprocessor_config.json",
+        half="below",
     )
 
 
 def _normalisation(config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std for pixels in [0, 1], of a processor that takes them from 0 to 255, scales, shifts and normalises."""
+    """Return mean and std for pixels in [0, 1], of a processor that scales, shifts and normalises those from 0 to 255."""
     factor = 255 * config["rescale_factor"] if config.get("do_rescale") else 255.0
     offset = 1.0 if config.get("do_rescale") and config.get("rescale_offset") else 0.0
     mean, std = (np.atleast_1d(config[key]) if config.get("do_normalize") else np.array(default) for key, default in _PLAIN)
@@ -108,11 +111,13 @@ def _check(what: str, how: Preprocessing, processor: Any) -> None:
     from PIL import Image
 
     row, column = np.mgrid[0:300, 0:420]
-    picture = Image.fromarray(np.stack([row * 255 // 299, column * 255 // 419, (row + column) % 256], 2).astype(np.uint8))
+    picture = Image.fromarray(
+        np.stack([row * 255 // 299, column * 255 // 419, (row + column) * 255 // 718], 2).astype(np.uint8)
+    )
     theirs = torch.as_tensor(np.asarray(processor(picture, return_tensors="np")["pixel_values"][0]), dtype=torch.float32)
     mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (how.mean, how.std))
     ours = how.picture(picture) / 255
-    if ours.shape != theirs.shape or (ours - (theirs * std + mean))[:2].abs().max() > _MOST_DIFFERENCE:
+    if ours.shape != theirs.shape or (ours - (theirs * std + mean)).abs().max() > _MOST_DIFFERENCE:
         raise ValueError(
             f"{what}: {type(processor).__name__} makes pictures in a way that rsfast does not repeat; load the model by "
             "MODULE:FACTORY, and make the pictures beforehand"

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from .._digests import file_sha256
-from .._files import reason
+from .._files import reason, sha256
 from . import hf_models, onnx_models, program_models, timm_models, torchvision_models
 from .checkpoints import load_checkpoint
 from .factories import FACTORY, call_factory, is_factory, naming_mistakes
@@ -99,7 +98,7 @@ def load_model(
             load_weights(_module(loaded), name, str(weights))
     file = checkpoint or weights
     if file not in (None, RANDOM):
-        loaded = loaded._replace(weights_sha256=file_sha256(str(file)))
+        loaded = loaded._replace(weights_sha256=sha256(str(file)))
     if isinstance(loaded.model, torch.nn.Module):
         with naming_mistakes("model", loaded.name):
             loaded.model.to(device)
@@ -113,7 +112,7 @@ def _named(name: str, published: bool, weights: str | None, num_classes: int | N
         if not published:
             raise ValueError(f"model {name} holds its weights; leave weights and checkpoint out")
         try:
-            digest = file_sha256(rest)
+            digest = sha256(rest)
         except (OSError, ValueError) as error:
             raise ValueError(f"model {name}: {reason(error)}") from error
         return FILES[kind](rest, num_classes, device)._replace(weights_sha256=digest)
@@ -135,5 +134,7 @@ def _named(name: str, published: bool, weights: str | None, num_classes: int | N
 
 def _module(loaded: LoadedModel) -> torch.nn.Module:
     if not isinstance(loaded.model, torch.nn.Module):
-        raise TypeError(f"model {loaded.name} must return a torch.nn.Module for weights, got a {type(loaded.model).__name__}")
+        raise TypeError(
+            f"model {loaded.name} must return a torch.nn.Module for weights, got a {type(loaded.model).__name__}"
+        )
     return loaded.model

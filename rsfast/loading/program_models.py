@@ -21,7 +21,7 @@ def load_jit(path: str, num_classes: int | None, device: torch.device) -> Loaded
     """
     try:
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of TorchScript as a whole
-            model = torch.jit.load(path, map_location=device)
+            model = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
     except Exception as error:  # a damaged file can raise anything
         raise _damaged("jit", path, "torch.jit.save", error) from error
     return LoadedModel(model.eval(), num_classes=num_classes)

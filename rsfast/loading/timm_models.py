@@ -35,7 +35,9 @@ def load(name: str, pretrained: bool, num_classes: int | None, device: torch.dev
     except OSError as error:
         raise without_weights(what, error) from error
     own = check_classes(what, num_classes, model.num_classes)
-    return LoadedModel(model.eval(), _preprocessing(timm, what, model), own, _class_names(timm, model) if pretrained else None)
+    return LoadedModel(
+        model.eval(), _preprocessing(timm, what, model), own, _class_names(timm, model) if pretrained else None
+    )
 
 
 def _check(timm: Any, what: str, name: str, pretrained: bool) -> None:

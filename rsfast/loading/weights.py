@@ -98,7 +98,7 @@ def fit_weights(module: torch.nn.Module, spec: str, what: str, checkpoint: Any) 
 
 
 def read_weights(what: str, path: str) -> Any:
-    """Return what a file holds; nothing but tensors, numbers and plain containers is unpickled. `what` names it in errors."""
+    """Return what a file holds; only tensors, numbers and plain containers are unpickled. `what` names it in errors."""
     try:
         file = open_file(path)
     except (OSError, ValueError) as error:
