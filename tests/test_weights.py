@@ -315,7 +315,7 @@ def test_whole_models_are_for_the_factory(tmp_path):
         torch.jit.save(torch.jit.script(module), "w.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fails(module, message="is a TorchScript archive, a whole model; load it in the factory that --model names")
+        fails(module, message="is a TorchScript archive, a whole model; name it as the model: jit:FILE")
     torch.export.save(torch.export.export(module, (torch.zeros(1, 3),)), "w.pt2")
     fails(module, "w.pt2", "is an archive of torch.export, a whole model")
 

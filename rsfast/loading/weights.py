@@ -28,7 +28,7 @@ _ARCHIVES = {  # by a file in them
     "archive_format": "an archive of torch.export",
     "serialized_exported_program.json": "an archive of torch.export",
 }
-_WHOLE = {"a TorchScript archive": "as jit:FILE", "an archive of torch.export": "as export:FILE"}
+_WHOLE = {"a TorchScript archive": "jit:FILE", "an archive of torch.export": "export:FILE"}
 
 
 class Fit(NamedTuple):
@@ -117,7 +117,7 @@ def read_weights(what: str, path: str) -> Any:
                     return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise anything
             raise ValueError(f"{what} {_reason(error)}{hint_of_text(file)}") from error
-    raise ValueError(f"{what} is {archive}, a whole model; load it as a model by itself, {_WHOLE[archive]}")
+    raise ValueError(f"{what} is {archive}, a whole model; name it as the model: {_WHOLE[archive]}")
 
 
 def _archive(file: BinaryIO) -> str | None:
