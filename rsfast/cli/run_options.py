@@ -140,4 +140,4 @@ def print_summary(args: argparse.Namespace, run: Results, seconds: float, score:
     from ..runs.results import abstention_rate, progress
 
     abstained = f"{'at most ' if run.stopping else ''}{abstention_rate(run):.1%}"
-    print(f"{args.out}: {progress(run)} images in {seconds:.1f} s, {score}, abstained {abstained}")
+    print(f"{args.out}: {progress(run, ' images')} in {seconds:.1f} s, {score}, abstained {abstained}")
