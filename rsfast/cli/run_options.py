@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .._files import sha256
 from ..engine.options import SamplingOptions, options_of
 from ..noise import Noise, radius_label
 from ..noise.text import forms
@@ -73,27 +74,42 @@ def add_run_options(parser: Parser) -> None:
 
 def make_run(args: argparse.Namespace, noise: Noise) -> Run:
     """Load what the options name, and return the run."""
+    import torch
+
+    from ..loading.data import load_data
     from ..runs.environment import Environment
     from ..runs.run import Run
-    from .loading import file_sha256, join, load_data, load_model, restarts
+    from .loading import join, load_model, restarts
 
     device, shard = join(args.device, args.shard)
-    images, labels = load_data(args.data, args.num_classes, noise)
+    data = load_data(args.data, num_classes=args.num_classes, bytes=noise.takes_bytes)
     model = load_model(args.model, args.weights, device)
     about = {
         "command": args.command_line,
         "model": args.model,
         "weights": args.weights,
-        "weights_sha256": args.weights and file_sha256(args.weights),
+        "weights_sha256": args.weights and sha256(args.weights),
         "data": args.data,
-        "data_sha256": file_sha256(args.data),
-    }
+    } | ({} if data.digest is None else {"data_sha256": data.digest})
     names = ("num_classes", "start", "end", "skip", "mean", "std", "log_json", "profile")
-    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"labels": labels, "device": device, "shard": shard}
+    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {
+        "labels": data.labels,
+        "device": device,
+        "shard": shard,
+    }
     say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
     environment = replace(args.environment or Environment(), say=say)
     resume = args.resume or restarts() > 0
-    return Run(model, images, noise, args.out, resume=resume, about=about, environment=environment, **options)
+    return Run(
+        model,
+        torch.stack([data[place] for place in range(len(data))]),
+        noise,
+        args.out,
+        resume=resume,
+        about=about,
+        environment=environment,
+        **options,
+    )
 
 
 class Counts:

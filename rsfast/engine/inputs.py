@@ -43,6 +43,10 @@ Source = torch.Tensor | Dataset[Any] | Iterable[Any]
 T = TypeVar("T")
 
 
+class Unreadable(ValueError):
+    """An input that cannot be read: raise it from a Dataset's ``__getitem__``; a run skips, names and counts it."""
+
+
 class Owned(Generator[T, None, None]):
     """A generator for the process that made it.
 
