@@ -92,24 +92,12 @@ def make_run(args: argparse.Namespace, noise: Noise) -> Run:
         "data": args.data,
     } | ({} if data.digest is None else {"data_sha256": data.digest})
     names = ("num_classes", "start", "end", "skip", "mean", "std", "log_json", "profile")
-    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {
-        "labels": data.labels,
-        "device": device,
-        "shard": shard,
-    }
+    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"device": device, "shard": shard}
+    images, options["labels"] = torch.stack([data[place] for place in range(len(data))]), data.labels
     say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
     environment = replace(args.environment or Environment(), say=say)
     resume = args.resume or restarts() > 0
-    return Run(
-        model,
-        torch.stack([data[place] for place in range(len(data))]),
-        noise,
-        args.out,
-        resume=resume,
-        about=about,
-        environment=environment,
-        **options,
-    )
+    return Run(model, images, noise, args.out, resume=resume, about=about, environment=environment, **options)
 
 
 class Counts:

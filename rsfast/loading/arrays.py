@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,16 @@ from .npz import read_arrays
 _NAMES = (("images", "x"), ("labels", "y"))  # either will do
 _CHUNK = 64 << 20  # bytes that are checked at a time
 _TYPES = (np.dtype("float32"), np.dtype("uint8"))
+
+
+class _Casts(NamedTuple):
+    """What messages append to an array's name to convert it."""
+
+    float32: str
+    int64: str
+
+
+_NUMPY, _TORCH = _Casts(".astype('float32')", ".astype('int64')"), _Casts(".float()", ".long()")
 
 
 class MappedRows:
@@ -47,21 +57,21 @@ class MappedRows:
 def read_npz(path: str) -> Data:
     """Read images (or x) and labels (or y) from an .npz file, into memory."""
     images, labels = _chosen(path, *read_arrays(path, [name for names in _NAMES for name in names]))
-    _check(path, images, labels)
+    _check(path, images, labels, _NUMPY)
     return _data(path, images[1], torch.from_numpy(images[1]), labels)
 
 
 def read_npy(path: str) -> Data:
     """Map the images in an .npy file; it holds no labels."""
     images = map_array(path)
-    _check(path, ("images", images), None)
+    _check(path, ("images", images), None, _NUMPY)
     return _data(path, images, MappedRows(partial(map_array, path), len(images)), None)
 
 
 def read_pt(path: str) -> Data:
     """Map the images, and read the labels, of a tensor or a dict of tensors that torch.save wrote."""
     images, labels = _tensors(path)
-    _check(path, images, labels)
+    _check(path, images, labels, _TORCH)
     return _data(path, images[1], MappedRows(partial(_images_of_tensors, path), len(images[1])), labels)
 
 
@@ -90,13 +100,13 @@ def _chosen(path: str, arrays: Mapping[str, NDArray[Any]], found: list[str]) -> 
     return (x, arrays[x]), (y, arrays[y]) if y else None
 
 
-def _check(path: str, images: Named, labels: Named | None) -> None:
+def _check(path: str, images: Named, labels: Named | None, casts: _Casts) -> None:
     """Raise unless images are finite float32 or uint8 [N, ...], and labels integers [N]."""
     x, array = images
     if array.dtype.newbyteorder("=") not in _TYPES:
-        hint = {"f": f"; save {x} as float32", "b": f"; save {x} as float32"}.get(array.dtype.kind, "")
+        hint = f"; save {x}{casts.float32}" if array.dtype.kind in "fb" else ""
         if array.dtype.kind in "iu":
-            hint = f"; save pixels from 0 to 255 as uint8, and other {x} as float32"
+            hint = f"; save pixels from 0 to 255 as uint8, and others as float32: {x}{casts.float32}"
         raise TypeError(f"{path}: {x} must be float32 or uint8, got {array.dtype}{hint}")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"{path}: {x} must be [N, ...] and not empty, got {list(array.shape)}")
@@ -110,16 +120,16 @@ def _check(path: str, images: Named, labels: Named | None) -> None:
         if numbers.dtype.kind not in "iu" or numbers.shape != array.shape[:1]:
             raise ValueError(
                 f"{path}: {y} must be integers [{len(array)}], got {numbers.dtype} {list(numbers.shape)}"
-                + _way_to_labels(y, numbers, len(array))
+                + _way_to_labels(y, numbers, len(array), casts)
             )
 
 
-def _way_to_labels(name: str, labels: NDArray[Any], count: int) -> str:
+def _way_to_labels(name: str, labels: NDArray[Any], count: int, casts: _Casts) -> str:
     """Return what to save instead of what is no label an image: what its shape and values suggest, if anything."""
     if labels.ndim == 2 and len(labels) == count and labels.shape[1] > 1:
         return f"; of one-hot labels or scores save {name}.argmax(1)"
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.all(labels == np.trunc(labels)))
-    return f"; save {name}.reshape(-1).astype('int64')" if whole and labels.size == count else ""
+    return f"; save {name}.reshape(-1){casts.int64}" if whole and labels.size == count else ""
 
 
 def _images_of_tensors(path: str) -> NDArray[Any]:
