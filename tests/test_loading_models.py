@@ -207,7 +207,9 @@ def test_torchscript():
     assert torch.equal(loaded.model(batch()), net(batch()))
     assert loaded.options == {"num_classes": 5}
     for option in ("weights", "checkpoint"):
-        with pytest.raises(ValueError, match=f"^{option} net.pt is a TorchScript archive, a whole model; name it as the model: jit:FILE$"):
+        with pytest.raises(
+            ValueError, match=f"^{option} net.pt is a TorchScript archive, a whole model; name it as the model: jit:FILE$"
+        ):
             load_model("rsfast.loading.cifar_resnet:resnet20", **{option: "net.pt"})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -95,6 +96,11 @@ def noise_in(args: argparse.Namespace) -> Noise:
 
 def add_out(parser: Parser) -> None:
     parser.add_argument("--out", type=folder, required=True, metavar="FOLDER", help="run folder to write")
+
+
+def as_option(text: str) -> str:
+    """Return an error of the library with the option's name, --data, in place of the argument's, data, at its start."""
+    return re.sub(r"^(data|model|weights|checkpoint) ", r"--\1 ", text)
 
 
 def warn(args: argparse.Namespace, text: str) -> None:

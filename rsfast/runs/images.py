@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import _hints as hints
 from .. import ops
 from .._check import as_int
+from .._digests import tensor_bytes
 from ..engine.inputs import Unreadable
 from ..noise import Noise
 from . import settings
@@ -215,7 +216,7 @@ class Images:
             return self._digest
         digest = hashlib.sha256()
         if isinstance(self._items, torch.Tensor):
-            digest.update(settings.tensor_bytes(self._items))
+            digest.update(tensor_bytes(self._items))
         elif self._digest is not None:
             digest.update(self._digest.encode())
         else:
@@ -223,7 +224,7 @@ class Images:
             for index in range(min(_KNOWN_BY, len(self))):
                 item = self._item(index)
                 if not isinstance(item, Unreadable):
-                    digest.update(settings.tensor_bytes(self.take(index, item)))
+                    digest.update(tensor_bytes(self.take(index, item)))
                 digest.update(repr((index, self.label(index))).encode())
         digest.update(repr(self.labels).encode())
         return digest.hexdigest()

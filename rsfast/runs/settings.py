@@ -11,8 +11,6 @@ from torch.utils.data import IterableDataset
 
 from .. import _hints as hints
 from .._check import as_int
-from .._digests import state_dict_sha256 as state_dict_sha256
-from .._digests import tensor_bytes as tensor_bytes
 from ..api import sample
 from ..engine.forward import Model, check_logits
 from ..engine.options import (
