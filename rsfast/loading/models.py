@@ -117,9 +117,12 @@ def _named(name: str, published: bool, weights: str | None, num_classes: int | N
             raise ValueError(f"model {name}: {reason(error)}") from error
         return FILES[kind](rest, num_classes, device)._replace(weights_sha256=digest)
     if kind in HUBS and colon:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        state = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(0)  # of the weights that are not loaded
+        try:
             return HUBS[kind](rest, published, num_classes, device)
+        finally:
+            torch.default_generator.set_state(state)
     if weights == RANDOM:
         raise ValueError(f"weights must be a file for model {name}, got {RANDOM!r}; its factory says what it starts from")
     if not is_factory(name):
