@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import pickle
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -137,7 +139,7 @@ class Images:
             sampler=indices,
             num_workers=self._workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_obey_parent,
             multiprocessing_context=context,
             generator=torch.Generator(),  # else the global one would be drawn from
         )
@@ -278,9 +280,21 @@ def _check_picklable(images: object, workers: int) -> None:
         ) from error
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Leave SIGINT to the parent: a terminal sends it to all processes, and the parent still finishes its batch."""
+def _obey_parent(_: int) -> None:
+    """Let the process that reads end a worker, and nobody else.
+
+    A terminal sends SIGINT to all processes, and the parent still finishes its batch. If the parent is killed, its workers
+    end at once; torch's own watch looks at their parent, which is the fork server, and that waits for them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _as_it_is(item: Any) -> Any:
