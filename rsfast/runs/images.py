@@ -114,8 +114,9 @@ class Images:
         return self._read.get(index) if self._labelled_items else NO_LABEL
 
     def hint(self) -> str:
-        """Return what the axes of a tensor may be meant to be, where a model fails on it."""
-        return hints.axes(self.first.shape, "images") if self._items is self.first and self.first.ndim > 2 else ""
+        """Return what the axes of the images may be meant to be, where a model fails on them."""
+        shape = (len(self), *self.first.shape[1:])
+        return hints.axes(shape, "images") if len(shape) > 2 else ""
 
     def like_first(self, indices: Sequence[int], device: torch.device) -> Iterable[torch.Tensor]:
         """Return as many images as these, all the first, so that none is read."""
