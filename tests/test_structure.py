@@ -33,7 +33,7 @@ NO_TORCH = (
     "runs.results",
     "runs.plot",
     "runs.writer",
-    "cli.npz",
+    "loading.npz",
 )
 
 

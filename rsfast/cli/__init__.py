@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._versions import __version__
 from . import analyze, certify, demo, doctor, merge, plot, predict, recertify
-from .arguments import Parser, warn
+from .arguments import Parser, as_option, warn
 
 if TYPE_CHECKING:
     from ..runs.environment import Environment
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None, *, environment: Environment | None =
             warnings.showwarning = show
             status: int = args.run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        args.parser.error(str(error))
+        args.parser.error(as_option(str(error)))
     except KeyboardInterrupt as stopped:  # or a run's `Stopped`, which has a number and a text
         number = getattr(stopped, "number", signal.SIGINT)
         args.parser.exit(128 + number, f"{args.parser.prog}: {stopped if stopped.args else 'interrupted'}\n")

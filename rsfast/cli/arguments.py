@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -97,5 +98,10 @@ def add_out(parser: Parser) -> None:
     parser.add_argument("--out", type=folder, required=True, metavar="FOLDER", help="run folder to write")
 
 
+def as_option(text: str) -> str:
+    """Return an error of the library with the option's name, --data, in place of the argument's, data, at its start."""
+    return re.sub(r"^(data|model|weights|checkpoint) ", r"--\1 ", text)
+
+
 def warn(args: argparse.Namespace, text: str) -> None:
-    print(f"{args.parser.prog}: warning: {text}", file=sys.stderr)
+    print(f"{args.parser.prog}: warning: {as_option(text)}", file=sys.stderr)

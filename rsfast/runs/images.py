@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import _hints as hints
 from .. import ops
 from .._check import as_int
+from .._digests import tensor_bytes
 from ..engine.inputs import Unreadable
 from ..noise import Noise
 from . import settings
@@ -109,8 +110,9 @@ class Images:
         return self._read.get(index) if self._labelled_items else NO_LABEL
 
     def hint(self) -> str:
-        """Return what the axes of a tensor may be meant to be, where a model fails on it."""
-        return hints.axes(self.first.shape, "images") if self._items is self.first and self.first.ndim > 2 else ""
+        """Return what the axes of the images may be meant to be, where a model fails on them."""
+        shape = (len(self), *self.first.shape[1:])
+        return hints.axes(shape, "images") if len(shape) > 2 else ""
 
     def like_first(self, indices: Sequence[int], device: torch.device) -> Iterable[torch.Tensor]:
         """Return as many images as these, all the first, so that none is read."""
@@ -213,7 +215,7 @@ class Images:
             return self._digest
         digest = hashlib.sha256()
         if isinstance(self._items, torch.Tensor):
-            digest.update(settings.tensor_bytes(self._items))
+            digest.update(tensor_bytes(self._items))
         elif self._digest is not None:
             digest.update(self._digest.encode())
         else:
@@ -221,7 +223,7 @@ class Images:
             for index in range(min(_KNOWN_BY, len(self))):
                 item = self._item(index)
                 if not isinstance(item, Unreadable):
-                    digest.update(settings.tensor_bytes(self.take(index, item)))
+                    digest.update(tensor_bytes(self.take(index, item)))
                 digest.update(repr((index, self.label(index))).encode())
         digest.update(repr(self.labels).encode())
         return digest.hexdigest()

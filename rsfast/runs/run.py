@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from .. import ops
 from .._check import as_real
+from .._digests import state_dict_sha256
 from .._versions import versions
 from ..api import warn_of_radius
 from ..engine.forward import Model
@@ -396,7 +397,7 @@ class Run:
             "stream_version": STREAM_VERSION,
             "num_classes": self._num_classes,
             "model": about["model"],
-            "state_dict_sha256": settings.state_dict_sha256(self._model),
+            "state_dict_sha256": state_dict_sha256(self._model),
             "weights": about["weights"],
             "weights_sha256": about["weights_sha256"],
             "first_logits": self._first_logits,

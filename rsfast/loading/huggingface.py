@@ -1,0 +1,108 @@
+"""Data sets of Hugging Face's library `datasets`, as `save_to_disk` writes them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .._files import open_file
+from .._hints import listed
+from .dataset import Data
+from .extras import import_extra
+from .folders import names_and_sizes_sha256
+from .pictures import Pictures
+
+if TYPE_CHECKING:
+    from .preprocessing import Preprocessing
+
+_SPLITS = ("test", "validation", "val", "valid")  # the first that there is
+_LABELS = ("label", "labels", "fine_label")
+
+
+def read_huggingface(folder: str, split: str | None, preprocessing: Preprocessing | None) -> Data:
+    """Map a data set with a column of pictures, and perhaps one of labels, from its folder.
+
+    Raises
+    ------
+    ImportError
+        If there is no `datasets`.
+    ValueError
+        Naming the folder, if it is not one that `save_to_disk` wrote, has several splits and none of the usual names, or
+        has no column, or several, of pictures.
+    """
+    held = _load(folder, split)
+    from datasets import ClassLabel, Image
+
+    features = held.features
+    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    chosen = [name for name in ("image", "img") if name in columns] or columns
+    if len(chosen) != 1:
+        got = f"several: {listed(columns)}" if columns else f"the columns {listed(features)}"
+        raise ValueError(f"{folder} must hold one column of pictures, named image or img, got {got}")
+    of_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    label = next((name for name in (*_LABELS, *of_labels) if name in features), None)
+    labels = [*map(int, held[label])] if label else None
+    pictures = _Rows(folder, split, chosen[0], held, preprocessing)
+    pictures.check_sizes()
+    class_names = features[label].names if label in of_labels else None
+    files = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    of_classes = f" of {len(class_names):,} classes" if class_names else ""
+    return Data(
+        pictures,
+        labels=None if labels is None or set(labels) == {-1} else labels,  # -1: kept secret
+        names=_paths(held, chosen[0]),
+        class_names=class_names,
+        digest=names_and_sizes_sha256(folder, files),
+        description=f"{len(held):,} pictures{of_classes} in {folder}{f', split {split}' if split else ''}",
+    )
+
+
+class _Rows(Pictures):
+    """Pictures of a column; each process maps the data set by itself."""
+
+    def __init__(self, folder: str, split: str | None, column: str, held: Any, preprocessing: Preprocessing | None) -> None:
+        super().__init__([f"row {place}" for place in range(len(held))], folder, preprocessing)
+        self._split, self._column, self._held = split, column, _encoded(held, column)
+
+    def open(self, place: int) -> BinaryIO:
+        if self._held is None:
+            self._held = _encoded(_load(self._folder, self._split), self._column)
+        picture = self._held[place][self._column]
+        return open_file(picture["path"]) if picture["bytes"] is None else io.BytesIO(picture["bytes"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_held": None}
+
+
+def _load(folder: str, split: str | None) -> Any:
+    datasets = import_extra("datasets", "hf", f"data hf:{folder}")
+    try:
+        held = datasets.load_from_disk(folder)
+    except Exception as error:  # a damaged folder can raise anything
+        raise ValueError(
+            f"{folder} must be a folder that save_to_disk of Hugging Face's datasets wrote ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(held, datasets.DatasetDict):
+        if split is not None:
+            raise ValueError(f"{folder} must hold the split {split}, got one data set without splits; leave the split out")
+        return held
+    name = split or next((name for name in _SPLITS if name in held), "")
+    if name not in held:
+        wanted = f"the split {split}" if split else "a split named test or validation"
+        raise ValueError(f"{folder} must hold {wanted}, got {listed(held)}; name one, as in hf:{folder}:{next(iter(held))}")
+    return held[name]
+
+
+def _encoded(held: Any, column: str) -> Any:
+    """Return the data set with its pictures as bytes, not decoded."""
+    from datasets import Image
+
+    return held.select_columns([column]).cast_column(column, Image(decode=False))
+
+
+def _paths(held: Any, column: str) -> Sequence[str] | None:
+    """Return the paths that the pictures had, if each has one of its own."""
+    paths = [path for chunk in held.data.column(column).chunks for path in chunk.field("path").to_pylist()]
+    return paths if len(paths) == len(held) and None not in paths and len(set(paths)) == len(paths) else None
