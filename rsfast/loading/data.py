@@ -112,7 +112,7 @@ def load_data(
         data = _find(name, preprocessing)
         _check_labels(data, num_classes)
     except (OSError, TypeError, ValueError) as error:
-        text = str(error)
+        text = " ".join(str(error).split())  # one line
         if text.startswith("data "):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError

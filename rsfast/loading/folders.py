@@ -83,8 +83,9 @@ def labelled(folder: str, classes: Sequence[str]) -> tuple[list[str], list[int]]
     return [name for name, _ in found], [label for _, label in found]
 
 
-def pictures_under(folder: str, name: str, above: Sequence[Path] = ()) -> Iterator[str]:
+def pictures_under(folder: str, name: str, above: Sequence[Path] | None = None) -> Iterator[str]:
     """Yield the paths in `folder` of the pictures under `name`, in ImageFolder's order: a folder's, then those below it."""
+    above = [Path(folder).resolve()] if above is None else above
     real = Path(folder, name).resolve()
     if real in above:  # a symbolic link to a folder that it is in
         return

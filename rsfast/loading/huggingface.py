@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .._files import open_file
 from .._hints import listed
 from .dataset import Data
 from .extras import import_extra
@@ -69,8 +68,10 @@ class _Rows(Pictures):
     def open(self, place: int) -> BinaryIO:
         if self._held is None:
             self._held = _encoded(_load(self._folder, self._split), self._column)
-        picture = self._held[place][self._column]
-        return open_file(picture["path"]) if picture["bytes"] is None else io.BytesIO(picture["bytes"])
+        data = (self._held[place][self._column] or {}).get("bytes")
+        if data is None:  # save_to_disk puts the files in, where there were any
+            raise ValueError("the row holds no picture")
+        return io.BytesIO(data)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": None}
@@ -105,4 +106,4 @@ def _encoded(held: Any, column: str) -> Any:
 def _paths(held: Any, column: str) -> Sequence[str] | None:
     """Return the paths that the pictures had, if each has one of its own."""
     paths = [path for chunk in held.data.column(column).chunks for path in chunk.field("path").to_pylist()]
-    return paths if len(paths) == len(held) and None not in paths and len(set(paths)) == len(paths) else None
+    return paths if len(paths) == len(held) and all(paths) and len(set(paths)) == len(paths) else None
