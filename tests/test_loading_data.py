@@ -241,6 +241,7 @@ def test_class_folders():
     check(data, np.stack([pixels[place] for place in order]), [0, 0, 0, 1, 1, 2, 3])
 
 
+@pytest.mark.slow
 def test_the_order_is_that_of_torchvision():
     import warnings
 
@@ -287,7 +288,7 @@ def test_folders_that_will_not_do():
 def test_fewer_folders_than_classes_are_warned_of():
     for name in ("cat", "dog"):
         put(f"root/{name}/1.png", picture())
-    with pytest.warns(UserWarning, match="data holds 2 classes, and num_classes is 1000; label 0 stands for cat"):
+    with pytest.warns(UserWarning, match="data root holds 2 classes, and num_classes is 1000; label 0 stands for cat"):
         load_data("root", num_classes=1000)
     fails("root", "labels must be from 0 to 0, as num_classes is 1, got 0 to 1", num_classes=1)
 
@@ -347,6 +348,12 @@ def test_pictures_are_turned_upright(suffix):
     data = load_data("root", bytes=True)
     for place in range(8):
         assert np.array_equal(data[place].movedim(0, -1), np.asarray(upright)), data.names[place]
+
+
+def test_damaged_exif_leaves_a_picture_as_it_is():
+    image = picture()
+    put("root/a.png", image, exif=b"Exif\0\0no TIFF header")
+    assert np.array_equal(one("a.png").movedim(0, -1), np.asarray(image))
 
 
 def test_sizes_that_differ():
@@ -413,6 +420,32 @@ def test_unreadable_pictures_have_no_size():
     put("root/a.png", picture())
     Path("root/b.png").write_bytes(b"")
     assert len(load_data("root")) == 2
+
+
+@pytest.mark.parametrize("name", ["root", "cifar10:root", "hf:root"])
+def test_a_missing_library_is_named(monkeypatch, name):
+    put("root/a.png", picture())
+    Path("root/test_batch").write_bytes(pickle.dumps(batch(CIFAR, [1] * 6)))
+    library, extra = ("datasets", "hf") if name == "hf:root" else ("PIL.Image", "vision")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"^data .* needs {library[:3]}\w*: pip install 'rsfast\[{extra}\]'$"):
+        load_data(name, preprocessing=Preprocessing())
+    monkeypatch.delitem(sys.modules, library)
+
+
+@pytest.mark.slow
+def test_worker_processes_read_the_same():
+    """They are spawned, as where the GPU is in use."""
+    for seed in range(3):
+        put(f"root/{seed}.png", picture(seed=seed))
+    save("a.npy", FLOATS)
+    save("a.npz", FLOATS)
+    data = torch.utils.data.ConcatDataset([load_data(name) for name in ("root", "a.npy", "a.npz")])
+    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    found = list(loader)
+    assert len(found) == len(data) == 11
+    for place, x in enumerate(found):
+        assert torch.equal(x, data[place])
 
 
 # Published layouts
@@ -739,6 +772,10 @@ def test_hugging_face_that_will_not_do(huggingface):
     fails("hf:empty", "empty must be a folder that save_to_disk of Hugging Face's datasets wrote (FileNotFoundError")
     huggingface.Dataset.from_dict({"text": ["a"]}).save_to_disk("texts")
     fails("hf:texts", "texts must hold one column of pictures, named image or img, got the columns text")
+    rows = {"image": [picture()], "label": ["cat"]}
+    features = huggingface.Features(image=huggingface.Image(), label=huggingface.Value("string"))
+    huggingface.Dataset.from_dict(rows, features=features).save_to_disk("words")
+    fails("hf:words", "words must hold integers in label, got 'cat'; convert it with class_encode_column('label')")
     held(huggingface, sizes=((6, 5), (6, 5), (5, 6))).save_to_disk("sizes")
     fails("hf:sizes", "got 6 x 5 in sizes/row 0 and 5 x 6 in sizes/row 2")
     features = huggingface.Features(image=huggingface.Image())
@@ -816,7 +853,7 @@ def test_a_dataset_of_the_users(factories):
     assert pairs.labels is None
     x, label = pairs[1]
     assert (x.tolist(), int(label)) == (torch.full((3,), np.float32(0.2)).tolist(), 0)
-    assert load_data("own_data:floats")[0][0].tolist() == [7.0] * 3
+    assert load_data("own_data:floats")[0].tolist() == [7.0] * 3
 
 
 @pytest.mark.parametrize(

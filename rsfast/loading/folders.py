@@ -48,7 +48,7 @@ def read_folder(folder: str, preprocessing: Preprocessing | None) -> Data:
     if not names:
         what = listed(entry.name for entry in inside)
         raise ValueError(f"{folder} must hold pictures ({', '.join(SUFFIXES)}), in it or in class folders, got {what}")
-    if empty := [name for place, name in enumerate(classes) if place not in set(labels)]:
+    if empty := [classes[place] for place in sorted({*range(len(classes))} - {*labels})]:
         raise ValueError(
             f"{folder} must hold pictures in each class folder, got none in {listed(empty)}; move what is no class out of it"
         )

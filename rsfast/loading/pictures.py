@@ -81,7 +81,7 @@ class Pictures:
         for place in range(len(self)):
             try:
                 with self.open(place) as file, _opened(file) as image:
-                    turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                    turned = image.format != "TIFF" and _orientation(image) > 4  # Pillow turns TIFF when it opens it
                     found = image.size[::-1] if turned else image.size
             except Exception:
                 continue
@@ -106,11 +106,18 @@ def _opened(file: BinaryIO) -> Image:
     return image
 
 
+def _orientation(image: Image) -> int:
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF, of a picture that is not
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
 def _upright(image: Image) -> Image:
     from PIL import ImageOps
 
-    turned: Image = ImageOps.exif_transpose(image)
-    return turned
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def as_8_bit(image: Image, preprocessing: Preprocessing | None) -> Image:
