@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .api import certify, certify_each, predict, sample, tune_head
     from .compat.cohen import Smooth
     from .lipschitz import lipschitz_bound
+    from .loading.data import load_data
+    from .loading.models import load_model
     from .ops.tally import Tally
     from .runs.run import Run
     from .smoothing import smoothed
@@ -76,6 +78,8 @@ __all__ = [
     "heads",
     "leading_classes",
     "lipschitz_bound",
+    "load_data",
+    "load_model",
     "nn",
     "noise",
     "ops",
@@ -95,6 +99,8 @@ _NEEDS_TORCH = {
     "certify": "api",
     "certify_each": "api",
     "lipschitz_bound": "lipschitz",
+    "load_data": "loading.data",
+    "load_model": "loading.models",
     "nn": "nn",
     "ops": "ops",
     "predict": "api",

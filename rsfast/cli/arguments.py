@@ -104,4 +104,4 @@ def as_option(text: str) -> str:
 
 
 def warn(args: argparse.Namespace, text: str) -> None:
-    print(f"{args.parser.prog}: warning: {text}", file=sys.stderr)
+    print(f"{args.parser.prog}: warning: {as_option(text)}", file=sys.stderr)

@@ -9,13 +9,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .._files import sha256
 from ..engine.options import SamplingOptions, options_of
 from ..noise import Noise, radius_label
 from ..noise.text import forms
 from .arguments import Parser, add_options, add_out, noise, options_in, positive
 
 if TYPE_CHECKING:
+    from ..loading.dataset import Data
+    from ..loading.loaded import LoadedModel
+    from ..loading.preprocessing import Preprocessing
     from ..runs.results import Results
     from ..runs.run import Run
     from ..stats.certificate import Certificate
@@ -26,19 +28,7 @@ _HELP: dict[str, Any] = {"metavar": "M", "nargs": "+", "type": float}
 def add_run_options(parser: Parser) -> None:
     """Add what names the model, the data and the folder, and the options of `rsfast.Run`."""
     add = parser.add_argument
-    add("--model", required=True, metavar="MODULE:FACTORY", help="function without arguments that returns the model")
-    add(
-        "--weights",
-        metavar="FILE",
-        help="state_dict for the model: .safetensors, or what torch.load(weights_only=True) reads",
-    )
-    add(
-        "--data",
-        required=True,
-        metavar="FILE.npz",
-        help="arrays images, float32 (or uint8, with gridgaussian) [N, ...], and optionally labels, int [N]",
-    )
-    add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
+    _add_sources(parser)
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
     text = (
@@ -47,8 +37,6 @@ def add_run_options(parser: Parser) -> None:
     )
     either.add_argument("--noise", type=noise, help=text)
     add_out(parser)
-    add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
-    add("--std", help="noisy images are fed to the model as (image - mean) / std", **_HELP | {"metavar": "S"})
     add(
         "--resume",
         action="store_true",
@@ -72,32 +60,122 @@ def add_run_options(parser: Parser) -> None:
     add_options(parser, options_of(SamplingOptions))
 
 
-def make_run(args: argparse.Namespace, noise: Noise) -> Run:
-    """Load what the options name, and return the run."""
-    import torch
+def _add_sources(parser: Parser) -> None:
+    """Add what names the model and the data, and says how pictures are made."""
+    add = parser.add_argument
+    add(
+        "--model",
+        metavar="NAME",
+        help="MODULE:FACTORY, a function without arguments that returns the model; timm:NAME, torchvision:NAME, "
+        "hf:FOLDER_OR_NAME, onnx:FILE, jit:FILE or export:FILE; may be left out with --checkpoint",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="state_dict for the model: .safetensors, or what torch.load(weights_only=True) reads; random: untrained "
+        "(default: those that the library publishes)",
+    )
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help="what training for randomized smoothing saves: arch, state_dict, and a normalising layer before the net",
+    )
+    add(
+        "--data",
+        required=True,
+        metavar="NAME",
+        help="FILE.npz (images and perhaps labels), FILE.npy, FILE.pt; a folder of pictures or of class folders; "
+        "cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR, hf:DIR; or MODULE:FACTORY, which returns a Dataset",
+    )
+    add("--num-classes", type=positive, metavar="K", help="number of logits (default: as the model or the data say)")
+    add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
+    add(
+        "--std",
+        help="noisy images are fed to the model as (image - mean) / std (default of both: the model's own, if it is known)",
+        **_HELP | {"metavar": "S"},
+    )
+    add(
+        "--image-size",
+        type=positive,
+        metavar="S",
+        help="make the shorter side of pictures S and crop them to S x S (default: as the model says)",
+    )
+    add("--workers", type=int, metavar="N", help="processes that read pictures (default: 1 for files of pictures, else 0)")
 
+
+def make_run(args: argparse.Namespace, noise: Noise) -> Run:
+    """Load what the options name, say what that is, and return the run."""
     from ..loading.data import load_data
+    from ..loading.models import load_model
+    from ..loading.pictures import Pictures
     from ..runs.environment import Environment
     from ..runs.run import Run
-    from .loading import join, load_model, restarts
+    from .processes import join, restarts
 
     device, shard = join(args.device, args.shard)
-    data = load_data(args.data, num_classes=args.num_classes, bytes=noise.takes_bytes)
-    model = load_model(args.model, args.weights, device)
+    given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
+    loaded = load_model(args.model, **given, device=device)
+    how = _preprocessing(args, loaded.preprocessing)
+    data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes, bytes=noise.takes_bytes)
+    num_classes = loaded.num_classes or len(data.class_names or ())
+    if not num_classes:
+        raise ValueError("--num-classes must be given, the number of logits: neither --model nor --data says it")
+    names = ("start", "end", "skip", "mean", "std", "log_json", "profile")
+    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"device": device, "shard": shard}
+    if args.mean is None and args.std is None and how is not None:
+        options |= {"mean": how.mean, "std": how.std}
+    workers = args.workers if args.workers is not None else int(isinstance(data.items, Pictures))
+    say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
+    run = Run(
+        loaded.model,
+        data,
+        noise,
+        args.out,
+        num_classes=num_classes,
+        workers=workers,
+        resume=args.resume or restarts() > 0,
+        about=_about(args, loaded, how, data, num_classes),
+        environment=replace(args.environment or Environment(), say=say),
+        **options,
+    )
+    if run.ranks.rank == 0 and how is not None:
+        say(f"{loaded.name}, {num_classes} classes; pictures: {how}")
+        say(f"data: {data.description}")
+    return run
+
+
+def _preprocessing(args: argparse.Namespace, own: Preprocessing | None) -> Preprocessing | None:
+    """Return the model's own preprocessing, changed as the options say."""
+    from ..loading.preprocessing import Preprocessing
+
+    if args.image_size is not None:
+        side = args.image_size
+        own = replace(own or Preprocessing(), size=(side, side), resize=side)
+        own = replace(own, source=f"{own.source}, --image-size".removeprefix(", "))
+    if own is not None and args.mean is not None and args.std is not None:
+        source = f"{own.source}, --mean, --std".removeprefix(", ")
+        own = replace(own, mean=tuple(args.mean), std=tuple(args.std), source=source)
+    return own
+
+
+def _about(
+    args: argparse.Namespace, loaded: LoadedModel, how: Preprocessing | None, data: Data, num_classes: int
+) -> dict[str, Any]:
+    """Return what the sidecar says of command, model and data."""
     about = {
         "command": args.command_line,
-        "model": args.model,
+        "model": loaded.name,
         "weights": args.weights,
-        "weights_sha256": args.weights and sha256(args.weights),
+        "weights_sha256": loaded.weights_sha256,
+        "checkpoint": args.checkpoint,
         "data": args.data,
-    } | ({} if data.digest is None else {"data_sha256": data.digest})
-    names = ("num_classes", "start", "end", "skip", "mean", "std", "log_json", "profile")
-    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"device": device, "shard": shard}
-    images, options["labels"] = torch.stack([data[place] for place in range(len(data))]), data.labels
-    say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
-    environment = replace(args.environment or Environment(), say=say)
-    resume = args.resume or restarts() > 0
-    return Run(model, images, noise, args.out, resume=resume, about=about, environment=environment, **options)
+        "preprocessing": how and how.to_dict(),
+    }
+    if data.digest is not None:
+        about["data_sha256"] = data.digest
+    if loaded.class_names is not None and len(data.class_names or ()) != num_classes:
+        about["class_names"] = loaded.class_names
+    return about
 
 
 class Counts:
@@ -144,4 +222,4 @@ def print_summary(args: argparse.Namespace, run: Results, seconds: float, score:
     from ..runs.results import abstention_rate, progress
 
     abstained = f"{'at most ' if run.stopping else ''}{abstention_rate(run):.1%}"
-    print(f"{args.out}: {progress(run)} images in {seconds:.1f} s, {score}, abstained {abstained}")
+    print(f"{args.out}: {progress(run, ' images')} in {seconds:.1f} s, {score}, abstained {abstained}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
 from typing import Any, Unpack, cast
@@ -26,7 +26,7 @@ from .allocator import keep_freed_memory
 from .batch_size import FULL, MOST, automatic
 from .batches import Batches, RowGroup
 from .forward import Forward, Model, reduced_precision
-from .inputs import Inputs, Source
+from .inputs import Inputs, Source, Unreadable
 from .options import ForwardOptions, PreparationOptions, SamplingOptions, checked, part
 from .plan import Certification, SamplingPlan, StoppingRule
 from .probe import ROWS, probe
@@ -50,6 +50,8 @@ class Sampling:
     ----------
     model, inputs, noise, num_classes, **options
         As in `certify`.
+    name, skip
+        As in `Inputs`.
 
     Attributes
     ----------
@@ -87,14 +89,22 @@ class Sampling:
     find_batch_size = staticmethod(automatic)
 
     def __init__(
-        self, model: Model, inputs: Source, noise: Noise, num_classes: int, **options: Unpack[SamplingOptions]
+        self,
+        model: Model,
+        inputs: Source,
+        noise: Noise,
+        num_classes: int,
+        *,
+        name: Callable[[int], str] = "inputs[{}]".format,
+        skip: Callable[[int, Unreadable], object] | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> None:
         self.ranks = Ranks.find(options.get("shard"))
         with self.ranks.barrier_or_raise():
             self.options = checked(SamplingOptions, options)
             self.model = check_model("model", model)
             check_noise("noise", noise)
-            self.inputs = Inputs(inputs, self.options["input_ids"], noise)
+            self.inputs = Inputs(inputs, self.options["input_ids"], noise, name=name, skip=skip)
             self.noise, self.num_classes = noise, check_classes(num_classes)
             self._period = 1 << 56 if noise.evaluations is None else noise.evaluations  # of samples that are drawn in vain
             self.batch_size = self.options["batch_size"]

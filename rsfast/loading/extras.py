@@ -1,4 +1,4 @@
-"""Libraries that only some models and data need: imported where one is used; a missing one is named with the line to install it."""
+"""Libraries that only some models and data need: imported when used; an error says how to get one."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def import_torchvision(what: str) -> Any:
             raise
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]  # what the failed import has left
-    operators = torch.library.Library("torchvision", "DEF")
+    operators = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     _kept.append(operators)
     for name in ("nms", "qnms"):  # for which torchvision registers kernels without asking whether they are there
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     torchvision = import_extra("torchvision", "vision", what)
     warnings.warn(
         f"torchvision {torchvision.__version__} was built for another torch than {torch.__version__}: models that call its "

@@ -43,6 +43,9 @@ class Preprocessing:
         3 for RGB, or 1 for grey.
     source : str
         Where all this was read.
+    half : str
+        Where a crop begins that would begin at half a pixel: "even", at the even neighbour, as torchvision and timm do, or
+        "below", as Hugging Face does.
 
     Raises
     ------
@@ -62,10 +65,12 @@ class Preprocessing:
     interpolation: str = "bicubic"
     channels: int = 3
     source: str = ""
+    half: str = "even"
 
     def __post_init__(self) -> None:
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         check_choice("channels", self.channels, tuple(_MODES))
+        check_choice("half", self.half, ("even", "below"))
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"mean and std must be given together, got {self.mean} and {self.std}")
 
@@ -88,7 +93,7 @@ class Preprocessing:
             height, width = self._resized(image.height, image.width)
             image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if self.size is not None:
-            image = _centre(image, *self.size)
+            image = self._cropped(image, *self.size)
         pixels = np.array(image)
         return torch.from_numpy(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1).copy())
 
@@ -99,6 +104,16 @@ class Preprocessing:
         if height <= width:
             return side, int(side * width / height)
         return int(side * height / width), side
+
+    def _cropped(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        """Return the middle of a picture; Pillow fills what lies outside with black."""
+        if image.height < height or image.width < width:
+            left, top = max(0, width - image.width) // 2, max(0, height - image.height) // 2
+            right, bottom = max(image.width, width), max(image.height, height)
+            image = image.crop((-left, -top, right - left, bottom - top))
+        place = round if self.half == "even" else int  # round(0.5) is 0, round(1.5) is 2
+        top, left = place((image.height - height) / 2), place((image.width - width) / 2)
+        return image.crop((left, top, left + width, top + height))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON holds them."""
@@ -127,13 +142,3 @@ def _numbers(values: Sequence[float]) -> str:
     """Return one number where all are the same."""
     shown = [f"{value:.6g}" for value in values]
     return shown[0] if len(set(shown)) == 1 else f"({', '.join(shown)})"
-
-
-def _centre(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Return the middle of a picture, as torchvision's CenterCrop finds it; Pillow fills what lies outside with black."""
-    if image.height < height or image.width < width:
-        left, top = max(0, width - image.width) // 2, max(0, height - image.height) // 2
-        right, bottom = max(image.width, width), max(image.height, height)
-        image = image.crop((-left, -top, right - left, bottom - top))
-    top, left = round((image.height - height) / 2.0), round((image.width - width) / 2.0)
-    return image.crop((left, top, left + width, top + height))

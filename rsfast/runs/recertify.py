@@ -27,7 +27,18 @@ from ..stats.proof import of_inputs, prove
 from ..stats.registry import BOUNDS
 from ..stats.rules import CertificationSpec
 from . import results
-from .layout import CERTIFY_COLUMNS, COUNTS, PREDICT_COLUMNS, SIDECAR, TABLE, Row, columns_of, read_rows, read_sidecar
+from .layout import (
+    CERTIFY_COLUMNS,
+    COUNTS,
+    PREDICT_COLUMNS,
+    SIDECAR,
+    TABLE,
+    Row,
+    columns_of,
+    read_rows,
+    read_sidecar,
+    read_skipped,
+)
 from .results import Results
 from .tables import EmptyTable
 from .writer import format_radius, new_run
@@ -300,7 +311,10 @@ def recertify(
     seconds = (time.perf_counter() - began) / len(rows)
     origin = {"recertified_from": str(run), "counts_sha256": hashlib.sha256((run / COUNTS).read_bytes()).hexdigest()}
     advice = "no run was left there; recertify again once there is space"
+    skipped = read_skipped(run, {row.idx for row in rows})
     with new_run(out, {**replay.sidecar, **origin, **(about or {})}, CERTIFY_COLUMNS, advice) as writer:
         for row, certificate in outcomes:
-            writer.write(row.idx, None if row.label < 0 else row.label, certificate, seconds, row.counts())
+            writer.write(row.idx, None if row.label < 0 else row.label, certificate, seconds, row.counts(), row.name)
+        for each in skipped:
+            writer.skip(each)
     return results.read(out)

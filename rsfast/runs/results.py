@@ -7,7 +7,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from ..noise.constraints import distinct_texts
 from ..noise.norms import is_counted
 from ..stats.certificate import ABSTAIN
 from . import layout
-from .layout import CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, read_sidecar
+from .layout import CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, Skipped, read_sidecar
 from .tables import read_table
 
 _TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
@@ -40,7 +40,8 @@ class Results:
     """The rows of one run, as arrays of one length, and its sidecar (None if it has none).
 
     A label or an idx of -1 is unknown. Predictions have no radius: `has_radius` is false then, and `radius` 0. `seconds` is
-    the time that all rows took, None where it is unknown.
+    the time that all rows took, None where it is unknown. `names` are those of the rows' images, None unless all have one.
+    `skipped` are the images that could not be read: they have no row.
     """
 
     idx: NDArray[np.int64]
@@ -51,6 +52,16 @@ class Results:
     sidecar: dict[str, Any] | None = None
     has_radius: bool = True
     seconds: float | None = None
+    names: list[str] | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes; None where the sidecar has none."""
+        names = (self.sidecar or {}).get("class_names")
+        if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+            raise TypeError(f"class_names must be an array of strings, got {names!r:.80}")
+        return names
 
     @property
     def labelled(self) -> bool:
@@ -128,9 +139,10 @@ class Results:
 
     @property
     def images_missing(self) -> int:
-        """How many rows fewer there are than the sidecar's start, end and skip ask for; 0 if that is unknown."""
+        """How many rows fewer there are than the sidecar's start, end and skip ask for, but for `skipped`; 0 if unknown."""
         inputs = layout.inputs_of(self.sidecar or {})
-        return 0 if inputs is None else max(0, -((inputs.start - inputs.stop) // inputs.step) - len(self.idx))
+        found = len(self.idx) + len(self.skipped)
+        return 0 if inputs is None else max(0, -((inputs.start - inputs.stop) // inputs.step) - found)
 
 
 def _number(settings: Mapping[str, Any] | None, name: str, kind: type[_N]) -> _N | None:
@@ -181,16 +193,25 @@ def read(path: str | PathLike[str]) -> Results:
         raise FileNotFoundError(f"{file.parent} must be a run folder or a table, got a folder without {TABLE}")
     sidecar = read_sidecar(beside) if file.name == TABLE and beside.exists() else None
     table = read_table(file, ours=folder or sidecar is not None)
-    rows = len(table.idx)
+    rows, names, skipped = len(table.idx), list[str](), list[Skipped]()
     if sidecar is not None and (file.parent / COUNTS).exists():
-        rows = len(layout.read_rows(file.parent, CERTIFY_COLUMNS if table.has_radius else PREDICT_COLUMNS))
+        found = layout.read_rows(file.parent, CERTIFY_COLUMNS if table.has_radius else PREDICT_COLUMNS)
+        rows, names = len(found), [row.name for row in found if row.name is not None]
     elif sidecar is not None:
         text = f"{file.parent} has no {COUNTS}, which holds check sums of its rows; damage may pass unnoticed"
         warnings.warn(text, UserWarning, stacklevel=2)
     if sidecar is not None:
         check_settings(beside, sidecar)
+        skipped = layout.read_skipped(file.parent, set(table.idx[:rows].tolist()))
     columns: dict[str, Any] = {name: getattr(table, name)[:rows] for name in CERTIFY_COLUMNS[:5]}
-    return Results(**columns, sidecar=sidecar, has_radius=table.has_radius, seconds=table.seconds)
+    return Results(
+        **columns,
+        sidecar=sidecar,
+        has_radius=table.has_radius,
+        seconds=table.seconds,
+        names=names if names and len(names) == rows else None,
+        skipped=skipped,
+    )
 
 
 def check_settings(file: Path, sidecar: dict[str, Any]) -> None:
@@ -199,6 +220,7 @@ def check_settings(file: Path, sidecar: dict[str, Any]) -> None:
     run = Results(**none, sidecar=sidecar)
     try:
         _ = float(run.stopping.radius or 0), run.sigma, run.noise, run.norm, run.n, run.alpha, run.images_missing
+        _ = run.class_names
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error!s:.250}") from None
 
@@ -303,6 +325,9 @@ def notes(results_by_name: Mapping[str, Results]) -> list[str]:
     found = []
     for name, run in results_by_name.items():
         unlabelled = int((run.label == -1).sum())
+        if run.skipped:
+            first = f"{run.skipped[0].name or f'idx {run.skipped[0].idx}'} the first"
+            found.append(f"{name}: {len(run.skipped)} images could not be read and count nowhere, {first}.")
         if not run.labelled:
             shares = (
                 f": shares of images certified at r, right or wrong, and ACR is their mean {radius_label(run.norm)}"
@@ -329,7 +354,7 @@ def caveats(results_by_name: Mapping[str, Results]) -> list[str]:
 
     Runs of certify are compared with each other, and runs of predict, in n, alpha and the idx of their images.
     """
-    found = [f"{name}: not finished: {progress(run)} images" for name, run in results_by_name.items() if run.images_missing]
+    found = [f"{name}: not finished: {progress(run, ' images')}" for name, run in results_by_name.items() if run.images_missing]
     if early := [name for name, run in results_by_name.items() if run.stopping]:
         found.append(f"stopped early, so figures are bounds: {', '.join(early)}")
     radii = {name: run for name, run in results_by_name.items() if run.has_radius}
@@ -360,10 +385,11 @@ def _difference(what: str, values: Mapping[str, object]) -> list[str]:
     return [f"runs differ in {what}: {', '.join(each[:4])}{more}"] if len(each) > 1 else []
 
 
-def progress(run: Results) -> str:
-    """Return how many images a run has; of one that is not finished, of how many."""
-    rows = len(run.idx)
-    return f"{rows} of {rows + run.images_missing}" if run.images_missing else f"{rows}"
+def progress(run: Results, unit: str = "") -> str:
+    """Return how many images a run has; of one that is not finished or skipped some, of how many, before the unit."""
+    rows, skipped = len(run.idx), len(run.skipped)
+    total = rows + run.images_missing + skipped
+    return f"{rows}{f' of {total}' if total > rows else ''}{unit}{f', {skipped} skipped' if skipped else ''}"
 
 
 def round_radii(results_by_name: Mapping[str, Results]) -> list[float]:

@@ -1,20 +1,15 @@
-"""What the command line is given by name: models, weights and devices; and the processes of torchrun."""
+"""Devices by name, and the processes of torchrun."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import reprlib
 from datetime import timedelta
 
 import torch
 from torch import distributed
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
-
-from ..engine.forward import Model
-from ..loading.factories import call_factory, naming_mistakes
-from .weights import load_weights
 
 
 def find_device(name: str) -> torch.device:
@@ -57,19 +52,3 @@ def join(device_name: str, shard: str | None) -> tuple[torch.device, str | None]
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
         atexit.register(distributed.destroy_process_group)
     return device, shard or "inputs"
-
-
-def load_model(spec: str, weights: str | None, device: torch.device) -> Model:
-    """Return what the factory MODULE:FACTORY returns, with the weights in that file, on `device`; errors name the option."""
-    model: Model = call_factory("model", spec)
-    if isinstance(model, type) or not callable(model):
-        what = f"the class {model.__qualname__}" if isinstance(model, type) else reprlib.repr(model)
-        raise TypeError(f"model {spec} must return a model, callable on a batch, got {what}")
-    if weights is not None:
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"model {spec} must return a torch.nn.Module for --weights, got a {type(model).__name__}")
-        load_weights(model, spec, weights)
-    if isinstance(model, torch.nn.Module):
-        with naming_mistakes("model", spec):
-            model.to(device)
-    return model
