@@ -46,13 +46,17 @@ FORMS = "FILE.npz, FILE.npy, FILE.pt, FOLDER, cifar10:DIR, cifar100:DIR, mnist:D
 
 
 def load_data(
-    name: str, *, preprocessing: Preprocessing | None = None, num_classes: int | None = None, bytes: bool = False
+    name: str | os.PathLike[str],
+    *,
+    preprocessing: Preprocessing | None = None,
+    num_classes: int | None = None,
+    bytes: bool = False,
 ) -> Data:
     """Find data by its name, check it, and return it as a Dataset that reads an input when it is asked for.
 
     Parameters
     ----------
-    name : str
+    name : str or path-like
         One of these:
 
         - ``FILE.npz``: images (or x), float32 or uint8 [N, *shape], and perhaps labels (or y), integers [N];
@@ -108,15 +112,17 @@ def load_data(
     >>> data[0], data.labels
     (tensor([0.2000, 0.2000, 0.2000]), [1, 0])
     """
+    name = os.fspath(name)
     try:
         data = _find(name, preprocessing)
-        _check_labels(data, num_classes)
+        _check_labels(name, data, num_classes)
     except (OSError, TypeError, ValueError) as error:
-        text = str(error)
+        text = " ".join(str(error).split())  # one line
         if text.startswith("data "):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"data {text if text.startswith(name) else f'{name}: {text}'}") from error
+        named = text.startswith((f"{name} ", f"{name}: ", f"{name}/"))
+        raise kind(f"data {text if named else f'{name}: {text}'}") from error
     data.bytes = bytes
     return data
 
@@ -152,7 +158,7 @@ def _folder_and_split(rest: str) -> tuple[str, str | None]:
     return found
 
 
-def _check_labels(data: Data, num_classes: int | None) -> None:
+def _check_labels(name: str, data: Data, num_classes: int | None) -> None:
     if data.labels is not None:
         low, high = min(data.labels), max(data.labels)
         if low < 0 or (num_classes is not None and high >= num_classes):
@@ -160,8 +166,8 @@ def _check_labels(data: Data, num_classes: int | None) -> None:
             raise ValueError(f"labels must be {wanted}, got {low} to {high}")
     if data.class_names is not None and num_classes is not None and len(data.class_names) < num_classes:
         warnings.warn(
-            f"data holds {len(data.class_names)} classes, and num_classes is {num_classes}; label 0 stands for "
+            f"data {name} holds {len(data.class_names)} classes, and num_classes is {num_classes}; label 0 stands for "
             f"{data.class_names[0]}, and so on, which must be so for the model",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
