@@ -1,12 +1,16 @@
 """Runs of a changed model: certified from the run before and few pairs of samples, resumed, merged, checked."""
 
 import json
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from rsfast import Gaussian, Run
+from rsfast.cli import main
 from rsfast.runs.layout import CERTIFY_COLUMNS, read_rows
 from rsfast.runs.merge import merge
 from rsfast.runs.recertify import check_rows, recertify
@@ -95,3 +99,48 @@ def test_mistakes(before, tmp_path):
     run(tmp_path / "predicted", network()).predict(100)
     with pytest.raises(ValueError, match="must be a run of rsfast certify"):
         run(tmp_path / "out2", network()).recertify(tmp_path / "predicted", network())
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def before(change=0.0):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with torch.no_grad():
+        model[1].weight += change * torch.randn((3, 16))
+    return model
+
+def pruned():
+    return before(0.002)
+"""
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    """The model before, the images and all settings are those that the run names."""
+    (tmp_path / "nets_of_change.py").write_text(FACTORIES)
+    np.savez(tmp_path / "images.npz", images=IMAGES.numpy(), labels=np.arange(6) % 3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    model = ["--model", "nets_of_change:before", "--num-classes", "3"]
+    given = ["--sigma", "0.25", "-n", "5000", "--seed", "4", "--mean", "0.5", "--std", "0.5", "--end", "3"]
+    assert main(["certify", *model, "--data", "images.npz", *given, "--out", "before"]) == 0
+    changed = ["recertify", "before", "--model", "nets_of_change:pruned"]
+    assert main([*changed, "--out", "after", "--rtol", "0.2"]) == 0
+    sidecar = json.loads(Path("after", "results.json").read_text())
+    assert (sidecar["model"], sidecar["end"], sidecar["rtol"]) == ("nets_of_change:pruned", 3, 0.2)
+    capsys.readouterr()
+    for wrong, text in (
+        ([*changed, "--out", "other", "--rule", "top_two"], "--rule cannot be given with --model"),
+        (["recertify", "before", "--out", "other", "--weights", "w.pt"], "--weights needs --model"),
+        ([*changed, "--out", "other", "--data", "none.npz"], "--data none.npz"),
+        (
+            ["recertify", "after", "--model", "nets_of_change:before", "--out", "other"],
+            "recertify the run that they rest on",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert text in capsys.readouterr().err
+        assert not Path("other", "results.tsv").exists()

@@ -37,15 +37,10 @@ def add_run_options(parser: Parser) -> None:
     )
     either.add_argument("--noise", type=noise, help=text)
     add_out(parser)
-    add(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --out, if there is one; where torchrun starts a job again, it does so by itself",
-    )
+    add_reading_options(parser)
     add("--start", type=int, default=0, metavar="I", help="first image (default: %(default)s)")
     add("--end", "--max", type=int, metavar="I", help="image to stop before (default: the number of images)")
     add("--skip", type=positive, default=1, metavar="K", help="take only images 0, K, 2K, ... (default: %(default)s)")
-    add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
     add(
         "--log-json",
         metavar="FILE",
@@ -100,11 +95,22 @@ def _add_sources(parser: Parser) -> None:
         metavar="S",
         help="make the shorter side of pictures S and crop them to S x S (default: as the model says)",
     )
+
+
+def add_reading_options(parser: Any) -> None:
+    """Add where the model runs, what reads pictures, and whether to go on."""
+    add = parser.add_argument
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, if there is one; where torchrun starts a job again, it does so by itself",
+    )
+    add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
     add("--workers", type=int, metavar="N", help="processes that read pictures (default: 1 for files of pictures, else 0)")
 
 
-def make_run(args: argparse.Namespace, noise: Noise) -> Run:
-    """Load what the options name, say what that is, and return the run."""
+def make_run(args: argparse.Namespace, noise: Noise, how: Preprocessing | None = None) -> Run:
+    """Load what the options name, say what that is, and return the run; pictures are made as the model says, or as `how`."""
     from ..loading.data import load_data
     from ..loading.models import load_model
     from ..loading.pictures import Pictures
@@ -115,7 +121,7 @@ def make_run(args: argparse.Namespace, noise: Noise) -> Run:
     device, shard = join(args.device, args.shard)
     given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
     loaded = load_model(args.model, **given, device=device)
-    how = _preprocessing(args, loaded.preprocessing)
+    how = how or _preprocessing(args, loaded.preprocessing)
     data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes, bytes=noise.takes_bytes)
     num_classes = loaded.num_classes or len(data.class_names or ())
     if not num_classes:
