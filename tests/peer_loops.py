@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-NEAR = torch.tensor([0.35, 0.15, 0.0]).view(3, 1, 1).expand(3, 2, 2).contiguous()  # under noise of 0.25 all classes get votes
+NEAR = torch.tensor([0.35, 0.15, 0.0]).view(3, 1, 1).expand(3, 2, 2).contiguous()  # all get votes
 EVEN = torch.full((3, 2, 2), 0.2)  # no class is ahead
 
 
