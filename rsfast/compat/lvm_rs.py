@@ -62,7 +62,7 @@ class Smooth(denoised.Smooth):
     `certify_ours` chooses the head on the n0 selection samples: that whose radius a forecast from them puts highest. Its
     class and radius then come from n other samples, once, at level alpha: the certificate is about the classifier that is
     smoothed with that head. The original ignores n0 and takes the largest of 409 radii on the n samples, each at level
-    alpha: the largest may be wrong more often.
+    alpha: nothing keeps the error of the largest below alpha, and it is about another classifier for each input.
 
     The 409 are one of votes (Clopper-Pearson at ``alpha / num_classes`` for each class), and two of each of 204 scores
     (empirical Bernstein, likewise): ``sigma / 2 (Phi^-1(pA) - Phi^-1(pB))`` and ``sigma sqrt(pi / 2) (pA - pB)``. The second
@@ -101,7 +101,7 @@ class Smooth(denoised.Smooth):
         if legacy:
             warnings.warn(
                 "legacy=True returns the largest of many radii from one sample, as LVM-RS does: that is no certificate, as "
-                "it may be wrong with a probability above alpha; leave legacy out for one that holds",
+                "nothing keeps its error below alpha; leave legacy out for one that holds",
                 UserWarning,
                 stacklevel=2,
             )
