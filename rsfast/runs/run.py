@@ -71,8 +71,8 @@ class Run:
     labels : sequence of int, optional
         True classes [N], in place of those of a Dataset.
     workers : int
-        Processes that read a Dataset; with 0, a thread does. They begin without anything of this process (forkserver), so
-        pickle must take the Dataset, and a script starts its run under ``if __name__ == "__main__"``.
+        Processes that read a Dataset; with 0, a thread does. They begin without anything of this process (spawn), so pickle
+        must take the Dataset, and a script starts its run under ``if __name__ == "__main__"``.
     start, end, skip : int
         Take the multiples of skip from start to before end; all images by default.
     mean, std : sequence of float, optional
