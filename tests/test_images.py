@@ -146,12 +146,14 @@ def test_class_names_of_another_number_are_left_out(net):
     said = []
     found = make(net, Pictures(class_names=["a", "b"]), environment=Environment(say=said.append)).certify(n=100)
     assert found.class_names is None
-    assert said == ["warning: the data names 2 classes, and num_classes is 4; names are left out"]
+    assert said == ["warning: 2 names of classes are left out, as num_classes is 4"]
 
 
 def test_what_a_run_is_known_by(net):
     """The same model on other data, or prepared in another way, is another run."""
     about = {"preprocessing": {"size": [2, 2]}, "checkpoint": "a.pth", "class_names": ["a", "b", "c", "d"]}
+    with pytest.raises(TypeError, match=r"preprocessing in about must be a dict of plain JSON values, or None, got 'x'"):
+        make(net, Pictures(), about={"preprocessing": "x"})
     make(net, Pictures(pairs=LABELS), about=about).certify(n=100)
     assert {name: sidecar("run")[name] for name in about} == about
 

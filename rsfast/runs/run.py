@@ -175,11 +175,15 @@ class Run:
         if "data_sha256" not in about:
             own["data_sha256"] = self._images.sha256()
         found = {**dict.fromkeys(_ABOUT), **own, **about}
+        if not isinstance(preprocessing := found.get("preprocessing"), dict | None):
+            raise TypeError(
+                f"preprocessing in about must be a dict of plain JSON values, or None, got {preprocessing!r:.80}"
+            )
         names = found["class_names"] = settings.check_texts("class_names", found["class_names"])
         if names is not None and len(names) != self._num_classes:
-            self._environment.say(
-                f"warning: the data names {len(names)} classes, and num_classes is {self._num_classes}; names are left out"
-            )
+            text = f"{len(names)} names of classes are left out, as num_classes is {self._num_classes}"
+            if self.ranks.rank == 0:
+                self._environment.say(f"warning: {text}")
             found["class_names"] = None
         return found
 
