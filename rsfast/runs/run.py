@@ -78,8 +78,8 @@ class Run:
     labels : sequence of int, optional
         True classes [N], in place of those of a Dataset.
     workers : int
-        Processes that read a Dataset; with 0, a thread does. They begin without anything of this process (forkserver), so
-        pickle must take the Dataset, and a script starts its run under ``if __name__ == "__main__"``.
+        Processes that read a Dataset; with 0, a thread does. They begin without anything of this process (spawn), so pickle
+        must take the Dataset, and a script starts its run under ``if __name__ == "__main__"``.
     start, end, skip : int
         Take the multiples of skip from start to before end; all images by default.
     mean, std : sequence of float, optional
@@ -183,11 +183,15 @@ class Run:
         if "data_sha256" not in about:
             own["data_sha256"] = self._images.sha256()
         found = {**dict.fromkeys(_ABOUT), **own, **about}
+        if not isinstance(preprocessing := found.get("preprocessing"), dict | None):
+            raise TypeError(
+                f"preprocessing in about must be a dict of plain JSON values, or None, got {preprocessing!r:.80}"
+            )
         names = found["class_names"] = settings.check_texts("class_names", found["class_names"])
         if names is not None and len(names) != self._num_classes:
-            self._environment.say(
-                f"warning: the data names {len(names)} classes, and num_classes is {self._num_classes}; names are left out"
-            )
+            text = f"{len(names)} names of classes are left out, as num_classes is {self._num_classes}"
+            if self.ranks.rank == 0:
+                self._environment.say(f"warning: {text}")
             found["class_names"] = None
         return found
 
