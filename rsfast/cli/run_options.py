@@ -173,7 +173,7 @@ def _about(
     }
     if data.digest is not None:
         about["data_sha256"] = data.digest
-    if loaded.class_names is not None and len(data.class_names or ()) != num_classes:
+    if len(data.class_names or ()) != num_classes:  # then the data's names are not those of the logits
         about["class_names"] = loaded.class_names
     return about
 
