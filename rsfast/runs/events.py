@@ -157,11 +157,11 @@ class Log:
     def figures(self) -> dict[str, Any]:
         """Return the figures since "start" by name: of images and samples, the shares of time, and memory in MiB.
 
-        Images are those that have their rows, those that were skipped cannot be read, and samples the rows of batches, without padding. Shares are of the time that
-        passed, and "rest" what the others leave; on a GPU those of model and kernels are what its stream took for batches
-        that it has finished. `batch_limit` is the most rows of a batch now. `images_total` are the images that had no row at
-        "start". `seconds_left` supposes that the other samples of these are drawn, or spared by early decisions, as fast as
-        those before; None before the first batch.
+        Images are those that have their rows, but `images_skipped` those that cannot be read. Samples are the rows of
+        batches, without padding. Shares are of the time that passed, and "rest" what the others leave; on a GPU those of
+        model and kernels are what its stream took for batches that it has finished. `batch_limit` is the most rows of a
+        batch now. `images_total` are the images that had no row at "start". `seconds_left` supposes that the other samples
+        of these are drawn, or spared by early decisions, as fast as those before; None before the first batch.
         """
         timer, limit = (StageTimer(), None) if self._batches is None else (self._batches.timer, self._batches.limit)
         seconds = max(self._clock() - self._began, 1e-9)

@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,38 +55,34 @@ class Images:
     """
 
     def __init__(
-        self,
-        images: object,
-        labels: Sequence[int] | torch.Tensor | None,
-        num_classes: int,
-        noise: Noise,
-        workers: int = 0,
+        self, images: object, labels: Sequence[int] | torch.Tensor | None, num_classes: int, noise: Noise, workers: int = 0
     ) -> None:
         self._noise, self._num_classes = noise, num_classes
         self._workers = settings.check_workers(workers)
         self.names: list[str] | None = None
         self.class_names: list[str] | None = None
         self._read: dict[int, int] = {}  # labels that came with their images
+        self._labelled_items = False
         self._digest: str | None = None
         self._labels_of = "labels"
+        self._items: torch.Tensor | _Items
         if not settings.is_dataset(images):
-            self.first = self._items = settings.check_images(images, noise)
-            self.labels = settings.check_labels("labels", labels, len(self.first), num_classes)
-            self._labelled_items, self._workers = False, 0  # what is in memory needs no reading
+            self._items = self.first = settings.check_images(images, noise)
+            self.labels = settings.check_labels("labels", labels, len(self), num_classes)
+            self._workers = 0  # what is in memory needs no reading
             return
         self._items = _Items(images)
-        if not (count := len(self._items)):
-            raise ValueError("images must hold at least one image, got a Dataset of length 0")
-        self._take_attributes(images, labels, count)
+        self._take_attributes(images, labels)
         if self._workers:
             _check_picklable(images, self._workers)
-        self._labelled_items = False
         self.first = self._find_first()
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def _take_attributes(self, images: Any, labels: Sequence[int] | torch.Tensor | None, count: int) -> None:
+    def _take_attributes(self, images: Any, labels: Sequence[int] | torch.Tensor | None) -> None:
+        if not (count := len(self)):
+            raise ValueError("images must hold at least one image, got a Dataset of length 0")
         self.names = settings.check_texts("images.names", getattr(images, "names", None), count)
         if labels is None:
             found = [name for name in ("labels", "targets") if getattr(images, name, None) is not None]
@@ -128,7 +124,7 @@ class Images:
 
     def items(self, indices: Sequence[int]) -> Iterator[Any]:
         """Yield what the tensor or the Dataset holds at these places; workers read ahead, if there are any."""
-        if not self._workers:
+        if not self._workers or isinstance(self._items, torch.Tensor):
             yield from map(self._items.__getitem__, indices)
             return
         # The parent has computed, in threads, so no worker is a fork of it; those of a server share torch.
@@ -150,9 +146,9 @@ class Images:
             if "exited unexpectedly" not in str(error):
                 raise
             raise RuntimeError(
-                f"workers must be processes that can read images, got {self._workers} of which one ended by itself ({error}). "
-                "They import the class of images, and the script that started the run: so define that class in a module, and "
-                "start the run under if __name__ == '__main__'; or take workers = 0"
+                f"workers must be processes that can read images, got {self._workers}, one of which ended ({error}); they "
+                "import the class of images, and the script that started the run: define that class in a module, and start "
+                "the run under if __name__ == '__main__'; or take workers = 0"
             ) from error
 
     def take(self, index: int, item: Any) -> torch.Tensor:
@@ -163,18 +159,21 @@ class Images:
         TypeError, ValueError
             Naming the image, if it is no such tensor or has not the shape of the others, or its label is not in range.
         """
+        image = self._split(index, item)
+        if image.shape != (shape := self.first.shape[1:]):
+            raise ValueError(
+                f"{self.title(index)} must have shape {list(shape)}, as the first image, got {list(image.shape)}; resize "
+                "images to one size, and make all of them grey or all of them colour"
+            )
+        return image
+
+    def _split(self, index: int, item: Any) -> torch.Tensor:
         title = self.title(index)
         if isinstance(item, (tuple, list)) and item and not isinstance(item[0], (int, float)):
             item, *rest = item
             if rest:
                 self._take_label(index, title, rest[0])
-        image = ops.check_inputs(title, item, single=True, given="item", noise=self._noise)
-        if image.shape != (shape := self.first.shape[1:]):
-            raise ValueError(
-                f"{title} must have shape {list(shape)}, as the first image, got {list(image.shape)}; resize images to one "
-                "size, and make all of them grey or all of them colour"
-            )
-        return image
+        return ops.check_inputs(title, item, single=True, given="item", noise=self._noise)
 
     def _take_label(self, index: int, title: str, value: object) -> None:
         if self.labels is not None and self._labels_of == "labels":  # they were given, in place of those of the items
@@ -191,16 +190,13 @@ class Images:
             )
 
     def _find_first(self) -> torch.Tensor:
-        unread: Unreadable | None = None
+        why: Unreadable | None = None
         for index in range(len(self)):
             item = self._item(index)
             if not isinstance(item, Unreadable):
-                image = item[0] if isinstance(item, (tuple, list)) and item else item
-                shape = image.shape if isinstance(image, torch.Tensor) else ()
-                self.first = torch.empty(1, *shape)  # of which `take` sees the shape only
-                return self.take(index, item)[None]
-            unread = unread or item
-        raise ValueError(f"images must hold one that can be read, got none of {len(self)}; {self.title(0)}: {unread}")
+                return self._split(index, item)[None]
+            why = why or item
+        raise ValueError(f"images must hold one that can be read, got none of {len(self)}; {self.title(0)}: {why}")
 
     def _item(self, index: int) -> Any:
         try:
@@ -275,9 +271,9 @@ def _check_picklable(images: object, workers: int) -> None:
         pickle.Pickler(_Nowhere()).dump(images)
     except Exception as error:  # of a class of the user's: whatever its __getstate__ raises
         raise TypeError(
-            f"images must be a Dataset that pickle can take with workers = {workers}, which are processes of their own, got a "
-            f"{type(images).__name__} ({type(error).__name__}: {error}); let it hold no open file, lock or lambda, and define "
-            "its class in a module, or take workers = 0"
+            f"images must be a Dataset that pickle takes, with workers = {workers}, which are processes of their own, got a "
+            f"{type(images).__name__} ({type(error).__name__}: {error}); let it hold no open file, lock or lambda, and "
+            "define its class in a module; or take workers = 0"
         ) from error
 
 

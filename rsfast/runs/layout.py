@@ -1,10 +1,11 @@
 """Run folders: the files that `certify` and `predict` write, and how they are read and compared.
 
-A run folder holds three files, or four. ``results.tsv`` is the table of Cohen et al.'s script, so that every existing analysis
+A run folder holds three files. ``results.tsv`` is the table of Cohen et al.'s script, so that every existing analysis
 reads it. ``results.json`` holds what the table has no column for. ``counts.jsonl`` holds the integers of each Tally, from
 which the run can be certified again without the model. A line of counts ends in a check sum of the run's `identity`, of its
-row in the table (but for the time) and of itself, so a file that was damaged or edited is noticed. ``skipped.jsonl`` is there
-only if images could not be read: it names them, and each line ends in a check sum of the run's `identity` and of itself.
+row in the table (but for the time) and of itself, so a file that was damaged or edited is noticed. A fourth file,
+``skipped.jsonl``, names the images that could not be read, if there are any; a line's check sum covers the `identity` and
+the line.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TABLE, SIDECAR, COUNTS = "results.tsv", "results.json", "counts.jsonl"
 """File names in a run folder."""
 
 SKIPPED = "skipped.jsonl"
-"""File name in the folder of a run some of whose images could not be read."""
+"""File name in the folder of a run: the images that could not be read."""
 
 CHECKPOINT = "checkpoint.jsonl"
 """File name in the folder of a run that is not finished."""

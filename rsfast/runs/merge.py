@@ -267,7 +267,7 @@ class RunFolders:
         for number, folder in enumerate(folders):
             rows = layout.read_rows(folder, columns)
             unread = layout.read_skipped(folder, {row.idx for row in rows})
-            for file, each in (*((TABLE, row) for row in rows), *((SKIPPED, one) for one in unread)):
+            for _, file, each in _each_input([folder], [rows], [unread]):
                 if each.idx not in indices:
                     raise ValueError(f"idx in {folder / file} must be in {indices}, got {each.idx}; resume the same run")
             skipped |= {each.idx for each in unread}

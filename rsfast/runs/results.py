@@ -354,7 +354,9 @@ def caveats(results_by_name: Mapping[str, Results]) -> list[str]:
 
     Runs of certify are compared with each other, and runs of predict, in n, alpha and the idx of their images.
     """
-    found = [f"{name}: not finished: {progress(run, ' images')}" for name, run in results_by_name.items() if run.images_missing]
+    found = [
+        f"{name}: not finished: {progress(run, ' images')}" for name, run in results_by_name.items() if run.images_missing
+    ]
     if early := [name for name, run in results_by_name.items() if run.stopping]:
         found.append(f"stopped early, so figures are bounds: {', '.join(early)}")
     radii = {name: run for name, run in results_by_name.items() if run.has_radius}

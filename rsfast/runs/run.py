@@ -18,7 +18,7 @@ from .._digests import state_dict_sha256
 from .._versions import versions
 from ..api import warn_of_radius
 from ..engine.forward import Model
-from ..engine.inputs import Unreadable
+from ..engine.inputs import Source, Unreadable
 from ..engine.options import CertifyOptions, SamplingOptions, checked, options_of, refuse_unknown
 from ..engine.plan import Prediction, SamplingPlan
 from ..engine.ranks import Ranks
@@ -253,9 +253,8 @@ class Run:
 
     def _sampling(self, indices: Sequence[int], skip: Callable[[int, Unreadable], object] | None) -> Sampling:
         """Return the sampling of these images; of one that is not to skip any, all are the first."""
-        images = self._images.like_first(indices, self._device)
-        if skip is not None:
-            images = self._images.read(indices, self._device)
+        first, read = self._images.like_first, self._images.read
+        images: Source = (first if skip is None else read)(indices, self._device)
         shard = "samples" if self.ranks.by_samples else None
         options = {"input_ids": indices, "shard": shard, **self._options}
 
@@ -326,9 +325,8 @@ class Run:
         about = {name: sidecar[name] for name in ("command", "norm", "backend", "batch_size", "versions")}
         about |= {"device": str(self._device), "threads": torch.get_num_threads()}
         with self._log.running(images=len(mine), done_before=len(done), **about):
-            sampler = RowSampler(
-                plan, self._sampling, self._folders.own, writer, self._images, self.ranks, self._log, self._environment, trace
-            )
+            own, images = self._folders.own, self._images
+            sampler = RowSampler(plan, self._sampling, own, writer, images, self.ranks, self._log, self._environment, trace)
             yield from sampler.rows(mine, {index: saved[index] for index in mine if index in saved})
 
     def _wait(self) -> None:

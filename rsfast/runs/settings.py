@@ -121,9 +121,8 @@ def check_labels(
         raise ValueError(f"{name} must be one an image, {count} in all, got {len(found)}")
     if not 0 <= min(found) <= max(found) < num_classes:
         index = next(place for place, label in enumerate(found) if not 0 <= label < num_classes)
-        raise ValueError(
-            f"{name} must be from 0 to {num_classes - 1}, got {min(found)} to {max(found)}: {found[index]} for {title(index)}"
-        )
+        got = f"{min(found)} to {max(found)}: {found[index]} for {title(index)}"
+        raise ValueError(f"{name} must be from 0 to {num_classes - 1}, got {got}")
     return found
 
 
