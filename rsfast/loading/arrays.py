@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from .npy import map_array
 from .npz import read_arrays
 
 _NAMES = (("images", "x"), ("labels", "y"))  # either will do
+_ZIP = b"PK\3\4"
 _CHUNK = 64 << 20  # bytes that are checked at a time
 _TYPES = (np.dtype("float32"), np.dtype("uint8"))
 
@@ -139,7 +139,7 @@ def _images_of_tensors(path: str) -> NDArray[Any]:
 def _tensors(path: str) -> tuple[Named, Named | None]:
     """Map the tensors in a file of torch.save; nothing but tensors and plain containers is unpickled."""
     with open_file(path) as file:
-        if not zipfile.is_zipfile(file):
+        if file.read(len(_ZIP)) != _ZIP:
             raise ValueError(f"{path} is not a .pt file; it must be one, as torch.save writes it{hint_of_text(file)}")
         try:
             with warnings.catch_warnings(action="ignore"):  # of what may not load: it loads, or raises
