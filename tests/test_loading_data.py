@@ -191,14 +191,23 @@ def test_files_that_lie():
 # Names
 
 
-@pytest.mark.parametrize(
-    "name", ["cifar:here", "imagnet:here", "cifar10:absent", "hf:absent", "a/b:c", "mnist:", "nets.py:f"]
-)
-def test_names_of_nothing(name):
-    with pytest.raises(ValueError, match=r"^data [^\n]*$") as raised:
+NOTHING = {
+    "cifar:here": "'cifar'; cifar must be installed, or a module in the working directory; cifar10: may be meant",
+    "imagnet:a/b": "MODULE:FACTORY, got 'imagnet:a/b'; imagenet: may be meant",
+    "cifar10:absent": "absent must be a folder, got nothing there",
+    "cifar10:file": "file must be a folder, got a file",
+    "hf:absent": "absent must be a folder, got nothing there",
+    "a/b:c": "must be FILE.npz, FILE.npy, FILE.pt, FOLDER, cifar10:DIR, ",
+    "nets.py:f": "must be FILE.npz, FILE.npy, FILE.pt, FOLDER, cifar10:DIR, ",
+    "missing": "No such file or directory",
+}
+
+
+@pytest.mark.parametrize(("name", "message"), NOTHING.items())
+def test_names_of_nothing(name, message):
+    Path("file").touch()
+    with pytest.raises(ValueError, match=rf"^data [^\n]*{re.escape(message)}[^\n]*$"):
         load_data(name)
-    near = {"cifar:here": "cifar10: may be meant", "imagnet:here": "imagenet: may be meant"}
-    assert near.get(name, "got nothing there" if ":absent" in name else "") in str(raised.value)
 
 
 def test_an_empty_name():
@@ -213,7 +222,7 @@ def picture(size=(6, 5), mode="RGB", seed=1):
     """Of PIL, by columns and rows."""
     bands = len(Image.new(mode, (1, 1)).getbands())
     array = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), np.uint8)
-    return Image.fromarray(array[..., 0] if bands == 1 else array, mode if mode != "CMYK" else "CMYK")
+    return Image.fromarray(array[..., 0] if bands == 1 else array, mode)
 
 
 def put(path, image, **options):
@@ -630,7 +639,7 @@ def test_mnist_that_will_not_do():
         (good[:4] + struct.pack(">I", 6) + good[8:], "declares 4704 bytes, but holds 3920"),
         (good + b"\0", "declares 3920 bytes, but holds more"),
         (good[:10], "must be an idx file of bytes with 3 axes"),
-        (idx(MNIST[:4]), "must hold a label for each of 4 pictures, got 5"),
+        (idx(MNIST[:4]), "mnist:. must hold a label for each of 4 inputs, got 5"),
     ):
         images.write_bytes(data)
         fails("mnist:.", message)
@@ -709,15 +718,16 @@ def test_imagenet_that_will_not_do():
     for name in FLAT:
         put(Path("root", name), picture())
     Path("root/val.txt").write_text("\n".join(f"{name} {place}" for place, name in enumerate(FLAT)))
+    Path("root/synset_words.txt").write_text("n01440764 tench, Tinca tinca\n")  # of which it does not speak
     data = load_data("imagenet:root")
     assert (data.labels, data.class_names) == ([0, 1, 2, 3], None)
     for text, message in (
         ("", "val.txt must hold the class of every picture, got none of ILSVRC2012_val_00000001.JPEG"),
         (
             "\n".join(f"{name} cat" for name in FLAT),
-            "must hold only WordNet ids, such as n01440764, or only labels from 0 to 999, got 'cat'",
+            "must hold WordNet ids, such as n01440764, or in val.txt labels only, got 'cat'",
         ),
-        ("\n".join(f"{name} 1000" for name in FLAT), "labels from 0 to 999, got '1000'"),
+        ("\n".join(f"{name} 1000" for name in FLAT), "in val.txt labels only, got '1000'"),
     ):
         Path("root/val.txt").write_text(text)
         fails("imagenet:root", message)
@@ -861,6 +871,11 @@ def breaks():
 
 def number():
     return 3
+
+def scores():
+    dataset = pairs()
+    dataset.targets = np.zeros((2, 3), dtype=np.float32)
+    return dataset
 """
 
 
@@ -890,7 +905,8 @@ def test_a_dataset_of_the_users(factories):
         ("breaks", "own_data.py, line 39: ZeroDivisionError"),
         ("number", "must return a Dataset with __len__ and __getitem__, got a int"),
         ("Stream", "must return a Dataset with __len__ and __getitem__, got a Stream"),
-        ("none", "must return a Dataset of at least one input, got none"),
+        ("none", "must hold at least one input, got none"),
+        ("scores", "must have integers [N] as labels, got torch.float32 [2, 3]"),
         ("absent", "AttributeError"),
     ],
 )
