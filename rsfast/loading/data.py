@@ -46,13 +46,17 @@ FORMS = "FILE.npz, FILE.npy, FILE.pt, FOLDER, cifar10:DIR, cifar100:DIR, mnist:D
 
 
 def load_data(
-    name: str, *, preprocessing: Preprocessing | None = None, num_classes: int | None = None, bytes: bool = False
+    name: str | os.PathLike[str],
+    *,
+    preprocessing: Preprocessing | None = None,
+    num_classes: int | None = None,
+    bytes: bool = False,
 ) -> Data:
     """Find data by its name, check it, and return it as a Dataset that reads an input when it is asked for.
 
     Parameters
     ----------
-    name : str
+    name : str or path-like
         One of these:
 
         - ``FILE.npz``: images (or x), float32 or uint8 [N, *shape], and perhaps labels (or y), integers [N];
@@ -108,15 +112,19 @@ def load_data(
     >>> data[0], data.labels
     (tensor([0.2000, 0.2000, 0.2000]), [1, 0])
     """
+    name = os.fspath(name)
     try:
         data = _find(name, preprocessing)
-        _check_labels(data, num_classes)
+        if not len(data):
+            raise ValueError(f"{name} must hold at least one input, got none")
+        _check_labels(name, data, num_classes)
     except (OSError, TypeError, ValueError) as error:
-        text = str(error)
+        text = " ".join(str(error).split())  # one line
         if text.startswith("data "):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"data {text if text.startswith(name) else f'{name}: {text}'}") from error
+        named = text.startswith((f"{name} ", f"{name}: ", f"{name}/"))
+        raise kind(f"data {text if named else f'{name}: {text}'}") from error
     data.bytes = bytes
     return data
 
@@ -136,11 +144,14 @@ def _find(name: str, preprocessing: Preprocessing | None) -> Data:
         if split not in (None, *layout.splits):
             raise ValueError(f"its split must be {' or '.join(layout.splits)}, got {split!r}")
         return layout.read(folder, split or layout.splits[0], preprocessing)
-    if near := get_close_matches(form, [*_LAYOUTS, "hf"], cutoff=0.8):
-        raise ValueError(f"data must be {FORMS}, got {name!r}; {near[0]}: may be meant")
-    if is_factory(name):
-        return UserData(name, preprocessing)
-    raise ValueError(f"data must be {FORMS}, got {name!r}")
+    try:
+        if is_factory(name):
+            return UserData(name, preprocessing)
+        raise ValueError(f"data must be {FORMS}, got {name!r}")
+    except ValueError as error:
+        if near := get_close_matches(form, _LAYOUTS, cutoff=0.8):
+            raise ValueError(f"{error}; {near[0]}: may be meant") from error
+        raise
 
 
 def _folder_and_split(rest: str) -> tuple[str, str | None]:
@@ -152,16 +163,18 @@ def _folder_and_split(rest: str) -> tuple[str, str | None]:
     return found
 
 
-def _check_labels(data: Data, num_classes: int | None) -> None:
+def _check_labels(name: str, data: Data, num_classes: int | None) -> None:
     if data.labels is not None:
+        if len(data.labels) != len(data):
+            raise ValueError(f"{name} must hold a label for each of {len(data)} inputs, got {len(data.labels)}")
         low, high = min(data.labels), max(data.labels)
         if low < 0 or (num_classes is not None and high >= num_classes):
             wanted = "at least 0" if num_classes is None else f"from 0 to {num_classes - 1}, as num_classes is {num_classes}"
             raise ValueError(f"labels must be {wanted}, got {low} to {high}")
     if data.class_names is not None and num_classes is not None and len(data.class_names) < num_classes:
         warnings.warn(
-            f"data holds {len(data.class_names)} classes, and num_classes is {num_classes}; label 0 stands for "
+            f"data {name} holds {len(data.class_names)} classes, and num_classes is {num_classes}; label 0 stands for "
             f"{data.class_names[0]}, and so on, which must be so for the model",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )

@@ -34,7 +34,7 @@ def read_folder(folder: str, preprocessing: Preprocessing | None) -> Data:
     shown = [entry for entry in inside if not entry.name.startswith(".")]
     classes = [entry.name for entry in shown if entry.is_dir()]
     loose = [entry.name for entry in shown if not entry.is_dir() and is_picture(entry.name)]
-    if loose and not any(True for name in classes for _ in pictures_under(folder, name)):
+    if loose and not any(next(pictures_under(folder, name), None) for name in classes):
         return data_of_files(folder, loose, preprocessing, None, None)
     if loose:
         raise ValueError(
@@ -48,7 +48,7 @@ def read_folder(folder: str, preprocessing: Preprocessing | None) -> Data:
     if not names:
         what = listed(entry.name for entry in inside)
         raise ValueError(f"{folder} must hold pictures ({', '.join(SUFFIXES)}), in it or in class folders, got {what}")
-    if empty := [name for place, name in enumerate(classes) if place not in set(labels)]:
+    if empty := [classes[place] for place in sorted({*range(len(classes))} - {*labels})]:
         raise ValueError(
             f"{folder} must hold pictures in each class folder, got none in {listed(empty)}; move what is no class out of it"
         )
@@ -83,8 +83,9 @@ def labelled(folder: str, classes: Sequence[str]) -> tuple[list[str], list[int]]
     return [name for name, _ in found], [label for _, label in found]
 
 
-def pictures_under(folder: str, name: str, above: Sequence[Path] = ()) -> Iterator[str]:
+def pictures_under(folder: str, name: str, above: Sequence[Path] | None = None) -> Iterator[str]:
     """Yield the paths in `folder` of the pictures under `name`, in ImageFolder's order: a folder's, then those below it."""
+    above = [Path(folder).resolve()] if above is None else above
     real = Path(folder, name).resolve()
     if real in above:  # a symbolic link to a folder that it is in
         return

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .._files import open_file
 from .._hints import listed
 from .dataset import Data
 from .extras import import_extra
@@ -41,21 +40,22 @@ def read_huggingface(folder: str, split: str | None, preprocessing: Preprocessin
     if len(chosen) != 1:
         got = f"several: {listed(columns)}" if columns else f"the columns {listed(features)}"
         raise ValueError(f"{folder} must hold one column of pictures, named image or img, got {got}")
-    of_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    label = next((name for name in (*_LABELS, *of_labels) if name in features), None)
-    labels = [*map(int, held[label])] if label else None
+    of_classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    label = next((name for name in (*_LABELS, *of_classes) if name in features), None)
+    labels = None if label is None else _labels(folder, label, held)
     pictures = _Rows(folder, split, chosen[0], held, preprocessing)
     pictures.check_sizes()
-    class_names = features[label].names if label in of_labels else None
+    class_names = features[label].names if label in of_classes else None
     files = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
-    of_classes = f" of {len(class_names):,} classes" if class_names else ""
+    files = [file for file in files if not file.rpartition("/")[2].startswith("cache-")]  # which the library adds later
+    classes = f" of {len(class_names):,} classes" if class_names else ""
     return Data(
         pictures,
         labels=None if labels is None or set(labels) == {-1} else labels,  # -1: kept secret
         names=_paths(held, chosen[0]),
         class_names=class_names,
         digest=names_and_sizes_sha256(folder, files),
-        description=f"{len(held):,} pictures{of_classes} in {folder}{f', split {split}' if split else ''}",
+        description=f"{len(held):,} pictures{classes} in {folder}{f', split {split}' if split else ''}",
     )
 
 
@@ -69,8 +69,10 @@ class _Rows(Pictures):
     def open(self, place: int) -> BinaryIO:
         if self._held is None:
             self._held = _encoded(_load(self._folder, self._split), self._column)
-        picture = self._held[place][self._column]
-        return open_file(picture["path"]) if picture["bytes"] is None else io.BytesIO(picture["bytes"])
+        data = (self._held[place][self._column] or {}).get("bytes")
+        if data is None:  # save_to_disk puts the files in, where there were any
+            raise ValueError("the row holds no picture")
+        return io.BytesIO(data)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": None}
@@ -95,6 +97,15 @@ def _load(folder: str, split: str | None) -> Any:
     return held[name]
 
 
+def _labels(folder: str, column: str, held: Any) -> list[int]:
+    labels = [*held[column]]
+    if wrong := [label for label in labels if type(label) is not int]:
+        raise ValueError(
+            f"{folder} must hold integers in {column}, got {wrong[0]!r}; convert it with class_encode_column({column!r})"
+        )
+    return labels
+
+
 def _encoded(held: Any, column: str) -> Any:
     """Return the data set with its pictures as bytes, not decoded."""
     from datasets import Image
@@ -105,4 +116,4 @@ def _encoded(held: Any, column: str) -> Any:
 def _paths(held: Any, column: str) -> Sequence[str] | None:
     """Return the paths that the pictures had, if each has one of its own."""
     paths = [path for chunk in held.data.column(column).chunks for path in chunk.field("path").to_pylist()]
-    return paths if len(paths) == len(held) and None not in paths and len(set(paths)) == len(paths) else None
+    return paths if len(paths) == len(held) and all(paths) and len(set(paths)) == len(paths) else None

@@ -22,7 +22,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 """Of the files that are pictures, in either case: those of torchvision's ImageFolder, so that numbers are the same."""
 
 # Whatever a file's name ends in, no others are opened: Pillow would hand PostScript to another program.
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "MPO")
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on width and height change places
 _SIXTEEN_BITS = 65535
 _WHAT = "data of pictures"  # for errors
@@ -56,12 +56,13 @@ class Pictures:
         return len(self._names)
 
     def __getitem__(self, place: int) -> torch.Tensor:
-        name = self.name(place)
         try:
             with self.open(place) as file, _opened(file) as image:
                 upright = as_8_bit(_upright(image), self._preprocessing)
         except Exception as error:  # a damaged picture can raise anything
-            raise Unreadable(f"{name} cannot be read: {reason(error) or type(error).__name__}") from error
+            text = reason(error) or type(error).__name__
+            why = f"it is none of {', '.join(_FORMATS)}" if text.startswith("cannot identify image file") else text
+            raise Unreadable(f"{self.name(place)}: {why}") from error
         return as_pixels(upright, self._preprocessing)
 
     def name(self, place: int) -> str:
@@ -80,7 +81,7 @@ class Pictures:
         for place in range(len(self)):
             try:
                 with self.open(place) as file, _opened(file) as image:
-                    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                    turned = image.format != "TIFF" and _orientation(image) > 4  # Pillow turns TIFF when it opens it
                     found = image.size[::-1] if turned else image.size
             except Exception:
                 continue
@@ -88,26 +89,35 @@ class Pictures:
             if found != size:
                 raise ValueError(
                     f"pictures must have one size where no preprocessing makes it so, got {size[0]} x {size[1]} in {first} "
-                    f"and {found[0]} x {found[1]} in {self.name(place)}; resize them, or pass preprocessing with a size, "
-                    "as a model loaded by name has"
+                    f"and {found[0]} x {found[1]} in {self.name(place)}; resize them, or pass preprocessing with a size "
+                    "(--image-size)"
                 )
 
 
 def _opened(file: BinaryIO) -> Image:
-    """Open a picture without decoding it; raise ValueError if it has more pixels than Pillow trusts."""
+    """Open a picture, not decoded; raise ValueError if it has more pixels than Pillow trusts, or integers of 32 bits."""
     module = import_extra("PIL.Image", "vision", _WHAT)
     image: Image = module.open(file, formats=_FORMATS)
     most = module.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
         raise ValueError(f"it has {image.width} x {image.height} pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {most}")
+    if image.mode == "I" and image.format == "TIFF":  # a PGM file's are scaled to 16 bits
+        raise ValueError("it holds integers of 32 bits, whose range is not known")
     return image
+
+
+def _orientation(image: Image) -> int:
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF, of a picture that is not
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _upright(image: Image) -> Image:
     from PIL import ImageOps
 
-    turned: Image = ImageOps.exif_transpose(image)
-    return turned
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def as_8_bit(image: Image, preprocessing: Preprocessing | None) -> Image:
@@ -116,16 +126,18 @@ def as_8_bit(image: Image, preprocessing: Preprocessing | None) -> Image:
     Raises
     ------
     ValueError
-        If it holds floats or 32-bit integers, whose range no file states, or colours that Pillow does not convert.
+        If it holds floats or integers of 32 bits, whose range is not known, or colours that Pillow does not convert.
     """
     module = import_extra("PIL.Image", "vision", _WHAT)
     mode = "L" if preprocessing is not None and preprocessing.channels == 1 else "RGB"
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-        raise ValueError(f"it holds {'floats' if image.mode == 'F' else '32-bit integers'}, whose range is not known")
+    if image.mode == "F":
+        raise ValueError("it holds floats, whose range is not known")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        image = module.fromarray(((values * 255 + _SIXTEEN_BITS // 2) // _SIXTEEN_BITS).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBa", "La") or (image.mode == "P" and "transparency" in image.info):
+        if values.min() < 0 or values.max() > _SIXTEEN_BITS:
+            raise ValueError("it holds integers of 32 bits, whose range is not known")
+        image = module.fromarray(((values * 255 + _SIXTEEN_BITS // 2) // _SIXTEEN_BITS).astype(np.uint8))
+    if image.mode in ("RGBa", "La", "LAB") or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")  # first, as Pillow converts it no other way, or warns
     return image.convert(mode)
 
