@@ -106,7 +106,7 @@ def _add_sources(parser: Parser) -> None:
 def make_run(args: argparse.Namespace, noise: Noise) -> Run:
     """Load what the options name, say what that is, and return the run."""
     from ..loading.data import load_data
-    from ..loading.models import load_model
+    from ..loading.models import RANDOM, load_model
     from ..loading.pictures import Pictures
     from ..runs.environment import Environment
     from ..runs.run import Run
@@ -139,7 +139,8 @@ def make_run(args: argparse.Namespace, noise: Noise) -> Run:
         **options,
     )
     if run.ranks.rank == 0 and how is not None:
-        say(f"{loaded.name}, {num_classes} classes; pictures: {how}")
+        untrained = ", untrained" if args.weights == RANDOM else ""
+        say(f"model: {loaded.name}{untrained}, {num_classes} classes; pictures: {how}")
         say(f"data: {data.description}")
     return run
 
