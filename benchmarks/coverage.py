@@ -17,8 +17,11 @@ from scipy.special import gammaln, ndtri, xlogy
 from scipy.stats import binom
 
 from rsfast import bounds, sequences
+from rsfast.heads import Votes
 from rsfast.noise import Gaussian
 from rsfast.ops.tally import Tally
+from rsfast.stats import incremental
+from rsfast.stats.certificate import Certificate
 from rsfast.stats.proof import certificates
 from rsfast.stats.rules import RULES
 
@@ -190,6 +193,64 @@ def overclaimed(rule: str, n: int, alpha: float) -> np.ndarray:
     return np.array(rates)
 
 
+# By simulation, for changed models.
+
+CHANGES = {
+    "nothing changes": ((0.8, 0, 0), (0, 0.15, 0), (0, 0, 0.05)),
+    "a little is lost": ((0.88, 0.01, 0), (0, 0.08, 0.01), (0.01, 0, 0.01)),
+    "all that is lost goes to one": ((0.5, 0.05, 0), (0, 0.4, 0), (0, 0, 0.05)),
+    "lost and gained": ((0.55, 0.03, 0.03), (0.03, 0.25, 0.01), (0.03, 0.01, 0.06)),
+    "nearly certain": ((0.995, 0.002, 0), (0, 0.002, 0), (0, 0, 0.001)),
+}
+"""Chances of each vote of the first model (rows) and of the changed one (columns); class 0 is certified."""
+
+
+def changed(rule: str, n: int, alpha: float, samples: int, seed: int = 1) -> Iterator[Row]:
+    """Yield the rows of incremental certificates read after every tenth of n pairs, on the noise of the votes before."""
+    for index, (name, chances_of_change) in enumerate(CHANGES.items()):
+        p = np.array(chances_of_change)
+        after = p.sum(axis=0)
+        truth = float(ndtri(after[0])) if rule == "one_vs_rest" else float(ndtri(after[0]) - ndtri(after[1:].max())) / 2
+        rng = np.random.default_rng([seed, n, index])
+        wrong = 0
+        for start in range(0, samples, BATCH):
+            size = min(BATCH, samples - start)
+            votes = rng.multinomial(n // 10, p.ravel(), (size, 10)).reshape(size, 10, 3, 3).cumsum(axis=1)
+            of_first = votes[:, -1].sum(axis=2)
+            before = [certificate_of((int(a), int(max(b, c))), n, rule, alpha) for a, b, c in of_first]
+            failed = np.zeros(size, dtype=bool)
+            for drawn, each in enumerate(np.moveaxis(votes, 1, 0), start=1):
+                agreed = np.einsum("nii->ni", each)
+                triples = np.stack([each.sum(axis=2), each.sum(axis=1), agreed], axis=1)
+                trials = np.full(size, drawn * (n // 10))
+                pairs = incremental.Pairs.of(triples, trials, np.zeros(size, dtype=np.int64))
+                failed |= incremental.proved(before, pairs, alpha).radius > truth
+            wrong += int(failed.sum())
+        yield Row(f"incremental, {rule}", name, n, alpha, wrong / samples, samples)
+
+
+def certificate_of(counts: tuple[int, int], n: int, rule: str, alpha: float) -> Certificate:
+    """Return a certificate of class 0 with these votes; only what an incremental certificate reads of it matters."""
+    return Certificate(
+        0,
+        1.0,
+        "l2",
+        0.0,
+        1.0,
+        counts,
+        0,
+        n,
+        alpha,
+        rule,
+        "clopper_pearson",
+        Votes(),
+        NOISE,
+        seed=0,
+        stream_version=1,
+        input_id=0,
+    )
+
+
 # By simulation, for scores.
 
 Scores = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
@@ -292,6 +353,8 @@ def rows(quick: bool) -> Iterator[Row]:
         for alpha in levels:
             rates = overclaimed(rule, n, alpha)
             yield Row(rule, f"trinomials and selections, the worst of {rates.size}", n, alpha, float(rates.max()))
+    for rule in ("one_vs_rest", "top_two"):
+        yield from changed(rule, 200, 0.05, 250 if quick else 20_000)
     for n in (100,) if quick else (100, 1000):
         yield from simulated(n, 0.05, 300 if quick else 100_000)
 

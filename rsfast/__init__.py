@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from . import nn, ops
     from .api import certify, certify_each, predict, sample, tune_head
     from .compat.cohen import Smooth
+    from .incremental import compare
     from .lipschitz import lipschitz_bound
     from .loading.data import load_data
     from .loading.models import load_model
@@ -74,6 +75,7 @@ __all__ = [
     "certificates",
     "certify",
     "certify_each",
+    "compare",
     "exact_certificates",
     "heads",
     "leading_classes",
@@ -98,6 +100,7 @@ _NEEDS_TORCH = {
     "Tally": "ops.tally",
     "certify": "api",
     "certify_each": "api",
+    "compare": "incremental",
     "lipschitz_bound": "lipschitz",
     "load_data": "loading.data",
     "load_model": "loading.models",

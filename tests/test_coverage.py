@@ -86,6 +86,26 @@ def test_a_bound_that_does_not_hold_is_seen(monkeypatch):
     assert {bound for bound, _ in bad} == {"betting_lower"}
 
 
+@pytest.mark.parametrize("rule", ["one_vs_rest", "top_two"])
+def test_incremental_certificates_hold(rule):
+    """500 samples of every change, alpha = 0.05: a row of a bound that errs that often fails with chance 1e-9."""
+    rows = list(coverage.changed(rule, 200, 0.05, 500))
+    assert [row for row in rows if not row.holds] == []
+    assert len(rows) == len(coverage.CHANGES)
+
+
+def test_incremental_certificates_without_the_lost_mass_do_not_hold(monkeypatch):
+    """A limit that forgets what the change loses is seen."""
+    honest = coverage.incremental.Pairs.of
+
+    def forgetful(*arguments):
+        pairs = honest(*arguments)
+        return pairs._replace(lost=0 * pairs.lost)
+
+    monkeypatch.setattr(coverage.incremental.Pairs, "of", forgetful)
+    assert not all(row.holds for row in coverage.changed("one_vs_rest", 1000, 0.05, 250))
+
+
 @pytest.mark.parametrize("index", range(9))
 def test_the_means_of_the_distributions(index):
     """4e5 scores: their average is within 6 standard errors, which fails with chance 2e-9."""
@@ -119,7 +139,7 @@ def test_the_command(tmp_path, capsys):
     assert coverage.main(["--quick", "--out", str(tmp_path)]) == 0
     table = (tmp_path / "coverage.md").read_text().splitlines()
     data = json.loads((tmp_path / "coverage.json").read_text())
-    assert len(data) == 102
-    assert table[-102:] == capsys.readouterr().out.splitlines()
-    assert table[-103].startswith("|---")
+    assert len(data) == 112
+    assert table[-112:] == capsys.readouterr().out.splitlines()
+    assert table[-113].startswith("|---")
     assert " NO " not in "".join(table)
