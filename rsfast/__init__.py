@@ -30,13 +30,13 @@ from .noise import (
     Uniform,
 )
 from .noise.provenance import Provenance
-from .stats.certificate import ABSTAIN, Certificate, Execution
+from .stats.certificate import ABSTAIN, Certificate, Execution, to_frame
 from .stats.estimates import leading_classes
 from .stats.prediction import predictions
 from .stats.proof import certificates, exact_certificates
 
 if TYPE_CHECKING:
-    from . import nn, ops
+    from . import nn, ops, results
     from .api import certify, certify_each, predict, sample, tune_head
     from .compat.cohen import Smooth
     from .incremental import compare
@@ -87,13 +87,15 @@ __all__ = [
     "ops",
     "predict",
     "predictions",
+    "results",
     "sample",
     "sequences",
     "smoothed",
+    "to_frame",
     "tune_head",
 ]
 
-# What needs torch is imported when it is first used, so that rsfast.bounds and rsfast.stats.certificate do without it.
+# What needs torch, or reads files, is imported when it is first used, so that rsfast.bounds and others do without it.
 _NEEDS_TORCH = {
     "Run": "runs.run",
     "Smooth": "compat.cohen",
@@ -107,6 +109,7 @@ _NEEDS_TORCH = {
     "nn": "nn",
     "ops": "ops",
     "predict": "api",
+    "results": "results",
     "sample": "api",
     "smoothed": "smoothing",
     "tune_head": "api",

@@ -96,7 +96,7 @@ def sample(
         And whatever else `forward.Forward` takes, as there. These and scale, shift, clamp, dtype and channels_last are part
         of the classifier that is certified, and recorded.
     progress : bool
-        Show a progress bar if stderr is a terminal.
+        Show a progress bar if stderr is a terminal, or in a notebook.
 
     Raises
     ------

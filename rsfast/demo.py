@@ -17,14 +17,13 @@ import torch
 from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import nn
-from tqdm.auto import tqdm
 
-from . import api
+from . import api, results
+from ._progress import progress_bar
 from .heads import Head, Softmax, Votes
 from .nn import GaussianNoise
 from .noise import Gaussian, radius_label
 from .ops.tally import Tally
-from .runs import results
 from .runs.layout import SIDECAR, read_sidecar
 from .runs.plot import plot
 from .runs.writer import RunWriter, refuse_a_run, remove_run
@@ -125,7 +124,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, *, seed: int, epochs: int 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     steps = epochs * ceil(len(images) / 128)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
-    for _ in tqdm(range(epochs), desc="training", unit="epoch", disable=None):
+    for _ in progress_bar(range(epochs), desc="training", unit="epoch"):
         order = torch.randperm(len(images))
         for begin in range(0, len(images), 128):
             rows = order[begin : begin + 128]
@@ -258,7 +257,7 @@ def time_2019(
     model = network().eval()
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     loop, found, began = make_loop(model, 10, SIGMA), list[tuple[int, float]](), time.perf_counter()
-    with tqdm(desc="2019 loop", unit="image", disable=None) as bar:
+    with progress_bar(desc="2019 loop", unit="image") as bar:
         for image in torch.from_numpy(images):
             found.append(loop.certify(image, N0, n, ALPHA, BATCH_2019))
             bar.update()

@@ -22,7 +22,7 @@ from conftest import integers
 
 import rsfast
 from rsfast import ClippedLogits, Gaussian, Laplace, Mask, Softmax, Sparsemax, SubspaceSmoothing, cli, demo, doctor
-from rsfast.runs import results
+from rsfast import results
 from rsfast.runs.environment import Environment
 from rsfast.runs.writer import RunWriter, format_radius
 

@@ -112,7 +112,7 @@ def add_reading_options(parser: Any) -> None:
 def make_run(args: argparse.Namespace, noise: Noise, how: Preprocessing | None = None) -> Run:
     """Load what the options name, say what that is, and return the run; pictures are made as the model says, or as `how`."""
     from ..loading.data import load_data
-    from ..loading.models import load_model
+    from ..loading.models import RANDOM, load_model
     from ..loading.pictures import Pictures
     from ..runs.environment import Environment
     from ..runs.run import Run
@@ -145,7 +145,8 @@ def make_run(args: argparse.Namespace, noise: Noise, how: Preprocessing | None =
         **options,
     )
     if run.ranks.rank == 0 and how is not None:
-        say(f"{loaded.name}, {num_classes} classes; pictures: {how}")
+        untrained = ", untrained" if args.weights == RANDOM else ""
+        say(f"model: {loaded.name}{untrained}, {num_classes} classes; pictures: {how}")
         say(f"data: {data.description}")
     return run
 
@@ -179,7 +180,7 @@ def _about(
     }
     if data.digest is not None:
         about["data_sha256"] = data.digest
-    if loaded.class_names is not None and len(data.class_names or ()) != num_classes:
+    if len(data.class_names or ()) != num_classes:  # then the data's names are not those of the logits
         about["class_names"] = loaded.class_names
     return about
 

@@ -16,6 +16,7 @@ The head is not among them: certify returns lists where it is a sequence, and on
 This module must not postpone its annotations (``from __future__ import annotations``): that would hide the metadata.
 """
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar
@@ -91,6 +92,8 @@ def _batch_size(name: str, value: object) -> int | str:
 
 
 def _int_or_auto(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise ArgumentTypeError(f"must be an int or auto, got {text!r}")
     return text if text == "auto" else int(text)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .. import ops
+from .._progress import progress_bar
 from ..heads import Head, Votes
 from ..noise import Noise, check_noise
 from ..noise.provenance import Provenance
@@ -187,9 +188,10 @@ class Sampling:
     def bar(self, samples: int, description: str, shares: int = 1) -> tqdm[Any]:
         """Return a progress bar over `samples` samples of each input that this process has, one in `shares`.
 
-        It is silent unless the option `progress` is set and stderr is a terminal, and on all ranks but the first.
+        It is silent unless the option `progress` is set and stderr is a terminal or this is a notebook, and on all ranks but
+        the first.
         """
-        return tqdm(
+        return progress_bar(
             total=None if self.inputs.count is None else samples * -(-self.inputs.count // shares),
             desc=description,
             unit="sample",

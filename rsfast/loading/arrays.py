@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,12 @@ from .npy import map_array
 from .npz import read_arrays
 
 _NAMES = (("images", "x"), ("labels", "y"))  # either will do
+_ZIP = b"PK\3\4"
 _CHUNK = 64 << 20  # bytes that are checked at a time
 _TYPES = (np.dtype("float32"), np.dtype("uint8"))
+
+Named = tuple[str, NDArray[Any]]
+"""An array and its name in the file."""
 
 
 class _Casts(NamedTuple):
@@ -36,11 +39,11 @@ _NUMPY, _TORCH = _Casts(".astype('float32')", ".astype('int64')"), _Casts(".floa
 
 
 class MappedRows:
-    """Rows of an array that each process maps from its file by itself, and only when it reads the first."""
+    """Rows of an array that is mapped from a file; another process maps it again, when it reads the first."""
 
-    def __init__(self, find: Callable[[], NDArray[Any]], count: int) -> None:
-        self._find, self._count = find, count
-        self._array: NDArray[Any] | None = None
+    def __init__(self, array: NDArray[Any], find: Callable[[], NDArray[Any]]) -> None:
+        self._array: NDArray[Any] | None = array
+        self._count, self._find = len(array), find
 
     def __len__(self) -> int:
         return self._count
@@ -48,7 +51,8 @@ class MappedRows:
     def __getitem__(self, place: int) -> torch.Tensor:
         if self._array is None:
             self._array = self._find()
-        return torch.from_numpy(_native(self._array[place]))
+        row = self._array[place]
+        return torch.from_numpy(np.array(row, row.dtype.newbyteorder("="), order="C"))  # a copy, which may be written to
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_array": None}
@@ -65,28 +69,20 @@ def read_npy(path: str) -> Data:
     """Map the images in an .npy file; it holds no labels."""
     images = map_array(path)
     _check(path, ("images", images), None, _NUMPY)
-    return _data(path, images, MappedRows(partial(map_array, path), len(images)), None)
+    return _data(path, images, MappedRows(images, partial(map_array, path)), None)
 
 
 def read_pt(path: str) -> Data:
     """Map the images, and read the labels, of a tensor or a dict of tensors that torch.save wrote."""
     images, labels = _tensors(path)
     _check(path, images, labels, _TORCH)
-    return _data(path, images[1], MappedRows(partial(_images_of_tensors, path), len(images[1])), labels)
+    return _data(path, images[1], MappedRows(images[1], partial(_images_of_tensors, path)), labels)
 
 
-def _data(path: str, images: NDArray[Any], items: Items, labels: tuple[str, NDArray[Any]] | None) -> Data:
+def _data(path: str, images: NDArray[Any], items: Items, labels: Named | None) -> Data:
     stored = "float32" if images.dtype == np.float32 else "uint8, which stand for x / 255,"
     description = f"{len(images):,} inputs {list(images.shape[1:])} of {stored} in {path}"
     return Data(items, labels=labels and labels[1].tolist(), digest=sha256(path), description=description)
-
-
-def _native(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a contiguous, writable copy in the byte order of this machine."""
-    return np.array(array, array.dtype.newbyteorder("="), order="C")
-
-
-Named = tuple[str, NDArray[Any]]
 
 
 def _chosen(path: str, arrays: Mapping[str, NDArray[Any]], found: list[str]) -> tuple[Named, Named | None]:
@@ -110,11 +106,8 @@ def _check(path: str, images: Named, labels: Named | None, casts: _Casts) -> Non
         raise TypeError(f"{path}: {x} must be float32 or uint8, got {array.dtype}{hint}")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"{path}: {x} must be [N, ...] and not empty, got {list(array.shape)}")
-    step = max(1, _CHUNK * len(array) // array.nbytes) if array.dtype.kind == "f" else len(array)
-    for first in range(0, len(array), step) if array.dtype.kind == "f" else ():
-        finite = np.isfinite(array[first : first + step]).reshape(-1, array[0].size).all(axis=1)
-        if not finite.all():
-            raise ValueError(f"{path}: {x} must be finite, got NaN or infinity in {x}[{first + finite.argmin()}]")
+    if array.dtype.kind == "f" and (wrong := _first_not_finite(array)) is not None:
+        raise ValueError(f"{path}: {x} must be finite, got NaN or infinity in {x}[{wrong}]")
     if labels is not None:
         y, numbers = labels
         if numbers.dtype.kind not in "iu" or numbers.shape != array.shape[:1]:
@@ -122,6 +115,16 @@ def _check(path: str, images: Named, labels: Named | None, casts: _Casts) -> Non
                 f"{path}: {y} must be integers [{len(array)}], got {numbers.dtype} {list(numbers.shape)}"
                 + _way_to_labels(y, numbers, len(array), casts)
             )
+
+
+def _first_not_finite(array: NDArray[Any]) -> int | None:
+    """Return the place of the first row that holds NaN or infinity; a mapped array is read some rows at a time."""
+    step = max(1, _CHUNK * len(array) // array.nbytes)
+    for first in range(0, len(array), step):
+        finite = np.isfinite(array[first : first + step]).reshape(-1, array[0].size).all(axis=1)
+        if not finite.all():
+            return first + int(finite.argmin())
+    return None
 
 
 def _way_to_labels(name: str, labels: NDArray[Any], count: int, casts: _Casts) -> str:
@@ -139,7 +142,7 @@ def _images_of_tensors(path: str) -> NDArray[Any]:
 def _tensors(path: str) -> tuple[Named, Named | None]:
     """Map the tensors in a file of torch.save; nothing but tensors and plain containers is unpickled."""
     with open_file(path) as file:
-        if not zipfile.is_zipfile(file):
+        if file.read(len(_ZIP)) != _ZIP:
             raise ValueError(f"{path} is not a .pt file; it must be one, as torch.save writes it{hint_of_text(file)}")
         try:
             with warnings.catch_warnings(action="ignore"):  # of what may not load: it loads, or raises

@@ -159,7 +159,11 @@ def _class_names(layout: Layout, file: Path, names: list[str]) -> list[str]:
 
 
 def _texts(held: object) -> list[str]:
-    return [each if isinstance(each, str) else each.decode() for each in held] if isinstance(held, list) else []
+    return [_text(each) for each in held] if isinstance(held, list) else []
+
+
+def _text(held: object) -> str:
+    return held.decode(errors="replace") if isinstance(held, bytes) else str(held)
 
 
 def _bytes(file: Path) -> bytes:
@@ -179,7 +183,7 @@ def _unpickled(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: {type(error).__name__}: {error}; download it again") from error
     if not isinstance(held, dict):
         raise ValueError(f"{file} must hold a dict, got a {type(held).__name__}; download it again")
-    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in held.items()}
+    return {_text(key): value for key, value in held.items()}
 
 
 class _Reader(pickle.Unpickler):
@@ -214,7 +218,7 @@ class _Type:
     """A pickled dtype, of integers only; its state has the byte order."""
 
     def __init__(self, code: object) -> None:
-        text = code.decode() if isinstance(code, bytes) else str(code)
+        text = _text(code)
         if not re.fullmatch("[iu][1248]", text):
             raise pickle.UnpicklingError(f"it must hold arrays of integers only, got {text[:20]!r}")
         self.dtype = np.dtype(text)

@@ -115,6 +115,8 @@ def load_data(
     name = os.fspath(name)
     try:
         data = _find(name, preprocessing)
+        if not len(data):
+            raise ValueError(f"{name} must hold at least one input, got none")
         _check_labels(name, data, num_classes)
     except (OSError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())  # one line
@@ -142,11 +144,14 @@ def _find(name: str, preprocessing: Preprocessing | None) -> Data:
         if split not in (None, *layout.splits):
             raise ValueError(f"its split must be {' or '.join(layout.splits)}, got {split!r}")
         return layout.read(folder, split or layout.splits[0], preprocessing)
-    if near := get_close_matches(form, [*_LAYOUTS, "hf"], cutoff=0.8):
-        raise ValueError(f"data must be {FORMS}, got {name!r}; {near[0]}: may be meant")
-    if is_factory(name):
-        return UserData(name, preprocessing)
-    raise ValueError(f"data must be {FORMS}, got {name!r}")
+    try:
+        if is_factory(name):
+            return UserData(name, preprocessing)
+        raise ValueError(f"data must be {FORMS}, got {name!r}")
+    except ValueError as error:
+        if near := get_close_matches(form, _LAYOUTS, cutoff=0.8):
+            raise ValueError(f"{error}; {near[0]}: may be meant") from error
+        raise
 
 
 def _folder_and_split(rest: str) -> tuple[str, str | None]:
@@ -160,6 +165,8 @@ def _folder_and_split(rest: str) -> tuple[str, str | None]:
 
 def _check_labels(name: str, data: Data, num_classes: int | None) -> None:
     if data.labels is not None:
+        if len(data.labels) != len(data):
+            raise ValueError(f"{name} must hold a label for each of {len(data)} inputs, got {len(data.labels)}")
         low, high = min(data.labels), max(data.labels)
         if low < 0 or (num_classes is not None and high >= num_classes):
             wanted = "at least 0" if num_classes is None else f"from 0 to {num_classes - 1}, as num_classes is {num_classes}"

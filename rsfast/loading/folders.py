@@ -34,7 +34,7 @@ def read_folder(folder: str, preprocessing: Preprocessing | None) -> Data:
     shown = [entry for entry in inside if not entry.name.startswith(".")]
     classes = [entry.name for entry in shown if entry.is_dir()]
     loose = [entry.name for entry in shown if not entry.is_dir() and is_picture(entry.name)]
-    if loose and not any(True for name in classes for _ in pictures_under(folder, name)):
+    if loose and not any(next(pictures_under(folder, name), None) for name in classes):
         return data_of_files(folder, loose, preprocessing, None, None)
     if loose:
         raise ValueError(

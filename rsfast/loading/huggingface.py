@@ -47,6 +47,7 @@ def read_huggingface(folder: str, split: str | None, preprocessing: Preprocessin
     pictures.check_sizes()
     class_names = features[label].names if label in of_classes else None
     files = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    files = [file for file in files if not file.rpartition("/")[2].startswith("cache-")]  # which the library adds later
     classes = f" of {len(class_names):,} classes" if class_names else ""
     return Data(
         pictures,

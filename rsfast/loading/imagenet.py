@@ -20,6 +20,7 @@ _KAGGLE = "ILSVRC/Data/CLS-LOC"  # in its archive
 _DEVKIT = "ILSVRC2012_devkit_t12/data"
 _WNID = re.compile(r"n\d{8}")
 _NAME = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
+_LABELS = {str(label) for label in range(1000)}  # in Caffe's val.txt; others count from 1, or in another order
 _MOST_BYTES = 64 << 20  # of a text; that of Kaggle has 2 MB
 
 
@@ -50,10 +51,11 @@ def read_imagenet(folder: str, split: str, preprocessing: Preprocessing | None) 
         if not names and split == "val" and (names := [name for name in inside if _NAME.fullmatch(name)]):
             classes, wnids = _of_flat(folder, names, places)
         if names:
-            known = sorted(words) if words.keys() >= {*wnids} else wnids
-            number = {wnid: place for place, wnid in enumerate(known)} or {str(place): place for place in range(1000)}
-            labels = [number[each] for each in classes]
-            return data_of_files(str(root), names, preprocessing, labels, [words.get(each, each) for each in known] or None)
+            known = sorted(words) if wnids and words.keys() >= {*wnids} else wnids
+            number = {wnid: place for place, wnid in enumerate(known)}
+            labels = [int(each) if each.isdecimal() else number[each] for each in classes]
+            class_names = [words.get(wnid, wnid) for wnid in known] or None
+            return data_of_files(str(root), names, preprocessing, labels, class_names)
     raise ValueError(
         f"{folder} must hold folders named by WordNet ids, such as {split}/n01440764, or ILSVRC2012_val_00000001.JPEG and "
         f"so on with their ground truth, got {listed(sorted(os.listdir(folder)))}"
@@ -74,10 +76,9 @@ def _of_flat(folder: str, names: Sequence[str], places: Sequence[Path]) -> tuple
     classes = {*truth.values()}
     if all(map(_WNID.fullmatch, classes)):
         return [truth[name] for name in names], sorted(classes)
-    if wrong := sorted(classes - {str(place) for place in range(1000)}):
-        raise ValueError(
-            f"{file} must hold only WordNet ids, such as n01440764, or only labels from 0 to 999, got {wrong[0]!r}"
-        )
+    if file.name != "val.txt" or not classes <= _LABELS:
+        wrong = next(text for text in sorted(classes) if not _WNID.fullmatch(text))
+        raise ValueError(f"{file} must hold WordNet ids, such as n01440764, or in val.txt labels only, got {wrong!r}")
     return [truth[name] for name in names], []
 
 
@@ -112,9 +113,9 @@ def _devkit(file: Path) -> dict[str, str]:
         with open_file(meta) as opened:
             synsets = loadmat(opened, squeeze_me=True)["synsets"]
         wnids = {str(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets if each["num_children"] == 0}
+        return {name: wnids[number] for name, number in _in_order(file).items()}
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{meta} must be that of the development kit ({type(error).__name__}: {error})") from error
-    return {name: wnids.get(number, number) for name, number in _in_order(file).items()}
 
 
 _TRUTHS: dict[str, tuple[str, Callable[[Path], dict[str, str]]]] = {

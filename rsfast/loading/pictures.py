@@ -61,8 +61,8 @@ class Pictures:
                 upright = as_8_bit(_upright(image), self._preprocessing)
         except Exception as error:  # a damaged picture can raise anything
             text = reason(error) or type(error).__name__
-            why = f"it is no {' or '.join(_FORMATS)}" if text.startswith("cannot identify image file") else text
-            raise Unreadable(f"{self.name(place)} cannot be read: {why}") from error
+            why = f"it is none of {', '.join(_FORMATS)}" if text.startswith("cannot identify image file") else text
+            raise Unreadable(f"{self.name(place)}: {why}") from error
         return as_pixels(upright, self._preprocessing)
 
     def name(self, place: int) -> str:
@@ -89,8 +89,8 @@ class Pictures:
             if found != size:
                 raise ValueError(
                     f"pictures must have one size where no preprocessing makes it so, got {size[0]} x {size[1]} in {first} "
-                    f"and {found[0]} x {found[1]} in {self.name(place)}; resize them, or pass preprocessing with a size, "
-                    "as a model loaded by name has"
+                    f"and {found[0]} x {found[1]} in {self.name(place)}; resize them, or pass preprocessing with a size "
+                    "(--image-size)"
                 )
 
 

@@ -32,12 +32,12 @@ class UserData(Data):
         ):
             what = f"the class {dataset.__name__}" if isinstance(dataset, type) else f"a {type(dataset).__name__}"
             raise TypeError(f"data {spec} must return a Dataset with __len__ and __getitem__, got {what}")
-        if not len(dataset):
-            raise ValueError(f"data {spec} must return a Dataset of at least one input, got none")
         labels = getattr(dataset, "labels", getattr(dataset, "targets", None))
+        if labels is not None and ((tensor := torch.as_tensor(labels)).ndim != 1 or tensor.is_floating_point()):
+            raise TypeError(f"data {spec} must have integers [N] as labels, got {tensor.dtype} {list(tensor.shape)}")
         super().__init__(
             dataset,
-            labels=None if labels is None else torch.as_tensor(labels).tolist(),
+            labels=None if labels is None else tensor.tolist(),
             names=getattr(dataset, "names", None),
             class_names=getattr(dataset, "class_names", getattr(dataset, "classes", None)),
             digest=getattr(dataset, "digest", None),
