@@ -797,7 +797,12 @@ def test_splits_of_hugging_face(huggingface):
     one, two = held(huggingface), held(huggingface, labels=(0, 0, 0))
     huggingface.DatasetDict(train=one, validation=two).save_to_disk("both")
     assert load_data("hf:both").labels == [0, 0, 0]
-    assert load_data("hf:both:train").labels == [1, 0, 1]
+    train = load_data("hf:both:train")
+    assert train.labels == [1, 0, 1]
+    assert train.digest != load_data("hf:both").digest
+    assert train.description == "3 pictures of 2 classes in both/train"
+    Path("both/train/cache-1234.arrow").touch()
+    assert load_data("hf:both:train").digest == train.digest
     fails("hf:both:test", "must hold the split test, got train, validation; name one, as in hf:both:train")
     huggingface.DatasetDict(a=one, b=two).save_to_disk("others")
     fails("hf:others", "must hold a split named test or validation, got a, b; name one, as in hf:others:a")
@@ -830,7 +835,7 @@ def test_hugging_face_that_will_not_do(huggingface):
 
 
 FACTORIES = """
-import numpy as np, torch
+import io, numpy as np, torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
@@ -843,6 +848,11 @@ class Pictures(Dataset):
 
     def __getitem__(self, place):
         return Image.new("LA", (4, 3), (51, place)), int(self.targets[place])
+
+def cut():
+    data = io.BytesIO()
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(data, "BMP")
+    return [Image.open(io.BytesIO(data.getvalue()[:-100]))]
 
 def pairs():
     return TensorDataset(torch.full((2, 3), 51, dtype=torch.uint8), torch.tensor([1, 0]))
@@ -902,7 +912,7 @@ def test_a_dataset_of_the_users(factories):
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("breaks", "own_data.py, line 39: ZeroDivisionError"),
+        ("breaks", "own_data.py, line 44: ZeroDivisionError"),
         ("number", "must return a Dataset with __len__ and __getitem__, got a int"),
         ("Stream", "must return a Dataset with __len__ and __getitem__, got a Stream"),
         ("none", "must hold at least one input, got none"),
@@ -915,6 +925,8 @@ def test_factories_that_will_not_do(factories, factory, message):
 
 
 def test_items_that_will_not_do(factories):
+    with pytest.raises(Unreadable, match=r"^the picture at \[0\]: image file is truncated"):
+        load_data("own_data:cut")[0]
     for name, what in (
         ("doubles", "torch.float64 in [0]; return x.float()"),
         ("arrays", "a ndarray in [0]; return torch.from_numpy(x)"),
