@@ -400,7 +400,7 @@ def test_a_model_outside_the_working_directory_is_named_in_full(capsys, tmp_path
 def test_a_model_that_is_no_pair_of_names(capsys, spec):
     said = fails(capsys, spec)
     assert said.startswith("--model must be MODULE:FACTORY, such as nets:resnet110, names ")
-    assert f" without a path, .py or brackets, or one of timm:..., torchvision:..., hf:..., " in said
+    assert " without a path, .py or brackets, or one of timm:..., torchvision:..., hf:..., " in said
     assert said.endswith(f", got {spec!r}")
 
 
