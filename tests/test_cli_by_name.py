@@ -131,7 +131,26 @@ def test_bytes_for_noise_of_bytes():
     assert data[0].dtype == torch.uint8
 
 
+def test_several_sigmas(capsys):
+    command = f"--checkpoint net.tar --data zoo --image-size 24 --workers 0 {SMALL} --sigma 0.12 0.5"
+    run(f"certify {command} --out out")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines[:2]] == ["out/sigma=0.12", "out/sigma=0.5"]
+    assert [line.split()[0] for line in lines[4:7]] == ["sigma=0.12", "sigma=0.5", "upper"]
+    assert Path("out/sweep.svg").read_text().lstrip().startswith("<?xml")
+    run(f"certify {command} --sigma 0.5 --out one")
+    assert table("out/sigma=0.5") == table("one")
+    assert sidecar("out/sigma=0.12")["noise"]["sigma"] == 0.12
+    run(f"certify {command} --sigma 0.12 0.5 0.25 --out out --resume")
+    assert sidecar("out/sigma=0.25")["noise"]["sigma"] == 0.25
+    run(f"predict {command.replace('--n0 10', '')} --out predictions")
+    assert sidecar("predictions/sigma=0.5")["n"] == 40
+    assert not Path("predictions/sweep.svg").exists()
+
+
 MISTAKES = {
+    "--data zoo --checkpoint net.tar --sigma 0.5 0.25 0.5": "--sigma must be different numbers, got 0.5 twice",
+    "--data zoo --checkpoint net.tar --sigma 0.5 -1": "sigma must be ",
     "--data zoo": "--model must be given: MODULE:FACTORY, timm:NAME, torchvision:NAME, hf:FOLDER_OR_NAME, onnx:FILE",
     "--data zoo --model timm:test_resnett --weights random": "--model timm:test_resnett must be one of the ",
     "--data zoo --model jit:absent.pt": "--model jit:absent.pt: No such file or directory",
@@ -151,7 +170,7 @@ MISTAKES = {
 @pytest.mark.parametrize("options", MISTAKES)
 def test_mistakes_are_one_line(capsys, options):
     np.savez("data.npz", images=np.zeros((2, 3, 32, 32), np.float32))
-    assert MISTAKES[options] in fails(capsys, f"certify {options} {SMALL} --out out")
+    assert MISTAKES[options] in fails(capsys, f"certify {SMALL} {options} --out out")
 
 
 @pytest.mark.slow

@@ -89,9 +89,9 @@ def noise(text: str) -> Noise:
 
 
 def noise_in(args: argparse.Namespace) -> Noise:
-    """Return what --noise or --sigma says."""
+    """Return what --noise or --sigma says; of several sigmas `sweep.each_sigma` makes one at a time."""
     made: Noise | None = args.noise
-    return Gaussian(args.sigma) if made is None else made
+    return Gaussian(*args.sigma) if made is None else made
 
 
 def add_out(parser: Parser) -> None:

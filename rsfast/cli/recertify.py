@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.options import ProofOptions, SamplingOptions, options_of
 from .arguments import Commands, Parser, add_command, add_options, add_out, options_in
-from .run_options import Counts, add_reading_options, make_run, print_certified
+from .run_options import Counts, add_reading_options, load_sources, make_run, print_certified
 
 if TYPE_CHECKING:
     from ..runs.results import Results
@@ -81,11 +81,9 @@ def _certify_changed(args: argparse.Namespace) -> tuple[Results, float]:
     settings: dict[str, Any] = {name: before.get(name) for name in same} | {"batch_size": "auto", "backend": "auto"}
     settings |= {"image_size": None, "log_json": None, "profile": False, "data": args.data or before["data"]}
     how = before.get("preprocessing")
-    made = make_run(
-        argparse.Namespace(**{**vars(args), **settings}),
-        from_dict(before["noise"]),
-        None if how is None else Preprocessing.from_dict(how),
-    )
+    as_before = argparse.Namespace(**{**vars(args), **settings})
+    noise = from_dict(before["noise"])
+    made = make_run(as_before, noise, load_sources(as_before, noise, how and Preprocessing.from_dict(how)))
     given = {name: before.get(name) for name in ("weights", "checkpoint", "num_classes")}
     first = load_model(before["model"], **given, device=args.device).model
     if state_dict_sha256(first) != before.get("state_dict_sha256"):

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..engine.options import SamplingOptions, options_of
 from ..noise import Noise, radius_label
@@ -15,6 +15,8 @@ from ..noise.text import forms
 from .arguments import Parser, add_options, add_out, noise, options_in, positive
 
 if TYPE_CHECKING:
+    import torch
+
     from ..loading.dataset import Data
     from ..loading.loaded import LoadedModel
     from ..loading.preprocessing import Preprocessing
@@ -30,7 +32,8 @@ def add_run_options(parser: Parser) -> None:
     add = parser.add_argument
     _add_sources(parser)
     either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
+    text = "standard deviation of Gaussian noise, in the units of images; for several, a run in OUT/sigma=S each"
+    either.add_argument("--sigma", type=float, nargs="+", metavar="S", help=text)
     text = (
         f"any noise, in the units of images, with radii in its norm: {forms()}; for a .npy file of one axis numbers do, as "
         "0.1,0.2,0.3 (a path with = is KEY=PATH, as sigmas=a=b.npy, and none has a colon)"
@@ -109,14 +112,22 @@ def add_reading_options(parser: Any) -> None:
     add("--workers", type=int, metavar="N", help="processes that read pictures (default: 1 for files of pictures, else 0)")
 
 
-def make_run(args: argparse.Namespace, noise: Noise, how: Preprocessing | None = None) -> Run:
-    """Load what the options name, say what that is, and return the run; pictures are made as the model says, or as `how`."""
+class Sources(NamedTuple):
+    """What the options name, loaded."""
+
+    model: LoadedModel
+    how: Preprocessing | None
+    data: Data
+    num_classes: int
+    device: torch.device
+    shard: str | None
+
+
+def load_sources(args: argparse.Namespace, noise: Noise, how: Preprocessing | None = None) -> Sources:
+    """Load the model and the data that the options name; pictures are made as the model says, or as `how`."""
     from ..loading.data import load_data
-    from ..loading.models import RANDOM, load_model
-    from ..loading.pictures import Pictures
-    from ..runs.environment import Environment
-    from ..runs.run import Run
-    from .processes import join, restarts
+    from ..loading.models import load_model
+    from .processes import join
 
     device, shard = join(args.device, args.shard)
     given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
@@ -126,11 +137,22 @@ def make_run(args: argparse.Namespace, noise: Noise, how: Preprocessing | None =
     num_classes = loaded.num_classes or len(data.class_names or ())
     if not num_classes:
         raise ValueError("--num-classes must be given, the number of logits: neither --model nor --data says it")
+    return Sources(loaded, how, data, num_classes, device, shard)
+
+
+def make_run(args: argparse.Namespace, noise: Noise, sources: Sources) -> Run:
+    """Return the run of what was loaded, and say what that is."""
+    from ..loading.models import RANDOM
+    from ..loading.pictures import Pictures
+    from ..runs.environment import Environment
+    from ..runs.run import Run
+    from .processes import restarts
+
+    loaded, how, data, num_classes, device, shard = sources
     names = ("start", "end", "skip", "mean", "std", "log_json", "profile")
     options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"device": device, "shard": shard}
     if args.mean is None and args.std is None and how is not None:
         options |= {"mean": how.mean, "std": how.std}
-    workers = args.workers if args.workers is not None else int(isinstance(data.items, Pictures))
     say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
     run = Run(
         loaded.model,
@@ -138,9 +160,9 @@ def make_run(args: argparse.Namespace, noise: Noise, how: Preprocessing | None =
         noise,
         args.out,
         num_classes=num_classes,
-        workers=workers,
+        workers=args.workers if args.workers is not None else int(isinstance(data.items, Pictures)),
         resume=args.resume or restarts() > 0,
-        about=_about(args, loaded, how, data, num_classes),
+        about=_about(args, sources),
         environment=replace(args.environment or Environment(), say=say),
         **options,
     )
@@ -165,10 +187,9 @@ def _preprocessing(args: argparse.Namespace, own: Preprocessing | None) -> Prepr
     return own
 
 
-def _about(
-    args: argparse.Namespace, loaded: LoadedModel, how: Preprocessing | None, data: Data, num_classes: int
-) -> dict[str, Any]:
+def _about(args: argparse.Namespace, sources: Sources) -> dict[str, Any]:
     """Return what the sidecar says of command, model and data."""
+    loaded, how, data, num_classes, *_ = sources
     about = {
         "command": args.command_line,
         "model": loaded.name,
