@@ -16,7 +16,7 @@ from ..noise import Noise, check_lipschitz, check_noise
 from .bounds.betting import typical_betting_lower
 from .bounds.clopper_pearson import forecast_proportion
 from .common import Floats, check_alpha
-from .estimates import Estimates
+from .estimates import Estimates, Scores, TallyLike
 from .exact import EXACT, Exact, check_exact
 from .registry import BOUNDS, Bound, resolve_bound
 
@@ -310,6 +310,30 @@ def _partitioned(estimates: Estimates, spec: CertificationSpec) -> tuple[Floats,
         lower[rows] = spec.limits_by.lower(pooled.rows(rows), 0, share)
         upper[rows] = spec.limits_by.upper(pooled.rows(rows), 1, share)
     return lower, np.minimum(upper, 1 - lower), (spec.alpha - shares)[:, None]
+
+
+def predicted_radii(selection: TallyLike, specs: Sequence[CertificationSpec], n: int) -> Floats:
+    """Return about the radii [specs, inputs] that n samples like those of the selection would prove. They are no claim.
+
+    A spec that is chosen by them depends on the selection sample only, so the certificate from other samples holds.
+
+    Examples
+    --------
+    >>> from rsfast import Gaussian, Tally
+    >>> selection = Tally(1, 2)
+    >>> selection.n[0], selection.counts[0, 0], selection.counts[0, 1] = 100, 90, 10
+    >>> predicted_radii(selection, [CertificationSpec(Gaussian(sigma), 0.001) for sigma in (0.25, 0.5)], 10_000).round(3)
+    array([[0.307],
+           [0.614]])
+    """
+    found = np.empty((len(specs), selection.num_inputs))
+    for places in alike(specs):
+        spec, heads = specs[places[0]], [specs[place].head for place in places]
+        scores, ids = Scores.of(selection, *heads), range(selection.num_inputs)
+        estimates = Estimates.of(scores, [selection], heads, False, n, 0, ids)
+        radii = _predicted_radii(estimates, _alpha_splits(spec, selection.num_classes), spec)
+        found[places] = radii.max(axis=1).reshape(len(places), -1)
+    return found
 
 
 def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limits, rough: Bound) -> Floats:
