@@ -1,0 +1,164 @@
+"""rsfast.compat.iss beside a plain loop that samples as ISS does: the same script.
+
+Radii of two estimates of p by n votes differ by a number of standard deviation ``sigma sqrt(2 p (1 - p) / n) / phi``, phi the
+normal density at the radius over sigma. 5.5 of them are allowed: of all 22 radii one differs by more with chance 9e-7.
+"""
+
+import literal_iss
+import numpy as np
+import pytest
+import torch
+from literal import WITHIN, run
+from scipy.stats import norm
+from torch import nn
+
+import rsfast
+from rsfast.compat import iss
+
+SIGMA, ALPHA = 0.5, 0.001
+
+SCRIPT = """
+from certify_iss import certify
+lines = ["idx\\tlabel\\tpredict\\tpA\\tsamplesize\\tradius\\tcorrect"]
+for i, (x, label) in enumerate(dataset):
+    prediction, pABar, sample_size, radius = certify(
+        model, 2, x, 0.5, n0=200, max_size=20000, batch_size=100, alpha=0.001, max_loss=loss, loss_type=loss_type
+    )
+    correct = int(prediction == label)
+    lines.append(f"{i}\\t{label}\\t{prediction}\\t{pABar:.6f}\\t{sample_size}\\t{radius:.6f}\\t{correct}")
+"""
+
+
+def model():
+    """Class 0 where the mean of [1, 2, 2] is above 0.5."""
+    linear = nn.Linear(4, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[0.25], [-0.25]]) * torch.ones(4))
+        linear.bias.copy_(torch.tensor([-0.5, 0.5]))
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+def dataset():
+    """Images with radii of 0.4, 0.6 and 0.8, of either class."""
+    pairs = [(0.7, 0), (0.8, 0), (0.9, 0), (0.3, 1), (0.1, 0)]
+    return [(torch.full((1, 2, 2), level), label) for level, label in pairs]
+
+
+def columns(names):
+    return np.array([[float(each) for each in line.split("\t")] for line in names["lines"][1:]])
+
+
+def allowed(radius, n):
+    p = norm.cdf(radius / SIGMA)
+    return WITHIN * SIGMA * np.sqrt(2 * p * (1 - p) / n) / norm.pdf(radius / SIGMA)
+
+
+@pytest.mark.parametrize(("loss", "loss_type"), [(0.05, "absolute"), (0.1, "relative")])
+def test_the_same_script(loss, loss_type):
+    """Classes are equal, and radii differ by no more than the loss and the sampling error."""
+    torch.manual_seed(1)
+    names = {"model": model(), "dataset": dataset(), "loss": loss, "loss_type": loss_type}
+    theirs, mine = (columns(run(SCRIPT, "certify_iss", module, **names)) for module in ("literal_iss", "rsfast.compat.iss"))
+    assert mine[:, 2].tolist() == theirs[:, 2].tolist() == [0, 0, 0, 1, 1]
+    assert mine[:, 6].tolist() == [1, 1, 1, 1, 0]
+    full = 2 * (np.abs(np.array([0.7, 0.8, 0.9, 0.3, 0.1]) - 0.5))  # what infinitely many samples prove
+    for found in (mine, theirs):
+        assert bool((found[:, 4] < 20_000).any())
+        assert bool((found[:, 5] < full + 0.02).all())
+        least = full - 0.03 - (loss if loss_type == "absolute" else loss * full)  # 0.03: what 20,000 samples lose, and noise
+        assert bool((found[:, 5] > least - allowed(full, 20_000)).all())
+
+
+@pytest.mark.parametrize(("loss", "loss_type"), [(0.05, "absolute"), (0.1, "relative")])
+def test_legacy(loss, loss_type):
+    """The script's own numbers: as many samples to within three batches, and radii within sampling error."""
+    torch.manual_seed(2)
+    for number, (x, _) in enumerate(dataset()):
+        arguments = (model(), 2, x, SIGMA, 400, 20_000, 100, ALPHA, loss, loss_type)
+        theirs = literal_iss.certify(*arguments)
+        with pytest.warns(UserWarning, match="no certificate"):
+            mine = iss.certify(*arguments, legacy=True, seed=3, input_id=number)
+        assert mine[0] == theirs[0]
+        assert mine[2] % 100 == 0
+        assert [type(each) for each in mine] == [int, float, int, float]
+        n = min(mine[2], theirs[2])
+        assert abs(mine[3] - theirs[3]) < allowed(theirs[3], n) + 2 * loss * max(1, theirs[3])
+        assert 0.5 < mine[2] / theirs[2] < 2  # the plans are for what 400 samples say
+
+
+@pytest.mark.parametrize("loss_type", iss.LOSS_TYPES)
+def test_plans(loss_type):
+    """Where votes are whole numbers they are the script's; elsewhere they are rounded down, which takes a batch or two more."""
+    mine, theirs = (plan(0.05, 1000, 60, SIGMA, ALPHA, loss_type) for plan in (iss.generate_iss, literal_iss.generate_iss))
+    assert list(mine.values()) == list(theirs.values())
+    assert list(mine) == pytest.approx(list(theirs))
+    for ends in ((0.4, 0.55), (0.93, 0.97), (0.5, 0.5), (0.9991, 1.0)):
+        assert iss.find_opt_batchnum(mine, *ends) == literal_iss.find_opt_batchnum(theirs, *ends)
+    mine, theirs = (plan(0.05, 130, 60, SIGMA, ALPHA, loss_type) for plan in (iss.generate_iss, literal_iss.generate_iss))
+    assert max(abs(mine[p] - q) for p, q in zip(mine, theirs.values(), strict=True)) <= 3
+
+
+def test_what_it_is():
+    """A relative loss is rsfast.certify's rtol; an absolute one is rtol times the radius that the selection leaves likely."""
+    x = dataset()[1][0]
+    arguments = {
+        "num_classes": 2,
+        "n0": 200,
+        "n": 20_000,
+        "alpha": ALPHA,
+        "rule": "one_vs_rest",
+        "seed": 5,
+        "input_ids": [4],
+    }
+    for loss, loss_type, rtol in ((0.1, "relative", 0.1), (0.05, "absolute", None)):
+        if rtol is None:
+            tally = rsfast.sample(
+                model(), x[None], rsfast.Gaussian(SIGMA), num_classes=2, n=200, stream="selection", seed=5, input_ids=[4]
+            )
+            upper = rsfast.bounds.clopper_pearson_upper(int(tally.counts.max()), 200, ALPHA / 2)
+            lower = rsfast.bounds.clopper_pearson_lower(int(upper * 20_000), 20_000, ALPHA)
+            rtol = 0.05 / (SIGMA * norm.ppf(lower))
+        [found] = rsfast.certify(model(), x[None], rsfast.Gaussian(SIGMA), rtol=rtol, **arguments)
+        mine = iss.certify(model(), 2, x, SIGMA, 200, 20_000, 100, ALPHA, loss, loss_type, seed=5, input_id=4)
+        assert mine == (found.prediction, found.p_lower, 200 + found.n, found.radius)
+        assert mine[2] < 20_000
+
+
+def test_abstention():
+    """At a tie; and where the loss is more than any radius, after the selection alone."""
+    x = torch.full((1, 2, 2), 0.5)
+    found = iss.certify(model(), 2, x, SIGMA, 100, 1000, 100, ALPHA, 0.2, "relative", seed=1)
+    assert (found[0], found[3]) == (-1, 0.0)
+    assert iss.certify(model(), 2, x, SIGMA, 100, 1000, 100, ALPHA, 3.0, "absolute", seed=1)[::2] == (-1, 100)
+    with pytest.warns(UserWarning, match="no certificate"):
+        found = iss.certify(model(), 2, x, SIGMA, 100, 1000, 100, ALPHA, 3.0, "absolute", seed=1, legacy=True)
+    assert (found[0], *found[2:]) == (-1, 0, 0.0)
+
+
+def test_seeds():
+    x = dataset()[0][0]
+    one, two, other = (
+        iss.certify(model(), 2, x, SIGMA, 100, 5000, size, ALPHA, 0.1, "relative", seed=2, input_id=number)
+        for size, number in ((100, 0), (333, 0), (100, 1))
+    )
+    assert one == two != other
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "message"),
+    [
+        ({"loss_type": "both"}, ValueError, "loss_type must be one of 'absolute', 'relative', got 'both'"),
+        ({"max_loss": 1.0}, ValueError, "max_loss must be a finite number above 0 and below 1"),
+        ({"max_loss": 0.0}, ValueError, "max_loss must be a finite number above 0"),
+        ({"n0": 0}, ValueError, "n0 must be from 1"),
+        ({"max_size": 0}, ValueError, "max_size must be from 1"),
+        ({"alpha": 1.0}, ValueError, "alpha must be"),
+        ({"sigma": -1.0}, ValueError, "sigma must be"),
+        ({"x": torch.zeros(2, 1, 2, 2)}, ValueError, "x must be one input"),
+        ({"n0": 50, "legacy": True}, ValueError, "n0 and max_size must be at least batch_size = 100 with legacy"),
+    ],
+)
+def test_wrong_uses(changed, kind, message):
+    given = {"x": dataset()[0][0], "sigma": SIGMA, "n0": 100, "max_size": 1000, "batch_size": 100, "alpha": ALPHA}
+    with pytest.raises(kind, match=message):
+        iss.certify(model(), 2, **(given | {"max_loss": 0.1, "loss_type": "relative"} | changed))
