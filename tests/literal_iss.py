@@ -1,5 +1,7 @@
 """A plain loop's `certify` as the script of ISS does it, for tests/test_compat_iss.py."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from scipy.stats import beta, norm
@@ -19,6 +21,7 @@ def sample(base_classifier, num_classes, x, sigma, batches, batch_size):
     return counts
 
 
+@cache  # for the test's sake
 def generate_iss(loss, batch_size, upper, sigma, alpha, loss_type):
     plan, sizes = {}, batch_size * np.arange(1, upper + 1)
     for p in np.arange(501) * 0.001 + 0.5:

@@ -1,7 +1,7 @@
 """rsfast.compat.iss beside a plain loop that samples as ISS does: the same script.
 
-Radii of two estimates of p by n votes differ by a number of standard deviation ``sigma sqrt(2 p (1 - p) / n) / phi``, phi the
-normal density at the radius over sigma. 5.5 of them are allowed: of all 22 radii one differs by more with chance 9e-7.
+The radius that n votes give differs from that of n others by ``sigma sqrt(2 p (1 - p) / n) / phi`` (standard deviation), phi
+the normal density at the radius over sigma. 5.5 of them are allowed: of all 30 radii one differs by more with chance 1e-6.
 """
 
 import literal_iss
@@ -88,7 +88,7 @@ def test_legacy(loss, loss_type):
 
 @pytest.mark.parametrize("loss_type", iss.LOSS_TYPES)
 def test_plans(loss_type):
-    """Where votes are whole numbers they are the script's; elsewhere they are rounded down, which takes a batch or two more."""
+    """Where votes are whole numbers they are the script's; elsewhere votes are rounded down, which takes a few batches."""
     mine, theirs = (plan(0.05, 1000, 60, SIGMA, ALPHA, loss_type) for plan in (iss.generate_iss, literal_iss.generate_iss))
     assert list(mine.values()) == list(theirs.values())
     assert list(mine) == pytest.approx(list(theirs))
@@ -99,26 +99,17 @@ def test_plans(loss_type):
 
 
 def test_what_it_is():
-    """A relative loss is rsfast.certify's rtol; an absolute one is rtol times the radius that the selection leaves likely."""
+    """A relative loss is rsfast.certify's rtol, an absolute one that times the radius that the selection leaves likely."""
     x = dataset()[1][0]
-    arguments = {
-        "num_classes": 2,
-        "n0": 200,
-        "n": 20_000,
-        "alpha": ALPHA,
-        "rule": "one_vs_rest",
-        "seed": 5,
-        "input_ids": [4],
-    }
+    shared = {"num_classes": 2, "seed": 5, "input_ids": [4]}
+    proof = {"n0": 200, "n": 20_000, "alpha": ALPHA, "rule": "one_vs_rest"}
     for loss, loss_type, rtol in ((0.1, "relative", 0.1), (0.05, "absolute", None)):
         if rtol is None:
-            tally = rsfast.sample(
-                model(), x[None], rsfast.Gaussian(SIGMA), num_classes=2, n=200, stream="selection", seed=5, input_ids=[4]
-            )
+            tally = rsfast.sample(model(), x[None], rsfast.Gaussian(SIGMA), n=200, stream="selection", **shared)
             upper = rsfast.bounds.clopper_pearson_upper(int(tally.counts.max()), 200, ALPHA / 2)
             lower = rsfast.bounds.clopper_pearson_lower(int(upper * 20_000), 20_000, ALPHA)
             rtol = 0.05 / (SIGMA * norm.ppf(lower))
-        [found] = rsfast.certify(model(), x[None], rsfast.Gaussian(SIGMA), rtol=rtol, **arguments)
+        [found] = rsfast.certify(model(), x[None], rsfast.Gaussian(SIGMA), rtol=rtol, **shared, **proof)
         mine = iss.certify(model(), 2, x, SIGMA, 200, 20_000, 100, ALPHA, loss, loss_type, seed=5, input_id=4)
         assert mine == (found.prediction, found.p_lower, 200 + found.n, found.radius)
         assert mine[2] < 20_000
