@@ -1,4 +1,4 @@
-"""A plain loop's `certify` as the script of ISS does it, for tests/test_compat_iss.py."""
+"""The functions of the script of ISS, and its loop's body as a function, for tests/test_compat_iss.py."""
 
 from functools import cache
 
@@ -11,7 +11,7 @@ def lower(k, n, alpha):
     return np.nan_to_num(beta.ppf(alpha, k, n - k + 1))
 
 
-def sample(base_classifier, num_classes, x, sigma, batches, batch_size):
+def _sample_noise(base_classifier, num_classes, x, sigma, batches, batch_size):
     counts = np.zeros(num_classes, dtype=int)
     with torch.no_grad():
         for _ in range(batches):
@@ -19,6 +19,10 @@ def sample(base_classifier, num_classes, x, sigma, batches, batch_size):
             votes = base_classifier(rows + torch.randn_like(rows) * sigma).argmax(1)
             counts += np.bincount(votes.numpy(), minlength=num_classes)
     return counts
+
+
+def _lower_confidence_bound(NA, N, alpha):
+    return lower(NA, N, alpha)
 
 
 @cache  # for the test's sake
@@ -41,13 +45,13 @@ def find_opt_batchnum(plan, pa_lower, pa_upper):
 
 def certify(base_classifier, num_classes, x, sigma, n0, max_size, batch_size, alpha, max_loss, loss_type):
     batches = n0 // batch_size
-    counts = sample(base_classifier, num_classes, x, sigma, batches, batch_size)
+    counts = _sample_noise(base_classifier, num_classes, x, sigma, batches, batch_size)
     top, n = counts.argmax().item(), batches * batch_size
     low, high = lower(counts[top], n, alpha / 2), 1 - lower(n - counts[top], n, alpha / 2)
     best = find_opt_batchnum(generate_iss(max_loss, batch_size, max_size // batch_size, sigma, alpha, loss_type), low, high)
     if not best:
         return -1, low, 0, 0.0
-    counts += sample(base_classifier, num_classes, x, sigma, best - batches, batch_size)
+    counts += _sample_noise(base_classifier, num_classes, x, sigma, best - batches, batch_size)
     n = max(best, batches) * batch_size
     p = lower(counts[top], n, alpha)
     return (-1, p, n, 0.0) if p < 0.5 else (top, p, n, sigma * norm.ppf(p))

@@ -69,21 +69,83 @@ def test_the_same_script(loss, loss_type):
         assert bool((found[:, 5] > least - allowed(full, 20_000)).all())
 
 
-@pytest.mark.parametrize(("loss", "loss_type"), [(0.05, "absolute"), (0.1, "relative")])
-def test_legacy(loss, loss_type):
-    """The script's own numbers: as many samples to within three batches, and radii within sampling error."""
-    torch.manual_seed(2)
-    for number, (x, _) in enumerate(dataset()):
-        arguments = (model(), 2, x, SIGMA, 400, 20_000, 100, ALPHA, loss, loss_type)
-        theirs = literal_iss.certify(*arguments)
-        with pytest.warns(UserWarning, match="no certificate"):
-            mine = iss.certify(*arguments, legacy=True, seed=3, input_id=number)
-        assert mine[0] == theirs[0]
-        assert mine[2] % 100 == 0
-        assert [type(each) for each in mine] == [int, float, int, float]
-        n = min(mine[2], theirs[2])
-        assert abs(mine[3] - theirs[3]) < allowed(theirs[3], n) + 2 * loss * max(1, theirs[3])
-        assert 0.5 < mine[2] / theirs[2] < 2  # the plans are for what 400 samples say
+LOOP = """
+from certify_iss import _lower_confidence_bound, _sample_noise, find_opt_batchnum, generate_iss
+iss = generate_iss(loss, batch_size, upper, sigma, alpha, "absolute")
+lines = []
+for x, label in dataset:
+    counts_prediction = _sample_noise(model, num_classes, x, sigma, n0, batch_size)
+    prediction_uncertain = counts_prediction.argmax().item()
+    pa_lower, pa_upper = proportion_confint(counts_prediction[prediction_uncertain].item(), n0 * batch_size, alpha)
+    opt_batchnum = find_opt_batchnum(iss, pa_lower, pa_upper)
+    sample_size = opt_batchnum * batch_size
+    if sample_size != 0:
+        counts_certification = counts_prediction
+        counts_certification += _sample_noise(model, num_classes, x, sigma, opt_batchnum - n0, batch_size)
+        nA = counts_certification[prediction_uncertain].item()
+        pABar = _lower_confidence_bound(nA, sample_size, alpha)
+        prediction, radius = (-1, 0) if pABar < 0.5 else (prediction_uncertain, sigma * norm.ppf(pABar))
+    else:
+        prediction, pABar, radius = -1, pa_lower, 0
+    lines.append((prediction, pABar, sample_size, radius))
+"""
+
+
+def test_the_loop_of_the_script():
+    """Classes are equal, radii smaller by what the bound takes to hold, and planned samples as many within a factor of 2."""
+    torch.manual_seed(4)
+    settings = {"loss": 0.05, "batch_size": 400, "upper": 50, "sigma": SIGMA, "alpha": ALPHA, "n0": 1, "num_classes": 2}
+    names = {"model": model(), "dataset": dataset(), "norm": norm, "proportion_confint": confidence_interval} | settings
+    theirs, mine = (run(LOOP, "certify_iss", module, **names)["lines"] for module in ("literal_iss", "rsfast.compat.iss"))
+    assert [row[0] for row in mine] == [row[0] for row in theirs] == [0, 0, 0, 1, 1]
+    for one, two in zip(mine, theirs, strict=True):
+        assert 0.5 <= one[2] / two[2] <= 2  # the plans are for what 400 samples say
+        assert abs(one[3] - two[3]) < allowed(two[3], min(one[2], two[2])) + 2 * 0.05 + 0.03
+
+
+def confidence_interval(k, n, alpha):
+    return literal_iss.lower(k, n, alpha / 2), 1 - literal_iss.lower(n - k, n, alpha / 2)
+
+
+def test_the_loop_is_valid():
+    """At a tie any radius is wrong: the script's bound gives one nearly twice as often as alpha, as votes choose the class.
+
+    Votes choose the size, too: what counts is whether the bound is above 1/2 at any of five. Of 4,000 inputs 200 may be at
+    alpha = 0.05, and 280 with chance 1e-8. By the script's bound 359 are expected at the last size, and 250 have chance 1e-9.
+    """
+    alpha, ends = 0.05, np.arange(201, 1006, 201)
+    votes = np.random.default_rng(1).binomial(201, 0.5, (4000, 5)).cumsum(1)
+    most = np.maximum(votes, ends - votes)
+    assert above_half(most, ends, lambda k, n: iss._lower_confidence_bound(k, n, alpha)).any(1).sum() < 280
+    with pytest.warns(UserWarning, match="no certificate"):
+        wrong = above_half(most, ends, lambda k, n: iss._lower_confidence_bound(k, n, alpha, legacy=True))
+    assert wrong[:, -1].sum() > 250
+    found = iss._lower_confidence_bound(960, 1000, alpha)
+    assert found == rsfast.sequences.beta_binomial_sequence_lower(960, 1000, alpha / 3)
+
+
+def above_half(votes, ends, bound):
+    """Whether a bound is, of votes at these sizes; it is taken once of a number of votes."""
+    found = np.empty(votes.shape, dtype=bool)
+    for place, n in enumerate(ends.tolist()):
+        for k in np.unique(votes[:, place]).tolist():
+            found[votes[:, place] == k, place] = bound(k, n) > 0.5
+    return found
+
+
+def test_votes():
+    """They are those of rsfast.sample at a place in the stream; none of no batches."""
+    x = dataset()[0][0]
+    tally = rsfast.sample(model(), x[None], rsfast.Gaussian(SIGMA), num_classes=2, n=500, start=100, seed=3, input_ids=[6])
+    votes = iss._sample_noise(model(), 2, x, SIGMA, 5, 100, seed=3, input_id=6, start=100)
+    assert votes.tolist() == tally.counts[0, :2].tolist()
+    assert votes.dtype == np.int64
+    assert iss._sample_noise(model(), 2, x, SIGMA, 0, 100).tolist() == [0, 0]
+    assert (
+        iss._sample_noise(model(), 2, x, SIGMA, 5, 100).tolist() != iss._sample_noise(model(), 2, x, SIGMA, 5, 100).tolist()
+    )
+    with pytest.raises(ValueError, match="batchnum must be at least 0, got -1"):
+        iss._sample_noise(model(), 2, x, SIGMA, -1, 100)
 
 
 @pytest.mark.parametrize("loss_type", iss.LOSS_TYPES)
@@ -121,9 +183,6 @@ def test_abstention():
     found = iss.certify(model(), 2, x, SIGMA, 100, 1000, 100, ALPHA, 0.2, "relative", seed=1)
     assert (found[0], found[3]) == (-1, 0.0)
     assert iss.certify(model(), 2, x, SIGMA, 100, 1000, 100, ALPHA, 3.0, "absolute", seed=1)[::2] == (-1, 100)
-    with pytest.warns(UserWarning, match="no certificate"):
-        found = iss.certify(model(), 2, x, SIGMA, 100, 1000, 100, ALPHA, 3.0, "absolute", seed=1, legacy=True)
-    assert (found[0], *found[2:]) == (-1, 0, 0.0)
 
 
 def test_seeds():
@@ -146,7 +205,6 @@ def test_seeds():
         ({"alpha": 1.0}, ValueError, "alpha must be"),
         ({"sigma": -1.0}, ValueError, "sigma must be"),
         ({"x": torch.zeros(2, 1, 2, 2)}, ValueError, "x must be one input"),
-        ({"n0": 50, "legacy": True}, ValueError, "n0 and max_size must be at least batch_size = 100 with legacy"),
     ],
 )
 def test_wrong_uses(changed, kind, message):

@@ -1,4 +1,8 @@
-"""Input-specific sampling (ISS): an input gets as many samples as a small loss of radius allows. Change an import line."""
+"""Input-specific sampling (ISS): an input gets as many samples as a small loss of radius allows.
+
+The functions of its script, `_sample_noise`, `_lower_confidence_bound`, `generate_iss` and `find_opt_batchnum`, are imported
+from here instead of defined there. `certify` is a call instead of the script's loop, with fewer samples.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from .. import api
-from .._check import as_real, check_choice, check_count
+from .._check import as_int, as_real, check_choice, check_count
 from ..engine.forward import Model
 from ..engine.options import SmoothOptions
 from ..noise import Gaussian
+from ..ops.tally import check_classes
 from ..stats import rules
+from ..stats.bounds.beta_binomial import beta_binomial_sequence_lower
 from ..stats.bounds.clopper_pearson import clopper_pearson_lower, clopper_pearson_upper
 from ..stats.certificate import ABSTAIN
 from ..stats.common import check_alpha
@@ -41,7 +47,6 @@ def certify(
     max_loss: float,
     loss_type: str,
     *,
-    legacy: bool = False,
     seed: int | None = None,
     input_id: int = 0,
     **options: Unpack[SmoothOptions],
@@ -68,9 +73,6 @@ def certify(
         How much smaller the radius may be than with all samples: in the units of x, or as a share of it, below 1.
     loss_type : str
         "absolute" or "relative".
-    legacy : bool
-        Do as the script does. Its number is no certificate, and it warns: the samples that choose the class and plan the
-        sample size are counted again in the bound. Sizes are then multiples of batch_size.
     seed : int, optional
         In [0, 2^64); drawn from the operating system if left out.
     input_id : int
@@ -112,8 +114,6 @@ def certify(
     row = one_input(x, noise)
     shared: dict[str, Any] = {"model": base_classifier, "inputs": row, "noise": noise, "num_classes": num_classes, **options}
     shared |= {"seed": seed_or_random(seed), "batch_size": batch_size, "input_ids": [input_id]}
-    if legacy:
-        return _legacy(shared, n0, max_size, alpha, max_loss, loss_type)
     rtol = max_loss
     if loss_type == "absolute":
         selected = int(api.sample(**shared, n=n0, stream="selection").counts[0, :-1].max())
@@ -194,32 +194,97 @@ def find_opt_batchnum(iss: Mapping[float, int], pa_lower: float, pa_upper: float
     return found
 
 
-def _legacy(
-    shared: dict[str, Any], n0: int, max_size: int, alpha: float, max_loss: float, loss_type: str
-) -> tuple[int, float, int, float]:
-    """Return what the script returns: its samples are the first of one stream, those that choose the class among them."""
-    size = shared["batch_size"]
-    if min(n0, max_size) < size:
-        raise ValueError(f"n0 and max_size must be at least batch_size = {size} with legacy, got {n0} and {max_size}")
+def _sample_noise(
+    base_classifier: Model,
+    num_classes: int,
+    x: torch.Tensor,
+    sigma: float,
+    batchnum: int,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    input_id: int = 0,
+    start: int = 0,
+    **options: Unpack[SmoothOptions],
+) -> NDArray[np.int64]:
+    """Return the votes [num_classes] of ``batchnum * batch_size`` samples of x.
+
+    Parameters
+    ----------
+    batchnum : int
+        At least 0.
+    seed, input_id, start : int
+        Place in the noise stream; the seed is drawn from the operating system if left out.
+    base_classifier, num_classes, x, sigma, batch_size, **options
+        As in `certify`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong. The script asks for a negative number of batches where the first sample had more than are
+        planned for all.
+
+    Examples
+    --------
+    >>> model = lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], dim=1)
+    >>> _sample_noise(model, 2, torch.full((1, 2, 2), 0.5), 0.25, 3, 100).sum()
+    np.int64(300)
+    """
+    if (batchnum := as_int("batchnum", batchnum)) < 0:
+        raise ValueError(
+            f"batchnum must be at least 0, got {batchnum}; where fewer batches are planned than chose the class, take a "
+            "smaller n0"
+        )
+    noise = Gaussian(sigma)
+    row, batch_size = one_input(x, noise), check_count("batch_size", batch_size)
+    if not batchnum:
+        return np.zeros(check_classes(num_classes), dtype=np.int64)
+    where: dict[str, Any] = {"seed": seed_or_random(seed), "input_ids": [input_id], "start": start, **options}
+    tally = api.sample(
+        base_classifier, row, noise, num_classes=num_classes, n=batchnum * batch_size, batch_size=batch_size, **where
+    )
+    votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
+    return votes
+
+
+def _lower_confidence_bound(NA: int, N: int, alpha: float, *, legacy: bool = False) -> float:
+    """Return a lower bound on the probability of a class with NA votes of N, for a class and an N that the votes may choose.
+
+    A radius that the script derives from it is wrong with probability at most alpha, although the script chooses the class
+    and plans N on votes that it counts again.
+
+    Parameters
+    ----------
+    NA, N : int
+    alpha : float
+        In (0, 1).
+    legacy : bool
+        Return the Clopper-Pearson bound at alpha, as the script does, and warn: the radius is then no certificate.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong.
+
+    Notes
+    -----
+    It is `sequences.beta_binomial_sequence_lower` at alpha / 3, which holds for every N at once. Only bounds above 1/2 give
+    a radius. If a class A has probability 1/2 or more, votes for another class are at most those not for A. So a bound on A
+    and one on another class are wrong only if a side of one martingale is, with probability alpha / 3. If no class has, all
+    classes fall into three groups of probability at most 1/2: add classes to a group as long as that holds, then take one
+    class, then the rest. A bound above 1/2 on a class is one on its group, and three are wrong with probability alpha.
+
+    Examples
+    --------
+    >>> 0.85 < _lower_confidence_bound(960, 1000, 0.001) < 0.96
+    True
+    """
+    if not legacy:
+        return float(beta_binomial_sequence_lower(NA, N, check_alpha(alpha) / 3))
     warnings.warn(
-        "legacy is True: the bound counts the samples that chose the class and the sample size again, so the radius is no "
+        "legacy is True: the bound holds for a class and a number of samples that were fixed before, so the radius is no "
         "certificate; leave it False for one",
         UserWarning,
-        stacklevel=3,
+        stacklevel=2,
     )
-    before, noise = n0 // size * size, shared["noise"]
-    votes = api.sample(**shared, n=before).counts[0, :-1].cpu().numpy()
-    chosen = int(votes.argmax())
-    lower, upper = (
-        float(bound(votes[chosen], before, alpha / 2)) for bound in (clopper_pearson_lower, clopper_pearson_upper)
-    )
-    plan = generate_iss(max_loss, size, max_size // size, noise.sigma, alpha, loss_type)
-    n = find_opt_batchnum(plan, lower, upper) * size
-    if n == 0:
-        return ABSTAIN, lower, 0, 0.0
-    if n > before:
-        votes = votes + api.sample(**shared, n=n - before, start=before).counts[0, :-1].cpu().numpy()
-    n = max(n, before)
-    p_lower = float(clopper_pearson_lower(votes[chosen], n, alpha))
-    radius = float(rules.radius(noise, p_lower, 1 - p_lower))
-    return (chosen, p_lower, n, radius) if radius > 0 else (ABSTAIN, p_lower, n, 0.0)
+    return float(clopper_pearson_lower(NA, N, alpha))
