@@ -111,7 +111,7 @@ def test_the_loop_is_valid():
     """At a tie any radius is wrong: the script's bound gives one nearly twice as often as alpha, as votes choose the class.
 
     Votes choose the size, too: what counts is whether the bound is above 1/2 at any of five. Of 4,000 inputs 200 may be at
-    alpha = 0.05, and 280 with chance 1e-8. By the script's bound 359 are expected at the last size, and 250 have chance 1e-9.
+    alpha = 0.05, and 280 with chance 3e-8. By the script's bound 354 are expected at the last size; 250 have chance 1e-9.
     """
     alpha, ends = 0.05, np.arange(201, 1006, 201)
     votes = np.random.default_rng(1).binomial(201, 0.5, (4000, 5)).cumsum(1)

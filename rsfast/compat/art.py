@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._check import as_real
+from .._check import as_real, check_count
 from ..api import certify, sample
 from ..noise import Gaussian
 from ..stats.prediction import predictions
@@ -87,6 +87,7 @@ class PyTorchRandomizedSmoothing(_Original):  # type: ignore[misc]  # ART has no
 
     def _options(self, x: NDArray[Any]) -> dict[str, Any]:
         """Return the arguments that `certify` and `sample` share, the next ids of the noise stream among them."""
+        check_count("sample_size", self.sample_size)
         if not isinstance(x, np.ndarray) or x.ndim < 2:
             found = f"shape {list(x.shape)}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
             raise TypeError(f"x must be an array [N, *shape], got {found}")
