@@ -112,11 +112,17 @@ class _Call:
         return found
 
     def certificates(
-        self, x: torch.Tensor, specs: Sequence[rules.CertificationSpec], n0: int, n: int, batch_size: int
+        self,
+        x: torch.Tensor,
+        specs: Sequence[rules.CertificationSpec],
+        n0: int,
+        n: int,
+        batch_size: int,
+        stopping: StoppingRule | None = None,
     ) -> list[Certificate]:
         """Return the certificate of x under each spec, all from the same samples."""
         sampling = self.sampling(x, one_input(x, _noise(self.sigma)), batch_size)
-        plan = sampling.certification(specs, StoppingRule(), n0, n)
+        plan = sampling.certification(specs, stopping or StoppingRule(), n0, n)
         found: list[Certificate]
         [found] = sampling.results(plan, "certifying")
         return found
@@ -307,10 +313,12 @@ class Smooth:
         sampling, start, ids = call.sampling(x, row, batch_size), call.take(num), torch.tensor([call.input_id])
         return draw_tally(sampling, row, ids.to(row.device), range(start, start + num), call.stream, heads)
 
-    def _check(self, x: torch.Tensor, spec: rules.CertificationSpec, n0: int, n: int) -> tuple[int, int]:
+    def _check(
+        self, x: torch.Tensor, spec: rules.CertificationSpec, n0: int, n: int, stopping: StoppingRule | None = None
+    ) -> tuple[int, int]:
         """Return the numbers of samples of a peer's `certify`, checked, and warn its caller as `rsfast.certify` does."""
         n0, n = check_count("n0", n0), check_count("n", n)
-        warn_of_radius(spec, StoppingRule(), n0, n, self.num_classes)
+        warn_of_radius(spec, stopping or StoppingRule(), n0, n, self.num_classes)
         warn_of_units(x, self.noise, stacklevel=3)
         return n0, n
 
