@@ -178,6 +178,10 @@ def certify(
         and one of real numbers: what float32 rounds in a score comes on top. Refused where something computes below
         float32, as scores then jump: dtype, autocast, the model's parameters and buffers, its logits, TF32 and the like
         (on a GPU PyTorch's default for convolutions; `torch.backends.cudnn.allow_tf32` switches it off).
+    top_k : int
+        k, less than num_classes (default 1). The radius is then that within which the class is among the k with the largest
+        smoothed scores. It is larger, and there may be one where the class's score is below 1/2: one-vs-rest needs only
+        ``1 / (k + 1)``. The k largest of the others pay alpha / 2k each, whatever the number of classes (`certificates`).
     radius : float, optional
         In the noise's norm. Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that
         it will not be. The certificate holds either way; its radius may be larger or smaller, and n is the number of samples
@@ -254,8 +258,8 @@ def _certification(
 def _specs(
     noise: Noise, heads: Sequence[Head], proof: ProofOptions, *, alpha: float, early: bool = False
 ) -> list[CertificationSpec]:
-    bound, rule, lipschitz = proof["bound"], proof["rule"], proof["lipschitz"]
-    return [CertificationSpec(noise, alpha, head, bound, rule, lipschitz, early=early) for head in heads]
+    how = {name: value for name, value in proof.items() if name not in ("n0", "n", "alpha")}
+    return [CertificationSpec(noise, alpha, head, early=early, **how) for head in heads]  # type: ignore[arg-type]
 
 
 @overload

@@ -10,7 +10,7 @@ from ..engine.options import ProofOptions, options_of
 from .arguments import Commands, add_command, add_options, add_out, options_in
 from .run_options import print_certified
 
-_NAMES = ("alpha", "bound", "rule", "lipschitz")
+_NAMES = ("alpha", "bound", "rule", "lipschitz", "top_k")
 
 
 def add(commands: Commands) -> None:

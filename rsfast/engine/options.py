@@ -177,7 +177,7 @@ class SamplingOptions(SampleOptions, total=False):
 
 
 class ProofOptions(TypedDict, total=False):
-    """How certificates follow from samples. A sidecar holds them all."""
+    """How certificates follow from samples. A sidecar holds them all, but top_k only where it is not 1."""
 
     n0: Annotated[int, Option(100, "selection samples of an input (default: %(default)s)", check_count, parse=int)]
     n: Annotated[
@@ -197,6 +197,16 @@ class ProofOptions(TypedDict, total=False):
             help="l2 Lipschitz constant of every class's soft score, per unit of what the model takes",
             parse=float,
             metavar="L",
+        ),
+    ]
+    top_k: Annotated[
+        int,
+        Option(
+            1,
+            "radius within which the class is among the K with the largest scores (default: %(default)s)",
+            check_count,
+            parse=int,
+            metavar="K",
         ),
     ]
 
@@ -254,7 +264,8 @@ def proof_options(noise: Noise, head: Head, given: Mapping[str, Any]) -> ProofOp
     if (n := check_noise("noise", noise).evaluations) is None:
         return checked(ProofOptions, part(ProofOptions, given))
     check_exact(noise, head, **part(ProofOptions, given), **part(StoppingOptions, given))
-    return ProofOptions(n0=0, n=n, alpha=0.0, bound=EXACT, rule=EXACT, lipschitz=None)
+    top_k = check_count("top_k", given.get("top_k", 1))
+    return ProofOptions(n0=0, n=n, alpha=0.0, bound=EXACT, rule=EXACT, lipschitz=None, top_k=top_k)
 
 
 def sample_range(noise: Noise, n: int | None, start: int) -> range:

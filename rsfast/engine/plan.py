@@ -108,7 +108,7 @@ def largest_radius(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, 
         return float("inf")
     estimates = Estimates.unanimous(spec.head, n0, ends([spec], stopping, n), num_classes)
     found = rules.limits(estimates, spec)
-    return max(0.0, float(rules.radius(spec.noise, found.lower, found.upper, spec.lipschitz)[0, 0]))
+    return max(0.0, float(rules.radius_of(spec, found.lower, found.upper)[0, 0]))
 
 
 def smallest_n(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, num_classes: int) -> int | None:
@@ -226,7 +226,7 @@ class Certification:
             if (first := scores.trials[:, 0] == newest.n.numpy()).any():
                 splits[rows[first]] = rules.best_splits(estimates.rows(first), spec)[:, 0]
             limits = rules.limits(estimates, spec, splits[rows, None], rough)
-            radii = rules.radius(spec.noise, limits.lower, limits.upper, spec.lipschitz)[:, 0]
+            radii = rules.radius_of(spec, limits.lower, limits.upper)[:, 0]
             found |= ~self.stopping.reached(radii, rules.optimistic_radius(estimates, spec, limits, rough)) & (
                 scores.trials[:, 0] < self.n
             )
