@@ -182,10 +182,11 @@ def certify(
         k, less than num_classes (default 1). The radius is then that within which the class is among the k with the largest
         smoothed scores. It is larger, and there may be one where the class's score is below 1/2: one-vs-rest needs only
         ``1 / (k + 1)``. The k largest of the others pay alpha / 2k each, whatever the number of classes (`certificates`).
-    radius : float, optional
+    radius : float or sequence of float, optional
         In the noise's norm. Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that
         it will not be. The certificate holds either way; its radius may be larger or smaller, and n is the number of samples
-        it took.
+        it took. Of several radii, which must increase, each must be decided so: that gives certified accuracy at all of
+        them, for little more than it takes at the one that is hardest to decide.
     rtol : float, optional
         Stop sampling an input as soon as its radius is proved to within this share, in (0, 1), of what it could become.
     seed : int, optional
@@ -415,11 +416,11 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
             UserWarning,
             stacklevel=4,
         )
-    elif stopping.radius is not None and largest < stopping.radius:
+    elif beyond := [radius for radius in stopping.radii if radius > largest]:
         warnings.warn(
-            f"radius is {stopping.radius}: no input can reach it, as at {spec.noise.settings} and alpha = {spec.alpha} "
-            f"n = {n} unanimous votes prove the {radius_label(spec.noise.norm)} {largest:.4g}; take a smaller radius, or "
-            f"{spec.noise.more}, or a larger n",
+            f"radius is {', '.join(map(str, beyond))}: no input can reach it, as at {spec.noise.settings} and alpha = "
+            f"{spec.alpha} n = {n} unanimous votes prove the {radius_label(spec.noise.norm)} {largest:.4g}; take a smaller "
+            f"radius, or {spec.noise.more}, or a larger n",
             UserWarning,
             stacklevel=4,
         )

@@ -56,8 +56,8 @@ class Option:
         option, or one of another form.
     parse : callable
         From the text on the command line to the value.
-    nargs : int, optional
-        How many texts follow the flag, if more than one.
+    nargs : int or "+", optional
+        How many texts follow the flag, if more than one; or one or more.
     choices : tuple of str, optional
         The texts that are allowed.
     metavar : str or tuple of str, optional
@@ -74,7 +74,7 @@ class Option:
     check: Callable[[str, Any], Any] | None = None
     flags: tuple[str, ...] | None = None
     parse: Callable[[str], Any] = str
-    nargs: int | None = None
+    nargs: int | str | None = None
     choices: tuple[str, ...] | None = None
     metavar: str | tuple[str, ...] | None = None
     recorded: bool = False
@@ -215,9 +215,13 @@ class StoppingOptions(TypedDict, total=False):
     """When the sampling of an input stops before n: one at most. `plan.StoppingRule` checks; a sidecar holds both."""
 
     radius: Annotated[
-        float | None,
+        float | Sequence[float] | None,
         Option(
-            help="stop sampling an input once its radius, in the noise's norm, is R or will not be", parse=float, metavar="R"
+            help="stop sampling an input once its radius, in the noise's norm, is R or will not be; of several, which "
+            "increase, once that is so of each",
+            parse=float,
+            nargs="+",
+            metavar="R",
         ),
     ]
     rtol: Annotated[
@@ -239,7 +243,7 @@ def options_of(kind: type) -> dict[str, Option]:
     Examples
     --------
     >>> [name for name, option in options_of(CertifyOptions).items() if option.nargs]
-    ['clamp']
+    ['clamp', 'radius']
     """
     return {name: annotation.__metadata__[0] for name, annotation in kind.__annotations__.items()}
 

@@ -71,7 +71,7 @@ class Replay:
 
     @classmethod
     def of(cls, run: Path, sidecar: Mapping[str, Any], **chosen: Any) -> Replay:
-        """Return that of a run folder with such a sidecar, of which `chosen` replaces alpha, bound, rule, lipschitz or top_k.
+        """Return that of a run folder with such a sidecar, of which `chosen` may replace alpha, bound, rule and the like.
 
         Raises
         ------
@@ -103,6 +103,8 @@ class Replay:
         settings: dict[str, Any] = {name: sidecar.get(name) for name in ("alpha", "bound", "rule", "lipschitz")}
         settings |= {"top_k": sidecar.get("top_k", 1)} | chosen
         spec = CertificationSpec(noise, head=head, early=bool(stopping), **settings)
+        if type(num_classes := sidecar.get("num_classes")) is int:
+            spec.check_classes(num_classes)
         if spec.lipschitz is not None and sidecar.get("std") is not None and execution.scale is None:
             raise ValueError(
                 f"{file} must have scale, which lipschitz refers to, got the sidecar of a version that did not record it"

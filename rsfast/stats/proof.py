@@ -14,7 +14,7 @@ from ..noise import STREAM_VERSION, Noise, check_noise, check_seed
 from ..noise.provenance import Provenance, check_input_ids
 from . import rules
 from .certificate import ABSTAIN, Certificate, Execution
-from .common import MAX_TRIALS, check_alpha
+from .common import MAX_TRIALS, Floats, check_alpha
 from .estimates import Estimates, Scores, TallyLike, leader_and_rival
 from .exact import check_whole
 from .rules import CertificationSpec, Limits
@@ -390,13 +390,7 @@ def prove(
     chosen, drawn = estimates.classes[:, :1], estimates.scores.trials
     votes = estimates.scores.sums if heads == [_VOTES] else Scores.total(ranges, _VOTES).sums
     first, second = leader_and_rival(votes, chosen)
-    if spec.exact:
-        others = np.take_along_axis(votes, estimates.scores.largest_others(chosen, spec.top_k), axis=1)
-        lead = exact_lead(first, others)
-        radii, ahead = spec.noise.exact_radius(lead), lead > 0
-    else:
-        radii = rules.radius_of(spec, found.lower, found.upper)
-        ahead = radii > 0
+    radii, ahead = _exact(spec, estimates) if spec.exact else _bounded(spec, found)
     before = np.zeros_like(drawn) if selection is None else selected.trials
     columns = (np.where(ahead, chosen, ABSTAIN), radii, found.lower, found.upper[:, -1:], first, second, before, drawn)
     certificates = [
@@ -433,6 +427,20 @@ def prove(
     ]
     inputs = len(input_ids)
     return [certificates[start : start + inputs] for start in range(0, len(certificates), inputs)], estimates, found
+
+
+def _exact(spec: CertificationSpec, estimates: Estimates) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the radii [inputs, 1] of deterministic noise, and whether the class is proved at the input itself."""
+    chosen, scores = estimates.classes[:, :1], estimates.scores
+    first, others = (scores.only(classes).sums for classes in (chosen, scores.largest_others(chosen, spec.top_k)))
+    lead = exact_lead(first, others)
+    return spec.noise.exact_radius(lead), lead > 0
+
+
+def _bounded(spec: CertificationSpec, found: Limits) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the radii [inputs, 1] that follow from limits, and whether they prove the class."""
+    radii = rules.radius_of(spec, found.lower, found.upper)
+    return radii, radii > 0
 
 
 def smallest_certifiable_n(alpha: float) -> int:

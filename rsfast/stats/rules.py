@@ -79,8 +79,8 @@ class CertificationSpec:
         top_k = check_count("top_k", self.top_k)
         if rule == "class_partitioning" and top_k > 1:
             raise ValueError(
-                f"rule must be auto, one_vs_rest, top_two or bonferroni where top_k is more than 1, got {rule!r} and {top_k}; "
-                "it bounds classes together, and so not the k-th of them"
+                f"rule must be auto, one_vs_rest, top_two or bonferroni with top_k = {top_k}, got {rule!r}; it bounds "
+                "classes together, and so not the k-th of them"
             )
         for name, value in (("alpha", alpha), ("bound", bound), ("rule", rule), ("top_k", top_k)):
             object.__setattr__(self, name, value)
@@ -256,7 +256,7 @@ def _check_limits(p_lower: ArrayLike, p_upper: ArrayLike) -> tuple[Floats, Float
 
 
 def radius_of(spec: CertificationSpec, p_lower: Floats, p_upper: Floats) -> Floats:
-    """Return the radii [inputs, 1] that follow from limits as in `Limits`; with top_k 1 they are `radius`. Errors as there."""
+    """Return the radii [inputs, 1] that follow from limits as in `Limits`; with top_k 1 they are `radius`, as are errors."""
     lower, upper = _check_limits(p_lower, p_upper)
     return top_k_radius(spec.noise, lower, upper, spec.lipschitz, sums_to_one=spec.head.sums_to_one)
 
