@@ -243,28 +243,8 @@ class Noise:
     ) -> NDArray[np.float64]:
         """Return the radius, rounded down, within which no score falls from p_high to p_low, or rises from p_low to p_high.
 
-        Parameters
-        ----------
-        p_high, p_low : ndarray of float64
-            In [0, 1]; they broadcast.
-        lipschitz : float, optional
-            As `potential` takes it.
-
-        Returns
-        -------
-        ndarray of float64
-            ``Q(p_high) - Q(p_low)``, which is twice what `radius` returns. Not positive where p_high is not the larger.
-
-        Raises
-        ------
-        NotImplementedError
-            If the noise has no potential and does not define this.
-
-        Examples
-        --------
-        >>> from rsfast.noise import Gaussian
-        >>> round(float(Gaussian(1.0).reach(np.array(0.9), np.array(0.5))), 4)
-        1.2816
+        It is ``Q(p_high) - Q(p_low)``: twice what `radius` returns, whose parameters it has. Where a noise has no potential
+        and does not define it, this raises NotImplementedError.
         """
         if type(self).potential is Noise.potential:
             raise NotImplementedError(f"{self.name} noise has no potential, and does not say how far a score reaches")
