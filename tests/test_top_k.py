@@ -153,7 +153,7 @@ def test_how_far_a_score_reaches(noise):
 
 def test_a_noise_that_does_not_say_how_far_a_score_reaches():
     class Odd(Noise):
-        constraints = {"sigma": Gaussian.constraints["sigma"]}
+        constraints = Gaussian.constraints
         sigma = 1.0
 
     with pytest.raises(NotImplementedError, match="Odd noise has no potential, and does not say how far a score reaches"):
@@ -316,7 +316,7 @@ def test_alpha_that_is_not_divided_by_k_would_not_do():
 
 
 def test_stopping_on_the_results_errs_within_alpha():
-    """The radius asked for is just above the true one; 1,500 inputs, and a chance of 1e-9 that a valid rule shows more."""
+    """The radius asked for is just above the true one; 600 inputs, and a chance of 1e-9 that a valid rule shows more."""
     rng, asked = np.random.default_rng(9), TRUE[2] * (1 + 1e-9)
 
     def draw(which, samples, stream, tracked):
@@ -324,13 +324,15 @@ def test_stopping_on_the_results_errs_within_alpha():
 
     spec = CertificationSpec(NOISE, ALPHA, early=True, top_k=2)
     plan = Certification([spec], StoppingRule(radius=asked), n0=100, n=3000, seed=1)
-    found = [each for (each,) in follow(draw, plan, list(range(1500)))]
+    found = [each for (each,) in follow(draw, plan, list(range(600)))]
     wrong = sum(each.radius >= asked and each.prediction == 0 for each in found)
     assert len({each.n for each in found}) > 5
-    assert wrong <= binom.isf(1e-9, 1500, ALPHA)
+    assert wrong <= binom.isf(1e-9, 600, ALPHA)
 
 
-@pytest.mark.parametrize(("bound", "head"), [("beta_binomial_sequence", Votes()), ("betting_sequence", Softmax(1.0))], ids=str)
+@pytest.mark.parametrize(
+    ("bound", "head"), [("beta_binomial_sequence", Votes()), ("betting_sequence", Softmax(1.0))], ids=str
+)
 def test_what_is_not_evaluated_would_not_be_decided(bound, head):
     """`undecided` may be wrong only about inputs that go on."""
     how = CertificationSpec(NOISE, 0.001, head, bound, early=True, top_k=2)
@@ -384,7 +386,9 @@ def test_certify_gives_what_its_tallies_prove(head, k):
         )
         ranges, start = [*ranges, tally], end
     most = 2000 if len(ranges) > 1 and BOUNDS[found[0].bound].sequence else None
-    again = certificates(selection, ranges, noise, head=head, alpha=0.001, top_k=k, max_samples=most, backend=found[0].backend)
+    again = certificates(
+        selection, ranges, noise, head=head, alpha=0.001, top_k=k, max_samples=most, backend=found[0].backend
+    )
     assert [(each.prediction, each.radius, each.p_upper) for each in again] == [
         (each.prediction, each.radius, each.p_upper) for each in found
     ]
@@ -439,7 +443,11 @@ def test_certificates_keep_k_in_their_dicts_only_where_it_is_not_1():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"top_k": 5}, ValueError, "top_k must be less than num_classes, which is 5, got 5; every class is among the first 5"),
+        (
+            {"top_k": 5},
+            ValueError,
+            "top_k must be less than num_classes, which is 5, got 5; every class is among the first 5",
+        ),
         ({"top_k": 0}, ValueError, "top_k must be from 1 to 8589934591, got 0"),
         ({"top_k": 2.0}, TypeError, "top_k must be an int, got 2.0"),
         ({"top_k": True}, TypeError, "top_k must be an int, got True"),
@@ -456,8 +464,8 @@ def test_what_is_refused(options, error, message):
 
     with pytest.raises(error, match=message):
         certify(never, X, Gaussian(0.5), **{**OPTIONS, **options})
+    first, second = tally_of([[8, 1, 1, 0, 0]]), tally_of([[80, 10, 10, 0, 0]])
     with pytest.raises(error, match=message):
-        first, second = tally_of([[8, 1, 1, 0, 0]]), tally_of([[80, 10, 10, 0, 0]])
         certificates(first, second, NOISE, alpha=0.01, seed=0, assume_independent=True, **options)
 
 

@@ -11,7 +11,7 @@ from ..noise import Noise
 from .common import Floats, Integers
 
 _STEPS = 60  # of the search, which mostly takes ten
-_CLOSE = 2.0**-46  # relative difference of two radii at which it ends
+_CLOSE = 2.0**-42  # relative difference of two radii at which it ends
 
 
 def top_k_radius(
@@ -74,33 +74,38 @@ def top_k_radius(
         return found
     equal = np.nextafter(1 / (k + 1), 1)
     found = np.maximum(found, noise.reach(p_lower, np.full(p_lower.shape, equal), lipschitz))
-    rows = (p_lower > p_upper[:, -1:])[:, 0]  # elsewhere no sum is below that many times p_lower
+    sums = _sums_of_smallest(p_upper)
+    rows = (np.arange(2, k + 1) * p_lower > sums).any(axis=1)  # at the others no sum of t is below t times p_lower
     if rows.any():
-        together = _ahead_of_sums(noise, p_lower[rows], p_upper[rows], lipschitz)
-        found[rows] = np.maximum(found[rows], together)
+        found[rows] = np.maximum(found[rows], _ahead_of_sums(noise, p_lower[rows], sums[rows], lipschitz))
     return found
 
 
-def _ahead_of_sums(noise: Noise, p_lower: Floats, p_upper: Floats, lipschitz: float | None) -> Floats:
-    """Return the radius [inputs, 1] by the sums of two or more of the k largest others."""
-    sums, total = [], p_upper[:, -1:]
-    for place in range(p_upper.shape[1] - 2, -1, -1):
-        total = np.minimum(np.nextafter(total + p_upper[:, place : place + 1], np.inf), 1.0)
-        sums.append(total)
+def _sums_of_smallest(p_upper: Floats) -> Floats:
+    """Return the sums [inputs, k - 1] of the 2 smallest, the 3 smallest ... of k bounds, largest first, rounded up."""
+    sums = [p_upper[:, -1]]
+    for each in p_upper.T[-2::-1]:
+        sums.append(np.minimum(np.nextafter(sums[-1] + each, np.inf), 1.0))
+    return np.stack(sums[1:], axis=1)
+
+
+def _ahead_of_sums(noise: Noise, p_lower: Floats, sums: Floats, lipschitz: float | None) -> Floats:
+    """Return the radius [inputs, 1] within which A is ahead of 2, 3 ... others that have these sums [inputs, k - 1]."""
 
     def falls(level: Floats) -> Floats:
         return noise.reach(p_lower, level, lipschitz)
 
     def rises(level: Floats) -> Floats:
         found = np.full(level.shape, -np.inf)
-        for t, p_sum in enumerate(sums, 2):
+        for t, p_sum in enumerate(sums.T[:, :, None], 2):
             most = np.minimum(np.nextafter(t * level, 0), 1 - 2.0**-53)
             constant = None if lipschitz is None else min(np.nextafter(t * lipschitz, np.inf), sys.float_info.max)
             found = np.maximum(found, noise.reach(most, p_sum, constant))
         return found
 
     # Regula falsi (Illinois) for the level where both are equal, in normal quantiles, where they are close to lines.
-    low, high = (_special.ndtri(np.maximum(each, sys.float_info.min)) for each in (p_upper[:, -1:], p_lower))
+    least = (sums / np.arange(2, sums.shape[1] + 2)).min(axis=1, keepdims=True)
+    low, high = (_special.ndtri(np.maximum(each, sys.float_info.min)) for each in (least, p_lower))
     best = np.full(p_lower.shape, -np.inf)
     below, above, kept = np.full(best.shape, -1.0), np.full(best.shape, 1.0), np.zeros(best.shape)
     for _ in range(_STEPS):
