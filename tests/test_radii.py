@@ -1,4 +1,4 @@
-"""Several radii decided at once: when an input stops, what is recorded and printed, and that files keep each that is proved."""
+"""Several radii decided at once: when an input stops, what is recorded and printed, and that files keep each one proved."""
 
 import numpy as np
 import pytest
