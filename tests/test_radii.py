@@ -128,7 +128,7 @@ def test_one_radius_is_recorded_as_a_number_and_several_as_a_list(run):
     shares = [f"{(found.radius >= r).mean():.1%}" for r in (0.1, 0.4, 0.9)]
     assert told[:3] == [f"{share} certified at l2 radius {r}" for share, r in zip(shares, (0.1, 0.4, 0.9), strict=True)]
     assert float(shares[2][:-1]) < float(shares[0][:-1])
-    note = f"sampling stopped once l2 radius 0.1, 0.4, 0.9 was decided: {', '.join(shares)} certified at them"
+    note = f"sampling stopped once each l2 radius 0.1, 0.4, 0.9 was decided: {', '.join(shares)} certified at them"
     table = run("analyze several")
     assert note in table
     assert {0.1, 0.4, 0.9} <= set(results.round_radii({"several": found}))

@@ -304,6 +304,26 @@ def test_certificates_err_within_alpha(rule, k):
     assert wrong.sum() <= binom.isf(1e-9, inputs, ALPHA)
 
 
+@pytest.mark.parametrize("bound", ["betting", "empirical_bernstein", "hoeffding"])
+def test_certificates_of_scores_err_within_alpha(bound):
+    """150 inputs with 400 scores each, of classes that tie for second: more failures than allowed have a chance of 1e-9."""
+    rng, inputs, n, p, head = np.random.default_rng(12), 150, 400, np.array([0.5, 0.2, 0.2, 0.1]), Softmax(1.0)
+    logits = torch.from_numpy(np.log(rng.dirichlet(3 * p, size=(inputs, n + 60)) + 1e-30)).float()
+    first, start, ranges = Tally(inputs, 4, [head]), 60, []
+    accumulate(logits[:, :60].reshape(-1, 4), first, rows=torch.arange(inputs).repeat_interleave(60))
+    for end in BOUNDS[bound].sample_ranges(n):
+        ranges.append(Tally(inputs, 4, [head], tracked_classes=leading_classes(first)))
+        part = logits[:, start : 60 + end]
+        accumulate(part.reshape(-1, 4), ranges[-1], rows=torch.arange(inputs).repeat_interleave(part.shape[1]))
+        start = 60 + end
+    how = {"alpha": ALPHA, "bound": bound, "rule": "top_two", "top_k": 2, "seed": 0, "assume_independent": True}
+    found = certificates(first, ranges, NOISE, head=head, **how)
+    truth = radius_at(NOISE, p[0], p[1:], 2)
+    radii = np.array([each.radius for each in found if each.prediction == 0])
+    assert (radii > 0.4 * truth).mean() > 0.9
+    assert (radii > truth).sum() <= binom.isf(1e-9, inputs, ALPHA)
+
+
 def test_alpha_that_is_not_divided_by_k_would_not_do():
     """Two classes tie for second: the second largest of two ups fails twice as often as one of them, so k shares are due."""
     rng, inputs, p = np.random.default_rng(8), 20_000, np.array([0.5, 0.25, 0.25])
@@ -431,6 +451,16 @@ def test_early_decisions_and_the_largest_radius():
     assert most.radius == largest
 
 
+def test_several_heads_and_their_choice_take_k():
+    heads = [Votes(), Softmax(0.5)]
+    for found in certify(model, X, Gaussian(0.5), head=heads, top_k=3, **OPTIONS):
+        assert [each.top_k for each in found] == [3, 3]
+        assert {each.alpha for each in found} == {0.0005}
+    labels = [0, 0, 1]
+    scores = [rsfast.tune_head(model, X, labels, Gaussian(0.5), heads, top_k=k, **OPTIONS).scores[Votes()] for k in (1, 3)]
+    assert scores[1] > 1.1 * scores[0] > 0
+
+
 def test_certificates_keep_k_in_their_dicts_only_where_it_is_not_1():
     for k in (1, 3):
         (found, *_) = certify(model, X[1:2], Gaussian(0.5), top_k=k, **OPTIONS)
@@ -491,7 +521,7 @@ CERTIFY = "certify --model top_k_nets:Net --data data.npz --num-classes 4 --sigm
 def test_runs_and_runs_certified_again(more, capsys):
     run(CERTIFY, f"--out one {more}", capsys)
     told = run(CERTIFY, f"--top-k 2 --out two {more}", capsys)
-    assert told.startswith("radii are those within which the class is among the first 2, by its score\n")
+    assert told.startswith("radii are those within which the class is one of the 2 with the largest scores\n")
     assert "top_k" not in sidecar("one")
     assert sidecar("two")["top_k"] == 2
     run("recertify two", "--out same", capsys)
@@ -504,7 +534,7 @@ def test_runs_and_runs_certified_again(more, capsys):
         assert rows("back") == rows("one")
         assert "top_k" not in sidecar("back")
     table = run("analyze", "two", capsys)
-    assert "two: radii are those within which the class is among the first 2, by its score." in table
+    assert "two: radii are those within which the class is one of the 2 with the largest scores." in table
     assert "runs differ in top_k: 1 in one, 2 in two" in results.caveats(
         {name: results.read(name) for name in ("one", "two")}
     )

@@ -126,7 +126,7 @@ def print_certified(args: argparse.Namespace, run: Results, seconds: float) -> N
 
     radius = radius_label(run.norm)
     if run.top_k > 1:
-        print(f"radii are those within which the class is among the first {run.top_k}, by its score")
+        print(f"radii are those within which the class is one of the {run.top_k} with the largest scores")
     for each in run.stopping.radii:
         print(f"{results.share_decided(run, each):.1%} certified at {radius} {each}")
     at_least = "at least " if run.stopping else ""

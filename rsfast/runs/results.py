@@ -318,11 +318,14 @@ def notes(results_by_name: Mapping[str, Results]) -> list[str]:
         elif unlabelled:
             found.append(f"{name}: {unlabelled} of {len(run.label)} images have no label, and count as not correct.")
         if run.top_k > 1:
-            found.append(f"{name}: radii are those within which the class is among the first {run.top_k}, by its score.")
+            found.append(
+                f"{name}: radii are those within which the class is one of the {run.top_k} with the largest scores."
+            )
         if radii := run.stopping.radii:
-            asked = f"{radius_label(run.norm)} {', '.join(map(str, radii))}"
+            every, it = ("", "it") if len(radii) == 1 else ("each ", "them")
+            asked = f"{every}{radius_label(run.norm)} {', '.join(map(str, radii))}"
             shares = ", ".join(f"{share_decided(run, radius):.1%}" for radius in radii)
-            why = f"sampling stopped once {asked} was decided: {shares} certified at {'it' if len(radii) == 1 else 'them'}"
+            why = f"sampling stopped once {asked} was decided: {shares} certified at {it}"
         elif run.stopping.rtol is not None:
             why = f"sampling stopped once the {radius_label(run.norm)} was known to {run.stopping.rtol} of its size"
         else:
