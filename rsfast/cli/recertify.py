@@ -15,7 +15,7 @@ from .run_options import Counts, add_reading_options, load_sources, make_run, pr
 if TYPE_CHECKING:
     from ..runs.results import Results
 
-_NAMES = ("alpha", "bound", "rule", "lipschitz")
+_NAMES = ("alpha", "bound", "rule", "lipschitz", "top_k")
 _OF_A_MODEL = ("weights", "checkpoint", "data", "workers", "rtol")
 
 
@@ -49,7 +49,7 @@ def _add_model_options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     changed = args.model is not None or args.checkpoint is not None
-    for name in ("bound", "rule", "lipschitz") if changed else _OF_A_MODEL:
+    for name in ("bound", "rule", "lipschitz", "top_k") if changed else _OF_A_MODEL:
         if getattr(args, name) is not None:
             what = "cannot be given with --model, whose radii follow from RUN's" if changed else "needs --model"
             raise ValueError(f"--{name} {what}")

@@ -235,8 +235,10 @@ def print_certified(args: argparse.Namespace, run: Results, seconds: float) -> N
     from ..runs import results
 
     radius = radius_label(run.norm)
-    if run.stopping.radius is not None:
-        print(f"{results.share_decided(run, run.stopping.radius):.1%} certified at {radius} {run.stopping.radius}")
+    if run.top_k > 1:
+        print(f"radii are those within which the class is one of the {run.top_k} with the largest scores")
+    for each in run.stopping.radii:
+        print(f"{results.share_decided(run, each):.1%} certified at {radius} {each}")
     at_least = "at least " if run.stopping else ""
     acr = f"{at_least}{results.average_certified_radius(run):.3f}"
     score = f"mean {radius} {acr}, no labels"

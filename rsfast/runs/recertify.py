@@ -88,7 +88,7 @@ class Replay:
 
     @classmethod
     def of(cls, run: Path, sidecar: Mapping[str, Any], **chosen: Any) -> Replay:
-        """Return that of a run folder with such a sidecar, of which `chosen` replaces alpha, bound, rule or lipschitz.
+        """Return that of a run folder with such a sidecar, of which `chosen` may replace alpha, bound, rule and the like.
 
         Raises
         ------
@@ -122,14 +122,18 @@ class Replay:
                 f"stream_version in {file} must be {STREAM_VERSION}, got {sidecar['stream_version']!r}; read the run with a "
                 "version of rsfast that has that noise stream"
             )
-        settings: dict[str, Any] = {name: sidecar.get(name) for name in ("alpha", "bound", "rule", "lipschitz")} | chosen
+        settings: dict[str, Any] = {name: sidecar.get(name) for name in ("alpha", "bound", "rule", "lipschitz")}
+        settings |= {"top_k": sidecar.get("top_k", 1)} | chosen
         spec = CertificationSpec(noise, head=head, early=bool(stopping), **settings)
+        if type(num_classes := sidecar.get("num_classes")) is int:
+            spec.check_classes(num_classes)
         if spec.lipschitz is not None and sidecar.get("std") is not None and execution.scale is None:
             raise ValueError(
                 f"{file} must have scale, which lipschitz refers to, got the sidecar of a version that did not record it"
             )
         given = {name: getattr(spec, name) for name in settings} | {"norm": noise.norm}
-        return cls(file, {**sidecar, **given}, of_inputs(spec, execution), stopping, seed, n, execution)
+        proved = {name: value for name, value in {**sidecar, **given}.items() if (name, value) != ("top_k", 1)}
+        return cls(file, proved, of_inputs(spec, execution), stopping, seed, n, execution)
 
     def certificates(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Certificate]]:
         """Yield each row with what its counts prove.
@@ -170,6 +174,7 @@ class Replay:
                 first = None if self.spec.exact else Tally.from_integers(selections, head)
                 rest = [Tally.from_integers(each, head) for each in zip(*ranges_of_rows, strict=True)]
                 self._check_numbers(first, rest)
+                self.spec.check_classes(rest[0].num_classes)
             except (AttributeError, KeyError, TypeError) as error:
                 raise ValueError(f"{type(error).__name__}: {error}") from error
             (certificates,), *_ = prove(
@@ -324,6 +329,7 @@ def recertify(
     bound: str | None = None,
     rule: str | None = None,
     lipschitz: float | None = None,
+    top_k: int | None = None,
     about: dict[str, Any] | None = None,
 ) -> Results:
     """Write a run folder with the certificates that the counts of another give, and return its rows.
@@ -337,7 +343,7 @@ def recertify(
         A run folder of ``rsfast certify``.
     out : path-like
         The folder to write. It gets the sidecar of `run`, but for what changes.
-    alpha, bound, rule, lipschitz : optional
+    alpha, bound, rule, lipschitz, top_k : optional
         As in `certificate.certificates`, lipschitz with the run's execution; those of `run` by default.
     about : dict, optional
         More to put into the sidecar.
@@ -360,9 +366,9 @@ def recertify(
     rows = read_rows(run, CERTIFY_COLUMNS)
     if not rows:
         raise EmptyTable(f"{run / TABLE} must have a header and at least one row, got none")
-    given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz}
+    given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz, "top_k": top_k}
     replay = Replay.of(run, sidecar, **{name: value for name, value in given.items() if value is not None})
-    unchanged = all(replay.sidecar[name] == sidecar.get(name) for name in given)
+    unchanged = all(replay.sidecar.get(name) == sidecar.get(name) for name in given)
     if not unchanged and not rows[0].sealed:
         check_rows(run, rows, CERTIFY_COLUMNS)  # else nothing would tell that a count or a setting was changed
     outcomes, began = [], time.perf_counter()

@@ -85,12 +85,12 @@ class Limits(NamedTuple):
 
 
 def check_before(certificates: Sequence[Certificate]) -> None:
-    """Raise ValueError unless certificates are of votes under random noise: others have no disagreement to bound."""
+    """Raise ValueError unless certificates are of votes under random noise, for the first class: others are not derived."""
     for place, each in enumerate(certificates):
-        if each.noise.evaluations is not None or each.head.soft or each.lipschitz is not None:
-            what = f"the head {each.head} and {each.noise!r:.80}"
+        if each.noise.evaluations is not None or each.head.soft or each.top_k > 1:
+            what = f"the head {each.head}, {each.noise!r:.80} and top_k = {each.top_k}"
             raise ValueError(
-                f"certificates[{place}] must be of votes under random noise, got {what}; certify the changed model anew"
+                f"certificates[{place}] must be of votes, random noise and top_k = 1, got {what}; certify the changed model anew"
             )
 
 
