@@ -17,7 +17,7 @@ from torch import nn
 
 import rsfast
 from rsfast import ABSTAIN, ClippedLogits, Gaussian, Smooth, Softmax, Sparsemax, Votes, certify, predict, sample
-from rsfast.demo import Loop2019
+from rsfast.loop2019 import Loop2019
 from rsfast.engine.batches import Batches
 from rsfast.engine.sampler import Pacing
 from rsfast.engine.sampling import Sampling
