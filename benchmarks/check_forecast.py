@@ -1,6 +1,7 @@
-"""Compare the forecast of ``rsfast bench`` with what the run that it recommends then takes: python -m benchmarks.check_forecast
+"""Compare the forecasts of ``rsfast bench`` with what the runs that it recommends then take.
 
-For a tabular network, ResNet-20 and EfficientNet-lite0, each with all samples and with early decisions. Run it on idle cores.
+For a tabular network, ResNet-20 and EfficientNet-lite0, with all samples and with early decisions. On idle cores:
+python -m benchmarks.check_forecast
 """
 
 from __future__ import annotations
@@ -90,9 +91,8 @@ def output_of(words: list[str]) -> str:
     variables = dict(word.split("=", 1) for word in words[: words.index("rsfast")])
     command = [sys.executable, "-m", *words[words.index("rsfast") :]]
     print("$", shlex.join(words), file=sys.stderr, flush=True)
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **variables}, check=True, text=True, stdout=subprocess.PIPE
-    ).stdout
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=True, text=True, stdout=subprocess.PIPE).stdout
 
 
 def check(case: Case, seconds: float) -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ BATCH = 1000
 
 
 class Loop2019:
-    """The certification loop that people run today, after Cohen et al.'s core.py: the baseline of demo, bench and benchmarks.
+    """The certification loop that people run today, after Cohen et al.'s core.py: the baseline of what is timed.
 
     Kept plain on purpose: a copy of x for every sample, a pass over the batch for the noise, one for its scale and one for
     the sum, a vote counted at a time on the host.

@@ -61,8 +61,8 @@ def together(changes: Sequence[tuple[Change, float]]) -> list[Change]:
     Examples
     --------
     >>> sizes = [(Change(f"batch size {size}", {"batch_size": size}), ratio) for size, ratio in ((64, 1.1), (256, 1.2))]
-    >>> others = [(Change("channels_last", {"channels_last": True}), 1.3), (Change("autocast", {"autocast": "bfloat16"}), 1.5)]
-    >>> [change.name for change in together(sizes + others)]
+    >>> layout, autocast = Change("channels_last", {"channels_last": True}), Change("autocast", {"autocast": "bfloat16"})
+    >>> [change.name for change in together([*sizes, (layout, 1.3), (autocast, 1.5)])]
     ['channels_last, batch size 256', 'autocast, channels_last, batch size 256']
     """
     faster = sorted(((change, ratio) for change, ratio in changes if ratio > FASTER), key=lambda pair: -pair[1])

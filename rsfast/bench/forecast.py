@@ -97,7 +97,7 @@ def forecast(
     seconds_a_sample : float
         Of the model and of rsfast, in full batches.
     seed : int
-        Of the twins' shares and votes.
+        Of the twins' votes.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def forecast(
     else:
         counts = counts[np.linspace(0, len(counts) - 1, min(len(counts), _TWINS)).astype(int)]
         copies = max(1, _TWINS // len(counts))
-    twins = Twins(posterior(counts, copies, np.random.default_rng(seed)), noise.sigma)
+    twins = Twins(posterior(counts, copies), noise.sigma)
     samples, overhead = _certify(twins, noise, proof, stopping, seed)
     of_images = samples.reshape(-1, copies).mean(axis=1)
     error = float(of_images.std(ddof=1) / math.sqrt(len(of_images))) if len(of_images) > 1 else 0.0

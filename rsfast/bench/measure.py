@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -99,6 +98,10 @@ class Measured:
         return fastest if fastest.ratio > changes.FASTER else self.lines[DEFAULT]
 
 
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 class Measurement:
     """Measure a model as the bare forward, the 2019 loop and rsfast run it, then changes one at a time and together.
 
@@ -124,7 +127,7 @@ class Measurement:
         *,
         seconds: float = 60.0,
         clock: Callable[[], float] = perf_counter,
-        say: Callable[[str], object] = partial(print, file=sys.stderr, flush=True),
+        say: Callable[[str], object] = _to_stderr,
     ) -> None:
         self.subject, self.seconds, self.say, self._clock = subject, seconds, say, clock
         self.measured = Measured()
@@ -178,11 +181,13 @@ class Measurement:
         subject, affordable = self.subject, int(self.seconds * _FIRST / 4 / per_row)
         sampling = Sampling(subject.model, _Long(subject.images[0]), subject.noise, subject.num_classes, **subject.options)
 
-        def search(*args: Any, most: int) -> int:
-            *about, samples, run = args
-            return automatic(*about, min(samples, 100 * affordable), run, clock=self._clock, most=most)
+        def search(
+            model: Any, shape: Any, device: Any, execution: Any, samples: int, run: Callable[[int], None], most: int
+        ) -> int:
+            budget = min(samples, 100 * affordable)  # of which the search runs 1 %
+            return automatic(model, shape, device, execution, budget, run, self._clock, most)
 
-        sampling.find_batch_size = search  # type: ignore[method-assign, assignment]
+        sampling.find_batch_size = search  # type: ignore[assignment]
         with sampling.inputs:
             size = sampling.size(subject.proof["n0"] + subject.proof["n"], pad=True)
         return min(size, most)

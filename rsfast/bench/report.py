@@ -103,8 +103,8 @@ class Report:
             before = self.measured.before[LOOP]
             times = self.measured.lines[DEFAULT].rate / before
             yield (
-                f"The 2019 loop drew {before:,.4g} samples/s before rsfast set how this process allocates memory, as it does "
-                f"where rsfast is not imported: rsfast as it comes is {times:.2f} times as fast as that."
+                f"Before rsfast set how this process allocates memory, the 2019 loop drew {before:,.4g} samples/s: rsfast as "
+                f"it comes is {times:.2f} times as fast."
             )
 
     def _use(self) -> Iterator[str]:
@@ -138,8 +138,8 @@ class Report:
         )
         if self.subject.device.type == "cpu":
             yield (
-                "No GPU was measured. One that takes X samples/s, an H100 or another, gives 3,600 X samples an hour: measure X "
-                "there by the same command with --device cuda."
+                "No GPU was measured. One that takes X samples/s, an H100 or another, gives 3,600 X samples an hour: "
+                "measure X there by the same command with --device cuda."
             )
 
 

@@ -17,7 +17,7 @@ from ..runs import settings
 from .forecast import Forecast, check_stopping, forecast
 from .measure import Measurement
 from .report import Report
-from .subject import Subject, threads
+from .subject import threads
 from .twins import Counts, counts_from_run, counts_of
 
 _PILOT, _VOTES = 0.1, 100  # share of the time that votes of images take, and votes of an image
@@ -28,7 +28,7 @@ _SEED = 2026  # of noise
 def classes_of(
     model: Model, name: str, images: torch.Tensor, noise: Gaussian, num_classes: int | None, options: Mapping[str, Any]
 ) -> int:
-    """Return how many logits a model returns, from its first output; raise ValueError if it fails or `num_classes` differs."""
+    """Return how many logits a model returns a row; raise ValueError if it fails, or that is not `num_classes`."""
     widths = []
 
     def first_two(batch: torch.Tensor) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .. import ops
 from ..engine.batches import Batches, RowGroup, expand
 from ..engine.forward import Forward, Model
 from ..engine.options import ProofOptions, checked
@@ -17,7 +18,7 @@ from ..engine.sampler import Sampler
 from ..engine.sampling import Sampling
 from ..engine.timing import StageTimer
 from ..loop2019 import Loop2019
-from ..noise import Gaussian
+from ..noise import Gaussian, Uniform
 from ..ops.tally import Tally
 from ..stats.rules import CertificationSpec
 
@@ -146,8 +147,8 @@ class Certifying:
 
     def _new_batches(self) -> Batches:
         of = self._sampling
-        timer = StageTimer(self._subject.device)
-        return Batches(of.forward, of.noise, seed=of.seed, size=self.batch, preparation=of.preparation, pad=True, timer=timer)
+        how: dict[str, Any] = {"preparation": of.preparation, "timer": StageTimer(self._subject.device)}
+        return Batches(of.forward, of.noise, seed=of.seed, size=self.batch, pad=True, **how)
 
     def __call__(self, rows: int) -> None:
         """Certify one input on so many samples, at least 2."""
@@ -182,12 +183,24 @@ class Certifying:
         return torch.cat(classes)
 
 
+def random_inputs(count: int, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return inputs float32 [count, *shape], uniform in [0, 1] and always the same.
+
+    Examples
+    --------
+    >>> found = random_inputs(4, [3, 8, 8], torch.device("cpu"))
+    >>> found.shape, bool(((found >= 0) & (found <= 1)).all())
+    (torch.Size([4, 3, 8, 8]), True)
+    """
+    rows = torch.zeros(count, dtype=torch.int64, device=device)
+    grey = torch.full((1, *shape), 0.5, device=device)
+    return ops.perturb(grey, Uniform(0.5), seed=_SEED, samples=torch.arange(count, device=device), rows=rows, stream="user")
+
+
 def bare(subject: Subject, batch: int) -> Callable[[int], None]:
     """Return what runs the model only, in eval mode and without autograd, on batches of this many rows."""
     forward = Forward(subject.model, subject.num_classes, subject.device)
-    rows = torch.rand(batch, *subject.shape, generator=torch.Generator().manual_seed(_SEED)).to(subject.device)
-    if subject.options.get("dtype") is not None:
-        rows = rows.to(subject.options["dtype"])
+    rows = random_inputs(batch, subject.shape, subject.device)
 
     def run(count: int) -> None:
         with forward.running():

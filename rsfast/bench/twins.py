@@ -19,6 +19,7 @@ from ..runs.results import Results
 from ..stats.certificate import ABSTAIN
 
 _CLASSES = 16  # of a twin, at most: the first half are the image's, over the others the rest is spread
+_GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, fill (0, 1) evenly
 _APART = 64.0  # standard deviations between the numbers of two twins, which noise so never confuses
 
 Counts = NDArray[np.int64]
@@ -73,19 +74,18 @@ def counts_of(tally: Tally) -> Counts:
     return tally.to("cpu").counts[:, :-1].numpy().astype(np.int64)
 
 
-def posterior(counts: Counts, copies: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Return shares of `copies` twins of each image, drawn from what its votes say of them.
+def posterior(counts: Counts, copies: int) -> NDArray[np.float64]:
+    """Return shares of `copies` twins of each image, spread over what its votes leave open.
 
-    Few votes leave a share open, and the number of samples that it takes to decide depends on it steeply. So the share p of
-    the first class is drawn from its Jeffreys posterior, Beta(votes + 1/2, others + 1/2). The others divide 1 - p as their
-    votes do; where they have none it goes to one class.
+    Few votes leave a share open, and the number of samples that it takes to decide depends on it steeply. So the shares p of
+    the first class are quantiles of its Jeffreys posterior, Beta(votes + 1/2, others + 1/2), at levels that fill (0, 1)
+    evenly over all twins. The others divide 1 - p as their votes do; where they have none it goes to one class.
 
     Parameters
     ----------
     counts : int64 array [I, K]
         Votes, in any order of classes; at least one an image.
     copies : int
-    generator : numpy.random.Generator
 
     Returns
     -------
@@ -94,7 +94,7 @@ def posterior(counts: Counts, copies: int, generator: np.random.Generator) -> ND
 
     Examples
     --------
-    >>> shares = posterior(np.array([[10, 90]]), 3, np.random.default_rng(0))
+    >>> shares = posterior(np.array([[10, 90]]), 3)
     >>> shares.shape, bool(((shares[:, 0] > 0.75) & (shares[:, 0] < 1)).all())
     ((3, 2), True)
     """
@@ -106,7 +106,8 @@ def posterior(counts: Counts, copies: int, generator: np.random.Generator) -> ND
     ordered = np.repeat(ordered, copies, axis=0)
     first, others = ordered[:, 0], ordered[:, 1:]
     total = others.sum(axis=1)
-    p = generator.beta(first + 0.5, total + 0.5)
+    levels = (np.arange(len(first)) + 0.5) * _GOLDEN % 1
+    p = _special.betaincinv(first + 0.5, total + 0.5, levels)
     divided = np.where(total[:, None] > 0, others / np.maximum(total, 1)[:, None], np.eye(1, others.shape[1]))
     return np.hstack([p[:, None], (1 - p)[:, None] * divided])
 
@@ -156,7 +157,7 @@ def _votes(counts: dict[str, object]) -> list[int]:
     """Return the votes of an image, over all its sample ranges."""
     ranges = counts["estimation"]
     of_ranges: Sequence[dict[str, list[int]]] = ranges if isinstance(ranges, list) else [ranges]  # type: ignore[list-item]
-    return np.sum([each["counts"] for each in of_ranges], axis=0)[:-1].tolist()
+    return [int(votes) for votes in np.sum([each["counts"] for each in of_ranges], axis=0)[:-1]]
 
 
 def _counts_of_radii(run: Results, sigma: float, num_classes: int, n: int, alpha: float) -> Counts:

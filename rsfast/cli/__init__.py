@@ -1,4 +1,4 @@
-"""The command line: ``rsfast demo | bench | certify | predict | recertify | merge | analyze | plot | doctor``, one module each.
+"""The command line, a module for each command: ``rsfast demo | bench | certify | predict | recertify ...``.
 
 Commands import what they need (torch takes seconds), so that ``--help`` and ``analyze`` do without it.
 """

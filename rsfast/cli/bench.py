@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _PROOF = ("n0", "n", "alpha")
 _IMAGES = 8  # that the measurement keeps in memory
-_SEED = 2026  # of random inputs
 _HELP: dict[str, Any] = {"metavar": "M", "nargs": "+", "type": float}
 
 
@@ -36,7 +35,7 @@ def add(commands: Commands) -> None:
     help = "forecast a run with this option, too (default: %(default)s)"
     add("--radius", type=float, metavar="R", help=help.replace("%(default)s", "sigma"))
     add("--rtol", type=stopping["rtol"].parse, metavar="X", default=0.05, help=help)
-    add("--from-run", metavar="RUN", help="run folder or table of certify, whose images the forecast is of, instead of --data")
+    add("--from-run", metavar="RUN", help="run folder or table of certify, whose images stand for those of the forecast")
     add("--images", type=positive, default=10_000, metavar="I", help="images of the run (default: %(default)s)")
     add("--seconds", type=float, default=60.0, metavar="S", help="about how long to measure (default: %(default)g)")
     add("--json", metavar="FILE", help="write all that was measured as JSON; - for stdout, instead of the text")
@@ -92,10 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _subject(args: argparse.Namespace, say: Any) -> tuple[torch.Tensor | None, Subject]:
     """Load what the options name; return the images, if any, and what is to be measured."""
-    import torch
-
     from ..bench.run import classes_of, pick
-    from ..bench.subject import Subject
+    from ..bench.subject import Subject, random_inputs
     from ..noise import Gaussian
     from ..runs.settings import normalisation
     from .loading import find_device, load_data, load_model
@@ -106,7 +103,7 @@ def _subject(args: argparse.Namespace, say: Any) -> tuple[torch.Tensor | None, S
         data, _ = load_data(args.data, args.num_classes or sys.maxsize, noise)
         images = pick(data, _IMAGES, device)
     else:
-        images = torch.rand(_IMAGES, *args.shape, generator=torch.Generator().manual_seed(_SEED)).to(device)
+        images = random_inputs(_IMAGES, args.shape, device)
     model = load_model(args.model, args.weights, device)
     options = normalisation(args.mean, args.std, images.shape[1])
     num_classes = classes_of(model, args.model, images, noise, args.num_classes, options)
