@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -114,6 +114,8 @@ class Measurement:
         Returns the seconds.
     say : callable
         Takes lines about the progress.
+    single : callable
+        Returns the changes to try one at a time: `changes.single`.
 
     Attributes
     ----------
@@ -128,8 +130,9 @@ class Measurement:
         seconds: float = 60.0,
         clock: Callable[[], float] = perf_counter,
         say: Callable[[str], object] = _to_stderr,
+        single: Callable[[Subject, int, int], Iterable[Change]] = changes.single,
     ) -> None:
-        self.subject, self.seconds, self.say, self._clock = subject, seconds, say, clock
+        self.subject, self.seconds, self.say, self._clock, self._single = subject, seconds, say, clock, single
         self.measured = Measured()
         self._running: dict[str, Certifying] = {}
         self._began = clock()
@@ -146,7 +149,7 @@ class Measurement:
         self._enter(FORWARD, None, bare(self.subject, batch), batch)  # now in the batches of rsfast
         self._race_until(_FIRST)
         self._first_answer()
-        for change in changes.single(self.subject, batch, most):
+        for change in self._single(self.subject, batch, most):
             self._try(change)
         self._race_until(_SINGLE)
         self._put_together()

@@ -103,8 +103,8 @@ class Report:
             before = self.measured.before[LOOP]
             times = self.measured.lines[DEFAULT].rate / before
             yield (
-                f"Before rsfast set how this process allocates memory, the 2019 loop drew {before:,.4g} samples/s: rsfast as "
-                f"it comes is {times:.2f} times as fast."
+                f"Before rsfast set how this process allocates memory, the 2019 loop drew {before:,.4g} samples/s: "
+                f"rsfast as it comes is {times:.2f} times as fast."
             )
 
     def _use(self) -> Iterator[str]:
