@@ -55,7 +55,7 @@ class Timed(torch.nn.Module):
         if torch.is_autocast_enabled("cpu"):
             faster *= 4
         self.clock.now += len(x) * self.seconds / faster
-        return self.linear(x.flatten(1))
+        return self.linear(x.flatten(1)) + 10  # so large that bfloat16 rounds many to the same
 
 
 def changes(subject, batch, most):
@@ -126,14 +126,14 @@ def test_what_is_faster_wins_and_is_put_together():
     assert "rsfast as it comes 1,000" in first
 
 
-@pytest.mark.parametrize("seconds_a_row", [1e-5, 0.1, 2.0])
+@pytest.mark.parametrize("seconds_a_row", [0.001, 0.1, 2.0])
 def test_time_is_bounded_however_slow_the_model(seconds_a_row):
     """A first answer comes within 20 s, and the end at a minute; then a turn may still be on its way."""
     measuring, clock, said = measurement(seconds_a_row)
     measured = measuring.measure()
     [first] = [line for line in said if line.startswith("first answer")]
-    assert float(first.split()[3]) <= (12 if seconds_a_row < 1 else 30)
-    assert clock.now <= (60 if seconds_a_row < 1 else 130)
+    assert float(first.split()[3]) <= 20
+    assert clock.now <= (60 if seconds_a_row < 1 else 120)
     assert measured.lines[DEFAULT].rate == pytest.approx(1 / seconds_a_row, rel=0.05)
 
 
@@ -291,7 +291,10 @@ def test_forecast_of_all_samples():
 
 
 def write_table(path, certificates):
-    rows = [f"{i}\t0\t{each.prediction}\t{each.radius}\t1\t0:00:01" for i, each in enumerate(certificates)]
+    rows = [
+        f"{i}\t0\t{each.prediction}\t{each.radius}\t{int(each.prediction == 0)}\t0:00:01"
+        for i, each in enumerate(certificates)
+    ]
     path.write_text("\n".join(["idx\tlabel\tpredict\tradius\tcorrect\ttime", *rows]) + "\n")
 
 
@@ -405,7 +408,7 @@ def folder(tmp_path, monkeypatch):
         (["--shape", "3", "5", "5"], "model nets:net fails on a batch [1, 3, 5, 5]"),
         (["--shape", "12", "--mean", "0.5"], "mean and std must be given together"),
         (["--shape", "12", "--num-classes", "4"], "num_classes must be 3, the logits that model returns a row, got 4"),
-        (["--shape", "12", "--radius", "9"], "radius must be at most 1.9"),
+        (["--shape", "12", "--radius", "9"], "radius must be at most 1.8"),
         (["--shape", "12", "--rtol", "2"], "rtol must be a finite number above 0 and below 1, got 2.0"),
         (["--shape", "12", "--seconds", "0"], "--seconds must be a finite number above 0, got 0.0"),
         (["--shape", "12", "--sigma", "-1"], "sigma must be"),

@@ -24,8 +24,9 @@ FORWARD, LOOP, DEFAULT = "bare forward", "2019 loop", "rsfast as it comes"
 _FIRST, _SINGLE, _TOGETHER = 0.2, 0.6, 0.8  # shares of the time after which each stage ends
 _COMPILE = 0.4  # share of the time that a compiler may take
 _COMPARE = 0.05  # share of the time in which votes are compared
-_TURN, _MOST_A_BATCH = 1 / 200, 1 / 40  # shares of the time that a turn takes, and that a batch may take
+_TURN, _MOST_A_BATCH = 1 / 200, 1 / 60  # shares of the time that a turn takes, and that a batch may take
 _QUICK = 0.05  # seconds that a call must take to tell the time of a row
+_SLOW = 1.0  # seconds of a row, from which on no row is run for nothing
 _LOOP_BYTES = 64 << 20  # of noise in a batch of the 2019 loop, so that layers of large images have room
 _COMPARED = 1 << 14  # rows, at most, whose votes are compared
 _LONG = 1_000_000  # images of a run for which it pays to search for a batch size
@@ -145,8 +146,8 @@ class Measurement:
         self._add_others(most)
         batch = self._default_batch(per_row, most)
         self._add(Change(DEFAULT, {"batch_size": batch}))
-        self._race.drop(FORWARD)
-        self._enter(FORWARD, None, bare(self.subject, batch), batch)  # now in the batches of rsfast
+        if batch != self.measured.lines[FORWARD].batch:
+            self._enter(FORWARD, None, bare(self.subject, batch), batch)  # in the batches of rsfast from now on
         self._race_until(_FIRST)
         self._first_answer()
         for change in self._single(self.subject, batch, most):
@@ -160,15 +161,19 @@ class Measurement:
     def _seconds_a_row(self) -> float:
         """Return about how long the model takes a row: in batches that double until one takes long enough to tell."""
         size, most = 1, sizes(self.subject.shape, self.subject.device).most
-        bare(self.subject, 1)(1)  # what is done only once
-        while True:
-            run = bare(self.subject, size)
-            began = self._clock()
-            run(size)
-            seconds = self._clock() - began
-            if seconds >= _QUICK or size >= most:
-                return max(seconds, 1e-9) / size
+        seconds = self._time(size)
+        if seconds < _SLOW:
+            seconds = self._time(size)  # without what is done only once
+        while seconds < _QUICK and size < most:
             size *= 2
+            seconds = self._time(size)
+        return max(seconds, 1e-9) / size
+
+    def _time(self, batch: int) -> float:
+        run = bare(self.subject, batch)
+        began = self._clock()
+        run(batch)
+        return self._clock() - began
 
     def _add_others(self, most: int) -> None:
         """Let the bare forward and the 2019 loop run before anything of rsfast does."""
@@ -176,7 +181,6 @@ class Measurement:
         batch = max(1, min(BATCH, most, room))
         self._enter(FORWARD, None, bare(self.subject, batch), batch)
         self._enter(LOOP, None, loop(self.subject, batch), batch)
-        self._race.go_on(self._clock())
         self.measured.before = {name: self._race.rate(name) for name in (FORWARD, LOOP)}
 
     def _default_batch(self, per_row: float, most: int) -> int:
@@ -191,6 +195,7 @@ class Measurement:
             return automatic(model, shape, device, execution, budget, run, self._clock, most)
 
         sampling.find_batch_size = search  # type: ignore[assignment]
+        sampling.probe = lambda *_: None  # type: ignore[assignment]  # which certify does
         with sampling.inputs:
             size = sampling.size(subject.proof["n0"] + subject.proof["n"], pad=True)
         return min(size, most)
@@ -198,13 +203,13 @@ class Measurement:
     def _add(self, change: Change) -> None:
         forget_peak(self.subject.device)
         certifying = Certifying(self.subject, change)
-        self._enter(change.name, change, certifying, certifying.batch)
+        self._enter(change.name, change, certifying, max(2, certifying.batch))  # the least that it can certify with
         self._running[change.name] = certifying
         self.measured.lines[change.name].memory = peak(self.subject.device)
 
     def _enter(self, name: str, change: Change | None, run: Callable[[int], object], batch: int) -> None:
         self._race.add(name, run, batch)
-        self.measured.lines[name] = Line(name, change, batch)
+        self.measured.lines[name] = Line(name, change, batch if change is None else change.options["batch_size"])
 
     def _try(self, change: Change) -> None:
         """Enter rsfast with a change to the default, or note why it cannot run."""
@@ -214,6 +219,9 @@ class Measurement:
         limit = self._began + self.seconds - self._clock()
         if change.options.get("compile"):
             limit = min(self.seconds * _COMPILE, limit)
+        if limit <= 0:
+            self.measured.skipped[change.name] = "no time was left; give more by --seconds"
+            return
         try:
             with at_most(limit):
                 self._add(Change(change.name, {**base.options, **change.options}, change.threads))
@@ -284,6 +292,6 @@ class _Long(Dataset[torch.Tensor]):
 def _reason(error: Exception) -> str:
     """Return the first line of an error; of the end of a limit, what to do."""
     if isinstance(error, TimeoutError):
-        return f"{error}; give more time by --seconds"
+        return f"{error}; give more by --seconds"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return first if len(first) <= 200 else f"{first[:197]}..."

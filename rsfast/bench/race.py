@@ -10,6 +10,9 @@ Run = Callable[[int], object]
 """Puts this many rows through the model, and returns when that is done."""
 
 
+_SLOW = 5.0  # turns
+
+
 class _Contender:
     def __init__(self, run: Run, rows: int) -> None:
         self.run, self.rows = run, rows
@@ -45,17 +48,22 @@ class Race:
         self._round = 0
 
     def add(self, name: str, run: Run, batch: int) -> None:
-        """Let a contender run batches of this many rows, once to warm up and once to see how long that takes.
+        """Let a contender run a batch of this many rows, to warm up, and another, which is its first turn.
 
-        What it raises is raised here, and it takes no part then.
+        One that takes many times a turn is not run again: warm caches would not show. What it raises is raised here, and it
+        takes no part then.
         """
-        least = batch * -(-2 // batch)  # a selection and an estimation need a row each
-        run(least)
-        began = self._clock()
-        run(least)
-        seconds = self._clock() - began
+        seconds = self._seconds(run, batch)
+        if seconds < _SLOW * self._turn:
+            seconds = self._seconds(run, batch)
         batches = max(1, int(self._turn / seconds)) if seconds else 1
-        self._contenders[name] = _Contender(run, least * batches)
+        self._contenders[name] = _Contender(run, batch * batches)
+        self._contenders[name].seconds[self._round] = seconds / batch
+
+    def _seconds(self, run: Run, rows: int) -> float:
+        began = self._clock()
+        run(rows)
+        return self._clock() - began
 
     def drop(self, name: str) -> None:
         """Let a contender take no part from now on."""
@@ -67,15 +75,11 @@ class Race:
             each.seconds.clear()
 
     def go_on(self, until: float) -> None:
-        """Run whole rounds until the clock says so; at least one."""
-        while True:
+        """Run whole rounds until the clock says so; one at least if somebody has had no turn."""
+        while self._clock() < until or not all(each.seconds for each in self._contenders.values()):
             self._round += 1
             for each in self._contenders.values():
-                began = self._clock()
-                each.run(each.rows)
-                each.seconds[self._round] = (self._clock() - began) / each.rows
-            if self._clock() >= until:
-                return
+                each.seconds[self._round] = self._seconds(each.run, each.rows) / each.rows
 
     def __contains__(self, name: str) -> bool:
         return name in self._contenders

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._check import as_real
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
     as_real("--seconds", args.seconds, above=0)
     noise = Gaussian(args.sigma)
+    if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
+        raise ValueError(f"--json must be a file in a folder that exists, or -, got {args.json}")
     radius = noise.sigma if args.radius is None else args.radius
     stopping = [StoppingRule(radius=radius), StoppingRule(rtol=args.rtol)]
 
