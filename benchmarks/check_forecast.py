@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "tabular": Case("tabular", (20,), 400, 100_000),
+    "tabular": Case("tabular", (20,), 2000, 20_000),
     "resnet20": Case("resnet20", (3, 32, 32), 20, 10_000),
     "efficientnet_lite0": Case(
         "efficientnet_lite0", (3, 224, 224), 6, 1000, ("--mean", *map(str, MEAN), "--std", *map(str, STD))

@@ -20,10 +20,9 @@ from ..stats.rules import CertificationSpec
 from .subject import threads
 from .twins import Counts, Twins, posterior
 
-_TWINS = 400  # that are certified, about
 _UNANIMOUS = np.array([[1000, 0]])
 _BATCH = 8192  # rows of the twins' batches, which do not decide how many samples a twin takes
-_FEW = 4  # twins of a run without early decisions, whose samples are known
+_FEW = 1000  # samples of a twin where there are no early decisions: no more are needed to time its bounds and files
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,13 @@ def forecast(
     *,
     images: int,
     seconds_a_sample: float,
+    twins: int = 1000,
     seed: int = 2026,
 ) -> Forecast:
     """Return what a run takes, by certifying twins of some of its images into a temporary run folder.
 
     So the samples of early decisions are those of the analyses, bounds and stopping rule of ``rsfast certify`` itself. What
-    the twins take besides their trivial classifier and their noise, which is bounds and files, an image
-    takes, too.
+    the twins take besides their trivial classifier and their noise, which is bounds and files, an image takes, too.
 
     Parameters
     ----------
@@ -96,27 +95,29 @@ def forecast(
         How many images the run has.
     seconds_a_sample : float
         Of the model and of rsfast, in full batches.
+    twins : int
+        How many are certified, about.
     seed : int
-        Of the twins' votes.
+        Of their votes.
 
     Examples
     --------
     >>> proof = {"n0": 100, "n": 10_000, "alpha": 0.001}
     >>> votes = np.array([[100, 0], [80, 20]])
-    >>> found = forecast(Gaussian(0.5), proof, StoppingRule(radius=0.5), votes, images=1000, seconds_a_sample=0.001)
+    >>> found = forecast(Gaussian(0.5), proof, StoppingRule(radius=0.5), votes, images=1000, seconds_a_sample=0.001, twins=9)
     >>> found.option, found.samples < 10_100, found.seconds > found.samples
     ('--radius 0.5', True, True)
     """
     if not stopping or counts is None:
-        counts, copies = np.repeat(_UNANIMOUS, _FEW, axis=0), 1
+        shares = posterior(_UNANIMOUS, twins)
+        _, overhead = _certify(Twins(shares, noise.sigma), noise, {**proof, "n": min(_FEW, proof["n"])}, stopping, seed)
+        mean, error = float(proof["n0"] + proof["n"]), 0.0
     else:
-        counts = counts[np.linspace(0, len(counts) - 1, min(len(counts), _TWINS)).astype(int)]
-        copies = max(1, _TWINS // len(counts))
-    twins = Twins(posterior(counts, copies), noise.sigma)
-    samples, overhead = _certify(twins, noise, proof, stopping, seed)
-    of_images = samples.reshape(-1, copies).mean(axis=1)
-    error = float(of_images.std(ddof=1) / math.sqrt(len(of_images))) if len(of_images) > 1 else 0.0
-    mean = float(samples.mean())
+        counts = counts[np.linspace(0, len(counts) - 1, min(len(counts), twins)).astype(int)]
+        copies = max(1, twins // len(counts))
+        samples, overhead = _certify(Twins(posterior(counts, copies), noise.sigma), noise, proof, stopping, seed)
+        of_images = samples.reshape(-1, copies).mean(axis=1)
+        mean, error = float(samples.mean()), float(of_images.std(ddof=min(1, len(counts) - 1)) / math.sqrt(len(counts)))
     given = ((name, value) for name, value in vars(stopping).items() if value is not None)
     option = " ".join(f"--{name} {value:g}" for name, value in given)
     return Forecast(option, mean, error, images * (mean * seconds_a_sample + overhead))

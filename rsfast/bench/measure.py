@@ -195,7 +195,7 @@ class Measurement:
             return automatic(model, shape, device, execution, budget, run, self._clock, most)
 
         sampling.find_batch_size = search  # type: ignore[assignment]
-        sampling.probe = lambda *_: None  # type: ignore[assignment]  # which certify does
+        sampling.probe = lambda *_: None  # which certify does
         with sampling.inputs:
             size = sampling.size(subject.proof["n0"] + subject.proof["n"], pad=True)
         return min(size, most)

@@ -21,7 +21,7 @@ from .subject import threads
 from .twins import Counts, counts_from_run, counts_of
 
 _PILOT, _VOTES = 0.1, 100  # share of the time that votes of images take, and votes of an image
-_MOST_VOTES = 1000
+_MOST_VOTES = 10_000
 _SEED = 2026  # of noise
 
 
