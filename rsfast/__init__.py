@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .compat.cohen import Smooth
     from .incremental import compare
     from .lipschitz import lipschitz_bound
+    from .loading.data import load_data
+    from .loading.models import load_model
     from .ops.tally import Tally
     from .runs.run import Run
     from .smoothing import smoothed
@@ -78,6 +80,8 @@ __all__ = [
     "heads",
     "leading_classes",
     "lipschitz_bound",
+    "load_data",
+    "load_model",
     "nn",
     "noise",
     "ops",
@@ -100,6 +104,8 @@ _NEEDS_TORCH = {
     "certify_each": "api",
     "compare": "incremental",
     "lipschitz_bound": "lipschitz",
+    "load_data": "loading.data",
+    "load_model": "loading.models",
     "nn": "nn",
     "ops": "ops",
     "predict": "api",

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from ..engine.incremental import IncrementalCertification
 from ..engine.inputs import Unreadable
 from ..engine.plan import SamplingPlan
 from ..engine.ranks import ControlSignal, Ranks
@@ -50,6 +51,20 @@ class _Counted:
         return found
 
 
+class _CountedPairs(_Counted):
+    """A plan of pairs of models, of which counts.jsonl keeps what certificates follow from."""
+
+    def __init__(self, plan: IncrementalCertification) -> None:
+        super().__init__(plan)
+        self.by_range = False
+
+    def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
+        return [
+            None if each is None else (each.after, each.counts())
+            for each in self.plan.evaluate(selection, ranges, input_ids)
+        ]
+
+
 class RowSampler:
     """Take images through a plan, write their rows, and save those that are not finished.
 
@@ -82,13 +97,17 @@ class RowSampler:
         environment: Environment,
         trace: Path | None,
     ) -> None:
-        self._plan, self._sampling, self._folder, self._writer = _Counted(plan), sampling, folder, writer
+        self._plan, self._sampling, self._folder, self._writer = self._counted(plan), sampling, folder, writer
         self._images, self._ranks, self._log, self._environment, self._trace = images, ranks, log, environment, trace
         self._signals = StopSignals(lambda number: self._stop(number, ""), ignore_second=ranks.world > 1)
         self._wishes = ControlSignal(ranks)
         self._held: dict[int, dict[str, Any]] = {}
         self._next_save = 0.0
         self._bar: tqdm[Any] | None = None
+
+    @staticmethod
+    def _counted(plan: SamplingPlan) -> _Counted:
+        return _CountedPairs(plan) if isinstance(plan, IncrementalCertification) else _Counted(plan)
 
     def rows(self, images: Sequence[int], saved: Mapping[int, dict[str, Any]]) -> Iterator[tuple[int, Any]]:
         """Write the row of each image and yield its idx and its certificate or class; go on from what was saved.
@@ -135,6 +154,9 @@ class RowSampler:
                 sampling = self._sampling(fresh, self._skip)
             except Unreadable:  # all of them
                 return
+            except Exception:
+                self._stop_if_told()
+                raise
             stack.enter_context(sampling.inputs)
             sampler = sampling.sampler(self._plan, bar, pad=True, saved=begun)
             stack.enter_context(self._log.watching(bar, sampler.batches))
@@ -150,6 +172,7 @@ class RowSampler:
             try:
                 yield from sampler
             except Exception as error:
+                self._stop_if_told()
                 if self._writer is not None and not isinstance(error, OSError):  # whose own text says it
                     rows = len(self._writer.done)
                     self._environment.say(f"rows in {self._folder}: {rows}; --resume goes on from the last checkpoint")
@@ -184,6 +207,11 @@ class RowSampler:
         if wish != _SAVE:
             self._stop(wish, "samples of other images are saved; ")
 
+    def _stop_if_told(self) -> None:
+        """After an error: stop if a signal arrived before, as whoever sent it may have ended the workers, too."""
+        if self._signals.number:
+            self._stop(self._signals.number, "")
+
     def _stop(self, number: int, saved: str) -> NoReturn:
         kept = ""
         if self._writer is not None:
@@ -194,5 +222,5 @@ class RowSampler:
         """Return what is saved of an image that is decided and has no row yet, as those before it have none."""
         outcome, counts = each.result
         value = outcome if isinstance(outcome, int) else outcome.to_dict()
-        label = {} if self._images.labels is not None else {"label": self._images.label(each.input_id)}
+        label = {"label": self._images.label(each.input_id)} if self._images.labels_come else {}
         return {"idx": each.input_id, "outcome": value, "counts": counts, **label}

@@ -14,9 +14,12 @@ import torch
 from torch.utils.data import Dataset
 
 from .. import ops
+from .._check import as_real
+from .._digests import state_dict_sha256
 from .._versions import versions
 from ..api import warn_of_radius
 from ..engine.forward import Model
+from ..engine.incremental import IncrementalCertification, PairOfModels
 from ..engine.inputs import Source, Unreadable
 from ..engine.options import CertifyOptions, SamplingOptions, checked, options_of, refuse_unknown
 from ..engine.plan import Prediction, SamplingPlan
@@ -24,7 +27,10 @@ from ..engine.ranks import Ranks
 from ..engine.sampling import Sampling, expected, warn_if_hopeless
 from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Noise, check_noise
+from ..stats import incremental
 from ..stats.certificate import Certificate
+from ..stats.common import check_alpha
+from ..stats.incremental import check_before
 from ..stats.prediction import smallest_predictable_n
 from . import checkpoint, results, settings
 from .environment import Environment
@@ -32,6 +38,7 @@ from .events import Log
 from .images import Images
 from .layout import CERTIFY_COLUMNS, PREDICT_COLUMNS, SKIPPED
 from .merge import RunFolders
+from .recertify import certificates_of, origin_of
 from .results import Results
 from .rows import RowSampler
 from .tables import EmptyTable
@@ -71,8 +78,8 @@ class Run:
     labels : sequence of int, optional
         True classes [N], in place of those of a Dataset.
     workers : int
-        Processes that read a Dataset; with 0, a thread does. They begin without anything of this process (forkserver), so
-        pickle must take the Dataset, and a script starts its run under ``if __name__ == "__main__"``.
+        Processes that read a Dataset; with 0, a thread does. They begin without anything of this process (spawn), so pickle
+        must take the Dataset, and a script starts its run under ``if __name__ == "__main__"``.
     start, end, skip : int
         Take the multiples of skip from start to before end; all images by default.
     mean, std : sequence of float, optional
@@ -162,6 +169,7 @@ class Run:
         once = {name: value for name, value in self._options.items() if name not in ("batch_size", "compile", "cuda_graph")}
         name, hint = str(self._about["model"]), self._images.hint()
         self._first_logits = settings.try_model(model, name, first, self._device, noise, once, hint)
+        self._sampled: tuple[Model, int] = model, num_classes
         self._probe = self._sampling(self.indices, None)
         self._probe.inputs.close()
         self.seed, self.backend, self.execution = self._probe.seed, self._options["backend"], self._probe.execution
@@ -175,11 +183,15 @@ class Run:
         if "data_sha256" not in about:
             own["data_sha256"] = self._images.sha256()
         found = {**dict.fromkeys(_ABOUT), **own, **about}
+        if not isinstance(preprocessing := found.get("preprocessing"), dict | None):
+            raise TypeError(
+                f"preprocessing in about must be a dict of plain JSON values, or None, got {preprocessing!r:.80}"
+            )
         names = found["class_names"] = settings.check_texts("class_names", found["class_names"])
         if names is not None and len(names) != self._num_classes:
-            self._environment.say(
-                f"warning: the data names {len(names)} classes, and num_classes is {self._num_classes}; names are left out"
-            )
+            text = f"{len(names)} names of classes are left out, as num_classes is {self._num_classes}"
+            if self.ranks.rank == 0:
+                self._environment.say(f"warning: {text}")
             found["class_names"] = None
         return found
 
@@ -250,6 +262,50 @@ class Run:
             warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
         return self._run(Prediction(n, alpha), {"n": n, "alpha": alpha}, PREDICT_COLUMNS, each)
 
+    def recertify(
+        self,
+        run: str | PathLike[str],
+        first: Model,
+        *,
+        alpha: float = 0.001,
+        rtol: float = 0.04,
+        each: Callable[[int, Certificate], object] | None = None,
+    ) -> Results:
+        """Certify this model from the run of the model that it was made of, and few samples of both; return all rows.
+
+        Parameters
+        ----------
+        run : path-like
+            A run folder of `certify`, with this run's images, noise, seed and options, of votes.
+        first : callable
+            The model of that run.
+        alpha, rtol
+            As in `rsfast.compare`.
+        each : callable, optional
+            As in `certify`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If that run differs in more than its model, lacks an image, or is damaged; else as `certify` and `compare`.
+        """
+        alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
+        own = self._sidecar({})
+        before = certificates_of(Path(run), own)
+        if missing := set(self.indices) - before.keys() - {each.idx for each in results.read(run).skipped}:
+            raise ValueError(f"{run} must have a row of every image, got none of idx {min(missing)}; finish that run first")
+        check_before([*before.values()])
+        self._sampled = PairOfModels(first, self._model, self._num_classes), 3 * self._num_classes
+        self._probe = self._sampling(self.indices, None)
+        self._probe.inputs.close()
+        most = max(1, max(certificate.n for certificate in before.values()) // 2)
+        recorded: dict[str, Any] = {"n0": 0, "n": most, "alpha": alpha, "head": _VOTES.to_dict(), "rtol": rtol}
+        recorded |= {"bound": incremental.BOUND, "rule": incremental.RULE, "lipschitz": None, "radius": None}
+        plan = IncrementalCertification(
+            before, alpha=alpha, rtol=rtol, n=most, seed=self.seed, backend=self.backend, execution=self.execution
+        )
+        return self._run(plan, recorded | origin_of(Path(run)), CERTIFY_COLUMNS, each)
+
     def _sampling(self, indices: Sequence[int], skip: Callable[[int, Unreadable], object] | None) -> Sampling:
         """Return the sampling of these images; of one that is not to skip any, all are the first."""
         first, read = self._images.like_first, self._images.read
@@ -260,7 +316,8 @@ class Run:
         def name(place: int) -> str:
             return self._images.title(indices[place])
 
-        return Sampling(self._model, images, self.noise, name=name, skip=skip, **options)
+        model, options["num_classes"] = self._sampled
+        return Sampling(model, images, self.noise, name=name, skip=skip, **options)
 
     def _run(
         self,
@@ -344,7 +401,7 @@ class Run:
             "stream_version": STREAM_VERSION,
             "num_classes": self._num_classes,
             "model": about["model"],
-            "state_dict_sha256": settings.state_dict_sha256(self._model),
+            "state_dict_sha256": state_dict_sha256(self._model),
             "weights": about["weights"],
             "weights_sha256": about["weights_sha256"],
             "first_logits": self._first_logits,

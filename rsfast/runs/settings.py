@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -62,9 +61,17 @@ def certification(noise: Noise, head: Head, options: Mapping[str, Any]) -> Setti
     )
     proof = {name: value for name, value in values.items() if name not in ("n0", "n")}
     spec = CertificationSpec(noise, head=head, early=bool(stopping), **proof)  # type: ignore[arg-type]
-    used = {**values, **vars(stopping), "head": head.to_dict(), "bound": spec.bound, "rule": spec.rule}
+    radius = list(stopping.radii) if len(stopping.radii) > 1 else stopping.radius
+    used = {
+        **values,
+        "radius": radius,
+        "rtol": stopping.rtol,
+        "head": head.to_dict(),
+        "bound": spec.bound,
+        "rule": spec.rule,
+    }
     names = [*_FIRST, *ProofOptions.__annotations__, *StoppingOptions.__annotations__]
-    recorded = {name: used[name] for name in names}
+    recorded = {name: used[name] for name in names if not (name == "top_k" and used[name] == 1)}  # as runs from before
     if stopping and spec.limits_by.analysis_ends(_MANY) != analysis_ends(_MANY):  # runs from before have those of all bounds
         recorded["schedule_of_analyses"] = "a tenth apart"
     return Settings(spec, stopping, values["n0"], values["n"], recorded)
@@ -117,6 +124,8 @@ def check_labels(
     """Return labels as a list; raise an error that calls them `name`, and the image of one that is wrong by its title."""
     if labels is None:
         return None
+    if not isinstance(labels, Iterable):
+        raise TypeError(f"{name} must be a sequence of int, got {labels!r:.80}")
     found = [as_int(name, each) for each in (labels.tolist() if isinstance(labels, torch.Tensor) else labels)]
     if len(found) != count:
         raise ValueError(f"{name} must be one an image, {count} in all, got {len(found)}")
@@ -177,23 +186,6 @@ def name_of(model: object) -> str:
     """Return MODULE:NAME of a function, or of the class of another object."""
     named = model if hasattr(model, "__qualname__") else type(model)
     return f"{named.__module__}:{named.__qualname__}"
-
-
-def state_dict_sha256(model: object) -> str | None:
-    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for anything else."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
-
-
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """Return the bytes of a tensor's elements in logical order."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def try_model(
