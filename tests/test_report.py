@@ -303,6 +303,8 @@ def test_guarantee_names_every_norm():
     laplace = {**SIDECAR, "noise": {"name": "Laplace", "b": 0.5}}
     assert "no change whose l1 norm (input units)" in guarantee(replace(run, sidecar=laplace))
     assert "most often under Laplace, b = 0.5." in guarantee(replace(run, sidecar=laplace))
+    top_five = guarantee(replace(run, sidecar={**SIDECAR, "top_k": 5}))
+    assert "moves the answer out of the 5 classes that the model gives most often under Gaussian noise" in top_five
     assert "mean Softmax score" in guarantee(replace(run, sidecar={**SIDECAR, "head": {"name": "Softmax", "t": 0.5}}))
 
 
