@@ -82,9 +82,10 @@ class Run:
     device : torch.device or str, optional
         Where the model runs; by default where its parameters are, or else the images.
     about : mapping of str, optional
-        More for the sidecar: ``command``, ``model``, ``weights``, ``weights_sha256``, ``checkpoint``, ``data``,
+        More for the sidecar: ``command``, ``model``, ``weights``, ``weights_sha256``, ``checkpoint``, ``data`` and
         ``data_sha256``, strings; ``preprocessing``, a dict of plain JSON values; and ``class_names``, in place of those of a
-        Dataset; there must be as many as classes, or they are left out with a warning. By default the name of the model's class, and a digest of images and labels.
+        Dataset. There must be as many as classes, or they are left out with a warning. By default the name of the model's
+        class, and a digest of images and labels.
     log_json : str, optional
         File to which events are appended as JSON lines; "-" is stderr.
     profile : bool
