@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .._files import sha256
 from .._hints import listed
 from .dataset import Data
 from .extras import import_extra
-from .folders import names_and_sizes_sha256
 from .pictures import Pictures
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def read_huggingface(folder: str, split: str | None, preprocessing: Preprocessin
         Naming the folder, if it is not one that `save_to_disk` wrote, has several splits and none of the usual names, or
         has no column, or several, of pictures.
     """
-    held = _load(folder, split)
+    held, root = _load(folder, split)
     from datasets import ClassLabel, Image
 
     features = held.features
@@ -46,16 +46,15 @@ def read_huggingface(folder: str, split: str | None, preprocessing: Preprocessin
     pictures = _Rows(folder, split, chosen[0], held, preprocessing)
     pictures.check_sizes()
     class_names = features[label].names if label in of_classes else None
-    files = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
-    files = [file for file in files if not file.rpartition("/")[2].startswith("cache-")]  # which the library adds later
+    files = [file for file in sorted(Path(root).glob("*.arrow")) if not file.name.startswith("cache-")]  # of other uses
     classes = f" of {len(class_names):,} classes" if class_names else ""
     return Data(
         pictures,
         labels=None if labels is None or set(labels) == {-1} else labels,  # -1: kept secret
         names=_paths(held, chosen[0]),
         class_names=class_names,
-        digest=names_and_sizes_sha256(folder, files),
-        description=f"{len(held):,} pictures{classes} in {folder}{f', split {split}' if split else ''}",
+        digest=sha256(*files),
+        description=f"{len(held):,} pictures{classes} in {root}",
     )
 
 
@@ -68,7 +67,7 @@ class _Rows(Pictures):
 
     def open(self, place: int) -> BinaryIO:
         if self._held is None:
-            self._held = _encoded(_load(self._folder, self._split), self._column)
+            self._held = _encoded(_load(self._folder, self._split)[0], self._column)
         data = (self._held[place][self._column] or {}).get("bytes")
         if data is None:  # save_to_disk puts the files in, where there were any
             raise ValueError("the row holds no picture")
@@ -78,7 +77,8 @@ class _Rows(Pictures):
         return self.__dict__ | {"_held": None}
 
 
-def _load(folder: str, split: str | None) -> Any:
+def _load(folder: str, split: str | None) -> tuple[Any, str]:
+    """Return a data set and the folder of its files, which of one split is below `folder`."""
     datasets = import_extra("datasets", "hf", f"data hf:{folder}")
     try:
         held = datasets.load_from_disk(folder)
@@ -89,12 +89,12 @@ def _load(folder: str, split: str | None) -> Any:
     if not isinstance(held, datasets.DatasetDict):
         if split is not None:
             raise ValueError(f"{folder} must hold the split {split}, got one data set without splits; leave the split out")
-        return held
+        return held, folder
     name = split or next((name for name in _SPLITS if name in held), "")
     if name not in held:
         wanted = f"the split {split}" if split else "a split named test or validation"
         raise ValueError(f"{folder} must hold {wanted}, got {listed(held)}; name one, as in hf:{folder}:{next(iter(held))}")
-    return held[name]
+    return held[name], str(Path(folder, name))
 
 
 def _labels(folder: str, column: str, held: Any) -> list[int]:

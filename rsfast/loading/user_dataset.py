@@ -8,12 +8,16 @@ import torch
 from torch.utils.data import IterableDataset
 
 from .. import ops
+from .._files import reason
 from .._hints import conversion
+from ..engine.inputs import Unreadable
 from .dataset import Data
 from .factories import call_factory
 from .pictures import as_8_bit, as_pixels
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .preprocessing import Preprocessing
 
 
@@ -51,7 +55,7 @@ class UserData(Data):
         pair = isinstance(item, (tuple, list)) and bool(item) and not isinstance(item[0], (int, float))
         x = item[0] if pair else item
         if hasattr(x, "getbands"):  # a picture of Pillow
-            x = as_pixels(as_8_bit(x, self._preprocessing), self._preprocessing)
+            x = as_pixels(self._as_8_bit(x, place), self._preprocessing)
         if not isinstance(x, torch.Tensor) or x.dtype not in (torch.float32, torch.uint8):
             what = x.dtype if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"
             step = conversion("x", x)
@@ -59,3 +63,9 @@ class UserData(Data):
             raise TypeError(f"data must hold float32 or uint8 tensors, or pictures of Pillow, got {what} in [{place}]{hint}")
         x = x if self.bytes else ops.as_floats(x)
         return (x, *item[1:]) if pair and self.labels is None and len(item) > 1 else x
+
+    def _as_8_bit(self, image: Image, place: int) -> Image:
+        try:
+            return as_8_bit(image, self._preprocessing)
+        except Exception as error:  # Pillow decodes a picture that was opened only now
+            raise Unreadable(f"the picture at [{place}]: {reason(error)}") from error
