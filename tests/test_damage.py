@@ -194,7 +194,7 @@ def test_run_folders(run, file, capsys):
 
 
 class Pictures(torch.utils.data.Dataset):
-    names = [f"{place}.png" for place in range(5)]
+    names = tuple(f"{place}.png" for place in range(5))
 
     def __len__(self):
         return 5

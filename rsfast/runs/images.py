@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import pickle
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -45,6 +42,8 @@ class Images:
         The first that can be read.
     labels : list of int, or None
         Those that are known before an image is read.
+    labels_come : bool
+        Whether they come with the images, in the items of a Dataset.
     names, class_names : list of str, or None
 
     Raises
@@ -62,7 +61,7 @@ class Images:
         self.names: list[str] | None = None
         self.class_names: list[str] | None = None
         self._read: dict[int, int] = {}  # labels that came with their images
-        self._labelled_items = False
+        self.labels_come = False
         self._digest: str | None = None
         self._labels_of = "labels"
         self._items: torch.Tensor | _Items
@@ -107,7 +106,7 @@ class Images:
         """Return the label of an image, -1 where there are none; None if it comes with the image, which was not read."""
         if self.labels is not None:
             return self.labels[index]
-        return self._read.get(index) if self._labelled_items else NO_LABEL
+        return self._read.get(index) if self.labels_come else NO_LABEL
 
     def hint(self) -> str:
         """Return what the axes of the images may be meant to be, where a model fails on them."""
@@ -127,17 +126,14 @@ class Images:
         if not self._workers or isinstance(self._items, torch.Tensor):
             yield from map(self._items.__getitem__, indices)
             return
-        # The parent has computed, in threads, so no worker is a fork of it; those of a server share torch.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch"])
         loader: DataLoader[Any] = DataLoader(
             self._items,
             batch_size=None,
             sampler=indices,
             num_workers=self._workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_obey_parent,
-            multiprocessing_context=context,
+            worker_init_fn=_leave_group,
+            multiprocessing_context="spawn",  # no fork: this process has computed, in threads that a fork would lack
             generator=torch.Generator(),  # else the global one would be drawn from
         )
         try:
@@ -145,7 +141,7 @@ class Images:
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
-            raise RuntimeError(
+            raise ValueError(
                 f"workers must be processes that can read images, got {self._workers}, one of which ended ({error}); they "
                 "import the class of images, and the script that started the run: define that class in a module, and start "
                 "the run under if __name__ == '__main__'; or take workers = 0"
@@ -182,7 +178,7 @@ class Images:
         if self.labels is None:
             if not 0 <= label < self._num_classes:
                 raise ValueError(f"label of {title} must be from 0 to {self._num_classes - 1}, got {label}")
-            self._labelled_items = True
+            self.labels_come = True
             self._read[index] = label
         elif label != self.labels[index]:
             raise ValueError(
@@ -277,21 +273,12 @@ def _check_picklable(images: object, workers: int) -> None:
         ) from error
 
 
-def _obey_parent(_: int) -> None:
-    """Let the process that reads end a worker, and nobody else.
+def _leave_group(_: int) -> None:
+    """Take a worker out of the process group of its parent, which goes on for a while when a signal stops the group.
 
-    A terminal sends SIGINT to all processes, and the parent still finishes its batch. If the parent is killed, its workers
-    end at once; torch's own watch looks at their parent, which is the fork server, and that waits for them.
+    A worker ends with its parent all the same: it looks every few seconds whether that is there.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    os.setpgrp()
 
 
 def _as_it_is(item: Any) -> Any:

@@ -135,6 +135,9 @@ class RowSampler:
                 sampling = self._sampling(fresh, self._skip)
             except Unreadable:  # all of them
                 return
+            except Exception:
+                self._stop_if_told()
+                raise
             stack.enter_context(sampling.inputs)
             sampler = sampling.sampler(self._plan, bar, pad=True, saved=begun)
             stack.enter_context(self._log.watching(bar, sampler.batches))
@@ -150,6 +153,7 @@ class RowSampler:
             try:
                 yield from sampler
             except Exception as error:
+                self._stop_if_told()
                 if self._writer is not None and not isinstance(error, OSError):  # whose own text says it
                     rows = len(self._writer.done)
                     self._environment.say(f"rows in {self._folder}: {rows}; --resume goes on from the last checkpoint")
@@ -184,6 +188,11 @@ class RowSampler:
         if wish != _SAVE:
             self._stop(wish, "samples of other images are saved; ")
 
+    def _stop_if_told(self) -> None:
+        """After an error: stop if a signal arrived before, as whoever sent it may have ended the workers, too."""
+        if self._signals.number:
+            self._stop(self._signals.number, "")
+
     def _stop(self, number: int, saved: str) -> NoReturn:
         kept = ""
         if self._writer is not None:
@@ -194,5 +203,5 @@ class RowSampler:
         """Return what is saved of an image that is decided and has no row yet, as those before it have none."""
         outcome, counts = each.result
         value = outcome if isinstance(outcome, int) else outcome.to_dict()
-        label = {} if self._images.labels is not None else {"label": self._images.label(each.input_id)}
+        label = {"label": self._images.label(each.input_id)} if self._images.labels_come else {}
         return {"idx": each.input_id, "outcome": value, "counts": counts, **label}

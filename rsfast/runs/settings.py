@@ -116,6 +116,8 @@ def check_labels(
     """Return labels as a list; raise an error that calls them `name`, and the image of one that is wrong by its title."""
     if labels is None:
         return None
+    if not isinstance(labels, Iterable):
+        raise TypeError(f"{name} must be a sequence of int, got {labels!r:.80}")
     found = [as_int(name, each) for each in (labels.tolist() if isinstance(labels, torch.Tensor) else labels)]
     if len(found) != count:
         raise ValueError(f"{name} must be one an image, {count} in all, got {len(found)}")
