@@ -52,9 +52,9 @@ class Smooth(cohen.Smooth):
     base_classifier, num_classes, seed, **options
         As in `cohen.Smooth`.
     sigma : tensor or array_like
-        One element: the standard deviation of Gaussian noise, or the lambda of uniform noise on [-lambda, lambda]. Or, for
-        Gaussian noise, one standard deviation of each element of x, [*shape] or [1, *shape], or of each channel, [C, 1, 1]
-        or [C]. It must not depend on x.
+        One element: the standard deviation of Gaussian noise, or the lambda of uniform noise on
+        [-lambda, lambda]. Or, for Gaussian noise, one standard deviation of each element of x,
+        [*shape] or [1, *shape], or of each channel, [C, 1, 1] or [C]. It must not depend on x.
     certificate : L1Certificate or L2Certificate
         Its attribute `norm`, "l1" or "l2", names the noise.
 
@@ -68,19 +68,18 @@ class Smooth(cohen.Smooth):
     UserWarning
         If another object has the same base classifier and another sigma.
 
-    Notes
-    -----
-    `certify` returns the gap, as ANCER does: the radius in units of sigma, within which ``|delta / sigma|`` may lie. The l2
-    radius is the smallest sigma times that, and ANCER's radius proxy the geometric mean of sigma times that.
+    Notes ----- `certify` returns the gap, as ANCER does: the radius in units of sigma, within which
+    ``|delta / sigma|`` may lie. The l2 radius is the smallest sigma times that, and ANCER's radius
+    proxy the geometric mean of sigma times that.
 
-    A sigma that is optimised for each input makes another smoothed classifier of each. What is proved at x is about the one
-    that keeps the sigma of x. A classifier that picks sigma by its input may change it within the radius, unless regions
-    around earlier inputs are remembered and kept apart, as ANCER's and its predecessor's papers do afterwards.
+    A sigma that is optimised for each input makes another smoothed classifier of each. What is
+    proved at x is about the one that keeps the sigma of x. A classifier that picks sigma by its
+    input may change it within the radius, unless regions around earlier inputs are remembered and
+    kept apart, as ANCER's and its predecessor's papers do afterwards.
 
-    References
-    ----------
-    Eiras et al., "ANCER: Anisotropic Certification via Sample-wise Volume Maximization", 2022, Theorem 1 and Corollary 1;
-    github.com/MotasemAlfarra/ANCER. Alfarra et al., "Data Dependent Randomized Smoothing", 2022, on memory.
+    References ---------- Eiras et al., "ANCER: Anisotropic Certification via Sample-wise Volume
+    Maximization", 2022, Theorem 1 and Corollary 1; github.com/MotasemAlfarra/ANCER. Alfarra et al.,
+    "Data Dependent Randomized Smoothing", 2022, on memory.
 
     Examples
     --------

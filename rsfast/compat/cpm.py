@@ -20,18 +20,16 @@ from . import cohen
 class Smooth(cohen.Smooth):
     """CPM's class: change the import line of an existing loop, and it draws, counts and bounds here.
 
-    Parameters, attributes and errors are those of `cohen.Smooth`. The k-th call of `log_certify` takes input id k as well:
-    the two logs of an input are independent.
+    Parameters, attributes and errors are those of `cohen.Smooth`. The k-th call of `log_certify`
+    takes input id k as well: the two logs of an input are independent.
 
-    Notes
-    -----
-    The modes are "Rmono", the one-vs-rest radius from one lower limit at alpha, and "Rmulti", from limits that share alpha.
-    A mode may also be a rule of `rsfast.certify`: "top_two" and "auto" do not divide alpha by the number of classes or
-    buckets, and top-two's radius is never below CPM's.
+    Notes ----- The modes are "Rmono", the one-vs-rest radius from one lower limit at alpha, and
+    "Rmulti", from limits that share alpha. A mode may also be a rule of `rsfast.certify`: "top_two"
+    and "auto" do not divide alpha by the number of classes or buckets, and top-two's radius is
+    never below CPM's.
 
-    References
-    ----------
-    Delattre, Caillon, Barthélemy, Fagnou and Allauzen, "Bridging the Theoretical Gap in Randomized Smoothing", 2025.
+    References ---------- Delattre, Caillon, Barthélemy, Fagnou and Allauzen, "Bridging the
+    Theoretical Gap in Randomized Smoothing", 2025.
 
     Examples
     --------
@@ -58,7 +56,8 @@ class Smooth(cohen.Smooth):
         Parameters
         ----------
         counts_selection, counts_estimation : array_like of int [num_classes]
-            Votes of two independent samples of an input. The first chooses the class, the second bounds it.
+            Votes of two independent samples of an input. The first chooses the class, the second
+            bounds it.
         n : int
             Draws of the second, no fewer than its votes. A draw without a vote is one for nobody.
         alpha : float
@@ -78,7 +77,8 @@ class Smooth(cohen.Smooth):
     ) -> tuple[int, float]:
         """Return (class, radius) from votes, in mode "Rmulti" by class partitioning; or (ABSTAIN, 0.0).
 
-        Parameters and errors are those of `certify_from_log`; N and N0 are the draws of the second and the first sample.
+        Parameters and errors are those of `certify_from_log`; N and N0 are the draws of the second
+        and the first sample.
         """
         selection = self._logged("counts_selection", counts_selection, "N0", N0)
         estimation = self._logged("counts_estimation", counts_estimation, "N", N)

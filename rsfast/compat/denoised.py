@@ -57,30 +57,33 @@ class Smooth(cohen.Smooth):
     Parameters
     ----------
     base_classifier : callable
-        From a batch of images [B, *shape] in [0, 1] and a time to logits [B, num_classes]. It adds the noise of that time
-        itself, to ``2 x - 1``, and denoises.
+        From a batch of images [B, *shape] in [0, 1] and a time to logits [B, num_classes]. It adds
+        the noise of that time itself, to ``2 x - 1``, and denoises.
     num_classes : int
     sigma : float
-        Standard deviation of that noise in the units of x: half of what it is in those of ``2 x - 1``.
+        Standard deviation of that noise in the units of x: half of what it is in those of ``2 x -
+        1``.
     t : object
-        The time, handed to the model as it is. None: the model takes a batch only, and noise is added here.
+        The time, handed to the model as it is. None: the model takes a batch only, and noise is
+        added here.
     noisy : callable, optional
-        What the model does once the noise is there: from a batch of noisy images x + noise, in the units of x, and a time to
-        logits. Then the noise comes from the noise stream, and base_classifier is not called.
+        What the model does once the noise is there: from a batch of noisy images x + noise, in the
+        units of x, and a time to logits. Then the noise comes from the noise stream, and
+        base_classifier is not called.
     seed, **options
-        As in `cohen.Smooth`. A model that draws its noise itself takes neither a seed nor scale, shift and clamp: its noise
-        is that of torch's generator, so call `torch.manual_seed`.
+        As in `cohen.Smooth`. A model that draws its noise itself takes neither a seed nor scale,
+        shift and clamp: its noise is that of torch's generator, so call `torch.manual_seed`.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong. In `certify` and `predict`, if two copies of x get the same logits, or if the model has a
-        `diffusion` with the schedule of the original's, whose noise at time t is less than sigma.
+        If an argument is wrong. In `certify` and `predict`, if two copies of x get the same logits,
+        or if the model has a `diffusion` with the schedule of the original's, whose noise at time t
+        is less than sigma.
 
-    Notes
-    -----
-    That the model's noise is Gaussian, of standard deviation sigma at least in the units of x, and drawn for each row by
-    itself, is taken on trust where it is not as above. A batch on which memory runs out is drawn again.
+    Notes ----- That the model's noise is Gaussian, of standard deviation sigma at least in the
+    units of x, and drawn for each row by itself, is taken on trust where it is not as above. A
+    batch on which memory runs out is drawn again.
 
     References
     ----------

@@ -40,12 +40,15 @@ class Smooth(denoised.Smooth):
     base_classifier, num_classes, sigma, noisy, seed, **options
         As in `denoised.Smooth`.
     t : object
-        The time, if the base classifier is called with one and draws its noise itself, as the original's diffusion models
-        do. None: it is called with a batch only, and noise is added here.
+        The time, if the base classifier is called with one and draws its noise itself, as the
+        original's diffusion models do. None: it is called with a batch only, and noise is added
+        here.
     heads : sequence of Head
-        To choose from; by default those of the original, `HEADS`. Give one that `rsfast.tune_head` has chosen alone.
+        To choose from; by default those of the original, `HEADS`. Give one that `rsfast.tune_head`
+        has chosen alone.
     legacy : bool
-        Return the original's number: the largest of all radii from one sample. **It is no certificate**, and warns so.
+        Return the original's number: the largest of all radii from one sample. **It is no
+        certificate**, and warns so.
 
     Raises
     ------
@@ -57,22 +60,21 @@ class Smooth(denoised.Smooth):
     UserWarning
         With `legacy`, when the object is made.
 
-    Notes
-    -----
-    `certify_ours` chooses the head on the n0 selection samples: that whose radius a forecast from them puts highest. Its
-    class and radius then come from n other samples, once, at level alpha: the certificate is about the classifier that is
-    smoothed with that head. The original ignores n0 and takes the largest of 409 radii on the n samples, each at level
-    alpha: the largest may be wrong more often.
+    Notes ----- `certify_ours` chooses the head on the n0 selection samples: that whose radius a
+    forecast from them puts highest. Its class and radius then come from n other samples, once, at
+    level alpha: the certificate is about the classifier that is smoothed with that head. The
+    original ignores n0 and takes the largest of 409 radii on the n samples, each at level alpha:
+    nothing keeps the error of the largest below alpha, and it is about another classifier for each
+    input.
 
-    The 409 are one of votes (Clopper-Pearson at ``alpha / num_classes`` for each class), and two of each of 204 scores
-    (empirical Bernstein, likewise): ``sigma / 2 (Phi^-1(pA) - Phi^-1(pB))`` and ``sigma sqrt(pi / 2) (pA - pB)``. The second
-    is never the larger where it is positive, as Phi^-1 is nowhere flatter than sqrt(2 pi); so `legacy` leaves it out. It
-    takes one sample variance, where the original averages those of batches, and keeps limits in [0, 1].
+    The 409 are one of votes (Clopper-Pearson at ``alpha / num_classes`` for each class), and two of
+    each of 204 scores (empirical Bernstein, likewise): ``sigma / 2 (Phi^-1(pA) - Phi^-1(pB))`` and
+    ``sigma sqrt(pi / 2) (pA - pB)``. The second is never the larger where it is positive, as Phi^-1
+    is nowhere flatter than sqrt(2 pi); so `legacy` leaves it out. It takes one sample variance,
+    where the original averages those of batches, and keeps limits in [0, 1].
 
-    References
-    ----------
-    Delattre, Araujo, Barthélemy and Allauzen, "The Lipschitz-Variance-Margin Tradeoff for Enhanced Randomized Smoothing",
-    2024.
+    References ---------- Delattre, Araujo, Barthélemy and Allauzen, "The Lipschitz-Variance-Margin
+    Tradeoff for Enhanced Randomized Smoothing", 2024.
 
     Examples
     --------
@@ -101,7 +103,7 @@ class Smooth(denoised.Smooth):
         if legacy:
             warnings.warn(
                 "legacy=True returns the largest of many radii from one sample, as LVM-RS does: that is no certificate, as "
-                "it may be wrong with a probability above alpha; leave legacy out for one that holds",
+                "nothing keeps its error below alpha; leave legacy out for one that holds",
                 UserWarning,
                 stacklevel=2,
             )
@@ -109,7 +111,8 @@ class Smooth(denoised.Smooth):
     def certify_ours(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
         """Return (class, radius in the noise's norm) at x, or (ABSTAIN, 0.0); wrong with probability at most alpha.
 
-        Parameters as in `cohen.Smooth.certify`. With `legacy` n0 is ignored, and alpha bounds nothing.
+        Parameters as in `cohen.Smooth.certify`. With `legacy` n0 is ignored, and alpha bounds
+        nothing.
         """
         if self.legacy:
             return self._largest(x, n, alpha, batch_size)
