@@ -25,6 +25,8 @@ from ..stats.bounds.clopper_pearson import clopper_pearson_lower
 from ..stats.common import check_alpha
 from ._shared import count_classes, rounded_down, seed_or_random
 
+__all__ = ["Gaussian", "Laplace", "Noise", "Uniform", "certify_prob_lb", "smooth_predict_hard", "smooth_predict_soft"]
+
 _NORMS = {1: "l1", 2: "l2", math.inf: "linf"}
 """Norms by the numbers of rs4a."""
 
