@@ -108,7 +108,7 @@ class Noise:
     def sample(self, x: torch.Tensor) -> torch.Tensor:
         """Return x [N, *shape] with noise, other noise in every call: for training."""
         drawn = ops.perturb(
-            torch.zeros_like(x), self.noise, seed=self._seed, samples=[self._drawn] * len(x), stream="training"
+            torch.zeros_like(x), self.noise, seed=self._seed, samples=torch.full((len(x),), self._drawn), stream="training"
         )
         self._drawn += 1
         return x + drawn
