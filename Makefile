@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark -n logical -
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet torch==2.13.0 torchvision==0.28.0
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)

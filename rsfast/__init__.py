@@ -30,16 +30,19 @@ from .noise import (
     Uniform,
 )
 from .noise.provenance import Provenance
-from .stats.certificate import ABSTAIN, Certificate, Execution
+from .stats.certificate import ABSTAIN, Certificate, Execution, to_frame
 from .stats.estimates import leading_classes
 from .stats.prediction import predictions
 from .stats.proof import certificates, exact_certificates
 
 if TYPE_CHECKING:
-    from . import nn, ops
+    from . import nn, ops, results
     from .api import certify, certify_each, predict, sample, tune_head
     from .compat.cohen import Smooth
+    from .incremental import compare
     from .lipschitz import lipschitz_bound
+    from .loading.data import load_data
+    from .loading.models import load_model
     from .ops.tally import Tally
     from .runs.run import Run
     from .smoothing import smoothed
@@ -72,32 +75,41 @@ __all__ = [
     "certificates",
     "certify",
     "certify_each",
+    "compare",
     "exact_certificates",
     "heads",
     "leading_classes",
     "lipschitz_bound",
+    "load_data",
+    "load_model",
     "nn",
     "noise",
     "ops",
     "predict",
     "predictions",
+    "results",
     "sample",
     "sequences",
     "smoothed",
+    "to_frame",
     "tune_head",
 ]
 
-# What needs torch is imported when it is first used, so that rsfast.bounds and rsfast.stats.certificate do without it.
+# What needs torch, or reads files, is imported when it is first used, so that rsfast.bounds and others do without it.
 _NEEDS_TORCH = {
     "Run": "runs.run",
     "Smooth": "compat.cohen",
     "Tally": "ops.tally",
     "certify": "api",
     "certify_each": "api",
+    "compare": "incremental",
     "lipschitz_bound": "lipschitz",
+    "load_data": "loading.data",
+    "load_model": "loading.models",
     "nn": "nn",
     "ops": "ops",
     "predict": "api",
+    "results": "results",
     "sample": "api",
     "smoothed": "smoothing",
     "tune_head": "api",

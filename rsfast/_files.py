@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,16 @@ def open_file(path: str | PathLike[str]) -> BinaryIO:
     """
     _check_kind(path)
     return open(path, "rb")
+
+
+def sha256(*paths: str | PathLike[str]) -> str:
+    """Return the SHA-256 of a file, or of several one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open_file(path) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def write_whole(

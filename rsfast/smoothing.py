@@ -12,9 +12,9 @@ from . import ops
 from ._check import as_int, check_count
 from .engine.batch_size import fixed
 from .engine.forward import Model
-from .engine.inputs import check_values
 from .engine.modes import evaluating, modules_of
 from .engine.sampling import check_model
+from .engine.values import check_values
 from .noise import Noise, check_noise
 
 _BLOCK = 1 << 18  # elements of noise, in float64, that are weighted at once: no sum depends on the batch size

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rsfast
 from rsfast import Gaussian, GridGaussian, Mask, Run, Splitting, SubspaceSmoothing, Uniform, cli, ops
-from rsfast.cli.loading import load_data
 from rsfast.engine.inputs import Inputs
 from rsfast.noise import Noise
 
@@ -172,41 +171,29 @@ def test_other_noise_proposes_this_one():
 
 
 @pytest.mark.parametrize(
-    ("noise", "python", "command"),
+    ("noise", "python"),
     [
-        (
-            Gaussian(0.25),
-            ", or take GridGaussian noise",
-            "; or take --noise gridgaussian:SIGMA, for 8-bit images as they are",
-        ),
-        (
-            Splitting(0.5),
-            ", or take Splitting(lam, deterministic=True) noise",
-            "; or take --noise splitting:LAM:deterministic=true, for 8-bit images as they are",
-        ),
-        (Mask(0.25), "", ""),
-        (Uniform(0.25), "", ""),
-        (SubspaceSmoothing(np.eye(48)[None]), "", ""),
+        (Gaussian(0.25), ", or take GridGaussian noise"),
+        (Splitting(0.5), ", or take Splitting(lam, deterministic=True) noise"),
+        (Mask(0.25), ""),
+        (Uniform(0.25), ""),
+        (SubspaceSmoothing(np.eye(48)[None]), ""),
     ],
     ids=lambda each: each.name if isinstance(each, Noise) else "",
 )
-def test_proposals_of_other_noise(noise, python, command, tmp_path):
-    """First to divide, which is all where no noise like it takes bytes; units are of noise that has some."""
+def test_proposals_of_other_noise(noise, python):
+    """First to divide, which is all where no noise like it takes bytes."""
     with pytest.raises(TypeError, match=re.escape("convert integer images with x.float() / 255" + python) + "(,|$)"):
         ops.perturb(PIXELS, noise, seed=1, samples=range(5))
     with pytest.raises(TypeError, match=re.escape(f"uint8; pass images.float() / 255{python}") + "$"):
         Run(model, PIXELS, noise, "run", num_classes=2)
-    np.savez(tmp_path / "data.npz", images=PIXELS.numpy())
-    units = "" if noise.scale == np.inf else ", and the noise is then in units of [0, 1]"
-    with pytest.raises(TypeError, match=re.escape(f"; save images.astype('float32') / 255{units}{command}") + "$"):
-        load_data(str(tmp_path / "data.npz"), 2, noise)
 
 
 # Runs
 
 
-def test_runs_and_the_command_line(tmp_path, monkeypatch, capsys):
-    """The same rows of bytes and of floats; certified again from the run folder; for other noise one line."""
+def test_runs_and_the_command_line(tmp_path, monkeypatch):
+    """The same rows of bytes and of floats; certified again from the run folder; other noise takes them as x / 255."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "byte_nets", raising=False)
@@ -225,7 +212,9 @@ def test_runs_and_the_command_line(tmp_path, monkeypatch, capsys):
     assert found[0].radius.tolist() == found[1].radius.tolist() == rsfast.runs.results.read("command").radius.tolist()
     assert max(found[0].radius) > 0
     assert cli.main(["recertify", "command", "--alpha", "0.01", "--out", "again"]) == 0
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        cli.main(f"certify {base} --sigma 0.25 --n 300 --out other".split())
-    assert "or take --noise gridgaussian:SIGMA, for 8-bit images as they are" in capsys.readouterr().err
+    np.savez("floats.npz", images=pixels.numpy() / np.float32(255), labels=np.arange(5) % 4)
+    for data in ("data", "floats"):
+        command = f"certify {base} --sigma 0.25 --n 300 --out of_{data}".replace("data.npz", f"{data}.npz")
+        assert cli.main(command.split()) == 0
+    others = [rsfast.runs.results.read(f"of_{data}").radius.tolist() for data in ("data", "floats")]
+    assert others[0] == others[1] != found[0].radius.tolist()

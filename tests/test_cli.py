@@ -21,8 +21,7 @@ import tqdm
 from conftest import integers
 
 import rsfast
-from rsfast import ClippedLogits, Gaussian, Laplace, Mask, Softmax, Sparsemax, SubspaceSmoothing, cli, demo, doctor
-from rsfast.runs import results
+from rsfast import ClippedLogits, Gaussian, Laplace, Mask, Softmax, Sparsemax, SubspaceSmoothing, cli, demo, doctor, results
 from rsfast.runs.environment import Environment
 from rsfast.runs.writer import RunWriter, format_radius
 
@@ -698,7 +697,7 @@ def test_the_commands_are_listed(capsys):
         ("--sigma x", "argument --sigma: invalid float value: 'x'"),
         ("--noise laplace:1", "argument --noise: not allowed with argument --sigma"),
         ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
-        ("--num-classes 1", "as --num-classes is 1, got"),
+        ("--num-classes 1", "as num_classes is 1, got"),
         ("--alpha 1.5", "alpha must be a finite number above 0 and below 1, got 1.5"),
         ("--alpha 1.5 --head softmax", "alpha must be a finite number above 0 and below 1, got 1.5"),
         ("--n 0", "n must be from 1 to 8589934591, got 0"),
@@ -750,9 +749,9 @@ def test_the_commands_are_listed(capsys):
         ("--weights tiny_nets.py", "--weights tiny_nets.py is damaged or holds more than tensors"),
         ("--weights module.pt", "--weights module.pt holds a tiny_nets.Net, and nothing but tensors is unpickled"),
         ("--weights text.safetensors", "--weights text.safetensors is damaged or holds more than tensors"),
-        ("--weights list.pt", "--weights list.pt does not fit --model tiny_nets:Net: it holds a list, not tensors by name"),
-        ("--weights other.pt", "does not fit --model tiny_nets:Net: weight is missing, head is unexpected"),
-        ("--weights other.pt --model tiny_nets:function", "must return a torch.nn.Module for --weights, got a function"),
+        ("--weights list.pt", "--weights list.pt does not fit model tiny_nets:Net: it holds a list, not tensors by name"),
+        ("--weights other.pt", "does not fit model tiny_nets:Net: weight is missing, head is unexpected"),
+        ("--weights other.pt --model tiny_nets:function", "must return a torch.nn.Module for weights, got a function"),
         ("--data missing.npz", "No such file or directory: 'missing.npz'"),
         ("--data tiny_nets.py", "--data tiny_nets.py is not an .npz file"),
         ("--out tiny_nets.py", "tiny_nets.py"),
@@ -773,24 +772,21 @@ def test_mistakes_in_options_are_one_line_and_leave_no_run(capsys, options, mess
     [
         ({"pixels": np.zeros(3)}, "--data bad.npz must hold images (or x), and may hold labels (or y), got pixels"),
         ({}, "got nothing; name them so"),
-        ({"images": np.zeros((2, 3, 4, 4), np.uint8)}, "must be float32, got uint8; save images.astype('float32') / 255"),
-        ({"images": np.zeros((2, 3, 4, 4))}, "images in --data bad.npz must be float32, got float64; save"),
-        ({"images": np.zeros(2, np.float32)}, "images in --data bad.npz must be [N, ...] and not empty, got [2]"),
-        ({"images": np.zeros((0, 3), np.float32)}, "images in --data bad.npz must be [N, ...] and not empty, got [0, 3]"),
+        (
+            {"images": np.zeros((2, 3, 4, 4), int)},
+            "got int64; save pixels from 0 to 255 as uint8, and others as float32: images",
+        ),
+        ({"images": np.zeros((2, 3, 4, 4))}, "--data bad.npz: images must be float32 or uint8, got float64; save"),
+        ({"images": np.zeros(2, np.float32)}, "--data bad.npz: images must be [N, ...] and not empty, got [2]"),
+        ({"images": np.zeros((0, 3), np.float32)}, "--data bad.npz: images must be [N, ...] and not empty, got [0, 3]"),
         ({"images": np.array([{}])}, "--data bad.npz: images.npy: it must hold numbers, got Python objects"),
         ({"images": np.array([[0], [np.inf]], np.float32)}, "got NaN or infinity in images[1]"),
-        (
-            {"x": np.zeros((2, 4), np.float32), "y": np.zeros(3, int)},
-            "in --data bad.npz must be integers [2], got int64 [3]",
-        ),
-        ({"x": np.zeros((2, 4), np.float32), "y": np.zeros(2)}, "in --data bad.npz must be integers [2], got float64 [2]"),
-        (
-            {"x": np.zeros((2, 4), np.float32), "y": np.array([1, 4])},
-            "must be from 0 to 3, as --num-classes is 4, got 1 to 4",
-        ),
+        ({"x": np.zeros((2, 4), np.float32), "y": np.zeros(3, int)}, "must be integers [2], got int64 [3]"),
+        ({"x": np.zeros((2, 4), np.float32), "y": np.zeros(2)}, "--data bad.npz: y must be integers [2], got float64 [2]"),
+        ({"x": np.zeros((2, 4), np.float32), "y": np.array([1, 4])}, "must be from 0 to 3, as num_classes is 4, got 1 to 4"),
         (
             {"x": np.zeros((2, 4), np.float32), "y": np.array([-1, 3])},
-            "must be from 0 to 3, as --num-classes is 4, got -1 to 3",
+            "must be from 0 to 3, as num_classes is 4, got -1 to 3",
         ),
     ],
 )

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from benchmarks import coverage
 from rsfast import bounds, sequences
@@ -86,6 +86,26 @@ def test_a_bound_that_does_not_hold_is_seen(monkeypatch):
     assert {bound for bound, _ in bad} == {"betting_lower"}
 
 
+@pytest.mark.parametrize("rule", ["one_vs_rest", "top_two"])
+def test_incremental_certificates_hold(rule):
+    """500 samples of every change, alpha = 0.05: a row of a bound that errs that often fails with chance 1e-9."""
+    rows = list(coverage.changed(rule, 200, 0.05, 500))
+    assert [row for row in rows if not row.holds] == []
+    assert len(rows) == len(coverage.CHANGES)
+
+
+def test_incremental_certificates_without_the_lost_mass_do_not_hold(monkeypatch):
+    """A limit that forgets what the change loses is seen."""
+    honest = coverage.incremental.Pairs.of
+
+    def forgetful(*arguments):
+        pairs = honest(*arguments)
+        return pairs._replace(lost=0 * pairs.lost)
+
+    monkeypatch.setattr(coverage.incremental.Pairs, "of", forgetful)
+    assert not all(row.holds for row in coverage.changed("one_vs_rest", 1000, 0.05, 250))
+
+
 @pytest.mark.parametrize("index", range(9))
 def test_the_means_of_the_distributions(index):
     """4e5 scores: their average is within 6 standard errors, which fails with chance 2e-9."""
@@ -119,7 +139,20 @@ def test_the_command(tmp_path, capsys):
     assert coverage.main(["--quick", "--out", str(tmp_path)]) == 0
     table = (tmp_path / "coverage.md").read_text().splitlines()
     data = json.loads((tmp_path / "coverage.json").read_text())
-    assert len(data) == 102
-    assert table[-102:] == capsys.readouterr().out.splitlines()
-    assert table[-103].startswith("|---")
+    assert len(data) == 144
+    assert table[-144:] == capsys.readouterr().out.splitlines()
+    assert table[-145].startswith("|---")
     assert " NO " not in "".join(table)
+
+
+def test_true_radii_among_the_first_k():
+    """Two classes of three: with the rest in equal parts it is Q(p) - Q(1/3), else by hand; and it sees a rule that errs."""
+    p = np.array([[0.5, 0.25, 0.25], [0.4, 0.6, 0.0], [0.2, 0.4, 0.4]])
+    found = coverage.true_radii(p, 0, 2)
+    assert found[0] == pytest.approx(norm.ppf(0.5) - norm.ppf(1 / 3), rel=1e-9)
+    assert found[1] > 30  # the third class has no score, and would need all of a shift
+    assert found[2] == 0
+    assert coverage.overclaimed("top_two", 12, 0.05, top_k=2).max() <= 0.05
+    (row, *_) = coverage.near_ties("one_vs_rest", 0.05, 2000)
+    assert row.holds
+    assert row.rate > 0.02

@@ -18,6 +18,9 @@ from conftest import LINEAR_NETS, integers
 
 import rsfast
 from rsfast.cli import main
+from rsfast.engine.inputs import Unreadable
+from rsfast.runs import results
+from rsfast.runs.environment import Environment
 
 pytestmark = pytest.mark.slow
 
@@ -188,6 +191,53 @@ def test_run_folders(run, file, capsys):
         answers += said is not None
         assert not Path("again", "results.tsv").exists() or said is not None
     assert answers < 100
+
+
+class Pictures(torch.utils.data.Dataset):
+    names = tuple(f"{place}.png" for place in range(5))
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if index in (1, 3):
+            raise Unreadable("no picture")
+        return torch.full((3, 2, 2), index / 5), index % 4
+
+
+@pytest.mark.usefixtures("_runs")
+def test_skipped_images(capsys):
+    """No image that has a row is taken for one that could not be read, none is lost, and a run goes on to its true end."""
+    import damage_nets
+
+    def certify(out, resume=False):
+        options = {"num_classes": 4, "seed": 5, "batch_size": 80, "environment": Environment(say=lambda _: None)}
+        run = rsfast.Run(damage_nets.Net(), Pictures(), rsfast.Gaussian(0.5), out, resume=resume, **options)
+        return run.certify(n0=20, n=60).skipped
+
+    true = certify("skips")
+    whole = Path("skips/skipped.jsonl").read_bytes()
+    rng, answers = random.Random(7), 0
+    for number in range(120):
+        shutil.rmtree("damaged", ignore_errors=True)
+        shutil.copytree("skips", "damaged")
+        Path("damaged/skipped.jsonl").write_bytes(rng.choice(DAMAGE)(whole, rng))
+        for out in ("again", "all"):
+            shutil.rmtree(out, ignore_errors=True)
+        command, out = (("analyze", "damaged"), ("recertify", "again"), ("merge", "all"), ("resume", "damaged"))[number % 4]
+        said: object = None
+        if command == "resume":
+            with suppress(ValueError):
+                said = certify("damaged", resume=True)
+                assert sorted(said) == true
+        else:
+            said = call(f"{command} damaged" + (f" --out {out}" if command != "analyze" else ""), capsys)
+        if said is not None:
+            assert_no_better(out, "skips")
+            assert rows(out).keys() == rows("skips").keys()
+            assert set(results.read(out).skipped) <= set(true)
+        answers += said is not None
+    assert 5 < answers < 90
 
 
 @pytest.mark.usefixtures("_runs")

@@ -172,14 +172,14 @@ DATA = {
     "text": (b"images", "data.npz is not an .npz file"),
     "an .npy file": (hostile(DECLARED % b"(1, 12)")[30 + 10 :], "data.npz"),
     "a page": (b"<!DOCTYPE html>\r\n<html>", "; it begins with '<!DOCTYPE html> <html>', so it is text"),
-    "float64": (saved(images=images().astype("f8")), "must be float32, got float64; save images.astype('float32')"),
+    "float64": (saved(images=images().astype("f8")), "must be float32 or uint8, got float64; save images.astype('float32')"),
     "pixels": (
-        saved(images=np.ones((4, 12), "u1")),
-        "save images.astype('float32') / 255, and the noise is then in units of [0, 1]",
+        saved(images=np.ones((4, 12), "i8")),
+        "images must be float32 or uint8, got int64; save pixels from 0 to 255 as uint8, and others as float32: images.as",
     ),
     "pixels under the other name": (
-        saved(x=np.ones((4, 12), "u1")),
-        "x in --data data.npz must be float32, got uint8; save x.as",
+        saved(x=np.ones((4, 12), "u2")),
+        "data.npz: x must be float32 or uint8, got uint16; save",
     ),
     "other names": (
         saved(arr_0=images(), arr_1=[0] * 4),
@@ -200,28 +200,31 @@ DATA = {
     "nested": (hostile(b"(" * 9000), "data.npz: images.npy: "),
     "objects": (saved(images=np.array([[{}]])), "data.npz: images.npy: it must hold numbers, got Python objects"),
     "labels of objects": (saved(x=images(), y=np.array([{}] * 4)), "data.npz: y.npy: it must hold numbers"),
-    "structured": (saved(images=np.zeros((4, 2), "f4,f4")), "images in --data data.npz must be float32, got [('f0', '<f4')"),
+    "structured": (
+        saved(images=np.zeros((4, 2), "f4,f4")),
+        "--data data.npz: images must be float32 or uint8, got [('f0', '<f4')",
+    ),
     "both names": (saved(images=images(), x=images()), "data.npz must hold images or x, got both; leave one out"),
     "both labels": (saved(x=images(), y=[0] * 4, labels=[0] * 4), "data.npz must hold labels or y, got both"),
     "no images": (
         saved(images=np.zeros((0, 12), "f4")),
-        "images in --data data.npz must be [N, ...] and not empty, got [0, 12]",
+        "--data data.npz: images must be [N, ...] and not empty, got [0, 12]",
     ),
     "images of nothing": (
         saved(images=np.zeros((4, 0), "f4")),
-        "images in --data data.npz must be [N, ...] and not empty, got [4, 0]",
+        "--data data.npz: images must be [N, ...] and not empty, got [4, 0]",
     ),
-    "one number": (saved(images=np.float32(1)), "images in --data data.npz must be [N, ...] and not empty, got []"),
-    "text as images": (saved(images=np.array([["a"]])), "images in --data data.npz must be float32, got <U1"),
-    "float16": (saved(images=images().astype("f2")), "images in --data data.npz must be float32, got float16"),
+    "one number": (saved(images=np.float32(1)), "--data data.npz: images must be [N, ...] and not empty, got []"),
+    "text as images": (saved(images=np.array([["a"]])), "--data data.npz: images must be float32 or uint8, got <U1"),
+    "float16": (saved(images=images().astype("f2")), "--data data.npz: images must be float32 or uint8, got float16"),
     "labels as a column": (
         saved(x=images(), y=np.zeros((4, 1), int)),
         "must be integers [4], got int64 [4, 1]; save y.reshape(-1).astype('int64')",
     ),
     "labels as floats": (saved(x=images(), y=np.ones(4)), "; save y.reshape(-1).astype('int64')"),
     "one-hot labels": (saved(x=images(), y=np.eye(4)[:, :3]), "; of one-hot labels or scores save y.argmax(1)"),
-    "halves as labels": (saved(x=images(), y=np.full(4, 0.5)), "y in --data data.npz must be integers [4], got float64 [4]"),
-    "labels of others": (saved(x=images(), y=np.zeros(5, int)), "y in --data data.npz must be integers [4], got int64 [5]"),
+    "halves as labels": (saved(x=images(), y=np.full(4, 0.5)), "--data data.npz: y must be integers [4], got float64 [4]"),
+    "labels of others": (saved(x=images(), y=np.zeros(5, int)), "--data data.npz: y must be integers [4], got int64 [5]"),
     "labels unknown": (saved(x=images(), y=np.full(4, -1)), "got -1 to -1"),
 }
 
@@ -241,14 +244,17 @@ def test_labels_without_a_remedy_get_none(capsys):
         assert "save" not in fails(capsys)
 
 
-@pytest.mark.parametrize("option", ["--data", "--weights"])
-def test_what_is_no_file(capsys, option):
+@pytest.mark.parametrize(
+    ("option", "of_a_folder"),
+    [("--data", "in it or in class folders, got nothing"), ("--weights", "Is a directory: 'folder'")],
+)
+def test_what_is_no_file(capsys, option, of_a_folder):
     os.mkfifo("fifo")
     os.mkdir("folder")
     for path, message in (
         ("fifo", "must be a regular file, got a FIFO"),
         ("/dev/zero", "must be a regular file, got a device"),
-        ("folder", "Is a directory: 'folder'"),
+        ("folder", of_a_folder),
         ("missing", "No such file or directory: 'missing'"),
     ):
         said = fails(capsys, "nets:net", "data.npz", option, path)
@@ -394,7 +400,8 @@ def test_a_model_outside_the_working_directory_is_named_in_full(capsys, tmp_path
 def test_a_model_that_is_no_pair_of_names(capsys, spec):
     said = fails(capsys, spec)
     assert said.startswith("--model must be MODULE:FACTORY, such as nets:resnet110, names ")
-    assert said.endswith(f" without a path, .py or brackets, got {spec!r}")
+    assert " without a path, .py or brackets, or one of timm:..., torchvision:..., hf:..., " in said
+    assert said.endswith(f", got {spec!r}")
 
 
 def test_a_model_that_is_not_there(capsys):

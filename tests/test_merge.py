@@ -15,7 +15,7 @@ import pytest
 from conftest import integers, largest_file, rows, sidecar, strip_sums
 
 from rsfast.cli import main
-from rsfast.runs.layout import CERTIFY_COLUMNS, COUNTS, SIDECAR, TABLE
+from rsfast.runs.layout import CERTIFY_COLUMNS, COUNTS, SIDECAR, SKIPPED, TABLE, Skipped
 from rsfast.runs.merge import merge
 from rsfast.runs.results import read
 from rsfast.runs.writer import RunWriter
@@ -62,15 +62,19 @@ def assert_same_run(found, expected, others=()):
     assert Path(found, COUNTS).read_bytes() == Path(expected, COUNTS).read_bytes()
     same = sidecar(found) | {name: sidecar(expected)[name] for name in ("command", "started")}
     assert json.dumps(same, indent=2) + "\n" == Path(expected, SIDECAR).read_text()
-    assert sorted(file.name for file in Path(found).iterdir()) == sorted([COUNTS, SIDECAR, TABLE, *others])
+    skipped = [SKIPPED] if Path(expected, SKIPPED).exists() else []
+    assert sorted(file.name for file in Path(found).iterdir()) == sorted([COUNTS, SIDECAR, TABLE, *skipped, *others])
+    assert [Path(found, name).read_bytes() for name in skipped] == [Path(expected, name).read_bytes() for name in skipped]
 
 
-def write(folder, inputs, **more):
+def write(folder, inputs, skipped=(), **more):
     """A run folder in a moment."""
     about = {"command": f"write {folder}", "started": "now", "n": 100, "start": 0, "end": 8, "skip": 1}
     with RunWriter(folder, about | more) as writer:
         for idx in inputs:
             writer.write(idx, 1, SimpleNamespace(prediction=1, radius=idx / 8), idx, {"estimation": {"n": 100 + idx}})
+        for idx in skipped:
+            writer.skip(Skipped(idx, f"{idx}.png", "no picture"))
 
 
 @pytest.mark.parametrize(
@@ -376,7 +380,7 @@ def merge_killed(parts, out, line):
 def test_a_merge_that_is_killed_leaves_nothing_to_tidy():
     """Killed anywhere, it is no run; the next call removes what was left, whatever it merges, and nothing else."""
     write("a", range(4))
-    write("b", range(4, 8))
+    write("b", range(4, 7), skipped=[7])
     merge(["a", "b"], "whole")
     mine = {Path("notes.txt"): "mine", Path("merge-old/results.tsv"): "mine too", Path("parts/0-of-2/x"): ""}
     left = set()
@@ -401,12 +405,12 @@ def test_a_merge_that_is_killed_leaves_nothing_to_tidy():
             assert (out / file).read_text() == text
     else:
         pytest.fail("it never came to its end")
-    assert left >= {0, 1, 2, 3}
+    assert left >= {0, 1, 2, 3, 4}
 
 
 def test_a_merge_that_raises_leaves_nothing(monkeypatch):
     """Wherever it is among its renames."""
-    write("a", range(4))
+    write("a", range(4), skipped=[5])
     rename, done = Path.rename, []
 
     def interrupted(stop):
@@ -418,7 +422,7 @@ def test_a_merge_that_raises_leaves_nothing(monkeypatch):
 
         return call
 
-    for stop in range(3):
+    for stop in range(4):
         done.clear()
         monkeypatch.setattr(Path, "rename", interrupted(stop))
         with pytest.raises(KeyboardInterrupt):

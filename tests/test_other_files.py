@@ -66,7 +66,7 @@ def test_profile():
 
 
 @pytest.mark.parametrize(
-    "name", ["trace.json", "results.json", "counts.jsonl", "checkpoint.jsonl", "parts/0-of-2/results.json"]
+    "name", ["trace.json", "results.json", "counts.jsonl", "skipped.jsonl", "checkpoint.jsonl", "parts/0-of-2/results.json"]
 )
 def test_what_has_the_name_of_a_file_of_ours_is_refused(name, capsys):
     Path("out", name).write_text("mine")

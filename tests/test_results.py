@@ -35,8 +35,8 @@ from rsfast.runs.results import (
     notes,
     read,
     share_decided,
-    table,
 )
+from rsfast.runs.summary import table
 from rsfast.runs.writer import RunWriter, format_radius
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"

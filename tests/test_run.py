@@ -225,7 +225,7 @@ def test_bad_arguments(options, error, message, net):
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        ([[1.0]], TypeError, r"images must be a tensor, float32 \[N, ...\], got a list"),
+        ([[1.0]], TypeError, r"images must be a tensor, float32 \[N, ...\], or a Dataset .*, got a list"),
         (torch.zeros(2, 3, dtype=torch.float64), TypeError, "images must be float32, got torch.float64"),
         (torch.zeros(3), ValueError, r"images must be \[N, ...\] and not empty, got \[3\]"),
         (torch.zeros(0, 3), ValueError, r"images must be \[N, ...\] and not empty, got \[0, 3\]"),

@@ -1,4 +1,4 @@
-"""rsfast.cli.weights: of a file the state_dict that fits is loaded, whole, and what was read otherwise is said."""
+"""rsfast.loading.weights: of a file the state_dict that fits is loaded, whole, and what was read otherwise is said."""
 
 import argparse
 import json
@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from rsfast.cli.weights import load_weights, state_dict_sha256
+from rsfast._digests import state_dict_sha256
+from rsfast.loading.weights import load_weights
 
 
 def network(seed=0, wrap=nn.Identity):
@@ -52,11 +53,11 @@ def load(checkpoint, module=None, file="w.pt"):
         load_weights(module, "nets:network", file)
     assert [value.tolist() for value in module.state_dict().values()] == [value.tolist() for value in STATE.values()]
     assert all(each.category is UserWarning for each in said)
-    return [str(each.message).removeprefix(f"--weights {file}: ") for each in said]
+    return [str(each.message).removeprefix(f"weights {file}: ") for each in said]
 
 
 def fails(module, file="w.pt", message=""):
-    with pytest.raises(ValueError, match=f"(?s)^--weights {file}.*{re.escape(message)}") as raised:
+    with pytest.raises(ValueError, match=f"(?s)^weights {file}.*{re.escape(message)}") as raised:
         load_weights(module, "nets:network", file)
     return str(raised.value)
 
@@ -141,8 +142,7 @@ def test_of_several_entries_that_fit_none_is_picked():
     for other in (OTHER, prefixed(OTHER, "module.")):
         torch.save({"model": STATE, "ema": other, "epoch": 3}, "w.pt")
         fails(
-            network(),
-            message="must hold one state_dict that fits --model nets:network, got several that differ: model, ema;",
+            network(), message="must hold one state_dict that fits model nets:network, got several that differ: model, ema;"
         )
 
 
@@ -181,7 +181,7 @@ def test_an_entry_that_does_not_fit_changes_nothing_of_one_that_does():
 )
 def test_what_does_not_fit_is_shown(checkpoint, message):
     torch.save(checkpoint, "w.pt")
-    assert "does not fit --model nets:network: " in fails(network(), message=message)
+    assert "does not fit model nets:network: " in fails(network(), message=message)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_whole_models_are_for_the_factory(tmp_path):
         torch.jit.save(torch.jit.script(module), "w.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fails(module, message="is a TorchScript archive, a whole model; load it in the factory that --model names")
+        fails(module, message="is a TorchScript archive, a whole model; name it as the model: jit:FILE")
     torch.export.save(torch.export.export(module, (torch.zeros(1, 3),)), "w.pt2")
     fails(module, "w.pt2", "is an archive of torch.export, a whole model")
 

@@ -1,4 +1,4 @@
-"""The command line: ``rsfast demo | certify | predict | recertify | merge | analyze | plot | doctor``, one module each.
+"""The command line, a module for each command: ``rsfast demo | bench | certify | predict | recertify ...``.
 
 Commands import what they need (torch takes seconds), so that ``--help`` and ``analyze`` do without it.
 """
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._versions import __version__
-from . import analyze, certify, demo, doctor, merge, plot, predict, recertify
-from .arguments import Parser, warn
+from . import analyze, bench, certify, demo, doctor, merge, plot, predict, recertify, report
+from .arguments import Parser, as_option, warn
 
 if TYPE_CHECKING:
     from ..runs.environment import Environment
 
-COMMANDS = (demo, certify, predict, recertify, merge, analyze, plot, doctor)
+COMMANDS = (demo, bench, certify, predict, recertify, merge, analyze, plot, report, doctor)
 """Modules with a function ``add(commands)``, which adds the command's parser and sets ``run``, in the order of the help."""
 
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None, *, environment: Environment | None =
             warnings.showwarning = show
             status: int = args.run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        args.parser.error(str(error))
+        args.parser.error(as_option(str(error)))
     except KeyboardInterrupt as stopped:  # or a run's `Stopped`, which has a number and a text
         number = getattr(stopped, "number", signal.SIGINT)
         args.parser.exit(128 + number, f"{args.parser.prog}: {stopped if stopped.args else 'interrupted'}\n")

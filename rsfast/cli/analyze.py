@@ -1,4 +1,4 @@
-"""``rsfast analyze``, and the runs that it and `plot` compare: run folders or tables, NAME=RUN names one."""
+"""``rsfast analyze``, and the runs that it, `plot` and `report` compare: run folders or tables, NAME=RUN names one."""
 
 from __future__ import annotations
 
@@ -9,26 +9,21 @@ from typing import TYPE_CHECKING
 from .arguments import Commands, Parser, add_command, warn
 
 if TYPE_CHECKING:
-    from ..runs.results import Results
+    from ..results import Results
 
 
 def add(commands: Commands) -> None:
     parser = add_command(
         commands, "analyze", run, "Print certified accuracies of runs, and accuracies of predictions, one row a run."
     )
-    parser.add_argument(
-        "--radii",
-        nargs="+",
-        type=float,
-        metavar="R",
-        help="in the norm of the runs (default: round steps up to the largest radius)",
-    )
+    add_radii(parser)
+    add_envelope(parser)
     parser.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text", help="default: text")
     add_runs(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..runs import results
+    from .. import results
 
     runs = read_runs(args)
     if args.format == "csv":  # which has no place for them
@@ -36,8 +31,24 @@ def run(args: argparse.Namespace) -> int:
             warn(args, note)
     if args.radii is not None and not any(run.has_radius for run in runs.values()):
         warn(args, "--radii has no effect: predictions have no radius")
-    print(results.table(runs, results.round_radii(runs) if args.radii is None else args.radii, args.format))
+    radii = results.round_radii(runs) if args.radii is None else args.radii
+    print(results.table(runs, radii, args.format, envelope=args.envelope))
     return 0
+
+
+def add_radii(parser: Parser) -> None:
+    parser.add_argument(
+        "--radii",
+        nargs="+",
+        type=float,
+        metavar="R",
+        help="in the norm of the runs (default: round steps up to the largest radius)",
+    )
+
+
+def add_envelope(parser: Parser) -> None:
+    text = "add the upper envelope of runs that differ in the size of their noise: at each radius the best of them"
+    parser.add_argument("--envelope", action="store_true", help=text)
 
 
 def add_runs(parser: Parser) -> None:
@@ -52,7 +63,7 @@ def add_runs(parser: Parser) -> None:
 
 def read_runs(args: argparse.Namespace) -> dict[str, Results]:
     """Read the runs that are named, leave out those without rows, and warn of what makes them hard to compare."""
-    from ..runs import results
+    from .. import results
     from ..runs.tables import EmptyTable
 
     runs: dict[str, Results] = {}

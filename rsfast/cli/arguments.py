@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -88,14 +89,19 @@ def noise(text: str) -> Noise:
 
 
 def noise_in(args: argparse.Namespace) -> Noise:
-    """Return what --noise or --sigma says."""
+    """Return what --noise or --sigma says; of several sigmas `sweep.each_sigma` makes one at a time."""
     made: Noise | None = args.noise
-    return Gaussian(args.sigma) if made is None else made
+    return Gaussian(*args.sigma) if made is None else made
 
 
 def add_out(parser: Parser) -> None:
     parser.add_argument("--out", type=folder, required=True, metavar="FOLDER", help="run folder to write")
 
 
+def as_option(text: str) -> str:
+    """Return an error of the library with the option's name, --data, in place of the argument's, data, at its start."""
+    return re.sub(r"^(data|model|weights|checkpoint) ", r"--\1 ", text)
+
+
 def warn(args: argparse.Namespace, text: str) -> None:
-    print(f"{args.parser.prog}: warning: {text}", file=sys.stderr)
+    print(f"{args.parser.prog}: warning: {as_option(text)}", file=sys.stderr)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..engine.options import CertifyOptions, ProofOptions, SamplingOptions, StoppingOptions, options_of
 from ..heads import Votes
-from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, noise_in, options_in, without_defaults
-from .run_options import Counts, add_run_options, make_run, print_certified
+from ..noise import Noise
+from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, options_in, without_defaults
+from .run_options import Counts, Sources, add_run_options, make_run, print_certified
+from .sweep import sweep
+
+if TYPE_CHECKING:
+    from ..runs.run import Run
 
 _OPTIONS = {name: option for name, option in options_of(CertifyOptions).items() if name not in options_of(SamplingOptions)}
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "certify", run, "Certify a model on a file of images and write a run folder.")
+    parser = add_command(commands, "certify", run, "Certify a model on images and write a run folder.")
     add_run_options(parser)
     add_options(parser, without_defaults(options_of(ProofOptions)))
     text = f"score that is averaged: {HEAD_OPTIONS} (default: votes)"
@@ -24,15 +30,18 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..runs.settings import certification
 
-    noise, options = noise_in(args), options_in(args, _OPTIONS)
-    certification(noise, args.head, options)  # a mistake shows before model and data are read
-    made = make_run(args, noise)
+    options = options_in(args, _OPTIONS)
+    return sweep(args, lambda noise: certification(noise, args.head, options), _certify)
+
+
+def _certify(args: argparse.Namespace, noise: Noise, sources: Sources) -> Run:
+    made = make_run(args, noise, sources)
     counts = Counts(made)
-    found = made.certify(args.head, each=counts, **options)
+    found = made.certify(args.head, each=counts, **options_in(args, _OPTIONS))
     counts.add_up()
     if made.ranks.rank == 0:
         print_certified(args, found, counts.seconds(found))
         if found.stopping and counts.images and found.sidecar is not None:
             most = found.sidecar["n0"] + found.sidecar["n"]
             print(f"{counts.samples / counts.images:,.0f} samples an image, of {most:,}")
-    return 0
+    return made

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..engine.options import CertifyOptions, options_of
-from .arguments import Commands, add_command, add_options, noise_in, options_in, without_defaults
-from .run_options import Counts, add_run_options, make_run, print_summary
+from ..noise import Noise
+from .arguments import Commands, add_command, add_options, options_in, without_defaults
+from .run_options import Counts, Sources, add_run_options, make_run, print_summary
+from .sweep import sweep
+
+if TYPE_CHECKING:
+    from ..runs.run import Run
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(
-        commands, "predict", run, "Predict with the smoothed model on a file of images and write a run folder."
-    )
+    parser = add_command(commands, "predict", run, "Predict with the smoothed model on images and write a run folder.")
     add_run_options(parser)
     declared = options_of(CertifyOptions)
     n = replace(declared["n"], default=1000, help="samples of an input (default: %(default)s)")
@@ -21,17 +25,23 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..runs import results, settings
+    return sweep(args, lambda noise: _settings(args, noise), _predict)
 
-    noise, given = noise_in(args), options_in(args, ("n", "alpha"))
-    n, alpha = settings.prediction(
-        noise, given.get("n"), given.get("alpha")
-    )  # a mistake shows before model and data are read
-    made = make_run(args, noise)
+
+def _settings(args: argparse.Namespace, noise: Noise) -> tuple[int, float]:
+    from ..runs.settings import prediction
+
+    return prediction(noise, **({"n": None, "alpha": None} | options_in(args, ("n", "alpha"))))
+
+
+def _predict(args: argparse.Namespace, noise: Noise, sources: Sources) -> Run:
+    from ..runs.results import clean_accuracy
+
+    made = make_run(args, noise, sources)
     counts = Counts(made)
-    found = made.predict(n, alpha, each=counts)
+    found = made.predict(*_settings(args, noise), each=counts)
     counts.add_up()
     if made.ranks.rank == 0:
-        score = f"accuracy {results.clean_accuracy(found):.1%}" if found.labelled else "no labels"
+        score = f"accuracy {clean_accuracy(found):.1%}" if found.labelled else "no labels"
         print_summary(args, found, counts.seconds(found), score)
-    return 0
+    return made

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..engine.options import SamplingOptions, options_of
 from ..noise import Noise, radius_label
@@ -15,6 +15,11 @@ from ..noise.text import forms
 from .arguments import Parser, add_options, add_out, noise, options_in, positive
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..loading.dataset import Data
+    from ..loading.loaded import LoadedModel
+    from ..loading.preprocessing import Preprocessing
     from ..runs.results import Results
     from ..runs.run import Run
     from ..stats.certificate import Certificate
@@ -25,38 +30,20 @@ _HELP: dict[str, Any] = {"metavar": "M", "nargs": "+", "type": float}
 def add_run_options(parser: Parser) -> None:
     """Add what names the model, the data and the folder, and the options of `rsfast.Run`."""
     add = parser.add_argument
-    add("--model", required=True, metavar="MODULE:FACTORY", help="function without arguments that returns the model")
-    add(
-        "--weights",
-        metavar="FILE",
-        help="state_dict for the model: .safetensors, or what torch.load(weights_only=True) reads",
-    )
-    add(
-        "--data",
-        required=True,
-        metavar="FILE.npz",
-        help="arrays images, float32 (or uint8, with gridgaussian) [N, ...], and optionally labels, int [N]",
-    )
-    add("--num-classes", required=True, type=int, metavar="K", help="number of logits")
+    _add_sources(parser)
     either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("--sigma", type=float, help="standard deviation of Gaussian noise, in the units of images")
+    text = "standard deviation of Gaussian noise, in the units of images; for several, a run in OUT/sigma=S each"
+    either.add_argument("--sigma", type=float, nargs="+", metavar="S", help=text)
     text = (
         f"any noise, in the units of images, with radii in its norm: {forms()}; for a .npy file of one axis numbers do, as "
         "0.1,0.2,0.3 (a path with = is KEY=PATH, as sigmas=a=b.npy, and none has a colon)"
     )
     either.add_argument("--noise", type=noise, help=text)
     add_out(parser)
-    add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
-    add("--std", help="noisy images are fed to the model as (image - mean) / std", **_HELP | {"metavar": "S"})
-    add(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --out, if there is one; where torchrun starts a job again, it does so by itself",
-    )
+    add_reading_options(parser)
     add("--start", type=int, default=0, metavar="I", help="first image (default: %(default)s)")
     add("--end", "--max", type=int, metavar="I", help="image to stop before (default: the number of images)")
     add("--skip", type=positive, default=1, metavar="K", help="take only images 0, K, 2K, ... (default: %(default)s)")
-    add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
     add(
         "--log-json",
         metavar="FILE",
@@ -71,29 +58,152 @@ def add_run_options(parser: Parser) -> None:
     add_options(parser, options_of(SamplingOptions))
 
 
-def make_run(args: argparse.Namespace, noise: Noise) -> Run:
-    """Load what the options name, and return the run."""
-    from ..runs.environment import Environment
-    from ..runs.run import Run
-    from .loading import file_sha256, join, load_data, load_model, restarts
+def _add_sources(parser: Parser) -> None:
+    """Add what names the model and the data, and says how pictures are made."""
+    add = parser.add_argument
+    add(
+        "--model",
+        metavar="NAME",
+        help="MODULE:FACTORY, a function without arguments that returns the model; timm:NAME, torchvision:NAME, "
+        "hf:FOLDER_OR_NAME, onnx:FILE, jit:FILE or export:FILE; may be left out with --checkpoint",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="state_dict for the model: .safetensors, or what torch.load(weights_only=True) reads; random: untrained "
+        "(default: those that the library publishes)",
+    )
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help="what training for randomized smoothing saves: arch, state_dict, and a normalising layer before the net",
+    )
+    add(
+        "--data",
+        required=True,
+        metavar="NAME",
+        help="FILE.npz (images and perhaps labels), FILE.npy, FILE.pt; a folder of pictures or of class folders; "
+        "cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR, hf:DIR; or MODULE:FACTORY, which returns a Dataset",
+    )
+    add("--num-classes", type=positive, metavar="K", help="number of logits (default: as the model or the data say)")
+    add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
+    add(
+        "--std",
+        help="noisy images are fed to the model as (image - mean) / std (default of both: the model's own, if it is known)",
+        **_HELP | {"metavar": "S"},
+    )
+    add(
+        "--image-size",
+        type=positive,
+        metavar="S",
+        help="make the shorter side of pictures S and crop them to S x S (default: as the model says)",
+    )
+
+
+def add_reading_options(parser: Any) -> None:
+    """Add where the model runs, what reads pictures, and whether to go on."""
+    add = parser.add_argument
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, if there is one; where torchrun starts a job again, it does so by itself",
+    )
+    add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
+    add("--workers", type=int, metavar="N", help="processes that read pictures (default: 1 for files of pictures, else 0)")
+
+
+class Sources(NamedTuple):
+    """What the options name, loaded."""
+
+    model: LoadedModel
+    how: Preprocessing | None
+    data: Data
+    num_classes: int
+    device: torch.device
+    shard: str | None
+
+
+def load_sources(args: argparse.Namespace, noise: Noise, how: Preprocessing | None = None) -> Sources:
+    """Load the model and the data that the options name; pictures are made as the model says, or as `how`."""
+    from ..loading.data import load_data
+    from ..loading.models import load_model
+    from .processes import join
 
     device, shard = join(args.device, args.shard)
-    images, labels = load_data(args.data, args.num_classes, noise)
-    model = load_model(args.model, args.weights, device)
+    given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
+    loaded = load_model(args.model, **given, device=device)
+    how = how or _preprocessing(args, loaded.preprocessing)
+    data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes, bytes=noise.takes_bytes)
+    num_classes = loaded.num_classes or len(data.class_names or ())
+    if not num_classes:
+        raise ValueError("--num-classes must be given, the number of logits: neither --model nor --data says it")
+    return Sources(loaded, how, data, num_classes, device, shard)
+
+
+def make_run(args: argparse.Namespace, noise: Noise, sources: Sources) -> Run:
+    """Return the run of what was loaded, and say what that is."""
+    from ..loading.models import RANDOM
+    from ..loading.pictures import Pictures
+    from ..runs.environment import Environment
+    from ..runs.run import Run
+    from .processes import restarts
+
+    loaded, how, data, num_classes, device, shard = sources
+    names = ("start", "end", "skip", "mean", "std", "log_json", "profile")
+    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"device": device, "shard": shard}
+    if args.mean is None and args.std is None and how is not None:
+        options |= {"mean": how.mean, "std": how.std}
+    say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
+    run = Run(
+        loaded.model,
+        data,
+        noise,
+        args.out,
+        num_classes=num_classes,
+        workers=args.workers if args.workers is not None else int(isinstance(data.items, Pictures)),
+        resume=args.resume or restarts() > 0,
+        about=_about(args, sources),
+        environment=replace(args.environment or Environment(), say=say),
+        **options,
+    )
+    if run.ranks.rank == 0 and how is not None:
+        untrained = ", untrained" if args.weights == RANDOM else ""
+        say(f"model: {loaded.name}{untrained}, {num_classes} classes; pictures: {how}")
+        say(f"data: {data.description}")
+    return run
+
+
+def _preprocessing(args: argparse.Namespace, own: Preprocessing | None) -> Preprocessing | None:
+    """Return the model's own preprocessing, changed as the options say."""
+    from ..loading.preprocessing import Preprocessing
+
+    if args.image_size is not None:
+        side = args.image_size
+        own = replace(own or Preprocessing(), size=(side, side), resize=side)
+        own = replace(own, source=f"{own.source}, --image-size".removeprefix(", "))
+    if own is not None and args.mean is not None and args.std is not None:
+        source = f"{own.source}, --mean, --std".removeprefix(", ")
+        own = replace(own, mean=tuple(args.mean), std=tuple(args.std), source=source)
+    return own
+
+
+def _about(args: argparse.Namespace, sources: Sources) -> dict[str, Any]:
+    """Return what the sidecar says of command, model and data."""
+    loaded, how, data, num_classes, *_ = sources
     about = {
         "command": args.command_line,
-        "model": args.model,
+        "model": loaded.name,
         "weights": args.weights,
-        "weights_sha256": args.weights and file_sha256(args.weights),
+        "weights_sha256": loaded.weights_sha256,
+        "checkpoint": args.checkpoint,
         "data": args.data,
-        "data_sha256": file_sha256(args.data),
+        "preprocessing": how and how.to_dict(),
     }
-    names = ("num_classes", "start", "end", "skip", "mean", "std", "log_json", "profile")
-    options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"labels": labels, "device": device, "shard": shard}
-    say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
-    environment = replace(args.environment or Environment(), say=say)
-    resume = args.resume or restarts() > 0
-    return Run(model, images, noise, args.out, resume=resume, about=about, environment=environment, **options)
+    if data.digest is not None:
+        about["data_sha256"] = data.digest
+    if len(data.class_names or ()) != num_classes:  # then the data's names are not those of the logits
+        about["class_names"] = loaded.class_names
+    return about
 
 
 class Counts:
@@ -125,8 +235,10 @@ def print_certified(args: argparse.Namespace, run: Results, seconds: float) -> N
     from ..runs import results
 
     radius = radius_label(run.norm)
-    if run.stopping.radius is not None:
-        print(f"{results.share_decided(run, run.stopping.radius):.1%} certified at {radius} {run.stopping.radius}")
+    if run.top_k > 1:
+        print(f"radii are those within which the class is one of the {run.top_k} with the largest scores")
+    for each in run.stopping.radii:
+        print(f"{results.share_decided(run, each):.1%} certified at {radius} {each}")
     at_least = "at least " if run.stopping else ""
     acr = f"{at_least}{results.average_certified_radius(run):.3f}"
     score = f"mean {radius} {acr}, no labels"
@@ -140,4 +252,4 @@ def print_summary(args: argparse.Namespace, run: Results, seconds: float, score:
     from ..runs.results import abstention_rate, progress
 
     abstained = f"{'at most ' if run.stopping else ''}{abstention_rate(run):.1%}"
-    print(f"{args.out}: {progress(run)} images in {seconds:.1f} s, {score}, abstained {abstained}")
+    print(f"{args.out}: {progress(run, ' images')} in {seconds:.1f} s, {score}, abstained {abstained}")

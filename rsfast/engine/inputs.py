@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import warnings
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,6 +28,7 @@ from ..noise import Noise
 from ..noise.norms import in_input_units
 from ..ops import openmp
 from .batches import to_host
+from .values import check_tensor, check_values, usable
 
 _AHEAD = 64  # inputs that are read before they are needed, at most
 _AHEAD_BYTES = 64 << 20  # what they take, at most, but that 2 are always read
@@ -41,6 +41,13 @@ Source = torch.Tensor | Dataset[Any] | Iterable[Any]
 
 
 T = TypeVar("T")
+
+
+class Unreadable(ValueError):
+    """An input that cannot be read, as a broken picture: raise it from a Dataset's ``__getitem__``.
+
+    A `Run` names, counts and skips that input. Elsewhere it is an error as any other.
+    """
 
 
 class Owned(Generator[T, None, None]):
@@ -92,6 +99,11 @@ class Inputs:
     noise : Noise, optional
         Inputs are refused beyond its `largest_input`, outside its `input_range` and off its `grid`. One that takes 8-bit
         images gets them as float32.
+    name : callable, optional
+        Returns what errors call the input at a place; by default ``inputs[place]``.
+    skip : callable, optional
+        Called, in its turn, with the id of an input in whose place `inputs` gives (does not raise) an `Unreadable`, and
+        with that. Without, it is raised.
     patience : float
         Seconds to wait for the thread when it is to end: it may itself be waiting, for a disk or a network.
 
@@ -115,6 +127,8 @@ class Inputs:
     TypeError, ValueError
         Naming the argument, what it was and what it must be. A tensor is checked at once, and so is the first input of
         anything else; a later one when its turn comes. What `inputs` itself raises comes in its turn, too.
+    Unreadable
+        If all were skipped.
 
     Warns
     -----
@@ -141,15 +155,18 @@ class Inputs:
         ids: torch.Tensor | Sequence[int] | None = None,
         noise: Noise | None = None,
         *,
+        name: Callable[[int], str] = "inputs[{}]".format,
+        skip: Callable[[int, Unreadable], object] | None = None,
         patience: float = 1.0,
     ) -> None:
         self.count: int | None
+        self._skip, self._taken = skip, 0
         if isinstance(inputs, (torch.Tensor, np.ndarray)):
             tensor = ops.check_inputs("inputs", inputs, noise=noise)
-            _check_tensor(tensor, noise)
+            check_tensor(tensor, noise)
             self.count = len(tensor)
             self._ids = _check_ids(ids, self.count, tensor.device)
-            self._rows: Owned[torch.Tensor] | Generator[torch.Tensor, None, None] = _rows(tensor)
+            self._rows: Generator[torch.Tensor | Unreadable, None, None] = _rows(tensor)
         else:
             self.count = _length(inputs)
             # Only their values are wanted, so they may be on any device.
@@ -162,8 +179,9 @@ class Inputs:
                     UserWarning,
                     stacklevel=2,
                 )
-            self._rows = Owned("inputs", _ahead(_checked(_items(inputs), batched, noise), noise, patience))
-        self.first = next(self._rows)
+            rows = _checked(_items(inputs), batched, noise, name, skip is not None)
+            self._rows = Owned("inputs", _ahead(rows, noise, name, patience))
+        self.first = self._next()
         self.shape, self.device = self.first.shape, self.first.device
         self.known = inputs if isinstance(inputs, torch.Tensor) else self.first[None]
         self.about, hint = f"these are rows of inputs that are each {[*self.shape]}", axes_of_each(self.shape)
@@ -171,7 +189,6 @@ class Inputs:
             taken = f"are taken as {self.count} inputs of shape {[*self.shape]}"
             self.about, hint = f"inputs of shape {[*inputs.shape]} {taken}", axes(inputs.shape)
         self.about += hint and f"; {hint}"
-        self._taken = 0
         # Also at exit: a thread that still runs while the interpreter is taken down may take the process with it.
         self._close = weakref.finalize(self, self._rows.close)
 
@@ -179,12 +196,26 @@ class Inputs:
         return self
 
     def __next__(self) -> tuple[int, torch.Tensor]:
-        row = next(self._rows)
+        row = self._next()
+        return self._next_id(), row
+
+    def _next(self) -> torch.Tensor:
+        """Return the next input that can be read; `skip` takes the others."""
+        for row in self._rows:
+            if isinstance(row, torch.Tensor):
+                return row
+            assert self._skip is not None  # else it was raised
+            self._skip(self._next_id(), row)
+        if not hasattr(self, "first"):
+            raise Unreadable(f"inputs must hold at least one that can be read, got none of {self._taken}")
+        raise StopIteration
+
+    def _next_id(self) -> int:
         place, self._taken = self._taken, self._taken + 1
-        if place == len(self._ids):
-            self.close()
-            raise ValueError(f"input_ids must name every input, got shape [{place}] where there is an inputs[{place}]")
-        return self._ids[place], row
+        if place < len(self._ids):
+            return self._ids[place]
+        self.close()
+        raise ValueError(f"input_ids must name every input, got shape [{place}] where there is an inputs[{place}]")
 
     def close(self) -> None:
         """End the iteration and the thread; a thread that waits for `inputs` ends when the next one arrives."""
@@ -223,81 +254,6 @@ def _check_ids(ids: torch.Tensor | Sequence[int] | None, count: int | None, devi
     ops.check_range("input_ids", tensor, len(_IDS))
     numbers: list[int] = tensor.tolist()
     return numbers
-
-
-def _usable(rows: torch.Tensor, noise: Noise | None) -> torch.Tensor:
-    """Return for each of `rows` [I, *shape] whether it suits the noise, a bool [I], as `check_values` says."""
-    low, high = rows.flatten(1).aminmax(dim=1)  # NaN where there is one
-    usable = torch.maximum(-low, high) <= _largest(noise)
-    if noise is not None and noise.input_range is not None:
-        least, most = noise.input_range
-        usable &= (low >= least) & (high <= most)
-    if noise is not None and noise.grid is not None:
-        usable &= ~_off_grid(rows.flatten(1), noise.grid).any(dim=1)
-    return usable
-
-
-def _largest(noise: Noise | None) -> float:
-    most = torch.finfo(torch.float32).max
-    return most if noise is None else min(noise.largest_input, most)
-
-
-def _off_grid(x: torch.Tensor, grid: int) -> torch.Tensor:
-    """Return which elements lie further from a multiple of 1 / grid than the rounding of a few operations takes them."""
-    nearest = (x * grid).round() / grid
-    return (x - nearest).abs() > nearest.abs() * 2.0**-21  # 4 to 8 units in the last place
-
-
-def _check_tensor(tensor: torch.Tensor, noise: Noise | None) -> None:
-    """Raise ValueError unless all rows of `tensor` [I, *shape] suit the noise."""
-    if tensor.dtype == torch.uint8:
-        return
-    # Some rows at a time where the check takes memory.
-    step = len(tensor) if noise is None or noise.grid is None else max(1, _AHEAD_BYTES // tensor[0].nbytes)
-    for first in range(0, len(tensor), step):
-        rows = tensor[first : first + step]
-        usable = _usable(rows, noise)
-        if not bool(usable.all()):
-            place = int((~usable).int().argmax())
-            check_values(f"inputs[{first + place}]", rows[place], noise)
-
-
-def check_values(name: str, x: torch.Tensor, noise: Noise | None) -> None:
-    """Raise ValueError unless an input [*shape] suits the noise.
-
-    It must be finite, not beyond `Noise.largest_input`, in `Noise.input_range`, and on the grid if the noise has one.
-    """
-    magnitude = float(x.abs().max())
-    if not math.isfinite(magnitude):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    if noise is not None and noise.input_range is not None:
-        _check_within(name, x, noise, *noise.input_range)
-    if noise is not None and magnitude > noise.largest_input:
-        raise ValueError(
-            f"{name} must hold values of at most {noise.largest_input:g}, got {magnitude:g}; there float32 has too few "
-            f"numbers for noise of {noise.settings}"
-        )
-    if noise is None or noise.grid is None:
-        return
-    if len(places := _off_grid(x, noise.grid).nonzero()):
-        place, grid = tuple(places[0].tolist()), noise.grid
-        value = float(x[place])
-        raise ValueError(
-            f"{name} must hold multiples of 1/{grid} with {noise.name} noise, got {value:.9g} at {list(place)}, next to "
-            f"{round(value * grid)}/{grid}; "
-            + ("pass uint8 images, or round them: " if noise.takes_bytes else "round them: ")
-            + f"images.mul({grid}).round().div({grid})"
-        )
-
-
-def _check_within(name: str, x: torch.Tensor, noise: Noise, least: float, most: float) -> None:
-    if len(places := ((x < least) | (x > most)).nonzero()):
-        place = places[0].tolist()
-        raise ValueError(
-            f"{name} must hold values in [{least:g}, {most:g}] with {noise.name} noise, got {float(x[tuple(place)]):.9g} at "
-            f"{place}; images are in [0, 1]: pass images.float() / 255"
-            + (", or uint8 images as they are" if noise.takes_bytes else "")
-        )
 
 
 def _items(inputs: Any) -> Iterator[object]:
@@ -351,6 +307,12 @@ class _Row(NamedTuple):
     known: torch.cuda.Event | None
 
 
+class _Skipped(NamedTuple):
+    """In place of an input: why it cannot be read. An exception that is not wrapped so ends the reading."""
+
+    error: Unreadable
+
+
 def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
     """Yield the first row, to be inspected, and then every row."""
     yield ops.as_floats(tensor[0])
@@ -358,52 +320,62 @@ def _rows(tensor: torch.Tensor) -> Generator[torch.Tensor, None, None]:
         yield ops.as_floats(tensor[place])
 
 
-def _checked(items: Iterator[object], batched: bool, noise: Noise | None) -> Iterator[_Row]:
+def _checked(
+    items: Iterator[object], batched: bool, noise: Noise | None, name_of: Callable[[int], str], skips: bool
+) -> Iterator[_Row | _Skipped]:
     """Yield a copy of each input of `items`: inputs or batches of them, bare or the first of a tuple or list.
 
     Whoever takes an input checks its values: to check them here would be to wait for a GPU each time.
     """
-    place, shape, device = 0, torch.Size(), torch.device("cpu")
+    place, first, shape, device = 0, -1, torch.Size(), torch.device("cpu")
     while True:
         try:
             item = next(items)
+            if isinstance(item, Unreadable) and not skips:
+                raise item
         except StopIteration:
             break
         except BaseException as error:
-            error.add_note(f"inputs raised this when inputs[{place}] was read")
+            error.add_note(f"inputs raised this when {name_of(place)} was read")
             raise
-        given, form = (
-            ("batch", "(image for batch in inputs for image in {})") if batched else ("item", "({} for item in inputs)")
-        )
+        if isinstance(item, Unreadable):
+            yield _Skipped(item)
+            place += 1
+            continue
+        form = "(image for batch in inputs for image in {})" if batched else "({} for item in inputs)"
+        given = "batch" if batched else "item"
         if isinstance(item, (tuple, list)) and item and not all(isinstance(each, (int, float)) for each in item):
             item, given = item[0], f"{given}[0]"
-        name = f"the batch at inputs[{place}]" if batched else f"inputs[{place}]"
+        name = f"the batch at {name_of(place)}" if batched else name_of(place)
         batch = ops.check_inputs(name, item, single=not batched, given=given, form=form, noise=noise)
         batch = ops.as_floats(batch)
         batch = batch if batched else batch[None]
-        if place == 0:
-            shape, device = batch.shape[1:], batch.device
+        if first < 0:
+            first, shape, device = place, batch.shape[1:], batch.device
         if batch.shape[1:] != shape:
-            raise ValueError(f"inputs[{place}] must have shape {list(shape)}, as inputs[0], got {list(batch.shape[1:])}")
+            got = list(batch.shape[1:])
+            raise ValueError(f"{name_of(place)} must have shape {list(shape)}, as {name_of(first)}, got {got}")
         if batch.device != device:
-            raise ValueError(f"inputs[{place}] must be on '{device}', as inputs[0] is, got '{batch.device}'")
-        usable, known = to_host(_usable(batch, noise))
+            raise ValueError(f"{name_of(place)} must be on '{device}', as {name_of(first)} is, got '{batch.device}'")
+        suits, known = to_host(usable(batch, noise))
         for number, row in enumerate(batch):
             # A view would keep its batch in memory, and show what a source that writes into one buffer writes next.
-            yield _Row(row.clone(), usable[number : number + 1], known)
+            yield _Row(row.clone(), suits[number : number + 1], known)
             place += 1
     if place == 0:
         raise ValueError("inputs must hold at least one input, got none")
 
 
-def _ahead(rows: Iterator[_Row], noise: Noise | None, patience: float) -> Generator[torch.Tensor, None, None]:
-    """Yield the first of `rows`, to be inspected, and then all of them, which a thread reads meanwhile.
+def _ahead(
+    rows: Iterator[_Row | _Skipped], noise: Noise | None, name_of: Callable[[int], str], patience: float
+) -> Generator[torch.Tensor | Unreadable, None, None]:
+    """Yield the first of `rows` that could be read, to be inspected, and then it and all others, which a thread reads.
 
     The thread takes a token from `wanted` for each row, so no more are read than tokens were given. Both queues are safe
     where garbage collection may close this generator: in any thread, within any call.
     """
     wanted: SimpleQueue[None] = SimpleQueue()
-    found: SimpleQueue[_Row | BaseException | None] = SimpleQueue()
+    found: SimpleQueue[_Row | _Skipped | BaseException | None] = SimpleQueue()
     stop = threading.Event()
     # Streams are a thread's own, and so is the GPU that .cuda() means.
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
@@ -412,20 +384,22 @@ def _ahead(rows: Iterator[_Row], noise: Noise | None, patience: float) -> Genera
     thread.start()
     try:
         wanted.put(None)
-        place = 0
+        place, inspected = 0, False
         while (row := found.get()) is not None:
             if isinstance(row, BaseException):
                 raise row
-            if row.known is not None:
-                row.known.synchronize()
-            if not bool(row.usable):
-                check_values(f"inputs[{place}]", row.pixels, noise)
-            if place == 0:
-                for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
-                    wanted.put(None)
-                yield row.pixels
+            if isinstance(row, _Row):
+                if row.known is not None:
+                    row.known.synchronize()
+                if not bool(row.usable):
+                    check_values(name_of(place), row.pixels, noise)
+                if not inspected:
+                    for _ in range(min(_AHEAD, max(2, _AHEAD_BYTES // row.pixels.nbytes)) - 1):
+                        wanted.put(None)
+                    yield row.pixels
+                    inspected = True
             wanted.put(None)
-            yield row.pixels
+            yield row.pixels if isinstance(row, _Row) else row.error
             place += 1
     finally:
         stop.set()
@@ -435,9 +409,9 @@ def _ahead(rows: Iterator[_Row], noise: Noise | None, patience: float) -> Genera
 
 
 def _read(
-    rows: Iterator[_Row],
+    rows: Iterator[_Row | _Skipped],
     wanted: SimpleQueue[None],
-    found: SimpleQueue[_Row | BaseException | None],
+    found: SimpleQueue[_Row | _Skipped | BaseException | None],
     stop: threading.Event,
     stream: torch.cuda.Stream | None,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
 from typing import Any, Unpack, cast
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .. import ops
+from .._progress import progress_bar
 from ..heads import Head, Votes
 from ..noise import Noise, check_noise
 from ..noise.provenance import Provenance
@@ -26,7 +27,7 @@ from .allocator import keep_freed_memory
 from .batch_size import FULL, MOST, automatic
 from .batches import Batches, RowGroup
 from .forward import Forward, Model, reduced_precision
-from .inputs import Inputs, Source
+from .inputs import Inputs, Source, Unreadable
 from .options import ForwardOptions, PreparationOptions, SamplingOptions, checked, part
 from .plan import Certification, SamplingPlan, StoppingRule
 from .probe import ROWS, probe
@@ -50,6 +51,8 @@ class Sampling:
     ----------
     model, inputs, noise, num_classes, **options
         As in `certify`.
+    name, skip
+        As in `Inputs`.
 
     Attributes
     ----------
@@ -87,14 +90,22 @@ class Sampling:
     find_batch_size = staticmethod(automatic)
 
     def __init__(
-        self, model: Model, inputs: Source, noise: Noise, num_classes: int, **options: Unpack[SamplingOptions]
+        self,
+        model: Model,
+        inputs: Source,
+        noise: Noise,
+        num_classes: int,
+        *,
+        name: Callable[[int], str] = "inputs[{}]".format,
+        skip: Callable[[int, Unreadable], object] | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> None:
         self.ranks = Ranks.find(options.get("shard"))
         with self.ranks.barrier_or_raise():
             self.options = checked(SamplingOptions, options)
             self.model = check_model("model", model)
             check_noise("noise", noise)
-            self.inputs = Inputs(inputs, self.options["input_ids"], noise)
+            self.inputs = Inputs(inputs, self.options["input_ids"], noise, name=name, skip=skip)
             self.noise, self.num_classes = noise, check_classes(num_classes)
             self._period = 1 << 56 if noise.evaluations is None else noise.evaluations  # of samples that are drawn in vain
             self.batch_size = self.options["batch_size"]
@@ -177,9 +188,10 @@ class Sampling:
     def bar(self, samples: int, description: str, shares: int = 1) -> tqdm[Any]:
         """Return a progress bar over `samples` samples of each input that this process has, one in `shares`.
 
-        It is silent unless the option `progress` is set and stderr is a terminal, and on all ranks but the first.
+        It is silent unless the option `progress` is set and stderr is a terminal or this is a notebook, and on all ranks but
+        the first.
         """
-        return tqdm(
+        return progress_bar(
             total=None if self.inputs.count is None else samples * -(-self.inputs.count // shares),
             desc=description,
             unit="sample",
@@ -278,7 +290,9 @@ class Sampling:
     def certification(
         self, specs: Sequence[CertificationSpec], stopping: StoppingRule, n0: int, n: int, **options: Any
     ) -> Certification:
-        """Return the plan of a certification."""
+        """Return the plan of a certification; raise ValueError where there are no more classes than a spec's top_k."""
+        for spec in specs:
+            spec.check_classes(self.num_classes)
         recorded: dict[str, Any] = {"seed": self.seed, "backend": self.backend, "execution": self.execution}
         return Certification(specs, stopping, n0=n0, n=n, **recorded, **options)
 

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from .._progress import progress_bar
 from .writer import RunWriter
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -89,7 +91,7 @@ class Environment:
 
     say: Callable[[str], object] = _print
     clock: Callable[[], float] = time.perf_counter
-    bar: Callable[..., tqdm[Any]] = tqdm
+    bar: Callable[..., tqdm[Any]] = progress_bar
     writer: Callable[..., RunWriter] = RunWriter
     checkpoint_every: float = 30.0
     checkpoint_share: float = 20.0

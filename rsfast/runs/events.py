@@ -33,7 +33,8 @@ class Log:
     """Events of this process's part of a run, each with the figures since "start"; see `figures`.
 
     These are "start", "progress" after the first batch and then every ten seconds, "checkpoint", "memory" where it ran out
-    and batches are smaller from now on, and "end", or "stop" where a signal or an error came first.
+    and batches are smaller from now on, "skip" with the idx and the reason of an image that cannot be read, and "end", or
+    "stop" where a signal or an error came first.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ class Log:
         self._file = None if file is None or self.to_stderr else Path(file).absolute()
         self._bar: tqdm[Any] | None = None
         self._batches: Batches | None = None
-        self._images = self._abstained = self._limit = 0
+        self._images = self._abstained = self._skipped = self._limit = 0
         self._total: int | None = None  # of images, and
         self._before = self._samples = 0  # samples that were drawn before, and those that may be drawn now
         self._began = self._due = self._shown = 0.0
@@ -133,6 +134,11 @@ class Log:
         self._images += 1
         self._abstained += prediction == ABSTAIN
 
+    def skip(self, index: int, reason: str) -> None:
+        """Count and log an image that cannot be read."""
+        self._skipped += 1
+        self.event("skip", idx=index, reason=reason)
+
     def event(self, name: str, **more: object) -> None:
         """Append an event, if there is a file to append to."""
         if not self._on:
@@ -151,11 +157,11 @@ class Log:
     def figures(self) -> dict[str, Any]:
         """Return the figures since "start" by name: of images and samples, the shares of time, and memory in MiB.
 
-        Images are those that have their rows, and samples the rows of batches, without padding. Shares are of the time that
-        passed, and "rest" what the others leave; on a GPU those of model and kernels are what its stream took for batches
-        that it has finished. `batch_limit` is the most rows of a batch now. `images_total` are the images that had no row at
-        "start". `seconds_left` supposes that the other samples of these are drawn, or spared by early decisions, as fast as
-        those before; None before the first batch.
+        Images are those that have their rows, but `images_skipped` those that cannot be read. Samples are the rows of
+        batches, without padding. Shares are of the time that passed, and "rest" what the others leave; on a GPU those of
+        model and kernels are what its stream took for batches that it has finished. `batch_limit` is the most rows of a
+        batch now. `images_total` are the images that had no row at "start". `seconds_left` supposes that the other samples
+        of these are drawn, or spared by early decisions, as fast as those before; None before the first batch.
         """
         timer, limit = (StageTimer(), None) if self._batches is None else (self._batches.timer, self._batches.limit)
         seconds = max(self._clock() - self._began, 1e-9)
@@ -168,6 +174,7 @@ class Log:
             "seconds": round(seconds, 3),
             "images_done": self._images,
             "images_total": self._total,
+            "images_skipped": self._skipped,
             "images_per_second": float(f"{self._images / seconds:.4g}"),
             "samples": timer.rows,
             "samples_per_second": float(f"{timer.rows / seconds:.4g}"),
@@ -180,7 +187,7 @@ class Log:
 
     def _seconds_left(self, seconds: float, rows: int) -> float | None:
         """Return how long the rest takes if it takes no longer than what was drawn, or was spared by early decisions."""
-        if self._images == self._total:
+        if self._images + self._skipped == self._total:
             return 0.0
         if self._bar is None or not rows:
             return None

@@ -3,7 +3,9 @@
 A run folder holds three files. ``results.tsv`` is the table of Cohen et al.'s script, so that every existing analysis
 reads it. ``results.json`` holds what the table has no column for. ``counts.jsonl`` holds the integers of each Tally, from
 which the run can be certified again without the model. A line of counts ends in a check sum of the run's `identity`, of its
-row in the table (but for the time) and of itself, so a file that was damaged or edited is noticed.
+row in the table (but for the time) and of itself, so a file that was damaged or edited is noticed. A fourth file,
+``skipped.jsonl``, names the images that could not be read, if there are any; a line's check sum covers the `identity` and
+the line.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -28,6 +30,9 @@ from .check_sums import parse_json, unseal
 
 TABLE, SIDECAR, COUNTS = "results.tsv", "results.json", "counts.jsonl"
 """File names in a run folder."""
+
+SKIPPED = "skipped.jsonl"
+"""File name in the folder of a run: the images that could not be read."""
 
 CHECKPOINT = "checkpoint.jsonl"
 """File name in the folder of a run that is not finished."""
@@ -43,7 +48,7 @@ PREDICT_COLUMNS = ("idx", "label", "predict", "correct", "time")
 
 MAY_DIFFER_ON_RESUME = {
     *("command", "started"),
-    *("data", "weights"),  # paths; their hashes show whether it is the same file
+    *("data", "weights", "checkpoint"),  # paths; hashes show whether it is the same file
     "first_logits",  # compared by `same_logits`, as the last bits may differ
 }
 """Of a sidecar: what may differ where a run is resumed."""
@@ -58,7 +63,7 @@ from the noise. The other two were not known. What a Lipschitz constant means de
 _SAME = 0.01
 """Part of the logits' size that two machines' logits of the same model may differ by."""
 
-_COUNTS_IDX = re.compile(rb'\{"idx": (\d+)[,}]')
+_COUNTS_IDX = re.compile(rb'\{"idx": (\d+)(?:, "name": ("(?:[^"\\]|\\.)*"))?[,}]')
 _LONGEST_ROW = 1 << 16  # bytes of a line,
 _LONGEST_COUNTS = 1 << 28  # so that no file takes more memory than this without a line's end
 _LARGEST_SIDECAR = 1 << 27  # noise with an array holds it all
@@ -95,6 +100,7 @@ class Row(NamedTuple):
     start: int  # of its line of counts, in bytes
     end: int
     sealed: bool  # whether that line has a check sum
+    name: str | None  # of its image, in that line
 
     def counts(self) -> dict[str, Any]:
         """Return the integers of its Tallies, by stream; raise ValueError if they are not there."""
@@ -105,7 +111,15 @@ class Row(NamedTuple):
             counts = parse_json(text)
         except ValueError as error:
             raise ValueError(f"{self.folder / COUNTS}, idx {self.idx}, is not JSON: {error}") from None
-        return {name: value for name, value in counts.items() if name not in ("idx", "crc32")}
+        return {name: value for name, value in counts.items() if name not in ("idx", "name", "crc32")}
+
+
+class Skipped(NamedTuple):
+    """An image that could not be read, and so has no row."""
+
+    idx: int
+    name: str | None
+    reason: str
 
 
 def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
@@ -148,13 +162,14 @@ def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
                 )
             try:
                 sealed = unseal(theirs, run, covered(line)) is not None
+                name = None if found[2] is None else parse_json(found[2])
             except ValueError:
                 raise ValueError(
                     f"{folder} is damaged: the check sum of idx {idx}, in line {number} of {COUNTS}, does not fit its "
                     f"counts, its row in {TABLE} and the settings in {SIDECAR}; one of these was changed"
                 ) from None
             start, end = end, end + len(theirs)
-            rows[idx] = Row(folder, idx, label, predict, values[3], line, start, end, sealed)
+            rows[idx] = Row(folder, idx, label, predict, values[3], line, start, end, sealed, name)
     sealed_rows = sum(row.sealed for row in rows.values())
     if 0 < sealed_rows < len(rows):
         idx = next(row.idx for row in rows.values() if not row.sealed)
@@ -166,6 +181,37 @@ def read_rows(folder: Path, columns: tuple[str, ...]) -> list[Row]:
             stacklevel=1,  # the same for all callers, so that one command says it once
         )
     return list(rows.values())
+
+
+def read_skipped(folder: Path, done: Container[int]) -> list[Skipped]:
+    """Return the images that could not be read; none where there is no such file. A last line that was cut off is left out.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, belongs to another run, or names one of `done`, which have rows; naming the line.
+    """
+    file = folder / SKIPPED
+    if not file.exists():
+        return []
+    run = identity(read_sidecar(folder / SIDECAR)).encode()
+    found: dict[int, Skipped] = {}
+    with open_file(file) as lines:
+        for number, line in enumerate(_whole_lines(lines), start=1):
+            try:
+                if (text := unseal(line, run)) is None:
+                    raise ValueError("it has no check sum")
+                each = parse_json(text)
+                skipped = Skipped(each["idx"], each.get("name"), each["reason"])
+                if skipped.idx in found or skipped.idx in done:
+                    raise ValueError(f"idx {skipped.idx} {'is there twice' if skipped.idx in found else 'has a row'}")
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                why = f"{type(error).__name__}: {error}"
+                raise ValueError(
+                    f"{file}, line {number}, is damaged; remove it, and --resume tries its images again ({why})"
+                ) from None
+            found[skipped.idx] = skipped
+    return list(found.values())
 
 
 def _whole_lines(table: BinaryIO) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain
 from os import PathLike
@@ -13,9 +13,10 @@ from typing import Any
 from ..engine.options import CertifyOptions, options_of
 from ..engine.ranks import Ranks
 from . import checkpoint, layout
-from .layout import CHECKPOINT, PARTS, SIDECAR, TABLE, Row, read_sidecar, same_logits
+from .layout import CHECKPOINT, PARTS, SIDECAR, SKIPPED, TABLE, Row, Skipped, read_sidecar, same_logits
 from .recertify import check_rows
-from .writer import NO_LABEL, locked, new_run, refuse_a_run, remove_run, tidy
+from .tables import EmptyTable
+from .writer import locked, new_run, refuse_a_run, remove_run, tidy
 
 MAY_DIFFER_IN_A_SHARD = {
     *layout.MAY_DIFFER_ON_RESUME,
@@ -36,7 +37,7 @@ def merge(
     ``backend``, ``versions``, the paths ``data`` and ``weights``, ``recertified_from`` and ``counts_sha256``. Where one of
     those differs, the merged sidecar holds the list of what it was, in order of the parts' inputs. ``first_logits`` may
     differ by rounding (`same_logits`); the merged sidecar holds those of the first part. A part that was stopped gives the
-    rows that it has.
+    rows that it has. Inputs that could not be read are noted in `out`, too, and are not missing.
 
     Parameters
     ----------
@@ -87,26 +88,39 @@ def merge(
     refuse_a_run(out)
     sidecar = _merged_sidecar([folder / SIDECAR for folder in folders])
     columns = layout.columns_of(folders)
-    rows: dict[int, Row] = {}
     inputs = range(sidecar["start"], sidecar["end"], sidecar["skip"])
     rows_of = [layout.read_rows(folder, columns) for folder in folders]
-    for row in chain.from_iterable(rows_of):
-        if row.idx in rows:
-            raise ValueError(
-                f"idx {row.idx} must be in one part, once, got it in {rows[row.idx].folder} and in {row.folder}"
-            )
-        if row.idx not in inputs:
-            raise ValueError(f"idx in {row.folder / TABLE} must be in {inputs}, as the sidecars say, got {row.idx}")
-        rows[row.idx] = row
+    skipped_of = [
+        layout.read_skipped(folder, {row.idx for row in rows}) for folder, rows in zip(folders, rows_of, strict=True)
+    ]
+    found: dict[int, Path] = {}
+    for folder, file, each in _each_input(folders, rows_of, skipped_of):
+        if each.idx in found:
+            raise ValueError(f"idx {each.idx} must be in one part, once, got it in {found[each.idx]} and in {folder}")
+        if each.idx not in inputs:
+            raise ValueError(f"idx in {folder / file} must be in {inputs}, as the sidecars say, got {each.idx}")
+        found[each.idx] = folder
+    rows = {row.idx: row for row in chain.from_iterable(rows_of)}
     if not rows:
-        raise ValueError(f"parts must have at least one row, got none in {', '.join(map(str, folders))}")
+        raise EmptyTable(f"parts must have at least one row, got none in {', '.join(map(str, folders))}")
     if check_counts:
         for folder, theirs in zip(folders, rows_of, strict=True):
             check_rows(folder, theirs, columns)
     with new_run(out, sidecar, columns, "no run was left there; merge again once there is space") as writer:
         for idx in sorted(rows):
             writer.copy(rows[idx])
-    return sorted(rows), _gaps(inputs, sorted(rows))
+        for each in sorted(chain.from_iterable(skipped_of)):
+            writer.skip(each)
+    return sorted(rows), _gaps(inputs, sorted(found))
+
+
+def _each_input(
+    folders: Sequence[Path], rows_of: Sequence[Sequence[Row]], skipped_of: Sequence[Sequence[Skipped]]
+) -> Iterator[tuple[Path, str, Row | Skipped]]:
+    """Yield every input that a part has a row of, or could not read: its folder, the file that names it, and that."""
+    for folder, rows, skipped in zip(folders, rows_of, skipped_of, strict=True):
+        yield from ((folder, TABLE, row) for row in rows)
+        yield from ((folder, SKIPPED, each) for each in skipped)
 
 
 def _gaps(inputs: range, rows: Sequence[int]) -> list[range]:
@@ -202,7 +216,7 @@ class RunFolders:
                         "name another folder, or move it away first"
                     )
         elif self._ranks.by_inputs and self._merged():
-            if not {row.idx for row in layout.read_rows(self.out, columns)}.issuperset(indices):
+            if not _known(self.out, columns).issuperset(indices):
                 raise ValueError(
                     f"out must hold a run of several processes that share images, got {self.out} with a run of one process, "
                     "or of shard = 'samples'; go on so, or name another folder"
@@ -240,18 +254,25 @@ class RunFolders:
                     stack.enter_context(locked(part))
 
     def on_disk(
-        self, columns: tuple[str, ...], indices: range, labels: Sequence[int] | None
-    ) -> tuple[set[int], dict[int, dict[str, Any]]]:
-        """Return the images that have rows, and what checkpoints hold of others; raise ValueError for rows of other data."""
+        self, columns: tuple[str, ...], indices: range, label_of: Callable[[int], int | None]
+    ) -> tuple[set[int], set[int], dict[int, dict[str, Any]]]:
+        """Return the images that have rows, those that were skipped, and what checkpoints hold of others.
+
+        Raise ValueError for rows of other data: with another label than `label_of` gives, if it knows one.
+        """
         done: set[int] = set()
+        skipped: set[int] = set()
         saved: dict[int, dict[str, Any]] = {}
         folders = self._parts() if self._ranks.by_inputs and not self._merged() else [self.out]
         for number, folder in enumerate(folders):
             rows = layout.read_rows(folder, columns)
+            unread = layout.read_skipped(folder, {row.idx for row in rows})
+            for _, file, each in _each_input([folder], [rows], [unread]):
+                if each.idx not in indices:
+                    raise ValueError(f"idx in {folder / file} must be in {indices}, got {each.idx}; resume the same run")
+            skipped |= {each.idx for each in unread}
             for row in rows:
-                if row.idx not in indices:
-                    raise ValueError(f"idx in {folder / TABLE} must be in {indices}, got {row.idx}; resume the same run")
-                if row.label != (label := NO_LABEL if labels is None else labels[row.idx]):
+                if (label := label_of(row.idx)) not in (None, row.label):
                     raise ValueError(
                         f"labels[{row.idx}] must be {row.label}, as in {folder / TABLE}, got {label}; resume with "
                         "the same data"
@@ -259,10 +280,10 @@ class RunFolders:
                 done.add(row.idx)
             if number % self._ranks.world == self._ranks.rank:
                 check_rows(folder, rows, columns)
-            for index, each in checkpoint.load(folder, layout.identity(read_sidecar(folder / SIDECAR))).items():
-                if index not in saved or _drawn(each) > _drawn(saved[index]):  # of several, some may be older
-                    saved[index] = each
-        return done, saved
+            for index, state in checkpoint.load(folder, layout.identity(read_sidecar(folder / SIDECAR))).items():
+                if index not in saved or _drawn(state) > _drawn(saved[index]):  # of several, some may be older
+                    saved[index] = state
+        return done, skipped, saved
 
     def has_checkpoint(self) -> bool:
         """Return whether a folder of this run holds a checkpoint."""
@@ -274,8 +295,7 @@ class RunFolders:
             return
         tidy(self.out)
         if not self._merged():
-            done = {row.idx for part in parts for row in layout.read_rows(part, columns)}
-            if missing := set(indices) - done:
+            if missing := set(indices).difference(*(_known(part, columns) for part in parts)):
                 raise ValueError(
                     f"out must be a folder that all processes share, got {self.out}, where {len(missing)} images have no "
                     f"row though all processes are done, idx {min(missing)} the first; run them again in a shared folder"
@@ -298,6 +318,12 @@ class RunFolders:
         """Return whether the run folder itself holds a run, and not only some of the files that a merge moves there."""
         table, sidecar = self.out / TABLE, self.out / SIDECAR
         return sidecar.exists() and (table.exists() or not self._parts())
+
+
+def _known(folder: Path, columns: tuple[str, ...]) -> set[int]:
+    """Return the images of which a run folder has a row, or the note that they could not be read."""
+    done = {row.idx for row in layout.read_rows(folder, columns)}
+    return done | {each.idx for each in layout.read_skipped(folder, done)}
 
 
 def _drawn(saved: Mapping[str, Any]) -> float:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from .._files import write_whole
 from ..noise import radius_label
 from .results import Results, abstention_rate, certified_accuracy, common_norm, progress
+from .summary import ENVELOPE
+from .summary import envelope as envelope_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,8 +60,13 @@ def check_path(path: str | PathLike[str]) -> None:
 
 
 def plot(
-    results_by_name: Mapping[str, Results], path: str | PathLike[str], *, title: str | None = None, norm: str | None = None
-) -> None:
+    results_by_name: Mapping[str, Results],
+    path: str | PathLike[str],
+    *,
+    title: str | None = None,
+    norm: str | None = None,
+    envelope: bool = False,
+) -> Figure:
     """Draw the certified accuracy of each run against radius, at its exact steps, and save the figure.
 
     Predictions have no radius: their accuracy is a point at radius 0, which is all that they say. A curve that is not what
@@ -76,18 +83,36 @@ def plot(
     norm : str, optional
         Norm in which the radii are measured, for the label of the axis; that of the runs by default, and none if not
         all of them state it.
+    envelope : bool
+        Draw the upper `summary.envelope` of all runs, too.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
 
     Raises
     ------
     ValueError
         If the suffix is another one, its folder is not there, there is no run, a certified radius is 1e300 or more, two
-        runs have different norms, or `norm` is not theirs; or there is something else than a regular file at path.
+        runs have different norms, or `norm` is not theirs; or there is something else than a regular file at path; or
+        `envelope` raises it.
     OSError
         If the file cannot be written, for want of space mostly. What was there before stays.
     ImportError
         If matplotlib is not installed.
     """
     check_path(path)
+    made = figure(results_by_name, title=title, norm=norm, envelope=envelope)
+    content = BytesIO()
+    made.savefig(content, format=Path(path).suffix[1:].lower())
+    write_whole(path, [content.getbuffer()])
+    return made
+
+
+def figure(
+    results_by_name: Mapping[str, Results], *, title: str | None = None, norm: str | None = None, envelope: bool = False
+) -> Figure:
+    """Return the figure that `plot` saves; a notebook shows it."""
     if not results_by_name:
         raise ValueError("results_by_name must hold at least one run, got none")
     of_runs = common_norm(results_by_name)
@@ -96,20 +121,47 @@ def plot(
     label = radius_label(norm or of_runs, unit=True)
     if norm is None and len({run.norm for run in results_by_name.values() if run.has_radius}) > 1:
         label = "radius"  # a table of another script states no norm
+
+    # A Figure of its own, not pyplot's: no global state, no window, and Agg where there is no display.
+    made = new_figure((6.4, 4.0))
+    lines = draw_curves(made, results_by_name, label, envelope=envelope)
+    (axes,) = made.axes
+    if title is not None:
+        above = axes.set_title(title, parse_math=False)
+        more = 1 - 1 / _wrap(above)
+        made.set_figheight(made.get_figheight() + more * above.get_window_extent().height / made.dpi)
+    names = zip(_short(list(results_by_name)), results_by_name.values(), strict=True)
+    _add_legend(made, lines, [*(name + what(run) for name, run in names), *([ENVELOPE] if envelope else [])])
+    return made
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """Return an empty figure, width and height in inches; raise ImportError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
     except ImportError as error:
         raise ImportError("plots need matplotlib, which `pip install rsfast[plot]` installs") from error
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:  # a notebook shows figures of pyplot, and no others, by itself
+            content = BytesIO()
+            self.savefig(content, format="png", dpi=100)
+            return content.getvalue()
+
+    return Shown(figsize=size, dpi=200, layout="constrained")
+
+
+def draw_curves(
+    figure: Figure, results_by_name: Mapping[str, Results], label: str, *, envelope: bool = False
+) -> list[Line2D]:
+    """Draw the certified accuracies of runs on axes of their own, x labelled as given, and return their lines."""
+    from matplotlib.ticker import PercentFormatter
 
     curves = {name: curve(run) for name, run in results_by_name.items()}
     for name, (radii, _) in curves.items():
         if radii[-1] >= _LARGEST:
             raise ValueError(f"radii must be below {_LARGEST} to be drawn, got {radii[-1]} in {name}")
     right = 1.04 * max(radii[-1] for radii, _ in curves.values()) or 1.0
-
-    # A Figure of its own, not pyplot's: no global state, no window, and Agg where there is no display.
-    figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     lines: list[Line2D] = []
     for i, (name, (radii, accuracy)) in enumerate(curves.items()):
@@ -120,22 +172,19 @@ def plot(
         else:
             marker = _MARKERS[i // 10 % len(_MARKERS)]
             lines += axes.plot(radii[:1], accuracy[:1], marker, clip_on=False, **look)
+    if envelope:
+        radii = np.unique(np.concatenate([radii for radii, _ in curves.values()]))
+        best = np.append(envelope_at(results_by_name, radii), 0.0)
+        look = {"color": "black", "linewidth": 3.2, "alpha": 0.3, "zorder": 1.5}  # wide, and below the runs that it touches
+        lines += axes.step(np.append(radii, right), best, where="pre", **look)
     labelled = any(run.labelled for run in results_by_name.values())
     axes.set(xlabel=label, xlim=(0, right), ylim=(0, 1))
     axes.set_ylabel("certified accuracy" if labelled else "share certified, right or wrong")
-    if title is not None:
-        above = axes.set_title(title, parse_math=False)
-        more = 1 - 1 / _wrap(above)
-        figure.set_figheight(figure.get_figheight() + more * above.get_window_extent().height / figure.dpi)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    names = zip(_short(list(results_by_name)), results_by_name.values(), strict=True)
-    _add_legend(figure, lines, [name + _what(run) for name, run in names])
-    content = BytesIO()
-    figure.savefig(content, format=Path(path).suffix[1:].lower())
-    write_whole(path, [content.getbuffer()])
+    return lines
 
 
 def _short(names: list[str]) -> list[str]:
@@ -152,14 +201,14 @@ def _short(names: list[str]) -> list[str]:
     return ["/".join(part[first : len(part) - last]) for part in parts]
 
 
-def _what(run: Results) -> str:
+def what(run: Results) -> str:
     """Return what the legend says of a run beside its name."""
     more = []
     if not run.has_radius:
         more.append(f"predictions, {abstention_rate(run):.1%} abstained")
     if not run.labelled:
         more.append("no labels: right or wrong")
-    if run.stopping:
+    if run.stopped_early:
         more.append("lower bound")
     if run.images_missing:
         more.append(f"not finished: {progress(run)} images")

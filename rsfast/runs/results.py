@@ -1,38 +1,30 @@
-"""What a run says: certified accuracies, and a table of several runs."""
+"""What a run says: its rows, certified accuracies, and what is to be known before figures are compared."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from ..engine.plan import StoppingRule
 from ..noise import NOISES, Gaussian, Noise, radius_label
 from ..noise import from_dict as noise_from_dict
 from ..noise.constraints import distinct_texts
-from ..noise.norms import is_counted
 from ..stats.certificate import ABSTAIN
 from . import layout
-from .layout import CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, read_sidecar
+from .layout import CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, Skipped, read_sidecar
 from .tables import read_table
 
-_TABLE_FORMATS = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
-_SETTINGS = ("sigma", "n", "alpha", "norm")
-"""Columns of settings. A noise that is not Gaussian has one more, "noise", after sigma."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _N = TypeVar("_N", int, float)
-_MAX_COLUMNS = 8  # of certified accuracies, after radius 0
-_TINY = 1e-300  # a radius with no round step below it
-_LONG = 1e6  # an average radius from which on it is written with an exponent
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +32,10 @@ class Results:
     """The rows of one run, as arrays of one length, and its sidecar (None if it has none).
 
     A label or an idx of -1 is unknown. Predictions have no radius: `has_radius` is false then, and `radius` 0. `seconds` is
-    the time that all rows took, None where it is unknown.
+    the time that all rows took, None where it is unknown. `names` are those of the rows' images, None unless all have one.
+    `skipped` are the images that could not be read: they have no row.
+
+    In a notebook it shows as its `table`.
     """
 
     idx: NDArray[np.int64]
@@ -51,6 +46,50 @@ class Results:
     sidecar: dict[str, Any] | None = None
     has_radius: bool = True
     seconds: float | None = None
+    names: list[str] | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes; None where the sidecar has none."""
+        names = (self.sidecar or {}).get("class_names")
+        if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+            raise TypeError(f"class_names must be an array of strings, got {names!r:.80}")
+        return names
+
+    def table(self, radii: Sequence[float] | None = None, format: str = "text", *, name: str = "run") -> str:
+        """Return the figures of this run as a table of one row: `summary.table`, with round radii by default.
+
+        Examples
+        --------
+        >>> three = np.arange(3)
+        >>> run = Results(three, three, three, np.array([0.5, 0.25, 0.5]), np.array([True, True, False]))
+        >>> print(run.table([0, 0.5], "markdown"))
+        | run   |   images |   ACR |   abstained |   r=0.0 |   r=0.5 |
+        |:------|---------:|------:|------------:|--------:|--------:|
+        | run   |        3 | 0.250 |        0.0% |   66.7% |   33.3% |
+        """
+        from .summary import round_radii, table
+
+        runs = {name: self}
+        return table(runs, round_radii(runs) if radii is None else radii, format)
+
+    def plot(self, path: str | PathLike[str] | None = None, *, name: str = "run", title: str | None = None) -> Figure:
+        """Return a figure of certified accuracy against radius, which a notebook shows; write it to a file, if one is named.
+
+        Parameters, errors: as `plot.plot`.
+        """
+        from .plot import figure, plot
+
+        if path is not None:
+            return plot({name: self}, path, title=title)
+        return figure({name: self}, title=title)
+
+    def _repr_html_(self) -> str:
+        from .summary import html_table, round_radii
+
+        runs = {"run": self}
+        return html_table(runs, round_radii(runs))
 
     @property
     def labelled(self) -> bool:
@@ -74,6 +113,11 @@ class Results:
         """
         sidecar = self.sidecar or {}
         return StoppingRule(sidecar.get("radius"), sidecar.get("rtol"))
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether sampling may have stopped before all samples were drawn, so that figures are bounds."""
+        return bool(self.stopping) or bool((self.sidecar or {}).get("stopped_early"))
 
     @property
     def sigma(self) -> float | None:
@@ -127,10 +171,16 @@ class Results:
         return _number(self.sidecar, "alpha", float)
 
     @property
+    def top_k(self) -> int:
+        """Of how many classes with the largest scores the prediction is one within the radius; 1 where it is the first."""
+        return _number(self.sidecar, "top_k", int) or 1
+
+    @property
     def images_missing(self) -> int:
-        """How many rows fewer there are than the sidecar's start, end and skip ask for; 0 if that is unknown."""
+        """How many rows fewer there are than the sidecar's start, end and skip ask for, but for `skipped`; 0 if unknown."""
         inputs = layout.inputs_of(self.sidecar or {})
-        return 0 if inputs is None else max(0, -((inputs.start - inputs.stop) // inputs.step) - len(self.idx))
+        found = len(self.idx) + len(self.skipped)
+        return 0 if inputs is None else max(0, -((inputs.start - inputs.stop) // inputs.step) - found)
 
 
 def _number(settings: Mapping[str, Any] | None, name: str, kind: type[_N]) -> _N | None:
@@ -181,16 +231,25 @@ def read(path: str | PathLike[str]) -> Results:
         raise FileNotFoundError(f"{file.parent} must be a run folder or a table, got a folder without {TABLE}")
     sidecar = read_sidecar(beside) if file.name == TABLE and beside.exists() else None
     table = read_table(file, ours=folder or sidecar is not None)
-    rows = len(table.idx)
+    rows, names, skipped = len(table.idx), list[str](), list[Skipped]()
     if sidecar is not None and (file.parent / COUNTS).exists():
-        rows = len(layout.read_rows(file.parent, CERTIFY_COLUMNS if table.has_radius else PREDICT_COLUMNS))
+        found = layout.read_rows(file.parent, CERTIFY_COLUMNS if table.has_radius else PREDICT_COLUMNS)
+        rows, names = len(found), [row.name for row in found if row.name is not None]
     elif sidecar is not None:
         text = f"{file.parent} has no {COUNTS}, which holds check sums of its rows; damage may pass unnoticed"
         warnings.warn(text, UserWarning, stacklevel=2)
     if sidecar is not None:
         check_settings(beside, sidecar)
+        skipped = layout.read_skipped(file.parent, set(table.idx[:rows].tolist()))
     columns: dict[str, Any] = {name: getattr(table, name)[:rows] for name in CERTIFY_COLUMNS[:5]}
-    return Results(**columns, sidecar=sidecar, has_radius=table.has_radius, seconds=table.seconds)
+    return Results(
+        **columns,
+        sidecar=sidecar,
+        has_radius=table.has_radius,
+        seconds=table.seconds,
+        names=names if names and len(names) == rows else None,
+        skipped=skipped,
+    )
 
 
 def check_settings(file: Path, sidecar: dict[str, Any]) -> None:
@@ -198,7 +257,8 @@ def check_settings(file: Path, sidecar: dict[str, Any]) -> None:
     none: dict[str, Any] = dict.fromkeys(CERTIFY_COLUMNS[:5], np.empty(0))
     run = Results(**none, sidecar=sidecar)
     try:
-        _ = float(run.stopping.radius or 0), run.sigma, run.noise, run.norm, run.n, run.alpha, run.images_missing
+        _ = run.stopping, run.sigma, run.noise, run.norm, run.n, run.alpha, run.top_k, run.images_missing
+        _ = run.class_names
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error!s:.250}") from None
 
@@ -303,6 +363,9 @@ def notes(results_by_name: Mapping[str, Results]) -> list[str]:
     found = []
     for name, run in results_by_name.items():
         unlabelled = int((run.label == -1).sum())
+        if run.skipped:
+            first = f"{run.skipped[0].name or f'idx {run.skipped[0].idx}'} the first"
+            found.append(f"{name}: {len(run.skipped)} images could not be read and count nowhere, {first}.")
         if not run.labelled:
             shares = (
                 f": shares of images certified at r, right or wrong, and ACR is their mean {radius_label(run.norm)}"
@@ -312,12 +375,19 @@ def notes(results_by_name: Mapping[str, Results]) -> list[str]:
             found.append(f"{name}: no labels{shares}.")
         elif unlabelled:
             found.append(f"{name}: {unlabelled} of {len(run.label)} images have no label, and count as not correct.")
-        if run.stopping.radius is not None:
-            share = share_decided(run, run.stopping.radius)
-            asked = f"{radius_label(run.norm)} {run.stopping.radius}"
-            why = f"sampling stopped once {asked} was decided: {share:.1%} certified at it"
+        if run.top_k > 1:
+            found.append(
+                f"{name}: radii are those within which the class is one of the {run.top_k} with the largest scores."
+            )
+        if radii := run.stopping.radii:
+            every, it = ("", "it") if len(radii) == 1 else ("each ", "them")
+            asked = f"{every}{radius_label(run.norm)} {', '.join(map(str, radii))}"
+            shares = ", ".join(f"{share_decided(run, radius):.1%}" for radius in radii)
+            why = f"sampling stopped once {asked} was decided: {shares} certified at {it}"
         elif run.stopping.rtol is not None:
             why = f"sampling stopped once the {radius_label(run.norm)} was known to {run.stopping.rtol} of its size"
+        elif run.stopped_early:
+            why = "sampling of some images stopped before all samples were drawn"
         else:
             continue
         found.append(f"{name}: {why}. With all samples ACR and accuracies are at least, abstentions at most, those shown.")
@@ -329,8 +399,10 @@ def caveats(results_by_name: Mapping[str, Results]) -> list[str]:
 
     Runs of certify are compared with each other, and runs of predict, in n, alpha and the idx of their images.
     """
-    found = [f"{name}: not finished: {progress(run)} images" for name, run in results_by_name.items() if run.images_missing]
-    if early := [name for name, run in results_by_name.items() if run.stopping]:
+    found = [
+        f"{name}: not finished: {progress(run, ' images')}" for name, run in results_by_name.items() if run.images_missing
+    ]
+    if early := [name for name, run in results_by_name.items() if run.stopped_early]:
         found.append(f"stopped early, so figures are bounds: {', '.join(early)}")
     radii = {name: run for name, run in results_by_name.items() if run.has_radius}
     norm = common_norm(radii)
@@ -338,7 +410,7 @@ def caveats(results_by_name: Mapping[str, Results]) -> list[str]:
         found.append(f"no norm is stated of {', '.join(unknown)}, so it may be another than the {norm} of the others")
     for has_radius in (True, False):
         runs = {name: run for name, run in results_by_name.items() if run.has_radius == has_radius}
-        for what in ("n", "alpha"):
+        for what in ("n", "alpha", "top_k"):
             values = {name: getattr(run, what) for name, run in runs.items()}
             found += _difference(what, {name: value for name, value in values.items() if value is not None})
         known = {name: np.sort(run.idx) for name, run in runs.items() if (run.idx != -1).all()}
@@ -360,109 +432,8 @@ def _difference(what: str, values: Mapping[str, object]) -> list[str]:
     return [f"runs differ in {what}: {', '.join(each[:4])}{more}"] if len(each) > 1 else []
 
 
-def progress(run: Results) -> str:
-    """Return how many images a run has; of one that is not finished, of how many."""
-    rows = len(run.idx)
-    return f"{rows} of {rows + run.images_missing}" if run.images_missing else f"{rows}"
-
-
-def round_radii(results_by_name: Mapping[str, Results]) -> list[float]:
-    """Return 0 and the multiples, at most eight, of a round step up to the largest certified radius.
-
-    With them the radii that runs were asked to decide. The step is a whole number where radii are.
-    """
-    runs = results_by_name.values()
-    asked = {float(run.stopping.radius) for run in runs if run.stopping.radius is not None}
-    largest = max(float(run.radius[run.certified].max(initial=0)) for run in runs)
-    if largest < _TINY:
-        return sorted({0.0, largest} | asked)
-    decade, steps = 10.0 ** math.floor(math.log10(largest / _MAX_COLUMNS)), (1, 2.5, 5, 10)
-    if is_counted(common_norm(results_by_name)):
-        decade, steps = max(decade, 1.0), (1, 2, 5, 10)
-    step = next(each * decade for each in steps if largest / (each * decade) <= _MAX_COLUMNS)
-    return sorted({float(f"{i * step:.6g}") for i in range(int(largest / step) + 1)} | asked)
-
-
-def table(results_by_name: Mapping[str, Results], radii: Sequence[float], format: str = "text") -> str:
-    """Return one row per run: images, sigma, noise, n, alpha, norm, ACR, share abstained, accuracy at each radius.
-
-    ACR is the average certified radius. Where predictions are among the runs there is a column of accuracies, and where
-    there is nothing else none of radii.
-    Shares are percentages with one decimal, and csv holds the unrounded fractions. They are rounded to nearest, unlike a
-    radius: the table estimates accuracy from a test set and certifies nothing. Runs that have `notes` are marked with an
-    asterisk, and the notes follow the table; of a run that is not finished, images is "120 of 500". But csv has neither.
-    Of sigma, n, alpha and norm, what no run has recorded is left out; in csv it is an empty column. There is a
-    column noise if a run's is not Gaussian.
-
-    Parameters
-    ----------
-    results_by_name : mapping of str to Results
-        At least one run.
-    radii : sequence of float
-        At least 0, in the norm of the runs.
-    format : {"text", "markdown", "latex", "csv"}
-
-    Returns
-    -------
-    str
-        Without a trailing newline. LaTeX needs the booktabs package.
-
-    Raises
-    ------
-    ValueError
-        If format is none of these, there is no run, two runs have different norms, or a radius is negative, infinite or
-        NaN.
-    """
-    if format not in ("csv", *_TABLE_FORMATS):
-        raise ValueError(f"format must be one of {', '.join(_TABLE_FORMATS)}, csv, got {format!r}")
-    if not results_by_name:
-        raise ValueError("results_by_name must hold at least one run, got none")
-    common_norm(results_by_name)
-    rows = [_row(name, run, radii) for name, run in results_by_name.items()]
-    always = {"run", "images", "accuracy", "abstained", *(_SETTINGS if format == "csv" else ())}
-    header = [name for name in rows[0] if name in always or any(row[name] is not None for row in rows)]
-    if all(run.has_radius for run in results_by_name.values()):
-        header.remove("accuracy")  # it is that at radius 0
-    if format == "csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().removesuffix("\n")
-    cells = []
-    for row, run in zip(rows, results_by_name.values(), strict=True):
-        shown = {name: _cell(name, value) for name, value in row.items()}
-        mark = " *" if notes({"": run}) else ""
-        cells.append([f"{row['run']}{mark}", progress(run), *(shown[name] for name in header[2:])])
-    below = [f"* {note}" for note in notes(results_by_name)]
-    if format == "markdown":
-        cells = [[name.replace("|", r"\|").replace(" *", r" \*"), *rest] for name, *rest in cells]
-        below = [f"\\{note}" for note in below]
-    if format == "latex":
-        below = ["".join(LATEX_ESCAPE_RULES.get(each, each) for each in note) for note in below]
-    alignment = ["left", *["right"] * (len(header) - 1)]
-    lines = tabulate(cells, header, tablefmt=_TABLE_FORMATS[format], disable_numparse=True, colalign=alignment)
-    return "\n\n".join([str(lines), *below])
-
-
-def _row(name: str, run: Results, radii: Sequence[float]) -> dict[str, Any]:
-    """Return the figures of a run by column; None is unknown."""
-    accuracies = certified_accuracy(run, radii).tolist()
-    return {
-        "run": name,
-        "images": len(run.idx),
-        **{setting: getattr(run, setting) for setting in ("sigma", "noise", *_SETTINGS[1:])},
-        "norm": run.norm if run.has_radius else None,
-        "accuracy": clean_accuracy(run) if run.labelled else None,
-        "ACR": average_certified_radius(run) if run.has_radius else None,
-        "abstained": abstention_rate(run),
-        **{f"r={float(r)}": each if run.has_radius else None for r, each in zip(radii, accuracies, strict=True)},
-    }
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if name == "ACR":
-        return f"{value:.3f}" if value < _LONG else f"{value:.3e}"
-    return str(value) if name in ("run", "images", "noise", *_SETTINGS) else f"{value:.1%}"
+def progress(run: Results, unit: str = "") -> str:
+    """Return how many images a run has; of one that is not finished or skipped some, of how many, before the unit."""
+    rows, skipped = len(run.idx), len(run.skipped)
+    total = rows + run.images_missing + skipped
+    return f"{rows}{f' of {total}' if total > rows else ''}{unit}{f', {skipped} skipped' if skipped else ''}"

@@ -8,6 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
+from ..engine.incremental import IncrementalCertification
+from ..engine.inputs import Unreadable
 from ..engine.plan import SamplingPlan
 from ..engine.ranks import ControlSignal, Ranks
 from ..engine.sampler import Outcome, Sampler
@@ -18,6 +22,8 @@ from ..stats.certificate import Certificate
 from . import checkpoint
 from .environment import Environment, Stopped, StopSignals
 from .events import Log
+from .images import Images
+from .layout import Skipped
 from .writer import RunWriter
 
 _WORK, _SAVE = 0, 1  # what is to be done after a batch, or the number of a signal; of several ranks' wishes the largest
@@ -45,6 +51,20 @@ class _Counted:
         return found
 
 
+class _CountedPairs(_Counted):
+    """A plan of pairs of models, of which counts.jsonl keeps what certificates follow from."""
+
+    def __init__(self, plan: IncrementalCertification) -> None:
+        super().__init__(plan)
+        self.by_range = False
+
+    def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
+        return [
+            None if each is None else (each.after, each.counts())
+            for each in self.plan.evaluate(selection, ranges, input_ids)
+        ]
+
+
 class RowSampler:
     """Take images through a plan, write their rows, and save those that are not finished.
 
@@ -52,12 +72,13 @@ class RowSampler:
     ----------
     plan : SamplingPlan
     sampling : callable
-        Returns the `Sampling` of these images.
+        Returns the `Sampling` of these images; what it is given, too, takes the idx of one that cannot be read, and why.
     folder : Path
         The run folder that this process writes.
     writer : RunWriter or None
         None where another process writes the rows.
-    labels : sequence of int or None
+    images : Images
+        Their labels and names.
     ranks, log, environment
         As in `Run`.
     trace : Path or None
@@ -67,39 +88,49 @@ class RowSampler:
     def __init__(
         self,
         plan: SamplingPlan,
-        sampling: Callable[[Sequence[int]], Sampling],
+        sampling: Callable[[Sequence[int], Callable[[int, Unreadable], object]], Sampling],
         folder: Path,
         writer: RunWriter | None,
-        labels: Sequence[int] | None,
+        images: Images,
         ranks: Ranks,
         log: Log,
         environment: Environment,
         trace: Path | None,
     ) -> None:
-        self._plan, self._sampling, self._folder, self._writer = _Counted(plan), sampling, folder, writer
-        self._labels, self._ranks, self._log, self._environment, self._trace = labels, ranks, log, environment, trace
+        self._plan, self._sampling, self._folder, self._writer = self._counted(plan), sampling, folder, writer
+        self._images, self._ranks, self._log, self._environment, self._trace = images, ranks, log, environment, trace
         self._signals = StopSignals(lambda number: self._stop(number, ""), ignore_second=ranks.world > 1)
         self._wishes = ControlSignal(ranks)
         self._held: dict[int, dict[str, Any]] = {}
         self._next_save = 0.0
+        self._bar: tqdm[Any] | None = None
+
+    @staticmethod
+    def _counted(plan: SamplingPlan) -> _Counted:
+        return _CountedPairs(plan) if isinstance(plan, IncrementalCertification) else _Counted(plan)
 
     def rows(self, images: Sequence[int], saved: Mapping[int, dict[str, Any]]) -> Iterator[tuple[int, Any]]:
-        """Write the row of each image and yield its idx and its certificate or class; go on from what was saved."""
+        """Write the row of each image and yield its idx and its certificate or class; go on from what was saved.
+
+        An image that cannot be read has neither.
+        """
         self._held = {index: each for index, each in saved.items() if "outcome" in each}
         begun = {index: each for index, each in saved.items() if "outcome" not in each}
         outcomes = self._outcomes([index for index in images if index not in self._held], begun)
         clock = self._environment.clock
-        began = clock()
+        began, following = clock(), None
         for index in images:
-            if index in self._held:
-                outcome, counts = self._held[index]["outcome"], self._held[index]["counts"]
+            if held := self._held.get(index):
+                outcome, counts, label = held["outcome"], held["counts"], held.get("label", self._images.label(index))
                 outcome = outcome if isinstance(outcome, int) else Certificate.from_dict(outcome)
             else:
-                outcome, counts = next(outcomes).result
+                following = following or next(outcomes, None)
+                if following is None or following.input_id != index:
+                    continue  # it could not be read
+                (outcome, counts), label, following = following.result, self._images.label(index), None
             ended = clock()
             if self._writer is not None:
-                label = None if self._labels is None else self._labels[index]
-                self._writer.write(index, label, outcome, ended - began, counts)
+                self._writer.write(index, label, outcome, ended - began, counts, self._images.name(index))
             self._log.image(outcome if isinstance(outcome, int) else outcome.prediction)
             self._held.pop(index, None)
             began = ended
@@ -116,10 +147,16 @@ class RowSampler:
         quiet = True if self._log.to_stderr or self._ranks.rank else None
         with ExitStack() as stack:
             stack.enter_context(self._signals.noted())
-            bar = stack.enter_context(
+            bar = self._bar = stack.enter_context(
                 self._environment.bar(total=total, initial=drawn, unit="sample", unit_scale=True, disable=quiet)
             )
-            sampling = self._sampling(fresh)
+            try:
+                sampling = self._sampling(fresh, self._skip)
+            except Unreadable:  # all of them
+                return
+            except Exception:
+                self._stop_if_told()
+                raise
             stack.enter_context(sampling.inputs)
             sampler = sampling.sampler(self._plan, bar, pad=True, saved=begun)
             stack.enter_context(self._log.watching(bar, sampler.batches))
@@ -135,10 +172,20 @@ class RowSampler:
             try:
                 yield from sampler
             except Exception as error:
+                self._stop_if_told()
                 if self._writer is not None and not isinstance(error, OSError):  # whose own text says it
                     rows = len(self._writer.done)
                     self._environment.say(f"rows in {self._folder}: {rows}; --resume goes on from the last checkpoint")
                 raise
+
+    def _skip(self, index: int, error: Unreadable) -> None:
+        """Note an image that cannot be read."""
+        if self._writer is not None:
+            self._writer.skip(Skipped(index, self._images.name(index), str(error)))
+            self._environment.say(f"warning: {self._images.title(index)} cannot be read and is skipped: {error}")
+        self._log.skip(index, str(error))
+        if self._bar is not None:
+            self._bar.total -= sum(len(stage) for _, stage in self._plan.stages)
 
     def _after(self, sampler: Sampler) -> None:
         """After a batch: save what is not finished if that is due or a signal arrived, which then ends the run."""
@@ -151,7 +198,7 @@ class RowSampler:
         if self._next_save or wish != _SAVE:  # after the first batch there is nothing worth saving yet
             unfinished = sampler.unfinished()
             if self._writer is not None:
-                lines = chain(unfinished, self._held.values(), map(_line, sampler.held()))
+                lines = chain(unfinished, self._held.values(), map(self._line, sampler.held()))
                 checkpoint.save(self._folder, self._writer.identity, lines)
                 self._log.event("checkpoint", unfinished=len(sampler.scheduler.active))
         now = clock()
@@ -160,15 +207,20 @@ class RowSampler:
         if wish != _SAVE:
             self._stop(wish, "samples of other images are saved; ")
 
+    def _stop_if_told(self) -> None:
+        """After an error: stop if a signal arrived before, as whoever sent it may have ended the workers, too."""
+        if self._signals.number:
+            self._stop(self._signals.number, "")
+
     def _stop(self, number: int, saved: str) -> NoReturn:
         kept = ""
         if self._writer is not None:
             kept = f"; rows in {self._folder}: {len(self._writer.done)}; {saved}--resume goes on"
         raise Stopped(number, kept)
 
-
-def _line(each: Outcome) -> dict[str, Any]:
-    """Return what is saved of an image that is decided and has no row yet, as those before it have none."""
-    outcome, counts = each.result
-    value = outcome if isinstance(outcome, int) else outcome.to_dict()
-    return {"idx": each.input_id, "outcome": value, "counts": counts}
+    def _line(self, each: Outcome) -> dict[str, Any]:
+        """Return what is saved of an image that is decided and has no row yet, as those before it have none."""
+        outcome, counts = each.result
+        value = outcome if isinstance(outcome, int) else outcome.to_dict()
+        label = {"label": self._images.label(each.input_id)} if self._images.labels_come else {}
+        return {"idx": each.input_id, "outcome": value, "counts": counts, **label}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,44 +14,42 @@ import torch
 from torch.utils.data import Dataset
 
 from .. import ops
+from .._check import as_real
+from .._digests import state_dict_sha256
 from .._versions import versions
 from ..api import warn_of_radius
 from ..engine.forward import Model
+from ..engine.incremental import IncrementalCertification, PairOfModels
+from ..engine.inputs import Source, Unreadable
 from ..engine.options import CertifyOptions, SamplingOptions, checked, options_of, refuse_unknown
 from ..engine.plan import Prediction, SamplingPlan
 from ..engine.ranks import Ranks
 from ..engine.sampling import Sampling, expected, warn_if_hopeless
 from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Noise, check_noise
+from ..stats import incremental
 from ..stats.certificate import Certificate
+from ..stats.common import check_alpha
+from ..stats.incremental import check_before
 from ..stats.prediction import smallest_predictable_n
 from . import checkpoint, results, settings
 from .environment import Environment
 from .events import Log
-from .layout import CERTIFY_COLUMNS, PREDICT_COLUMNS
+from .images import Images
+from .layout import CERTIFY_COLUMNS, PREDICT_COLUMNS, SKIPPED
 from .merge import RunFolders
+from .recertify import certificates_of, origin_of
 from .results import Results
 from .rows import RowSampler
+from .tables import EmptyTable
 from .writer import RunWriter
 
 _TRACE = "trace.json"  # in the run folder
 _ABOUT = ("command", "model", "weights", "weights_sha256", "data", "data_sha256")
+_ABOUT_IF_KNOWN = ("checkpoint", "preprocessing", "class_names")  # which earlier versions did not write
 _NOT_OF_A_RUN = ("input_ids", "progress")
 _VOTES = Votes()
 _ENVIRONMENT = Environment()
-
-
-class _Images(Dataset[torch.Tensor]):
-    """Images of a tensor on the way to a device, one by one."""
-
-    def __init__(self, images: torch.Tensor, indices: Sequence[int], device: torch.device) -> None:
-        self.images, self.indices, self.device = images, indices, device
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> torch.Tensor:
-        return self.images[self.indices[place]].to(self.device)
 
 
 class Run:
@@ -66,14 +63,23 @@ class Run:
     ----------
     model : callable
         As in `certify`. It runs on one noisy sample here, so that one that fails does before there is a run folder.
-    images : Tensor
-        float32 [N, ...], or uint8 with `GridGaussian` noise. The number of an image is its ``input_id``.
+    images : Tensor or Dataset
+        float32 [N, ...], or uint8 with `GridGaussian` noise. The number of an image is its ``input_id``. Or a map-style
+        Dataset of such images [...], or of tuples (image, label): anything with ``__len__`` and ``__getitem__``. It is read
+        ahead and never all in memory. An image whose ``__getitem__`` raises `Unreadable` is skipped: a line names it, it
+        stands in skipped.jsonl in `out`, and it has no row. These attributes of a Dataset are used, if it has them:
+        ``labels`` (or ``targets``), a sequence of int; ``names`` of the images and ``class_names``, sequences of str; and
+        ``digest``, a str that tells its content from others. Without a digest the data is known again by its length, its
+        names, its labels and its first 16 items.
     noise : Noise
     out : path-like
         The run folder, made if it does not exist.
     num_classes : int
     labels : sequence of int, optional
-        True classes [N].
+        True classes [N], in place of those of a Dataset.
+    workers : int
+        Processes that read a Dataset; with 0, a thread does. They begin without anything of this process (spawn), so pickle
+        must take the Dataset, and a script starts its run under ``if __name__ == "__main__"``.
     start, end, skip : int
         Take the multiples of skip from start to before end; all images by default.
     mean, std : sequence of float, optional
@@ -82,9 +88,10 @@ class Run:
         Go on with the run in `out`, if there is one. A seed or batch size that is left out is then that of the run.
     device : torch.device or str, optional
         Where the model runs; by default where its parameters are, or else the images.
-    about : mapping of str to str, optional
-        More for the sidecar: ``command``, ``model``, ``weights``, ``weights_sha256``, ``data``, ``data_sha256``. By default
-        the name of the model's class, and a digest of images and labels.
+    about : mapping of str, optional
+        More for the sidecar: ``command``, ``model``, ``weights``, ``weights_sha256``, ``checkpoint``, ``data``,
+        ``data_sha256``, strings; ``preprocessing``, a dict of plain JSON values; and ``class_names``, in place of those of a
+        Dataset. By default the name of the model's class, and a digest of images and labels.
     log_json : str, optional
         File to which events are appended as JSON lines; "-" is stderr.
     profile : bool
@@ -106,7 +113,7 @@ class Run:
     Raises
     ------
     TypeError, ValueError
-        If an argument is not as above, the model fails, or the run to resume is damaged.
+        If an argument is not as above, the model fails, no image can be read, or the run to resume is damaged.
 
     Examples
     --------
@@ -122,12 +129,13 @@ class Run:
     def __init__(
         self,
         model: Model,
-        images: torch.Tensor,
+        images: torch.Tensor | Dataset[Any],
         noise: Noise,
         out: str | PathLike[str],
         *,
         num_classes: int,
         labels: Sequence[int] | torch.Tensor | None = None,
+        workers: int = 0,
         start: int = 0,
         end: int | None = None,
         skip: int = 1,
@@ -135,7 +143,7 @@ class Run:
         std: Sequence[float] | None = None,
         resume: bool = False,
         device: torch.device | str | None = None,
-        about: Mapping[str, str | None] | None = None,
+        about: Mapping[str, Any] | None = None,
         log_json: str | None = None,
         profile: bool = False,
         environment: Environment = _ENVIRONMENT,
@@ -146,34 +154,46 @@ class Run:
             raise TypeError(f"keyword arguments must not be among {', '.join(_NOT_OF_A_RUN)}, got {', '.join(wrong)}")
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self.noise = check_noise("noise", noise)
-        self._images = settings.check_images(images, noise)
+        self._images = Images(images, labels, num_classes, noise, workers)
         self._model, self._num_classes = model, num_classes
-        self.labels = settings.check_labels(labels, len(images), num_classes)
-        self.indices = settings.indices_of(start, end, skip, len(images))
-        self._device = settings.device_of(model, images) if device is None else torch.device(device)
+        self.labels, first = self._images.labels, self._images.first
+        self.indices = settings.indices_of(start, end, skip, len(self._images))
+        self._device = settings.device_of(model, first) if device is None else torch.device(device)
         self._environment, self._profile = environment, profile
         self.ranks = Ranks.find(options.pop("shard", None))
         self._log = Log(log_json, self.ranks, every=environment.event_every, clock=environment.clock)
         self._folders = RunFolders(Path(out), self.ranks, resume, environment.say)
         self._about = self._complete(about or {})
         self._mean, self._std = (None if values is None else list(values) for values in (mean, std))
-        self._options = self._resumed(options) | settings.normalisation(mean, std, images.shape[1])
+        self._options = self._resumed(options) | settings.normalisation(mean, std, first.shape[1])
         once = {name: value for name, value in self._options.items() if name not in ("batch_size", "compile", "cuda_graph")}
-        self._first_logits = settings.try_model(model, str(self._about["model"]), images, self._device, noise, once)
-        self._probe = self._sampling(self.indices)
+        name, hint = str(self._about["model"]), self._images.hint()
+        self._first_logits = settings.try_model(model, name, first, self._device, noise, once, hint)
+        self._sampled: tuple[Model, int] = model, num_classes
+        self._probe = self._sampling(self.indices, None)
         self._probe.inputs.close()
         self.seed, self.backend, self.execution = self._probe.seed, self._options["backend"], self._probe.execution
 
-    def _complete(self, about: Mapping[str, str | None]) -> dict[str, str | None]:
+    def _complete(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the sidecar says of command, model and data; unless it is given, by their own names and bytes."""
-        if unknown := about.keys() - set(_ABOUT):
-            raise TypeError(f"about must have keys among {', '.join(_ABOUT)}, got {', '.join(sorted(unknown))}")
-        own: dict[str, str | None] = {"model": settings.name_of(self._model)}
+        if unknown := about.keys() - {*_ABOUT, *_ABOUT_IF_KNOWN}:
+            known = ", ".join((*_ABOUT, *_ABOUT_IF_KNOWN))
+            raise TypeError(f"about must have keys among {known}, got {', '.join(sorted(unknown))}")
+        own: dict[str, Any] = {"model": settings.name_of(self._model), "class_names": self._images.class_names}
         if "data_sha256" not in about:
-            digest = hashlib.sha256(settings.tensor_bytes(self._images))
-            digest.update(repr(self.labels).encode())
-            own["data_sha256"] = digest.hexdigest()
-        return {**dict.fromkeys(_ABOUT), **own, **about}
+            own["data_sha256"] = self._images.sha256()
+        found = {**dict.fromkeys(_ABOUT), **own, **about}
+        if not isinstance(preprocessing := found.get("preprocessing"), dict | None):
+            raise TypeError(
+                f"preprocessing in about must be a dict of plain JSON values, or None, got {preprocessing!r:.80}"
+            )
+        names = found["class_names"] = settings.check_texts("class_names", found["class_names"])
+        if names is not None and len(names) != self._num_classes:
+            text = f"{len(names)} names of classes are left out, as num_classes is {self._num_classes}"
+            if self.ranks.rank == 0:
+                self._environment.say(f"warning: {text}")
+            found["class_names"] = None
+        return found
 
     def _resumed(self, options: SamplingOptions) -> dict[str, Any]:
         """Return the options of `Sampling`; seed and batch size, where they are left out, of the run to resume."""
@@ -242,10 +262,62 @@ class Run:
             warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
         return self._run(Prediction(n, alpha), {"n": n, "alpha": alpha}, PREDICT_COLUMNS, each)
 
-    def _sampling(self, indices: Sequence[int]) -> Sampling:
-        images = _Images(self._images, indices, self._device)
+    def recertify(
+        self,
+        run: str | PathLike[str],
+        first: Model,
+        *,
+        alpha: float = 0.001,
+        rtol: float = 0.04,
+        each: Callable[[int, Certificate], object] | None = None,
+    ) -> Results:
+        """Certify this model from the run of the model that it was made of, and few samples of both; return all rows.
+
+        Parameters
+        ----------
+        run : path-like
+            A run folder of `certify`, with this run's images, noise, seed and options, of votes.
+        first : callable
+            The model of that run.
+        alpha, rtol
+            As in `rsfast.compare`.
+        each : callable, optional
+            As in `certify`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If that run differs in more than its model, lacks an image, or is damaged; else as `certify` and `compare`.
+        """
+        alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
+        own = self._sidecar({})
+        before = certificates_of(Path(run), own)
+        if missing := set(self.indices) - before.keys() - {each.idx for each in results.read(run).skipped}:
+            raise ValueError(f"{run} must have a row of every image, got none of idx {min(missing)}; finish that run first")
+        check_before([*before.values()])
+        self._sampled = PairOfModels(first, self._model, self._num_classes), 3 * self._num_classes
+        self._probe = self._sampling(self.indices, None)
+        self._probe.inputs.close()
+        most = max(1, max(certificate.n for certificate in before.values()) // 2)
+        recorded: dict[str, Any] = {"n0": 0, "n": most, "alpha": alpha, "head": _VOTES.to_dict(), "rtol": rtol}
+        recorded |= {"bound": incremental.BOUND, "rule": incremental.RULE, "lipschitz": None, "radius": None}
+        plan = IncrementalCertification(
+            before, alpha=alpha, rtol=rtol, n=most, seed=self.seed, backend=self.backend, execution=self.execution
+        )
+        return self._run(plan, recorded | origin_of(Path(run)), CERTIFY_COLUMNS, each)
+
+    def _sampling(self, indices: Sequence[int], skip: Callable[[int, Unreadable], object] | None) -> Sampling:
+        """Return the sampling of these images; of one that is not to skip any, all are the first."""
+        first, read = self._images.like_first, self._images.read
+        images: Source = (first if skip is None else read)(indices, self._device)
         shard = "samples" if self.ranks.by_samples else None
-        return Sampling(self._model, images, self.noise, input_ids=indices, shard=shard, **self._options)
+        options = {"input_ids": indices, "shard": shard, **self._options}
+
+        def name(place: int) -> str:
+            return self._images.title(indices[place])
+
+        model, options["num_classes"] = self._sampled
+        return Sampling(model, images, self.noise, name=name, skip=skip, **options)
 
     def _run(
         self,
@@ -279,10 +351,14 @@ class Run:
             if writer is not None:
                 checkpoint.remove(self._folders.own)
         self._wait()
-        if self.ranks.by_inputs and self.ranks.rank == 0:
-            self._folders.merge(sidecar, columns, self.indices)
-        self._wait()
-        return results.read(self._folders.out)
+        try:
+            if self.ranks.by_inputs and self.ranks.rank == 0:
+                self._folders.merge(sidecar, columns, self.indices)
+            self._wait()
+            return results.read(self._folders.out)
+        except EmptyTable:
+            why = f"{self._folders.own / SKIPPED} says why"
+            raise ValueError(f"images must hold one that can be read, got none of {len(self.indices)}; {why}") from None
 
     def _rows(
         self,
@@ -295,19 +371,18 @@ class Run:
     ) -> Iterator[tuple[int, Any]]:
         """Write the row of every image of this process that has none, and yield its idx and its certificate or class."""
         self._wait()  # until every folder is there and locked
-        done, saved = self._folders.on_disk(columns, self.indices, self.labels)
-        if resumes and self.ranks.rank == 0 and not done.issuperset(self.indices) and not self._folders.has_checkpoint():
+        done, skipped, saved = self._folders.on_disk(columns, self.indices, self._images.label)
+        mine = [index for index in self.indices if index not in done and index not in skipped]
+        if resumes and self.ranks.rank == 0 and mine and not self._folders.has_checkpoint():
             self._environment.say(f"no checkpoint in {self._folders.out}; images without a row begin again")
         self._wait()  # nobody writes a row before all have read
-        mine = [index for index in self.indices if index not in done]
         if self.ranks.by_inputs:
             mine = mine[self.ranks.rank :: self.ranks.world]
         about = {name: sidecar[name] for name in ("command", "norm", "backend", "batch_size", "versions")}
         about |= {"device": str(self._device), "threads": torch.get_num_threads()}
         with self._log.running(images=len(mine), done_before=len(done), **about):
-            sampler = RowSampler(
-                plan, self._sampling, self._folders.own, writer, self.labels, self.ranks, self._log, self._environment, trace
-            )
+            own, images = self._folders.own, self._images
+            sampler = RowSampler(plan, self._sampling, own, writer, images, self.ranks, self._log, self._environment, trace)
             yield from sampler.rows(mine, {index: saved[index] for index in mine if index in saved})
 
     def _wait(self) -> None:
@@ -326,7 +401,7 @@ class Run:
             "stream_version": STREAM_VERSION,
             "num_classes": self._num_classes,
             "model": about["model"],
-            "state_dict_sha256": settings.state_dict_sha256(self._model),
+            "state_dict_sha256": state_dict_sha256(self._model),
             "weights": about["weights"],
             "weights_sha256": about["weights_sha256"],
             "first_logits": self._first_logits,
@@ -343,5 +418,6 @@ class Run:
             "backend": self.backend,
             "versions": versions(),
         }
+        sidecar |= {name: about[name] for name in _ABOUT_IF_KNOWN if about.get(name) is not None}
         more = (name for name, option in options_of(SamplingOptions).items() if option.recorded)
         return sidecar | {name: self._options[name] for name in more if name not in sidecar}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import IterableDataset
 
 from .. import _hints as hints
 from .._check import as_int
@@ -61,9 +61,17 @@ def certification(noise: Noise, head: Head, options: Mapping[str, Any]) -> Setti
     )
     proof = {name: value for name, value in values.items() if name not in ("n0", "n")}
     spec = CertificationSpec(noise, head=head, early=bool(stopping), **proof)  # type: ignore[arg-type]
-    used = {**values, **vars(stopping), "head": head.to_dict(), "bound": spec.bound, "rule": spec.rule}
+    radius = list(stopping.radii) if len(stopping.radii) > 1 else stopping.radius
+    used = {
+        **values,
+        "radius": radius,
+        "rtol": stopping.rtol,
+        "head": head.to_dict(),
+        "bound": spec.bound,
+        "rule": spec.rule,
+    }
     names = [*_FIRST, *ProofOptions.__annotations__, *StoppingOptions.__annotations__]
-    recorded = {name: used[name] for name in names}
+    recorded = {name: used[name] for name in names if not (name == "top_k" and used[name] == 1)}  # as runs from before
     if stopping and spec.limits_by.analysis_ends(_MANY) != analysis_ends(_MANY):  # runs from before have those of all bounds
         recorded["schedule_of_analyses"] = "a tenth apart"
     return Settings(spec, stopping, values["n0"], values["n"], recorded)
@@ -79,7 +87,10 @@ def prediction(noise: Noise, n: int | None, alpha: float | None) -> tuple[int, f
 def check_images(images: object, noise: Noise) -> torch.Tensor:
     """Return images; where the noise takes bytes they may be uint8."""
     if not isinstance(images, torch.Tensor):
-        raise TypeError(f"images must be a tensor, float32 [N, ...], got a {type(images).__name__}")
+        raise TypeError(
+            "images must be a tensor, float32 [N, ...], or a Dataset with __len__ and __getitem__, got a "
+            f"{type(images).__name__}"
+        )
     if images.dtype != torch.float32 and not (noise.takes_bytes and images.dtype == torch.uint8):
         hint = "; pass images.float() / 255" if images.dtype == torch.uint8 else ""
         if hint and noise.for_bytes:
@@ -90,14 +101,52 @@ def check_images(images: object, noise: Noise) -> torch.Tensor:
     return images
 
 
-def check_labels(labels: Sequence[int] | torch.Tensor | None, count: int, num_classes: int) -> list[int] | None:
+def is_dataset(images: object) -> bool:
+    """Return whether this is a map-style Dataset: it has a length and takes an index, and is no tensor, array or list."""
+    if isinstance(images, (torch.Tensor, IterableDataset, Sequence, Mapping)) or hasattr(images, "__array__"):
+        return False
+    return hasattr(images, "__len__") and hasattr(images, "__getitem__")
+
+
+def check_workers(workers: object) -> int:
+    if (count := as_int("workers", workers)) < 0:
+        raise ValueError(f"workers must be at least 0, got {count}; 0 reads images in this process")
+    return count
+
+
+def check_labels(
+    name: str,
+    labels: Sequence[int] | torch.Tensor | None,
+    count: int,
+    num_classes: int,
+    title: Callable[[int], str] = "images[{}]".format,
+) -> list[int] | None:
+    """Return labels as a list; raise an error that calls them `name`, and the image of one that is wrong by its title."""
     if labels is None:
         return None
-    found = [as_int("labels", each) for each in (labels.tolist() if isinstance(labels, torch.Tensor) else labels)]
+    if not isinstance(labels, Iterable):
+        raise TypeError(f"{name} must be a sequence of int, got {labels!r:.80}")
+    found = [as_int(name, each) for each in (labels.tolist() if isinstance(labels, torch.Tensor) else labels)]
     if len(found) != count:
-        raise ValueError(f"labels must be one an image, {count} in all, got {len(found)}")
+        raise ValueError(f"{name} must be one an image, {count} in all, got {len(found)}")
     if not 0 <= min(found) <= max(found) < num_classes:
-        raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {min(found)} to {max(found)}")
+        index = next(place for place, label in enumerate(found) if not 0 <= label < num_classes)
+        got = f"{min(found)} to {max(found)}: {found[index]} for {title(index)}"
+        raise ValueError(f"{name} must be from 0 to {num_classes - 1}, got {got}")
+    return found
+
+
+def check_texts(name: str, texts: object, count: int | None = None) -> list[str] | None:
+    """Return names as a list: of the images, `count` of them, or of the classes."""
+    if texts is None:
+        return None
+    if not isinstance(texts, Iterable) or isinstance(texts, (str, Mapping)):
+        raise TypeError(f"{name} must be a sequence of str, got {texts!r:.80}")
+    found = list(texts)
+    if wrong := [each for each in found if not isinstance(each, str)]:
+        raise TypeError(f"{name} must be a sequence of str, got one with {wrong[0]!r:.80}")
+    if count is not None and len(found) != count:
+        raise ValueError(f"{name} must be one an image, {count} in all, got {len(found)}")
     return found
 
 
@@ -139,25 +188,14 @@ def name_of(model: object) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def state_dict_sha256(model: object) -> str | None:
-    """Return a digest of the names, types, shapes and bytes of a module's tensors; None for anything else."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):  # a module may keep other state there too
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
-
-
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """Return the bytes of a tensor's elements in logical order."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
 def try_model(
-    model: Model, name: str, images: torch.Tensor, device: torch.device, noise: Noise, options: Mapping[str, Any]
+    model: Model,
+    name: str,
+    images: torch.Tensor,
+    device: torch.device,
+    noise: Noise,
+    options: Mapping[str, Any],
+    hint: str = "",
 ) -> list[float | None]:
     """Run a model on one noisy sample of the first image and return its first logits, so that one that fails does now.
 
@@ -169,7 +207,7 @@ def try_model(
     Raises
     ------
     ValueError
-        Naming the model, the batch, and the line of the user's code, if the model raises.
+        Naming the model, the batch, the line of the user's code, and `hint`, if the model raises.
     """
     raised: list[Exception] = []
     first: list[float | None] = []
@@ -192,6 +230,5 @@ def try_model(
         place = hints.place_of(error)
         kind = "" if isinstance(error, RuntimeError) and not place else f"{type(error).__name__}: "
         what = f"model {name} fails on a batch {[1, *images.shape[1:]]} of {options.get('dtype') or 'float32'}"
-        hint = hints.axes(images.shape, "images") if images.ndim > 2 else ""
         raise ValueError(f"{what}: {place}{kind}{error}{hint and f'; {hint}'}") from error
     return first

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from decimal import ROUND_FLOOR, Context, Decimal
@@ -21,7 +21,7 @@ from ..engine.plan import StoppingRule
 from ..stats.certificate import ABSTAIN, Certificate
 from . import layout
 from .check_sums import parse_json, seal
-from .layout import CERTIFY_COLUMNS, CHECKPOINT, COUNTS, SIDECAR, TABLE, Row, read_sidecar
+from .layout import CERTIFY_COLUMNS, CHECKPOINT, COUNTS, SIDECAR, SKIPPED, TABLE, Row, Skipped, read_sidecar
 
 _SCRATCH, _DIGITS = ".rsfast-", 16  # of a scratch folder's name: then so many of its run's identity
 _NEW_SIDECAR = f"{SIDECAR}.new"
@@ -30,16 +30,16 @@ NO_LABEL = -1
 """In a table: the true class is unknown."""
 
 
-def format_radius(radius: float, asked: float | None = None) -> str:
+def format_radius(radius: float, asked: float | Sequence[float] | None = None) -> str:
     """Return the radius with 7 significant digits, rounded down: never above the float, and less than 1e-6 of it below.
 
     Parameters
     ----------
     radius : float
         A certified radius, 0 for an abstention.
-    asked : float, optional
-        The radius that was to be proved. Where `radius` reaches it and its 7 digits do not, `asked` is returned with all its
-        digits. A reader of the table then finds every radius that was proved to be as large.
+    asked : float or sequence of float, optional
+        The radius that was to be proved, or several. Where `radius` reaches one and its 7 digits do not, that one is
+        returned with all its digits. A reader of the table then finds every radius that was proved to be as large.
 
     Raises
     ------
@@ -60,7 +60,8 @@ def format_radius(radius: float, asked: float | None = None) -> str:
     exact = Decimal(float(radius))
     last_digit = Decimal((0, (1,), exact.adjusted() - 6))
     text = str(exact.quantize(last_digit, context=Context(prec=7, rounding=ROUND_FLOOR)))
-    return str(Decimal(float(asked))) if asked is not None and float(text) < asked <= radius else text
+    proved = max((float(each) for each in StoppingRule(asked).radii if each <= radius), default=0.0)
+    return str(Decimal(proved)) if float(text) < proved else text
 
 
 def _open(file: Path) -> FileIO:
@@ -85,7 +86,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def refuse_a_run(folder: Path) -> None:
     """Raise FileExistsError if a folder holds a file of a run."""
-    for name in (TABLE, SIDECAR, COUNTS, CHECKPOINT):
+    for name in (TABLE, SIDECAR, COUNTS, SKIPPED, CHECKPOINT):
         file = folder / name
         # An empty table is what is left where not even the sidecar could be written.
         if file.exists() and not (name == TABLE and file.stat().st_size == 0):
@@ -104,7 +105,8 @@ class RunWriter:
         The run folder, made if it does not exist.
     sidecar : mapping
         Everything that the table has no column for (n, alpha, noise, seed, versions, ...), as plain JSON values. Its
-        ``radius``, if it has one, is what was to be proved: rows that reach it are written with no smaller radius.
+        ``radius``, a number or a list, if it has one, is what was to be proved: rows that reach it are written with no
+        smaller radius.
     columns : tuple of str
         `CERTIFY_COLUMNS` or `PREDICT_COLUMNS`.
     resume : bool
@@ -114,6 +116,8 @@ class RunWriter:
     ----------
     done : set of int
         The inputs that have their rows.
+    skipped : dict of int to Skipped
+        Those that could not be read.
     identity : str
         What tells this run from others: `layout.identity` of its sidecar.
 
@@ -122,8 +126,9 @@ class RunWriter:
     FileExistsError, FileNotFoundError
         If the folder already holds a file of a run, and not to resume; or the run to resume has no table.
     TypeError, ValueError
-        If sidecar holds what JSON cannot, NaN and infinity included, or a ``radius`` that is not a positive number; or the
-        run to resume is damaged, or has another sidecar (but for its command and its start). Nothing has been written then.
+        If sidecar holds what JSON cannot, NaN and infinity included, or a ``radius`` that is no positive number or list of
+        them; or the run to resume is damaged, or has another sidecar (but for its command and its start). Nothing has been
+        written then.
     BlockingIOError
         If another process is writing this run.
     OSError
@@ -179,6 +184,9 @@ class RunWriter:
                 with writing(folder, _RESUME):
                     _write(self._table, layout.header(columns))
             self.done = {row.idx for row in rows}
+            self.skipped = {each.idx: each for each in layout.read_skipped(folder, self.done)}
+            if (folder / SKIPPED).exists():
+                os.truncate(folder / SKIPPED, (folder / SKIPPED).read_bytes().rfind(b"\n") + 1)
             self._files = files.pop_all()
 
     def __enter__(self) -> RunWriter:
@@ -192,7 +200,13 @@ class RunWriter:
                 raise
 
     def write(
-        self, idx: int, label: int | None, certificate: Certificate | int, seconds: float, counts: Mapping[str, Any]
+        self,
+        idx: int,
+        label: int | None,
+        certificate: Certificate | int,
+        seconds: float,
+        counts: Mapping[str, Any],
+        name: str | None = None,
     ) -> None:
         """Append one input and flush it to both files.
 
@@ -208,6 +222,8 @@ class RunWriter:
             Time spent on this input.
         counts : mapping
             The Tally's integers as plain JSON values: ``{"selection": {...}, "estimation": {...}}``.
+        name : str, optional
+            The input's name, kept with its counts.
 
         Raises
         ------
@@ -230,20 +246,31 @@ class RunWriter:
             if isinstance(certificate, int):
                 raise TypeError(f"certificate must have a radius, for a table with one, got {certificate!r}")
             row["radius"] = format_radius(certificate.radius, self._asked)
-        self._append(int(idx), ("\t".join(str(row[column]) for column in self._columns) + "\n").encode(), counts)
+        self._append(int(idx), ("\t".join(str(row[column]) for column in self._columns) + "\n").encode(), counts, name)
 
     def copy(self, row: Row) -> None:
         """Append a row of another run folder; as `write`."""
-        self._append(row.idx, row.line, row.counts())
+        self._append(row.idx, row.line, row.counts(), row.name)
 
-    def _append(self, idx: int, line: bytes, counts: Mapping[str, Any]) -> None:
-        integers = {"idx": idx, **counts}
+    def skip(self, each: Skipped) -> None:
+        """Note that an input could not be read, and so gets no row; as `write`."""
+        known = {name: value for name, value in each._asdict().items() if value is not None}
+        with _open(self._folder / SKIPPED) as file:
+            self._append_lines([(file, seal(known, self.identity.encode()))])
+        self.skipped[each.idx] = each
+
+    def _append(self, idx: int, line: bytes, counts: Mapping[str, Any], name: str | None) -> None:
+        integers = {"idx": idx, **({} if name is None else {"name": name}), **counts}
         if self._sealed:
             sealed = seal(integers, self.identity.encode(), layout.covered(line))
         else:  # a run that was begun by a version without check sums goes on so
             sealed = f"{json.dumps(integers, allow_nan=False)}\n".encode()
         # Counts first: a killed run may leave counts without a row, never a row without its counts.
-        lines = ((self._counts, sealed), (self._table, line))
+        self._append_lines([(self._counts, sealed), (self._table, line)])
+        self.done.add(idx)
+
+    def _append_lines(self, lines: Sequence[tuple[FileIO, bytes]]) -> None:
+        """Append a line to each file, or to none."""
         ends: list[tuple[FileIO, int]] = []
         with writing(self._folder, _RESUME):
             try:
@@ -255,7 +282,6 @@ class RunWriter:
                     with suppress(OSError):  # what this leaves, to resume drops
                         file.truncate(end)
                 raise
-        self.done.add(idx)
 
 
 @contextmanager
@@ -291,7 +317,7 @@ def new_run(out: Path, sidecar: Mapping[str, Any], columns: tuple[str, ...], the
         try:
             with RunWriter(scratch, sidecar, columns) as writer:
                 yield writer
-                for name in (SIDECAR, COUNTS, TABLE):
+                for name in (SIDECAR, COUNTS, *([SKIPPED] if writer.skipped else []), TABLE):
                     (scratch / name).rename(out / name)
         finally:
             _remove_scratch(scratch, out)
@@ -325,7 +351,7 @@ def _remove_scratch(scratch: Path, out: Path) -> None:
         and not (out / TABLE).exists()
         and _scratch_name(read_sidecar(out / SIDECAR)) == scratch.name
     ):
-        for name in (COUNTS, SIDECAR):  # back first: killed anywhere, one of the two folders has the sidecar
+        for name in (SKIPPED, COUNTS, SIDECAR):  # back first: killed anywhere, one of the two folders has the sidecar
             if (out / name).exists():
                 (out / name).replace(scratch / name)
     remove_run(scratch)
@@ -333,7 +359,7 @@ def _remove_scratch(scratch: Path, out: Path) -> None:
 
 def remove_run(folder: Path) -> None:
     """Remove the files of a run, the sidecar last, as it tells whose they are; and the folder if nothing else is in it."""
-    for name in (CHECKPOINT, COUNTS, TABLE, _NEW_SIDECAR, SIDECAR):
+    for name in (CHECKPOINT, SKIPPED, COUNTS, TABLE, _NEW_SIDECAR, SIDECAR):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,17 @@ from ..heads import from_dict as head_from_dict
 from ..noise import Noise
 from ..noise import from_dict as noise_from_dict
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 ABSTAIN = -1
 """The prediction where nothing is proved at the failure probability that was asked for."""
 
 _NAMES = {"max_samples": "cap"}
 """Fields whose name in files is older."""
+
+_LEFT_OUT = {"top_k": 1}
+"""Fields that files hold only where they have another value than this: earlier versions did not have them."""
 
 
 def _float32s(name: str, values: object) -> tuple[float, ...]:
@@ -147,6 +154,7 @@ class Execution:
 class Certificate:
     """What is proved about one input: the smoothed classifier returns ``prediction`` within ``radius`` of it.
 
+    With ``top_k`` above 1 what is proved is less: there ``prediction`` is one of the top_k classes with the largest scores.
     It holds with probability at least ``1 - alpha`` over the samples. It unpacks as ``prediction, radius``. A
     `pandas.DataFrame` of a list of them has a row for each, and a column for each field.
 
@@ -159,7 +167,8 @@ class Certificate:
     norm : str
         The norm of the noise.
     p_lower, p_upper : float
-        Lower bound on the selected class's smoothed score, upper bound on every other class's.
+        Lower bound on the selected class's smoothed score, upper bound on every other class's; with top_k above 1 on the
+        top_k-th largest of these.
     counts : tuple of int
         Votes, in the estimation sample, for the selected class and for the one of the others that got most.
     n0, n : int
@@ -185,6 +194,8 @@ class Certificate:
         What computed it; the result does not depend on it.
     execution : Execution
         How the base classifier was run.
+    top_k : int
+        Of how many classes with the largest scores ``prediction`` is one within the radius. `to_dict` leaves out a 1.
 
     Examples
     --------
@@ -216,6 +227,7 @@ class Certificate:
     lipschitz: float | None = None
     max_samples: int = 0
     execution: Execution = field(default_factory=Execution)
+    top_k: int = 1
 
     @property
     def abstained(self) -> bool:
@@ -248,7 +260,7 @@ class Certificate:
         return self.noise.radius_in(self.radius, norm, shape)
 
     def covers(self, delta: ArrayLike) -> bool:
-        """Return whether it is proved that the class is the same at the input plus a perturbation.
+        """Return whether it is proved that the class is the same, or of the `top_k`, at the input plus a perturbation.
 
         Parameters
         ----------
@@ -289,9 +301,40 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold; `from_dict` gives back an equal Certificate."""
-        data = {_NAMES.get(each.name, each.name): getattr(self, each.name) for each in fields(self)}
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
+        data = {_NAMES.get(name, name): value for name, value in held.items() if (name, value) not in _LEFT_OUT.items()}
         written = {name: data[name].to_dict() for name in ("head", "noise", "execution")}
         return data | written | {"counts": list(self.counts)}
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the certificate as a row of a table, by column: numbers, texts, bools and None.
+
+        It is what `to_frame` makes a column of each. The two counts have a column each. Head and noise are texts, and so is
+        what is not the default of the execution.
+
+        Examples
+        --------
+        >>> from rsfast import Gaussian, Votes
+        >>> found = Certificate(3, 0.5, "l2", 0.85, 0.15, (90, 7), 10, 100, 0.05, "one_vs_rest", "clopper_pearson", Votes(),
+        ...                     Gaussian(0.5), seed=0, stream_version=1, input_id=7)
+        >>> row = found.to_row()
+        >>> row["input_id"], row["prediction"], row["radius"], row["count"], row["count_of_next"], row["noise"]
+        (7, 3, 0.5, 90, 7, 'Gaussian(sigma=0.5)')
+        """
+        row = {each.name: getattr(self, each.name) for each in fields(self)}
+        count, following = row.pop("counts")
+        execution, default = row.pop("execution").to_dict(), Execution().to_dict()
+        changed = ", ".join(f"{name} = {value}" for name, value in execution.items() if value != default[name])
+        first = {"input_id": row.pop("input_id"), "prediction": row.pop("prediction"), "radius": row.pop("radius")}
+        texts = {name: repr(row[name]) for name in ("head", "noise")}
+        return {**first, **row, **texts, "count": count, "count_of_next": following, "execution": changed}
+
+    def _repr_html_(self) -> str:
+        """Return the row as a table of two columns, which notebooks show."""
+        cells = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in self.to_row().items()
+        )
+        return f"<table>{cells}</table>"
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Certificate:
@@ -317,3 +360,40 @@ class Certificate:
         if "norm" not in found and "noise" in found:
             found["norm"] = found["noise"].norm
         return cls(**found)
+
+
+def to_frame(found: Iterable[Certificate | Sequence[Certificate]]) -> DataFrame:
+    """Return certificates as a pandas.DataFrame of their rows (`Certificate.to_row`), in their order.
+
+    Parameters
+    ----------
+    found : iterable of Certificate, or of sequences of Certificate
+        As `certify` returns them; for several heads it returns a list for each input, which gives a row for each head.
+
+    Raises
+    ------
+    TypeError
+        If found holds anything else.
+    ImportError
+        If pandas is not installed.
+
+    Examples
+    --------
+    >>> from rsfast import Gaussian, Votes
+    >>> found = Certificate(3, 0.5, "l2", 0.85, 0.15, (90, 7), 10, 100, 0.05, "one_vs_rest", "clopper_pearson", Votes(),
+    ...                     Gaussian(0.5), seed=0, stream_version=1, input_id=7)
+    >>> to_frame([found])[["input_id", "prediction", "radius", "head"]]
+       input_id  prediction  radius     head
+    0         7           3     0.5  Votes()
+    """
+    rows = []
+    for each in found:
+        for certificate in [each] if isinstance(each, Certificate) else each:
+            if not isinstance(certificate, Certificate):
+                raise TypeError(f"found must hold certificates, or a list of them for each input, got {each!r:.80}")
+            rows.append(certificate.to_row())
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("to_frame needs pandas, which `pip install pandas` installs") from error
+    return pandas.DataFrame(rows)

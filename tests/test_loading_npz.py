@@ -1,4 +1,4 @@
-"""rsfast.cli.npz: arrays are read as NumPy reads them, and a file that lies is an error before it costs memory."""
+"""rsfast.loading.npz: arrays are read as NumPy reads them, and a file that lies is an error before it costs memory."""
 
 import io
 import pickle
@@ -12,7 +12,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from rsfast.cli.npz import read_arrays
+from rsfast.loading.npz import read_arrays
 
 IMAGES = np.arange(60, dtype=np.float32).reshape(5, 3, 4)
 

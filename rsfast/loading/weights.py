@@ -8,14 +8,14 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import safetensors.torch
 import torch
 
+from .._digests import state_dict_sha256
 from .._files import hint_of_text, open_file
 from .._hints import listed
-from ..runs.settings import state_dict_sha256
 
 State = Mapping[str, Any]
 """Tensors by their names in a module's state_dict."""
@@ -28,6 +28,23 @@ _ARCHIVES = {  # by a file in them
     "archive_format": "an archive of torch.export",
     "serialized_exported_program.json": "an archive of torch.export",
 }
+_WHOLE = {"a TorchScript archive": "jit:FILE", "an archive of torch.export": "export:FILE"}
+
+
+class Fit(NamedTuple):
+    """How the names of tensors in a file fit those of a module."""
+
+    entry: str
+    names: dict[str, str]
+
+    @property
+    def notes(self) -> str:
+        """Return what is not as in the file, for a message; "" if all is."""
+        changed = [f"{theirs} as {ours}" for theirs, ours in self.names.items() if theirs != ours]
+        notes = [f"took its entry {self.entry}"] if self.entry else []
+        if changed:
+            notes.append(f"read {changed[0]}" + (f", and {len(changed) - 1} more names so" if len(changed) > 1 else ""))
+        return ", ".join(notes)
 
 
 def load_weights(module: torch.nn.Module, spec: str, path: str) -> None:
@@ -46,10 +63,16 @@ def load_weights(module: torch.nn.Module, spec: str, path: str) -> None:
     Raises
     ------
     ValueError
-        Naming --weights and the file, if it cannot be read or holds more than tensors, if no entry fits, or if several
-        that differ do.
+        Beginning with "weights" and the file, if it cannot be read or holds more than tensors, if no entry fits, or if
+        several that differ do.
     """
-    checkpoint = _read(path)
+    what = f"weights {path}"
+    if notes := fit_weights(module, spec, what, read_weights(what, path)).notes:
+        warnings.warn(f"{what}: {notes}", UserWarning, stacklevel=2)
+
+
+def fit_weights(module: torch.nn.Module, spec: str, what: str, checkpoint: Any) -> Fit:
+    """Load the one state_dict that fits a module out of what a file holds, as `load_weights`; `what` names the file."""
     own = module.state_dict()
     entries = list(_entries(checkpoint))
     fitting: dict[str, list[tuple[str, State, State]]] = {}  # by digest, as the same weights may be there twice
@@ -61,34 +84,29 @@ def load_weights(module: torch.nn.Module, spec: str, path: str) -> None:
     if not fitting:
         why = _misfit(module, own, entries) if entries else f"it holds a {type(checkpoint).__name__}, not tensors by name"
         why += f"; the file holds {listed(checkpoint)}" if isinstance(checkpoint, Mapping) else ""
-        raise ValueError(f"--weights {path} does not fit --model {spec}: {why}")
+        raise ValueError(f"{what} does not fit model {spec}: {why}")
     if len(fitting) > 1:
         found = ", ".join(name or "the file itself" for same in fitting.values() for name, *_ in same)
         raise ValueError(
-            f"--weights {path} must hold one state_dict that fits --model {spec}, got several that differ: {found}; "
+            f"{what} must hold one state_dict that fits model {spec}, got several that differ: {found}; "
             "save the one to certify by itself"
         )
     (same,) = fitting.values()
     name, state, renamed = same[0]
     _error_of_loading(module, renamed)  # once more, as others may have been tried since
-    notes = [f"took its entry {name}"] if name else []
-    changed = [f"{theirs} as {ours}" for theirs, ours in zip(state, renamed, strict=True) if theirs != ours]
-    if changed:
-        notes.append(f"read {changed[0]}" + (f", and {len(changed) - 1} more names so" if len(changed) > 1 else ""))
-    if notes:
-        warnings.warn(f"--weights {path}: {', '.join(notes)}", UserWarning, stacklevel=2)
+    return Fit(name, dict(zip(state, renamed, strict=True)))
 
 
-def _read(path: str) -> Any:
-    """Return what a file holds; nothing but tensors, numbers and plain containers is unpickled."""
+def read_weights(what: str, path: str) -> Any:
+    """Return what a file holds; only tensors, numbers and plain containers are unpickled. `what` names it in errors."""
     try:
         file = open_file(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--weights {path}: {error}") from error
+        raise ValueError(f"{what}: {error}") from error
     with file:
         head = file.read(9)
         if not head:
-            raise ValueError(f"--weights {path} must hold a state_dict, got an empty file")
+            raise ValueError(f"{what} must hold a state_dict, got an empty file")
         try:
             archive = _archive(file)
             if archive is None and (Path(path).suffix == ".safetensors" or head[8:] == b"{"):
@@ -98,8 +116,8 @@ def _read(path: str) -> Any:
                 with warnings.catch_warnings(action="ignore"):  # of formats that may not load: they load, or raise
                     return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise anything
-            raise ValueError(f"--weights {path} {_reason(error)}{hint_of_text(file)}") from error
-    raise ValueError(f"--weights {path} is {archive}, a whole model; load it in the factory that --model names")
+            raise ValueError(f"{what} {_reason(error)}{hint_of_text(file)}") from error
+    raise ValueError(f"{what} is {archive}, a whole model; name it as the model: {_WHOLE[archive]}")
 
 
 def _archive(file: BinaryIO) -> str | None:
@@ -139,8 +157,8 @@ def _entries(checkpoint: Any) -> Iterator[tuple[str, State]]:
 def _renamings(state: State, own: State) -> Iterator[State]:
     """Yield a state with its own names first, then with those that it may have in the module, in the same order."""
     yield state
-    theirs = [_unwrapped(name) for name in state]
-    ours = {_unwrapped(name): name for name in own}
+    theirs = [unwrapped(name) for name in state]
+    ours = {unwrapped(name): name for name in own}
     moves = [(prefix, "") for prefix in _prefixes(theirs)] + [("", prefix) for prefix in _prefixes(ours)]
     for old, new in moves:
         names = [new + name.removeprefix(old) for name in theirs]
@@ -149,7 +167,8 @@ def _renamings(state: State, own: State) -> Iterator[State]:
             yield renamed
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """Return a name without what DataParallel, torch.compile and the like put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
@@ -195,11 +214,11 @@ def _tensors(state: State) -> int:
 
 def _prefix_of_some(state: State, own: State) -> str | None:
     """Return a prefix that some names in a file have, and which are a module's without it; None if there is none."""
-    ours = [*map(_unwrapped, own)]
+    ours = [*map(unwrapped, own)]
     for last in state:
         prefix = last.removesuffix(ours[0]) if ours else last
         if prefix not in ("", last) and sorted(ours) == sorted(
-            _unwrapped(name.removeprefix(prefix)) for name in state if name.startswith(prefix)
+            unwrapped(name.removeprefix(prefix)) for name in state if name.startswith(prefix)
         ):
             return prefix
     return None

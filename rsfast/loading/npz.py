@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import io
-import math
-import warnings
 import zipfile
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from .._files import hint_of_text, open_file
+from .npy import MOST_HEADER, read_header
 
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_MOST_HEADER = 1 << 16  # bytes; NumPy itself refuses a header of more than 10,000
 _CHUNK = 1 << 20  # bytes
 
 
@@ -78,24 +74,12 @@ def read_arrays(path: str, wanted: Collection[str]) -> tuple[dict[str, NDArray[A
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     with archive.open(member) as stream:
-        head = io.BytesIO(stream.read(_MOST_HEADER))
-        version = npy.read_magic(head)
-        if version not in _HEADERS:
-            raise ValueError(f"its .npy version must be 1.0 or 2.0, got {version[0]}.{version[1]}")
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of the parser, about what is refused below
-                shape, by_columns, dtype = _HEADERS[version](head)
-        except Exception as error:  # its further lines advise to unpickle
-            raise ValueError(f"its header is damaged ({str(error).partition(chr(10))[0]})") from error
-        if dtype.hasobject:
-            raise ValueError("it must hold numbers, got Python objects, which would have to be unpickled")
-        declared, held = math.prod(shape) * dtype.itemsize, member.file_size - head.tell()
-        if min(shape, default=0) < 0 or declared != held:
-            raise ValueError(f"its header declares {dtype} {list(shape)}, {declared} bytes, but it holds {held}")
+        head = io.BytesIO(stream.read(MOST_HEADER))
+        header = read_header(head, member.file_size)
         data = bytearray(head.read())
         while chunk := stream.read(_CHUNK):
             data += chunk
-    if len(data) != declared:
-        raise ValueError(f"it must hold {declared} bytes, as the archive states, got {len(data)}")
-    array = np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
-    return np.ascontiguousarray(array, dtype.newbyteorder("=")).reshape(shape)
+    if len(data) != header.size:
+        raise ValueError(f"it must hold {header.size} bytes, as the archive states, got {len(data)}")
+    array = np.frombuffer(data, header.dtype).reshape(header.shape, order="F" if header.order == "F" else "C")
+    return np.ascontiguousarray(array, header.dtype.newbyteorder("=")).reshape(header.shape)
