@@ -351,7 +351,7 @@ def test_bench_forecasts_from_data():
     measuring, _, _ = measurement(0.0005, n=2000)
     data = random_inputs(50, [3, 2, 2], torch.device("cpu"))
     rules = [StoppingRule(radius=0.1), StoppingRule(rtol=0.3)]
-    report = bench(measuring, data, name="net", certify=["rsfast", "certify"], images=100, stopping=rules)
+    report = bench(measuring, data, name="net", certify=["rsfast", "certify"], images=100, stopping=rules, twins=100)
     assert [each.option for each in report.forecasts] == ["", "--radius 0.1", "--rtol 0.3"]
     everything, *early = report.forecasts
     assert everything.samples == 2100

@@ -160,7 +160,7 @@ def test_fit_and_attacks():
         assert bool((smoothed.predict(attacked, is_abstain=False).argmax(1) != classes).any())
 
 
-@pytest.mark.filterwarnings("ignore:.*With the current backend")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # ART warns of where noise is added
 @pytest.mark.parametrize(
     "defences",
     [
@@ -193,6 +193,7 @@ def test_other_inputs():
         (lambda: ours(alpha=1.5).certify(images(), n=10), ValueError, "alpha must be"),
         (lambda: ours(sample_size=0).predict(images()), ValueError, "sample_size must be from 1"),
         (lambda: ours().predict(images(), is_abstain="no"), ValueError, "is_abstain must be a bool, got 'no'"),
+        (lambda: ours().predict(images(), is_abstain=0), ValueError, "is_abstain must be a bool, got 0"),
         (lambda: ours(seed=-1), ValueError, "seed must be"),
         (lambda: ours(nb_classes=4).certify(images(), n=10), ValueError, "num_classes"),
     ],

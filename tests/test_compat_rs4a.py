@@ -20,7 +20,7 @@ from rsfast.compat import rs4a
 N, ALPHA = 2000, 0.002
 
 SCRIPT = """
-from src.everything import Gaussian, Laplace, Uniform, certify_prob_lb, smooth_predict_hard, smooth_predict_soft
+from src.everything import *
 results = []
 for kind in (Gaussian, Laplace, Uniform):
     noise = kind(dim=4, sigma=0.5, device="cpu")

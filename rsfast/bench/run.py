@@ -60,6 +60,7 @@ def bench(
     images: int,
     stopping: Sequence[StoppingRule],
     from_run: str | Path | None = None,
+    twins: int = 1000,
 ) -> Report:
     """Measure, forecast a run with and without early decisions, and return the report.
 
@@ -78,6 +79,8 @@ def bench(
         Early decisions to forecast.
     from_run : path-like, optional
         A run whose images stand for those of the new one.
+    twins : int
+        As in `forecast`.
 
     Raises
     ------
@@ -100,7 +103,9 @@ def bench(
     found: list[Forecast] = []
     for each in (StoppingRule(), *(stopping if counts is not None else ())):
         proof = {key: subject.proof[key] for key in ("n0", "n", "alpha")}
-        found.append(forecast(subject.noise, proof, each, counts, images=images, seconds_a_sample=1 / line.rate))
+        found.append(
+            forecast(subject.noise, proof, each, counts, images=images, seconds_a_sample=1 / line.rate, twins=twins)
+        )
     return Report(subject, name, certify, images, measured, found, votes_of)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -98,10 +97,12 @@ def add_out(parser: Parser) -> None:
     parser.add_argument("--out", type=folder, required=True, metavar="FOLDER", help="run folder to write")
 
 
-def as_option(text: str) -> str:
-    """Return an error of the library with the option's name, --data, in place of the argument's, data, at its start."""
-    return re.sub(r"^(data|model|weights|checkpoint) ", r"--\1 ", text)
+def as_option(args: argparse.Namespace, text: str) -> str:
+    """Return an error of the library with the name of an option, --data, in place of the argument's, data, at its start."""
+    argument, space, rest = text.partition(" ")
+    named = argument in ("data", "model", "weights", "checkpoint") and hasattr(args, argument)
+    return f"--{argument}{space}{rest}" if named else text
 
 
 def warn(args: argparse.Namespace, text: str) -> None:
-    print(f"{args.parser.prog}: warning: {as_option(text)}", file=sys.stderr)
+    print(f"{args.parser.prog}: warning: {as_option(args, text)}", file=sys.stderr)

@@ -131,7 +131,7 @@ class PyTorchRandomizedSmoothing(_Original):  # type: ignore[misc]  # ART has no
             If False, every row has its 1 at the class of most votes, which promises nothing. True by default.
         """
         is_abstain = kwargs.get("is_abstain")
-        if is_abstain not in (None, True, False):
+        if not (is_abstain is None or isinstance(is_abstain, bool)):
             raise ValueError(f"is_abstain must be a bool, got {is_abstain!r}")
         tally = sample(**self._options(x), n=self.sample_size, batch_size=batch_size, progress=verbose)
         if is_abstain is False:

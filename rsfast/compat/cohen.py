@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +30,7 @@ from ..stats import prediction, proof, rules
 from ..stats.bounds.clopper_pearson import clopper_pearson_lower
 from ..stats.certificate import ABSTAIN, Certificate
 from ..stats.common import check_alpha
+from ._shared import seed_or_random
 
 T = TypeVar("T")
 
@@ -78,10 +78,6 @@ def _check_sigma(value: Any) -> float | Noise:
     if value.evaluations is not None:
         raise ValueError(f"sigma must be random noise, got {value!r}; rsfast.certify gives its exact certificates")
     return value.sigma if type(value) is Gaussian else value
-
-
-def _seed(value: object = None) -> int:
-    return ops.check_seed(secrets.randbits(64) if value is None else value)
 
 
 @dataclass
@@ -211,7 +207,7 @@ class Smooth:
     base_classifier = _Checked(partial(check_model, "base_classifier"))
     num_classes = _Checked(check_classes)
     sigma = _Checked(_check_sigma)
-    seed = _Checked(_seed, _seed)
+    seed = _Checked(seed_or_random, seed_or_random)
     options = _Checked(_check_smooth_options, SmoothOptions)
     _calls = 0  # that have begun
     _drawn = 0  # samples since then, outside of any call

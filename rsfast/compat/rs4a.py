@@ -25,6 +25,8 @@ from ..stats.bounds.clopper_pearson import clopper_pearson_lower
 from ..stats.common import check_alpha
 from ._shared import count_classes, rounded_down, seed_or_random
 
+__all__ = ["Gaussian", "Laplace", "Noise", "Uniform", "certify_prob_lb", "smooth_predict_hard", "smooth_predict_soft"]
+
 _NORMS = {1: "l1", 2: "l2", math.inf: "linf"}
 """Norms by the numbers of rs4a."""
 
@@ -106,7 +108,7 @@ class Noise:
     def sample(self, x: torch.Tensor) -> torch.Tensor:
         """Return x [N, *shape] with noise, other noise in every call: for training."""
         drawn = ops.perturb(
-            torch.zeros_like(x), self.noise, seed=self._seed, samples=[self._drawn] * len(x), stream="training"
+            torch.zeros_like(x), self.noise, seed=self._seed, samples=torch.full((len(x),), self._drawn), stream="training"
         )
         self._drawn += 1
         return x + drawn

@@ -89,9 +89,10 @@ class Run:
     device : torch.device or str, optional
         Where the model runs; by default where its parameters are, or else the images.
     about : mapping of str, optional
-        More for the sidecar: ``command``, ``model``, ``weights``, ``weights_sha256``, ``checkpoint``, ``data``,
+        More for the sidecar: ``command``, ``model``, ``weights``, ``weights_sha256``, ``checkpoint``, ``data`` and
         ``data_sha256``, strings; ``preprocessing``, a dict of plain JSON values; and ``class_names``, in place of those of a
-        Dataset. By default the name of the model's class, and a digest of images and labels.
+        Dataset. There must be as many as classes, or they are left out with a warning. By default the name of the model's
+        class, and a digest of images and labels.
     log_json : str, optional
         File to which events are appended as JSON lines; "-" is stderr.
     profile : bool
@@ -179,7 +180,7 @@ class Run:
         if unknown := about.keys() - {*_ABOUT, *_ABOUT_IF_KNOWN}:
             known = ", ".join((*_ABOUT, *_ABOUT_IF_KNOWN))
             raise TypeError(f"about must have keys among {known}, got {', '.join(sorted(unknown))}")
-        own: dict[str, Any] = {"model": settings.name_of(self._model), "class_names": self._images.class_names}
+        own: dict[str, Any] = {"model": settings.name_of(self._model)}
         if "data_sha256" not in about:
             own["data_sha256"] = self._images.sha256()
         found = {**dict.fromkeys(_ABOUT), **own, **about}
@@ -187,13 +188,13 @@ class Run:
             raise TypeError(
                 f"preprocessing in about must be a dict of plain JSON values, or None, got {preprocessing!r:.80}"
             )
-        names = found["class_names"] = settings.check_texts("class_names", found["class_names"])
+        names = settings.check_texts("class_names in about", found.get("class_names")) or self._images.class_names
         if names is not None and len(names) != self._num_classes:
             text = f"{len(names)} names of classes are left out, as num_classes is {self._num_classes}"
             if self.ranks.rank == 0:
                 self._environment.say(f"warning: {text}")
-            found["class_names"] = None
-        return found
+            names = None
+        return found | {"class_names": names}
 
     def _resumed(self, options: SamplingOptions) -> dict[str, Any]:
         """Return the options of `Sampling`; seed and batch size, where they are left out, of the run to resume."""
