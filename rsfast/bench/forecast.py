@@ -54,15 +54,15 @@ class Forecast:
 
 def check_stopping(noise: Gaussian, num_classes: int, proof: Mapping[str, Any], stopping: StoppingRule) -> None:
     """Raise ValueError if no votes prove the radius at which sampling is to stop."""
-    if stopping.radius is None:
+    if not stopping.radii:
         return
     spec = CertificationSpec(noise, proof["alpha"], early=True)
     most = largest_radius(spec, stopping, n0=proof["n0"], n=proof["n"], num_classes=num_classes)
-    if stopping.radius > most:
+    if (asked := max(stopping.radii)) > most:
         floor = math.floor(most * 1e4) / 1e4
         raise ValueError(
             f"radius must be at most {floor:g}, the {radius_label(noise.norm)} that unanimous votes prove at sigma = "
-            f"{noise.sigma:g}, n = {proof['n']:,} and alpha = {proof['alpha']:g}, got {stopping.radius:g}; take a smaller "
+            f"{noise.sigma:g}, n = {proof['n']:,} and alpha = {proof['alpha']:g}, got {asked:g}; take a smaller "
             "radius, or a larger sigma or n"
         )
 
