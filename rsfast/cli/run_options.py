@@ -119,6 +119,9 @@ class Sources(NamedTuple):
 
 def load_sources(args: argparse.Namespace, noise: Noise) -> Sources:
     """Load the model and the data that the options name."""
+    import torch
+
+    from ..loading.arrays import MappedRows
     from ..loading.data import load_data
     from ..loading.models import load_model
     from .processes import join
@@ -128,6 +131,8 @@ def load_sources(args: argparse.Namespace, noise: Noise) -> Sources:
     loaded = load_model(args.model, **given, device=device)
     how = _preprocessing(args, loaded.preprocessing)
     data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes, bytes=noise.takes_bytes)
+    if how is not None and isinstance(data.items, (torch.Tensor, MappedRows)):  # arrays, which are fed as they are
+        how = replace(how, size=None, resize=None)
     num_classes = loaded.num_classes or len(data.class_names or ())
     if not num_classes:
         raise ValueError("--num-classes must be given, the number of logits: neither --model nor --data says it")
