@@ -15,7 +15,7 @@ import rsfast
 from benchmarks.cases import SIGMA, STRIDES, cifar_network
 from benchmarks.conftest import Seconds, alternate, in_fresh_process, record
 from benchmarks.networks import cifar_resnet
-from rsfast.demo import Loop2019
+from rsfast.loop2019 import Loop2019
 
 N, BATCH = 10_000, 500
 BATCH_2019 = 1000  # the default of Cohen et al.'s certify.py

@@ -9,19 +9,18 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.special import gammaln, ndtri, xlogy
+from scipy.special import gammaln, ndtr, ndtri, xlogy
 from scipy.stats import binom
 
 from rsfast import bounds, sequences
-from rsfast.heads import Votes
 from rsfast.noise import Gaussian
 from rsfast.ops.tally import Tally
 from rsfast.stats import incremental
-from rsfast.stats.certificate import Certificate
 from rsfast.stats.proof import certificates
 from rsfast.stats.rules import RULES
 
@@ -152,10 +151,10 @@ def tally_of(votes: np.ndarray) -> Tally:
     return tally
 
 
-def radii(selection: Sequence[int] | np.ndarray, votes: np.ndarray, rule: str, alpha: float) -> np.ndarray:
+def radii(selection: Sequence[int] | np.ndarray, votes: np.ndarray, rule: str, alpha: float, top_k: int = 1) -> np.ndarray:
     """Return the radius of each row of votes [inputs, classes] after one selection [classes]."""
     first, second = tally_of(np.tile(selection, (len(votes), 1))), tally_of(votes)
-    found = certificates(first, second, NOISE, alpha=alpha, rule=rule, seed=0, assume_independent=True)
+    found = certificates(first, second, NOISE, alpha=alpha, rule=rule, top_k=top_k, seed=0, assume_independent=True)
     return np.array([certificate.radius for certificate in found])
 
 
@@ -178,18 +177,37 @@ def chances(votes: np.ndarray, p: np.ndarray) -> np.ndarray:
     return np.exp(ways + xlogy(votes, p[:, None]).sum(axis=2))
 
 
-def overclaimed(rule: str, n: int, alpha: float) -> np.ndarray:
+def true_radii(p: np.ndarray, label: int, top_k: int) -> np.ndarray:
+    """Return the largest radius [points] that holds whatever the classifier is whose scores are p [points, classes].
+
+    The class is among the top_k up to it; with more than one they are bisected, and a little above the true ones.
+    """
+    ours, others = p[:, label], -np.sort(-np.delete(p, label, axis=1), axis=1)[:, :top_k]
+    if top_k == 1:
+        ahead = ours > others[:, 0]
+        truth = np.zeros(len(p))
+        truth[ahead] = (ndtri(ours[ahead]) - ndtri(others[ahead, 0])) / 2
+        return truth
+    sums = np.minimum(others[:, ::-1].cumsum(axis=1), 1)
+    low, high = np.zeros(len(p)), np.full(len(p), 40.0)
+    for _ in range(60):
+        r = (low + high) / 2
+        kept = ndtr(ndtri(ours) - r)
+        most = (ndtr(ndtri(sums) + r[:, None]) / np.arange(1, top_k + 1)).min(axis=1)
+        holds = (kept > most) | (kept * (top_k + 1) > 1)
+        low, high = np.where(holds, r, low), np.where(holds, high, r)
+    return np.where(low > 0, high, 0) * (1 + 1e-12)
+
+
+def overclaimed(rule: str, n: int, alpha: float, top_k: int = 1) -> np.ndarray:
     """Return the probability [selections, trinomials] that n votes give a radius above the true one."""
     votes, p = outcomes(n), trinomials()
     chance = chances(votes, p)
     rates = []
     for selection in SELECTIONS:
-        label = int(np.argmax(selection))
-        ours, rival = p[:, label], np.delete(p, label, axis=1).max(axis=1)
-        ahead = ours > rival
-        truth = np.zeros(len(p))
-        truth[ahead] = (ndtri(ours[ahead]) - ndtri(rival[ahead])) / 2
-        rates.append(np.sum(np.where(radii(selection, votes, rule, alpha) > truth[:, None], chance, 0), axis=1))
+        truth = true_radii(p, int(np.argmax(selection)), top_k)
+        found = radii(selection, votes, rule, alpha, top_k)
+        rates.append(np.sum(np.where(found > truth[:, None], chance, 0), axis=1))
     return np.array(rates)
 
 
@@ -217,7 +235,7 @@ def changed(rule: str, n: int, alpha: float, samples: int, seed: int = 1) -> Ite
             size = min(BATCH, samples - start)
             votes = rng.multinomial(n // 10, p.ravel(), (size, 10)).reshape(size, 10, 3, 3).cumsum(axis=1)
             of_first = votes[:, -1].sum(axis=2)
-            before = [certificate_of((int(a), int(max(b, c))), n, rule, alpha) for a, b, c in of_first]
+            before = [incremental.Before((a, max(b, c)), n, rule, "clopper_pearson", NOISE) for a, b, c in of_first.tolist()]
             failed = np.zeros(size, dtype=bool)
             for drawn, each in enumerate(np.moveaxis(votes, 1, 0), start=1):
                 agreed = np.einsum("nii->ni", each)
@@ -229,26 +247,27 @@ def changed(rule: str, n: int, alpha: float, samples: int, seed: int = 1) -> Ite
         yield Row(f"incremental, {rule}", name, n, alpha, wrong / samples, samples)
 
 
-def certificate_of(counts: tuple[int, int], n: int, rule: str, alpha: float) -> Certificate:
-    """Return a certificate of class 0 with these votes; only what an incremental certificate reads of it matters."""
-    return Certificate(
-        0,
-        1.0,
-        "l2",
-        0.0,
-        1.0,
-        counts,
-        0,
-        n,
-        alpha,
-        rule,
-        "clopper_pearson",
-        Votes(),
-        NOISE,
-        seed=0,
-        stream_version=1,
-        input_id=0,
-    )
+# By simulation, for many classes.
+
+TOP_K_RULES = ("one_vs_rest", "top_two", "bonferroni", "auto")
+NEAR_TIES = {  # the class's number, and the scores of all
+    "three others share the rest": (0, [0.4, 0.2, 0.2, 0.2, 0.0, 0.0]),
+    "five others nearly tie": (0, [0.4, 0.121, 0.12, 0.12, 0.12, 0.119]),
+    "the class is the third of six": (2, [0.3, 0.24, 0.2, 0.13, 0.12, 0.01]),
+}
+
+
+def near_ties(rule: str, alpha: float, samples: int, top_k: int = 3, n: int = 300, seed: int = 1) -> Iterator[Row]:
+    """Yield the rows of a rule for a class among the first three of six."""
+    for index, (name, (label, shares)) in enumerate(NEAR_TIES.items()):
+        p, wrong = np.array(shares), 0
+        selection = np.where(np.arange(len(p)) == label, 50, np.round(50 * p))
+        truth = true_radii(p[None], label, top_k)[0]
+        rng = np.random.default_rng([seed, index])
+        for start in range(0, samples, 2000):
+            votes = rng.multinomial(n, p, size=min(2000, samples - start))
+            wrong += int((radii(selection.astype(int), votes, rule, alpha, top_k) > truth).sum())
+        yield Row(f"{rule}, top_k = {top_k}", name, n, alpha, wrong / samples, samples)
 
 
 # By simulation, for scores.
@@ -355,6 +374,13 @@ def rows(quick: bool) -> Iterator[Row]:
             yield Row(rule, f"trinomials and selections, the worst of {rates.size}", n, alpha, float(rates.max()))
     for rule in ("one_vs_rest", "top_two"):
         yield from changed(rule, 200, 0.05, 250 if quick else 20_000)
+    for rule, alpha in product(TOP_K_RULES, levels):
+        rates = overclaimed(rule, n, alpha, top_k=2)
+        yield Row(
+            f"{rule}, top_k = 2", f"trinomials and selections, the worst of {rates.size}", n, alpha, float(rates.max())
+        )
+    for rule, alpha in product(TOP_K_RULES, levels):
+        yield from near_ties(rule, alpha, 2000 if quick else 100_000)
     for n in (100,) if quick else (100, 1000):
         yield from simulated(n, 0.05, 300 if quick else 100_000)
 

@@ -51,7 +51,7 @@ from benchmarks.networks import cifar_resnet110, resnet50
 from benchmarks.race import Calls, Clock, EventClock, HostClock, Timing, race
 from benchmarks.report import COLUMNS, ROOT, Row, line, surroundings
 from rsfast import Tally, Votes, ops
-from rsfast.demo import Loop2019
+from rsfast.loop2019 import Loop2019
 
 RESULTS = ROOT / "benchmarks" / "results"
 PREDICTIONS = RESULTS / "predictions_sm90.json"  # {"perturb float32 contiguous": {"ps_per_element": 1.2}, ...}

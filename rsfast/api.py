@@ -178,10 +178,15 @@ def certify(
         and one of real numbers: what float32 rounds in a score comes on top. Refused where something computes below
         float32, as scores then jump: dtype, autocast, the model's parameters and buffers, its logits, TF32 and the like
         (on a GPU PyTorch's default for convolutions; `torch.backends.cudnn.allow_tf32` switches it off).
-    radius : float, optional
+    top_k : int
+        k, less than num_classes (default 1). The radius is then that within which the class is among the k with the largest
+        smoothed scores. It is larger, and there may be one where the class's score is below 1/2: one-vs-rest needs only
+        ``1 / (k + 1)``. The k largest of the others pay alpha / 2k each, whatever the number of classes (`certificates`).
+    radius : float or sequence of float, optional
         In the noise's norm. Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that
         it will not be. The certificate holds either way; its radius may be larger or smaller, and n is the number of samples
-        it took.
+        it took. Of several radii, which must increase, each must be decided so: that gives certified accuracy at all of
+        them, and an input takes about as many samples as the one of them does that is hardest to decide for it.
     rtol : float, optional
         Stop sampling an input as soon as its radius is proved to within this share, in (0, 1), of what it could become.
     seed : int, optional
@@ -254,8 +259,8 @@ def _certification(
 def _specs(
     noise: Noise, heads: Sequence[Head], proof: ProofOptions, *, alpha: float, early: bool = False
 ) -> list[CertificationSpec]:
-    bound, rule, lipschitz = proof["bound"], proof["rule"], proof["lipschitz"]
-    return [CertificationSpec(noise, alpha, head, bound, rule, lipschitz, early=early) for head in heads]
+    how = {name: value for name, value in proof.items() if name not in ("n0", "n", "alpha")}
+    return [CertificationSpec(noise, alpha, head, early=early, **how) for head in heads]  # type: ignore[arg-type]
 
 
 @overload
@@ -411,11 +416,11 @@ def warn_of_radius(spec: CertificationSpec, stopping: StoppingRule, n0: int, n: 
             UserWarning,
             stacklevel=4,
         )
-    elif stopping.radius is not None and largest < stopping.radius:
+    elif beyond := [radius for radius in stopping.radii if radius > largest]:
         warnings.warn(
-            f"radius is {stopping.radius}: no input can reach it, as at {spec.noise.settings} and alpha = {spec.alpha} "
-            f"n = {n} unanimous votes prove the {radius_label(spec.noise.norm)} {largest:.4g}; take a smaller radius, or "
-            f"{spec.noise.more}, or a larger n",
+            f"radius is {', '.join(map(str, beyond))}: no input can reach it, as at {spec.noise.settings} and alpha = "
+            f"{spec.alpha} n = {n} unanimous votes prove the {radius_label(spec.noise.norm)} {largest:.4g}; take a smaller "
+            f"radius, or {spec.noise.more}, or a larger n",
             UserWarning,
             stacklevel=4,
         )

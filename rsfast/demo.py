@@ -21,13 +21,14 @@ from torch import nn
 from . import api, results
 from ._progress import progress_bar
 from .heads import Head, Softmax, Votes
+from .loop2019 import BATCH, Loop2019
 from .nn import GaussianNoise
 from .noise import Gaussian, radius_label
 from .ops.tally import Tally
 from .runs.layout import SIDECAR, read_sidecar
 from .runs.plot import plot
 from .runs.writer import RunWriter, refuse_a_run, remove_run
-from .stats.certificate import ABSTAIN, Certificate
+from .stats.certificate import Certificate
 from .stats.common import range_ends
 from .stats.estimates import leading_classes
 from .stats.proof import certificates
@@ -35,7 +36,6 @@ from .stats.registry import BOUNDS
 
 SIGMA, N0, N, ALPHA = 0.25, 100, 10_000, 0.001
 DECIDED, CAP = 0.5, 100_000
-BATCH_2019 = 1000  # the default of Cohen et al.'s certify.py
 SECONDS_2019 = 12  # after which the loop starts no further image
 _COMMAND = "rsfast demo"  # recorded in its runs, which the next demo replaces
 _FIGURE = "certified_accuracy.png"
@@ -54,40 +54,6 @@ COMPARED: tuple[tuple[Head, str, str], ...] = (
     (Softmax(0.5), "empirical_bernstein", "auto"),
     (Softmax(0.5), "hoeffding", "auto"),
 )
-
-
-class Loop2019:
-    """The certification loop that people run today, after Cohen et al.'s core.py: the baseline of demo and benchmarks.
-
-    Kept plain on purpose: a copy of x for every sample, a pass over the batch for the noise, one for its scale and one for
-    the sum, a vote counted at a time on the host.
-    """
-
-    def __init__(self, base_classifier: Callable[[torch.Tensor], torch.Tensor], num_classes: int, sigma: float) -> None:
-        from scipy.stats import beta, norm  # half a second, which only what is timed against this loop may cost
-
-        self.base_classifier, self.num_classes, self.sigma = base_classifier, num_classes, sigma
-        self.beta, self.norm = beta, norm
-
-    def certify(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
-        """Return (class, radius), or (ABSTAIN, 0.0)."""
-        chosen = int(self.sample_noise(x, n0, batch_size).argmax())
-        votes = int(self.sample_noise(x, n, batch_size)[chosen])
-        p_lower = float(self.beta.ppf(alpha, votes, n - votes + 1))
-        return (chosen, self.sigma * float(self.norm.ppf(p_lower))) if p_lower >= 0.5 else (ABSTAIN, 0.0)
-
-    def sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
-        """Return the votes [num_classes] of num noisy copies of x."""
-        counts = np.zeros(self.num_classes, dtype=np.int64)
-        with torch.no_grad():
-            for _ in range(ceil(num / batch_size)):
-                this_batch_size = min(batch_size, num)
-                num -= this_batch_size
-                batch = x.repeat((this_batch_size, 1, 1, 1))
-                noise = torch.randn_like(batch) * self.sigma
-                for label in self.base_classifier(batch + noise).argmax(1).cpu().numpy():
-                    counts[label] += 1
-        return counts
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -259,7 +225,7 @@ def time_2019(
     loop, found, began = make_loop(model, 10, SIGMA), list[tuple[int, float]](), time.perf_counter()
     with progress_bar(desc="2019 loop", unit="image") as bar:
         for image in torch.from_numpy(images):
-            found.append(loop.certify(image, N0, n, ALPHA, BATCH_2019))
+            found.append(loop.certify(image, N0, n, ALPHA, BATCH))
             bar.update()
             if time.perf_counter() - began > most_seconds:
                 break

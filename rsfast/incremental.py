@@ -99,7 +99,7 @@ def compare(
     >>> pruned = lambda x: torch.stack([x[:, 0], -1.01 * x[:, 0] + 0.002], dim=1)
     >>> inputs = torch.full((1, 1), 0.3)
     >>> found = certify(model, inputs, Gaussian(0.25), num_classes=2, n=100_000, seed=1)
-    >>> [(before, after, lost)] = compare(model, pruned, inputs, found, num_classes=2)
+    >>> [(before, after, *_)] = compare(model, pruned, inputs, found, num_classes=2)
     >>> 0.96 * before.radius <= after.radius < before.radius, after.n < 10_000
     (True, True)
     """

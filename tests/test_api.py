@@ -17,10 +17,10 @@ from torch import nn
 
 import rsfast
 from rsfast import ABSTAIN, ClippedLogits, Gaussian, Smooth, Softmax, Sparsemax, Votes, certify, predict, sample
-from rsfast.demo import Loop2019
 from rsfast.engine.batches import Batches
 from rsfast.engine.sampler import Pacing
 from rsfast.engine.sampling import Sampling
+from rsfast.loop2019 import Loop2019
 from rsfast.noise import Laplace, Uniform
 
 

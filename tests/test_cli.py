@@ -21,8 +21,7 @@ import tqdm
 from conftest import integers
 
 import rsfast
-from rsfast import ClippedLogits, Gaussian, Laplace, Mask, Softmax, Sparsemax, SubspaceSmoothing, cli, demo, doctor
-from rsfast import results
+from rsfast import ClippedLogits, Gaussian, Laplace, Mask, Softmax, Sparsemax, SubspaceSmoothing, cli, demo, doctor, results
 from rsfast.runs.environment import Environment
 from rsfast.runs.writer import RunWriter, format_radius
 

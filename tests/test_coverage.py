@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from benchmarks import coverage
 from rsfast import bounds, sequences
@@ -139,7 +139,20 @@ def test_the_command(tmp_path, capsys):
     assert coverage.main(["--quick", "--out", str(tmp_path)]) == 0
     table = (tmp_path / "coverage.md").read_text().splitlines()
     data = json.loads((tmp_path / "coverage.json").read_text())
-    assert len(data) == 112
-    assert table[-112:] == capsys.readouterr().out.splitlines()
-    assert table[-113].startswith("|---")
+    assert len(data) == 144
+    assert table[-144:] == capsys.readouterr().out.splitlines()
+    assert table[-145].startswith("|---")
     assert " NO " not in "".join(table)
+
+
+def test_true_radii_among_the_first_k():
+    """Two classes of three: with the rest in equal parts it is Q(p) - Q(1/3), else by hand; and it sees a rule that errs."""
+    p = np.array([[0.5, 0.25, 0.25], [0.4, 0.6, 0.0], [0.2, 0.4, 0.4]])
+    found = coverage.true_radii(p, 0, 2)
+    assert found[0] == pytest.approx(norm.ppf(0.5) - norm.ppf(1 / 3), rel=1e-9)
+    assert found[1] > 30  # the third class has no score, and would need all of a shift
+    assert found[2] == 0
+    assert coverage.overclaimed("top_two", 12, 0.05, top_k=2).max() <= 0.05
+    (row, *_) = coverage.near_ties("one_vs_rest", 0.05, 2000)
+    assert row.holds
+    assert row.rate > 0.02

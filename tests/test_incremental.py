@@ -37,24 +37,24 @@ def test_a_little_is_lost(found):
     """Few pairs keep most of the radius; none exceeds that of the changed model, whose boundary is 0.001 nearer."""
     pairs = rsfast.compare(model, pruned, INPUTS, found, num_classes=2)
     assert [each.before for each in pairs] == found
-    for x, (before, after, lost) in zip(INPUTS[:, 0].tolist(), pairs, strict=True):
+    for x, (before, after, lost, _) in zip(INPUTS[:, 0].tolist(), pairs, strict=True):
         assert after.radius <= max(x - 0.001, 0)
         assert (after.prediction == 0) == (after.radius > 0)
         assert (after.rule, after.alpha, after.n0, after.input_id) == ("incremental", 0.001, 0, before.input_id)
         assert 2 * after.n <= before.n
         assert 0 <= lost <= after.n
-    ratios = [after.radius / before.radius for before, after, _ in pairs[:3]]
+    ratios = [after.radius / before.radius for before, after, *_ in pairs[:3]]
     assert min(ratios[1:]) >= 0.96
     assert ratios[0] >= 0.9  # half as many pairs as samples are likely to prove no more
-    assert sum(2 * after.n for _, after, _ in pairs[1:3]) < 0.1 * 200_000
+    assert sum(2 * after.n for _, after, *_ in pairs[1:3]) < 0.1 * 200_000
     assert pairs[3].after.abstained
     assert pairs[3].before.abstained
 
 
 def test_the_same_model_is_the_best_case(found):
     pairs = rsfast.compare(model, model, INPUTS, found, num_classes=2, n=500, rtol=1e-6)
-    assert {after.n for before, after, _ in pairs if not before.abstained} == {500}
-    assert all(lost == 0 and after.radius <= before.radius for before, after, lost in pairs)
+    assert {after.n for before, after, *_ in pairs if not before.abstained} == {500}
+    assert all(lost == 0 and after.radius <= before.radius for before, after, lost, _ in pairs)
 
 
 def test_what_is_proved_by_hand(found):
@@ -62,7 +62,7 @@ def test_what_is_proved_by_hand(found):
     mpmath.mp.dps = 30
     before = found[1]
     pairs = incremental.Pairs(*(np.array([each]) for each in (1000, 780, 12, 220, 15)))
-    limits = incremental.proved([before], pairs, 0.001)
+    limits = incremental.proved([incremental.Before.of(before)], pairs, 0.001)
 
     def log_ratio(k, n, p):
         """Log of the mixture of Beta(0.1, 1) over p's own likelihood, of k successes in n."""

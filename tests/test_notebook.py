@@ -94,6 +94,7 @@ def test_certify_to_table_and_figure(tmp_path):
         (([1],), TypeError, "found must hold certificates, got a int"),
         (([FOUND],), TypeError, r"got a list; of several heads, pass those of one, as \[each\[0\] for each in found\]"),
         (([FOUND[0], replace(FOUND[1], noise=Gaussian(1.0))],), ValueError, "found must hold certificates of one noise"),
+        (([FOUND[0], replace(FOUND[1], top_k=2)],), ValueError, "found must hold certificates of one top_k, got 1 and 2"),
         ((FOUND, [1]), ValueError, "labels must be one a certificate, 4 in all, got 1"),
         ((FOUND, [1, 1, 0, 1.5]), TypeError, "labels must be an int, got 1.5"),
         ((FOUND, None, ["a"]), ValueError, "names must be one a certificate, 4 in all, got 1"),

@@ -303,6 +303,8 @@ def test_guarantee_names_every_norm():
     laplace = {**SIDECAR, "noise": {"name": "Laplace", "b": 0.5}}
     assert "no change whose l1 norm (input units)" in guarantee(replace(run, sidecar=laplace))
     assert "most often under Laplace, b = 0.5." in guarantee(replace(run, sidecar=laplace))
+    top_five = guarantee(replace(run, sidecar={**SIDECAR, "top_k": 5}))
+    assert "moves the answer out of the 5 classes that the model gives most often under Gaussian noise" in top_five
     assert "mean Softmax score" in guarantee(replace(run, sidecar={**SIDECAR, "head": {"name": "Softmax", "t": 0.5}}))
 
 
@@ -366,6 +368,7 @@ def make_run(folder, images):
     return run.certify(n=200)
 
 
+@pytest.mark.slow
 def test_command(tmp_path, monkeypatch, capsys):
     """Pictures come from the data that the run records; from --data; or there is a reason."""
     monkeypatch.chdir(tmp_path)
@@ -394,3 +397,28 @@ def test_command(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             main(["report", "run", "--out", "report.html", *arguments])
         assert message in capsys.readouterr().err
+
+
+def test_pictures_are_shown_as_the_model_saw_them(tmp_path, monkeypatch):
+    """Of several sizes, resized and cropped as the run records it; another folder of that name is not shown."""
+    from rsfast.loading.data import load_data
+    from rsfast.loading.preprocessing import Preprocessing
+
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("cat/a", (8, 12)), ("cat/b", (20, 10)), ("dog/c", (10, 10))):
+        Path(f"pictures/{name}").parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, "red").save(f"pictures/{name}.png")
+    preprocessing = Preprocessing(size=(4, 4), resize=6)
+    data = load_data("pictures", preprocessing=preprocessing)
+    model = lambda x: torch.stack([x.flatten(1).mean(1), 1 - x.flatten(1).mean(1)], 1)  # noqa: E731
+    about = {"data": "pictures", "data_sha256": data.digest, "preprocessing": preprocessing.to_dict()}
+    rsfast.Run(model, data, rsfast.Gaussian(0.1), "run", num_classes=2, seed=1, about=about).certify(n=100)
+    main(["report", "run", "--out", "report.html"])
+    text = Path("report.html").read_text()
+    pictures = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="([^"]*)"', text)
+    assert [Image.open(io.BytesIO(base64.b64decode(each))).size for each, _ in pictures] == [(4, 4)] * 2
+    assert all(re.fullmatch(r"(cat/a|cat/b|dog/c)\.png \(idx \d\)", name) for _, name in pictures)
+    assert {"0 cat", "1 dog"} == {row[2] for row in table_with(Page(text), "idx", "name", "label")}
+    Path("pictures/cat/d.png").write_bytes(Path("pictures/cat/a.png").read_bytes())
+    main(["report", "run", "--out", "report.html"])
+    assert "is not the data of the run: it has another SHA-256" in Page(Path("report.html").read_text()).text("span")

@@ -814,6 +814,7 @@ CHANGED = {  # options that change results, and a value that the run does not ha
     "--bound": "hoeffding",
     "--rule": "top_two",
     "--lipschitz": "1",
+    "--top-k": "2",
     "--radius": "0.5",
     "--rtol": "0.1",
 }

@@ -1,5 +1,4 @@
-"""The command line: ``rsfast demo | certify | predict | recertify | merge | analyze | plot | report | doctor``, a module
-each.
+"""The command line, a module for each command: ``rsfast demo | bench | certify | predict | recertify ...``.
 
 Commands import what they need (torch takes seconds), so that ``--help`` and ``analyze`` do without it.
 """
@@ -15,13 +14,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._versions import __version__
-from . import analyze, certify, demo, doctor, merge, plot, predict, recertify, report
+from . import analyze, bench, certify, demo, doctor, merge, plot, predict, recertify, report
 from .arguments import Parser, as_option, warn
 
 if TYPE_CHECKING:
     from ..runs.environment import Environment
 
-COMMANDS = (demo, certify, predict, recertify, merge, analyze, plot, report, doctor)
+COMMANDS = (demo, bench, certify, predict, recertify, merge, analyze, plot, report, doctor)
 """Modules with a function ``add(commands)``, which adds the command's parser and sets ``run``, in the order of the help."""
 
 

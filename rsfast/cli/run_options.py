@@ -13,7 +13,7 @@ from ..engine.options import SamplingOptions, options_of
 from ..noise import Noise, radius_label
 from ..noise.text import forms
 from .arguments import Parser, add_options, add_out, noise, options_in, positive
-from .sources import Sources, add_sources
+from .sources import Sources, add_reading_options, add_sources
 
 if TYPE_CHECKING:
     from ..runs.results import Results
@@ -34,15 +34,10 @@ def add_run_options(parser: Parser) -> None:
     )
     either.add_argument("--noise", type=noise, help=text)
     add_out(parser)
-    add(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --out, if there is one; where torchrun starts a job again, it does so by itself",
-    )
+    add_reading_options(parser)
     add("--start", type=int, default=0, metavar="I", help="first image (default: %(default)s)")
     add("--end", "--max", type=int, metavar="I", help="image to stop before (default: the number of images)")
     add("--skip", type=positive, default=1, metavar="K", help="take only images 0, K, 2K, ... (default: %(default)s)")
-    add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
     add(
         "--log-json",
         metavar="FILE",
@@ -138,8 +133,10 @@ def print_certified(args: argparse.Namespace, run: Results, seconds: float) -> N
     from ..runs import results
 
     radius = radius_label(run.norm)
-    if run.stopping.radius is not None:
-        print(f"{results.share_decided(run, run.stopping.radius):.1%} certified at {radius} {run.stopping.radius}")
+    if run.top_k > 1:
+        print(f"radii are those within which the class is one of the {run.top_k} with the largest scores")
+    for each in run.stopping.radii:
+        print(f"{results.share_decided(run, each):.1%} certified at {radius} {each}")
     at_least = "at least " if run.stopping else ""
     acr = f"{at_least}{results.average_certified_radius(run):.3f}"
     score = f"mean {radius} {acr}, no labels"

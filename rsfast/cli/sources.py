@@ -59,6 +59,17 @@ def add_sources(parser: Parser) -> None:
         metavar="S",
         help="make the shorter side of pictures S and crop them to S x S (default: as the model says)",
     )
+
+
+def add_reading_options(parser: Any) -> None:
+    """Add where the model runs, what reads pictures, and whether to go on."""
+    add = parser.add_argument
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, if there is one; where torchrun starts a job again, it does so by itself",
+    )
+    add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
     add("--workers", type=int, metavar="N", help="processes that read pictures (default: 1 for files of pictures, else 0)")
 
 
@@ -73,8 +84,8 @@ class Sources(NamedTuple):
     shard: str | None
 
 
-def load_sources(args: argparse.Namespace, noise: Noise) -> Sources:
-    """Load the model and the data that the options name."""
+def load_sources(args: argparse.Namespace, noise: Noise, how: Preprocessing | None = None) -> Sources:
+    """Load the model and the data that the options name; pictures are made as the model says, or as `how`."""
     import torch
 
     from ..loading.arrays import MappedRows
@@ -85,7 +96,7 @@ def load_sources(args: argparse.Namespace, noise: Noise) -> Sources:
     device, shard = join(args.device, args.shard)
     given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
     loaded = load_model(args.model, **given, device=device)
-    how = _preprocessing(args, loaded.preprocessing)
+    how = how or _preprocessing(args, loaded.preprocessing)
     data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes, bytes=noise.takes_bytes)
     if how is not None and isinstance(data.items, (torch.Tensor, MappedRows)):  # arrays, which are fed as they are
         how = replace(how, size=None, resize=None)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,16 +17,20 @@ from numpy.typing import NDArray
 from .. import ops
 from .._check import check_count, is_real
 from .._hints import axes_of_one
+from ..api import warn_of_radius
 from ..engine.forward import Model
 from ..engine.inputs import warn_of_units
 from ..engine.options import SmoothOptions, refuse_unknown
+from ..engine.plan import StoppingRule
 from ..engine.sampling import Sampling, check_model, draw_tally, warn_if_hopeless
+from ..heads import Head, Votes
 from ..noise import Gaussian, Noise
-from ..ops.tally import check_classes
+from ..ops.tally import Tally, check_classes
 from ..stats import prediction, proof, rules
 from ..stats.bounds.clopper_pearson import clopper_pearson_lower
-from ..stats.certificate import ABSTAIN
+from ..stats.certificate import ABSTAIN, Certificate
 from ..stats.common import check_alpha
+from ._shared import seed_or_random
 
 T = TypeVar("T")
 
@@ -77,10 +80,6 @@ def _check_sigma(value: Any) -> float | Noise:
     return value.sigma if type(value) is Gaussian else value
 
 
-def _seed(value: object = None) -> int:
-    return ops.check_seed(secrets.randbits(64) if value is None else value)
-
-
 @dataclass
 class _Call:
     """What a call of a `Smooth` samples, as it was when the call began, and its place in the noise stream."""
@@ -101,10 +100,27 @@ class _Call:
         if self.made is not None and self.made[0] is x and self.made[1] == batch_size:
             return self.made[2]
         options: dict[str, Any] = {"batch_size": batch_size, "input_ids": [self.input_id], **self.options}
-        found = Sampling(self.base_classifier, row, _noise(self.sigma), self.num_classes, seed=self.seed, **options)
+        noise, options["seed"] = _noise(self.sigma), self.seed
+        found = self.smooth._sampling(self.base_classifier, row, noise, self.num_classes, **options)
         found.forward.about = f"x of shape {[*x.shape]} is taken as one input of shape {[*row.shape[1:]]}"
         found.forward.about += (hint := axes_of_one(x.shape)) and f"; {hint}"
         self.made = x, batch_size, found
+        return found
+
+    def certificates(
+        self,
+        x: torch.Tensor,
+        specs: Sequence[rules.CertificationSpec],
+        n0: int,
+        n: int,
+        batch_size: int,
+        stopping: StoppingRule | None = None,
+    ) -> list[Certificate]:
+        """Return the certificate of x under each spec, all from the same samples."""
+        sampling = self.sampling(x, one_input(x, _noise(self.sigma)), batch_size)
+        plan = sampling.certification(specs, stopping or StoppingRule(), n0, n)
+        found: list[Certificate]
+        [found] = sampling.results(plan, "certifying")
         return found
 
     def check(self) -> None:
@@ -191,7 +207,7 @@ class Smooth:
     base_classifier = _Checked(partial(check_model, "base_classifier"))
     num_classes = _Checked(check_classes)
     sigma = _Checked(_check_sigma)
-    seed = _Checked(_seed, _seed)
+    seed = _Checked(seed_or_random, seed_or_random)
     options = _Checked(_check_smooth_options, SmoothOptions)
     _calls = 0  # that have begun
     _drawn = 0  # samples since then, outside of any call
@@ -244,9 +260,17 @@ class Smooth:
             Failure probability, in (0, 1).
         batch_size : int
         """
+        return self._certified(x, n0, n, alpha, batch_size)
+
+    def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
+        """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
+        return self._predicted(x, n, alpha, batch_size)
+
+    def _certified(self, x: torch.Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
+        """Return what `certify` does, and warn the caller of its caller."""
         n0, n, alpha = check_count("n0", n0), check_count("n", n), check_alpha(alpha)
-        warn_if_hopeless("certify", n, alpha, proof.smallest_certifiable_n(alpha))
-        warn_of_units(x, self.noise, stacklevel=2)
+        warn_if_hopeless("certify", n, alpha, proof.smallest_certifiable_n(alpha), stacklevel=4)
+        warn_of_units(x, self.noise, stacklevel=3)
         with self._call() as call:
             call.stream, call.start = "selection", 0
             chosen = int(self._sample_noise(x, n0, batch_size).argmax())
@@ -256,11 +280,11 @@ class Smooth:
         radius = float(rules.radius(_noise(call.sigma), p_lower, 1 - p_lower))
         return (chosen, radius) if radius > 0 else (ABSTAIN, 0.0)
 
-    def predict(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
-        """Return the class at x, or ABSTAIN; wrong with probability at most alpha. Parameters as in `certify`."""
+    def _predicted(self, x: torch.Tensor, n: int, alpha: float, batch_size: int) -> int:
+        """Return what `predict` does, and warn the caller of its caller."""
         n, alpha = check_count("n", n), check_alpha(alpha)
-        warn_if_hopeless("predict", n, alpha, prediction.smallest_predictable_n(alpha))
-        warn_of_units(x, self.noise, stacklevel=2)
+        warn_if_hopeless("predict", n, alpha, prediction.smallest_predictable_n(alpha), stacklevel=4)
+        warn_of_units(x, self.noise, stacklevel=3)
         with self._call() as call:
             call.stream, call.start = "estimation", 0
             votes = self._sample_noise(x, n, batch_size)
@@ -268,7 +292,14 @@ class Smooth:
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
-        row, num = _one_input(x, self.noise), check_count("num", num)
+        votes: NDArray[np.int64] = self._tally(x, num, batch_size).counts[0, :-1].cpu().numpy()
+        if getattr(self._count_arr, "__func__", None) is Smooth._count_arr:
+            return votes  # as it would count them
+        return self._count_arr(np.repeat(np.arange(len(votes)), votes), len(votes))
+
+    def _tally(self, x: torch.Tensor, num: int, batch_size: int, heads: Sequence[Head] = (Votes(),)) -> Tally:
+        """Return the Tally of num further samples of x; outside of a call, from the stream "user"."""
+        row, num = one_input(x, self.noise), check_count("num", num)
         call = _CALL.get()
         if call is None or call.smooth is not self:
             call = self._now()
@@ -276,11 +307,20 @@ class Smooth:
                 call.input_id, call.start = self._calls, self._drawn
                 self._drawn += num
         sampling, start, ids = call.sampling(x, row, batch_size), call.take(num), torch.tensor([call.input_id])
-        tally = draw_tally(sampling, row, ids.to(row.device), range(start, start + num), call.stream)
-        votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
-        if getattr(self._count_arr, "__func__", None) is Smooth._count_arr:
-            return votes  # as it would count them
-        return self._count_arr(np.repeat(np.arange(call.num_classes), votes), call.num_classes)
+        return draw_tally(sampling, row, ids.to(row.device), range(start, start + num), call.stream, heads)
+
+    def _check(
+        self, x: torch.Tensor, spec: rules.CertificationSpec, n0: int, n: int, stopping: StoppingRule | None = None
+    ) -> tuple[int, int]:
+        """Return the numbers of samples of a peer's `certify`, checked, and warn its caller as `rsfast.certify` does."""
+        n0, n = check_count("n0", n0), check_count("n", n)
+        warn_of_radius(spec, stopping or StoppingRule(), n0, n, self.num_classes)
+        warn_of_units(x, self.noise, stacklevel=3)
+        return n0, n
+
+    def _sampling(self, model: Model, row: torch.Tensor, noise: Noise, num_classes: int, **options: Any) -> Sampling:
+        """Return what samples a row; a peer overrides it whose base classifier takes more than a batch."""
+        return Sampling(model, row, noise, num_classes, **options)
 
     def _count_arr(self, arr: NDArray[np.integer[Any]], length: int) -> NDArray[np.int64]:
         """Return how often each class [length] is in `arr`, the predictions of a batch.
@@ -300,7 +340,7 @@ class Smooth:
         return float(clopper_pearson_lower(NA, N, alpha))
 
 
-def _one_input(x: torch.Tensor, noise: Noise) -> torch.Tensor:
+def one_input(x: torch.Tensor, noise: Noise) -> torch.Tensor:
     """Return x as a batch of one, of the shape that the original's ``x.repeat((n, 1, 1, 1))`` gives.
 
     But a vector stays a vector, and several inputs are refused: the original mixed them into one vote.

@@ -34,6 +34,15 @@ class Comparison(NamedTuple):
     """Of the changed model."""
     lost: int
     """Pairs, of ``after.n``, in which the first model voted for the class, and the changed one did not."""
+    gained: int
+    """Pairs in which the changed model voted for one other class, and the first did not: of that with most of them."""
+
+    def counts(self) -> dict[str, Any]:
+        """Return what the certificate follows from, with alpha and the noise, as plain JSON values."""
+        kept, rival = self.after.counts
+        before = {name: getattr(self.before, name) for name in ("prediction", "n", "rule", "bound")}
+        pairs = {"trials": self.after.n, "kept": kept, "lost": self.lost, "rival": rival, "gained": self.gained}
+        return {"before": before | {"counts": list(self.before.counts)}, "pairs": pairs}
 
 
 class PairOfModels(torch.nn.Module):
@@ -105,9 +114,10 @@ class IncrementalCertification:
         classes = np.array([each.prediction for each in before])
         pairs = incremental.Pairs.of(votes.reshape(len(before), 3, -1), trials, classes)
         _check_model(before, votes[np.arange(len(before)), classes], trials, input_ids)
-        limits = incremental.proved(before, pairs, self.alpha)
+        evidence = [incremental.Before.of(each) for each in before]
+        limits = incremental.proved(evidence, pairs, self.alpha)
         wanted = np.array([each.radius for each in before])
-        likely = incremental.still_likely(before, pairs, self.alpha, self.n)
+        likely = incremental.still_likely(evidence, pairs, self.alpha, self.n)
         decided = self.stopping.reached(limits.radius, np.minimum(wanted, likely))
         decided |= (trials == self.n) | (2 * trials >= [each.n for each in before]) | (classes == ABSTAIN)
         return [
@@ -144,7 +154,7 @@ class IncrementalCertification:
             bound=incremental.BOUND,
             **self.recorded,
         )
-        return Comparison(before, after, lost)
+        return Comparison(before, after, lost, gained)
 
 
 def _check_model(

@@ -57,8 +57,8 @@ class Option:
         option, or one of another form.
     parse : callable
         From the text on the command line to the value.
-    nargs : int, optional
-        How many texts follow the flag, if more than one.
+    nargs : int or "+", optional
+        How many texts follow the flag, if more than one; or one or more.
     choices : tuple of str, optional
         The texts that are allowed.
     metavar : str or tuple of str, optional
@@ -75,7 +75,7 @@ class Option:
     check: Callable[[str, Any], Any] | None = None
     flags: tuple[str, ...] | None = None
     parse: Callable[[str], Any] = str
-    nargs: int | None = None
+    nargs: int | str | None = None
     choices: tuple[str, ...] | None = None
     metavar: str | tuple[str, ...] | None = None
     recorded: bool = False
@@ -180,7 +180,7 @@ class SamplingOptions(SampleOptions, total=False):
 
 
 class ProofOptions(TypedDict, total=False):
-    """How certificates follow from samples. A sidecar holds them all."""
+    """How certificates follow from samples. A sidecar holds them all, but top_k only where it is not 1."""
 
     n0: Annotated[int, Option(100, "selection samples of an input (default: %(default)s)", check_count, parse=int)]
     n: Annotated[
@@ -202,15 +202,29 @@ class ProofOptions(TypedDict, total=False):
             metavar="L",
         ),
     ]
+    top_k: Annotated[
+        int,
+        Option(
+            1,
+            "radius within which the class is among the K with the largest scores (default: %(default)s)",
+            check_count,
+            parse=int,
+            metavar="K",
+        ),
+    ]
 
 
 class StoppingOptions(TypedDict, total=False):
     """When the sampling of an input stops before n: one at most. `plan.StoppingRule` checks; a sidecar holds both."""
 
     radius: Annotated[
-        float | None,
+        float | Sequence[float] | None,
         Option(
-            help="stop sampling an input once its radius, in the noise's norm, is R or will not be", parse=float, metavar="R"
+            help="stop sampling an input once its radius, in the noise's norm, is R or will not be; of several, which "
+            "increase, once that is so of each",
+            parse=float,
+            nargs="+",
+            metavar="R",
         ),
     ]
     rtol: Annotated[
@@ -232,7 +246,7 @@ def options_of(kind: type) -> dict[str, Option]:
     Examples
     --------
     >>> [name for name, option in options_of(CertifyOptions).items() if option.nargs]
-    ['clamp']
+    ['clamp', 'radius']
     """
     return {name: annotation.__metadata__[0] for name, annotation in kind.__annotations__.items()}
 
@@ -257,7 +271,8 @@ def proof_options(noise: Noise, head: Head, given: Mapping[str, Any]) -> ProofOp
     if (n := check_noise("noise", noise).evaluations) is None:
         return checked(ProofOptions, part(ProofOptions, given))
     check_exact(noise, head, **part(ProofOptions, given), **part(StoppingOptions, given))
-    return ProofOptions(n0=0, n=n, alpha=0.0, bound=EXACT, rule=EXACT, lipschitz=None)
+    top_k = check_count("top_k", given.get("top_k", 1))
+    return ProofOptions(n0=0, n=n, alpha=0.0, bound=EXACT, rule=EXACT, lipschitz=None, top_k=top_k)
 
 
 def sample_range(noise: Noise, n: int | None, start: int) -> range:

@@ -35,29 +35,37 @@ class StoppingRule:
 
     Parameters
     ----------
-    radius : float, optional
-        Once the radius is proved to be as large, or a forecast from the samples is that it will not be.
+    radius : float or sequence of float, optional
+        Once the radius is proved to be as large, or a forecast from the samples is that it will not be. Of several, which
+        must increase, once that is so of each.
     rtol : float, optional
         Once the radius that is proved is within this share of the largest that more samples could still prove.
 
     Raises
     ------
     TypeError, ValueError
-        If both are given, or one is not a number, not positive, or rtol not below 1.
+        If both are given, or one is not a number, not positive, or rtol not below 1; or radii do not increase.
 
     Examples
     --------
     >>> StoppingRule(radius=0.5).reached(np.array([0.4, 0.4, 0.6]), np.array([0.9, 0.45, 0.9])).tolist()
     [False, True, True]
+    >>> StoppingRule(radius=[0.5, 1.0]).reached(np.array([0.6, 0.6, 1.1]), np.array([1.2, 0.9, 1.2])).tolist()
+    [False, True, True]
     """
 
-    radius: float | None = None
+    radius: float | Sequence[float] | None = None
     rtol: float | None = None
 
     def __post_init__(self) -> None:
         if self.radius is not None and self.rtol is not None:
             raise ValueError(f"rtol must be None where radius is given, got {self.rtol!r} and {self.radius!r}")
-        if self.radius is not None:
+        if isinstance(self.radius, (Sequence, np.ndarray)) and not isinstance(self.radius, str):
+            radii = tuple(as_real("radius", each, above=0) for each in self.radius)
+            if not radii or any(after <= before for before, after in pairwise(radii)):
+                raise ValueError(f"radius must be a number, or numbers that increase, got {self.radius!r}")
+            object.__setattr__(self, "radius", radii[0] if len(radii) == 1 else radii)
+        elif self.radius is not None:
             as_real("radius", self.radius, above=0)
         if self.rtol is not None:
             as_real("rtol", self.rtol, above=0, below=1)
@@ -65,10 +73,18 @@ class StoppingRule:
     def __bool__(self) -> bool:
         return self.radius is not None or self.rtol is not None
 
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """All radii that are to be decided, the smallest first."""
+        if self.radius is None:
+            return ()
+        return tuple(self.radius) if isinstance(self.radius, Sequence) else (self.radius,)
+
     def reached(self, proved: NDArray[np.float64], ceiling: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which inputs are decided, from the radius of each and the most that it could become."""
         if self.radius is not None:
-            return np.asarray((proved >= self.radius) | (ceiling < self.radius))
+            radii = np.array(self.radii)
+            return np.asarray(((proved[:, None] >= radii) | (ceiling[:, None] < radii)).all(axis=1))
         assert self.rtol is not None
         return np.asarray((ceiling <= 0) | (proved >= (1 - self.rtol) * ceiling))
 
@@ -108,7 +124,7 @@ def largest_radius(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, 
         return float("inf")
     estimates = Estimates.unanimous(spec.head, n0, ends([spec], stopping, n), num_classes)
     found = rules.limits(estimates, spec)
-    return max(0.0, float(rules.radius(spec.noise, found.lower, found.upper, spec.lipschitz)[0, 0]))
+    return max(0.0, float(rules.radius_of(spec, found.lower, found.upper)[0, 0]))
 
 
 def smallest_n(spec: CertificationSpec, stopping: StoppingRule, *, n0: int, num_classes: int) -> int | None:
@@ -226,7 +242,7 @@ class Certification:
             if (first := scores.trials[:, 0] == newest.n.numpy()).any():
                 splits[rows[first]] = rules.best_splits(estimates.rows(first), spec)[:, 0]
             limits = rules.limits(estimates, spec, splits[rows, None], rough)
-            radii = rules.radius(spec.noise, limits.lower, limits.upper, spec.lipschitz)[:, 0]
+            radii = rules.radius_of(spec, limits.lower, limits.upper)[:, 0]
             found |= ~self.stopping.reached(radii, rules.optimistic_radius(estimates, spec, limits, rough)) & (
                 scores.trials[:, 0] < self.n
             )

@@ -290,7 +290,9 @@ class Sampling:
     def certification(
         self, specs: Sequence[CertificationSpec], stopping: StoppingRule, n0: int, n: int, **options: Any
     ) -> Certification:
-        """Return the plan of a certification."""
+        """Return the plan of a certification; raise ValueError where there are no more classes than a spec's top_k."""
+        for spec in specs:
+            spec.check_classes(self.num_classes)
         recorded: dict[str, Any] = {"seed": self.seed, "backend": self.backend, "execution": self.execution}
         return Certification(specs, stopping, n0=n0, n=n, **recorded, **options)
 

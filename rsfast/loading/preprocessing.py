@@ -119,6 +119,12 @@ class Preprocessing:
         """Return all fields as JSON holds them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Preprocessing:
+        """Return the Preprocessing that `to_dict` wrote."""
+        settings: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in data.items()}
+        return cls(**settings)
+
     def __str__(self) -> str:
         steps = []
         if self.resize is not None:

@@ -238,6 +238,18 @@ class Noise:
         low, high = self.potential(p_lower, lipschitz), self.potential(p_upper, lipschitz)
         return np.asarray((low - high - self.potential_error * (np.abs(low) + np.abs(high))) / 2)
 
+    def reach(
+        self, p_high: NDArray[np.float64], p_low: NDArray[np.float64], lipschitz: float | None = None
+    ) -> NDArray[np.float64]:
+        """Return the radius, rounded down, within which no score falls from p_high to p_low, or rises from p_low to p_high.
+
+        It is ``Q(p_high) - Q(p_low)``: twice what `radius` returns, whose parameters it has. Where a noise has no potential
+        and does not define it, this raises NotImplementedError.
+        """
+        if type(self).potential is Noise.potential:
+            raise NotImplementedError(f"{self.name} noise has no potential, and does not say how far a score reaches")
+        return 2 * self.radius(p_high, p_low, lipschitz)
+
     @property
     def conversions(self) -> Mapping[str, Factor]:
         """The other norms that `radius_in` takes, and what it multiplies a radius by: here l_p norms.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -135,29 +135,48 @@ def haar_radius(lower: Floats, upper: Floats, k: int, d: int) -> Floats:
     -----
     The largest s at which the score that the class keeps, plus what the other classes' complement keeps, is more than 1.
     """
-    pairs, back = np.unique(np.stack([lower.ravel(), upper.ravel()], axis=1), axis=0, return_inverse=True)
+
+    def of_block(low: Floats, high: Floats) -> Floats:
+        # No subspace sees more than all of a shift, so the radius of plain Gaussian noise holds: the search begins there.
+        miss = 1 - low
+        gaussian = (_special.ndtri(1 - miss) - _special.ndtri(high)) / 2
+        alike = np.array_equal(miss, high)
+        return _largest([miss] if alike else [miss, high], 0.5 if alike else 1.0, gaussian, k, d)
+
+    return _of_pairs(lower, upper, of_block)
+
+
+def haar_reach(high: Floats, low: Floats, k: int, d: int) -> Floats:
+    """Return the radius, in units of sigma and rounded down, within which no score of at least `high` falls to `low`.
+
+    Parameters and errors are those of `haar_radius`. The largest s at which the score that is kept is more than `low`.
+    """
+    return _of_pairs(
+        high, low, lambda high, low: _largest([1 - high], low, _special.ndtri(high) - _special.ndtri(low), k, d)
+    )
+
+
+def _of_pairs(high: Floats, low: Floats, largest: Callable[[Floats, Floats], Floats]) -> Floats:
+    """Return what is found for each pair of scores, once for all that are equal; 0 where the first is not the larger."""
+    pairs, back = np.unique(np.stack([high.ravel(), low.ravel()], axis=1), axis=0, return_inverse=True)
     found = np.zeros(len(pairs))
     (ahead,) = np.nonzero(pairs[:, 0] > pairs[:, 1])
     for start in range(0, len(ahead), _AT_ONCE):
         places = ahead[start : start + _AT_ONCE]
-        low, high = pairs[places].T[:, :, None]
-        found[places] = _largest(1 - low, high, k, d)[:, 0]
-    return found[back.ravel()].reshape(lower.shape)
+        found[places] = largest(*pairs[places].T[:, :, None])[:, 0]
+    return found[back.ravel()].reshape(high.shape)
 
 
-def _largest(first: Floats, second: Floats, k: int, d: int) -> Floats:
-    """Return the largest s found, [pairs, 1], for the misses of the class and of the others' complement."""
-    misses = [first] if np.array_equal(first, second) else [first, second]
-
+def _largest(misses: Sequence[Floats], least: Floats | float, begin: Floats, k: int, d: int) -> Floats:
+    """Return the largest s found, [pairs, 1], at which the scores kept of these misses sum to more than `least`."""
     coarse, fine = seen_share(k, d, _COARSE), seen_share(k, d, _FINE)
 
     def holds(s: Floats, law: Law) -> NDArray[np.bool_]:
         # Any threshold is safe, and that of the coarse law is close to the best one.
         kept = [kept_score(s, miss, best_threshold(s, miss, coarse), law) - CHARGE for miss in misses]
-        return np.asarray((kept[0] + kept[-1]) > 1)
+        return np.asarray(sum(kept) > least)
 
-    # No subspace sees more than all of a shift, so the radius of plain Gaussian noise holds: the search begins there.
-    below = np.maximum((_special.ndtri(1 - first) - _special.ndtri(second)) / 2, 2.0**-60)
+    below = np.maximum(begin, 2.0**-60)
     above = 2 * below
     while np.any(more := holds(above, coarse)):
         below, above = np.where(more, above, below), np.where(more, 2 * above, above)

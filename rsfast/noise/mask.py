@@ -198,7 +198,25 @@ class Mask(Noise):
         [0.0, 2.0]
         """
         self.check_lipschitz(lipschitz)
+        return self._parts_below((p_lower - p_upper) / 2)
+
+    def reach(
+        self, p_high: NDArray[np.float64], p_low: NDArray[np.float64], lipschitz: float | None = None
+    ) -> NDArray[np.float64]:
+        """Return the largest number of changed parts, 0 if there is none, whose ``1 - b_r`` is below ``p_high - p_low``.
+
+        Examples
+        --------
+        >>> Mask(0.25).reach(np.array(1.0), np.array([0.25, 0.5])).tolist()
+        [4.0, 2.0]
+        """
+        self.check_lipschitz(lipschitz)
+        return self._parts_below(p_high - p_low)
+
+    def _parts_below(self, move: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the largest number of changed parts that move a score by less than this; 0 if there is none."""
         if self.chance == 1:
-            return np.zeros(np.broadcast(p_lower, p_upper).shape)
-        quotient = np.log1p((p_upper - p_lower) / 2) / math.log1p(-self.chance)
+            return np.zeros(np.shape(move))
+        with np.errstate(divide="ignore"):  # a score cannot move by 1, however many parts are changed
+            quotient = np.log1p(-move) / math.log1p(-self.chance)
         return np.asarray(np.maximum(np.ceil(quotient * (1 - self.potential_error)) - 1, 0.0))

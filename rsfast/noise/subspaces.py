@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .base import Noise, NoiseParameters, register
 from .constraints import POSITIVE, Array, Constraint, FrozenArray, Integer, Real
 from .gaussian import Gaussian
-from .haar import haar_radius
+from .haar import haar_radius, haar_reach
 from .norms import Factor, conversions
 
 TOLERANCE = 1e-6
@@ -344,3 +344,14 @@ class HaarSubspaces(Noise):
         lower, upper = np.broadcast_arrays(p_lower, p_upper)
         sigma = float(np.float32(self.sigma))
         return np.asarray(haar_radius(lower, upper, self.k, self.d) * (sigma * _DOWN))
+
+    def reach(
+        self, p_high: NDArray[np.float64], p_low: NDArray[np.float64], lipschitz: float | None = None
+    ) -> NDArray[np.float64]:
+        """Return the l2 radius, rounded down, within which no score falls from p_high to p_low; 0 where it is not larger.
+
+        None rises from p_low to p_high there, either: ``1 - f_r(1 - p)`` is the inverse of ``f_r``.
+        """
+        self.check_lipschitz(lipschitz)
+        high, low = np.broadcast_arrays(p_high, p_low)
+        return np.asarray(haar_reach(high, low, self.k, self.d) * (float(np.float32(self.sigma)) * _DOWN))

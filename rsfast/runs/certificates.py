@@ -43,7 +43,7 @@ def from_certificates(
     TypeError
         If found holds anything but certificates: those of several heads are a list for each input.
     ValueError
-        If found is empty, or holds certificates of several noises; or labels, names or class_names do not fit it.
+        If found is empty, or holds certificates of several noises or top_k; or labels, names or class_names do not fit it.
 
     Examples
     --------
@@ -69,6 +69,8 @@ def from_certificates(
                 f"found must hold certificates of one noise, got {first.noise!r:.100} and {each.noise!r:.100}; make results "
                 "of each"
             )
+        if each.top_k != first.top_k:
+            raise ValueError(f"found must hold certificates of one top_k, got {first.top_k} and {each.top_k}")
     count = len(certificates)
     label = np.full(count, -1) if labels is None else np.array([as_int("labels", each) for each in labels], dtype=np.int64)
     predict = np.array([each.prediction for each in certificates])

@@ -50,9 +50,9 @@ changes the answer: the class that the model gives most often under Gaussian noi
     answer = "that the model gives most often" if score == "Votes" else f"with the highest mean {score} score of the model"
     if not run.has_radius:
         return f"{chance}, the answer is the class {answer} under {noise}; no radius is certified."
-    top_k = sidecar.get("top_k") or 1
-    what = "changes the answer" if top_k == 1 else f"moves the answer out of the {top_k} classes that come first"
-    return f"{chance}, {_changes(run)} {what}: the class {answer} under {noise}."
+    if run.top_k > 1:
+        return f"{chance}, {_changes(run)} moves the answer out of the {run.top_k} classes {answer} under {noise}."
+    return f"{chance}, {_changes(run)} changes the answer: the class {answer} under {noise}."
 
 
 def _changes(run: Results) -> str:

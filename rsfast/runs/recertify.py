@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 import warnings
@@ -19,7 +20,8 @@ from ..heads import from_dict as head_from_dict
 from ..noise import STREAM_VERSION, check_seed
 from ..noise import from_dict as noise_from_dict
 from ..ops.tally import Tally
-from ..stats.certificate import Certificate, Execution
+from ..stats import incremental
+from ..stats.certificate import ABSTAIN, Certificate, Execution
 from ..stats.estimates import Scores
 from ..stats.exact import exact_predictions
 from ..stats.prediction import predictions
@@ -30,14 +32,18 @@ from . import results
 from .layout import (
     CERTIFY_COLUMNS,
     COUNTS,
+    MAY_DIFFER_ON_RESUME,
+    ORIGIN,
     PREDICT_COLUMNS,
     SIDECAR,
     TABLE,
     Row,
     columns_of,
+    differences,
     read_rows,
     read_sidecar,
     read_skipped,
+    sidecar_bytes,
 )
 from .results import Results
 from .tables import EmptyTable
@@ -82,7 +88,7 @@ class Replay:
 
     @classmethod
     def of(cls, run: Path, sidecar: Mapping[str, Any], **chosen: Any) -> Replay:
-        """Return that of a run folder with such a sidecar, of which `chosen` replaces alpha, bound, rule or lipschitz.
+        """Return that of a run folder with such a sidecar, of which `chosen` may replace alpha, bound, rule and the like.
 
         Raises
         ------
@@ -93,6 +99,11 @@ class Replay:
         file = run / SIDECAR
         if missing := [name for name in _NEEDED[CERTIFY_COLUMNS] if name not in sidecar]:
             raise ValueError(f"{file} must be of a run of rsfast certify, got one without {', '.join(missing)}")
+        if sidecar["rule"] == incremental.RULE:
+            raise ValueError(
+                f"{run} must be a run of rsfast certify, got certificates of a changed model, whose counts prove nothing by "
+                f"themselves; recertify the run that they rest on, {sidecar.get('recertified_from')}"
+            )
         try:
             head, noise = head_from_dict(sidecar["head"]), noise_from_dict(sidecar["noise"])
             seed, n = check_seed(sidecar["seed"]), sidecar["n"]
@@ -111,14 +122,18 @@ class Replay:
                 f"stream_version in {file} must be {STREAM_VERSION}, got {sidecar['stream_version']!r}; read the run with a "
                 "version of rsfast that has that noise stream"
             )
-        settings: dict[str, Any] = {name: sidecar.get(name) for name in ("alpha", "bound", "rule", "lipschitz")} | chosen
+        settings: dict[str, Any] = {name: sidecar.get(name) for name in ("alpha", "bound", "rule", "lipschitz")}
+        settings |= {"top_k": sidecar.get("top_k", 1)} | chosen
         spec = CertificationSpec(noise, head=head, early=bool(stopping), **settings)
+        if type(num_classes := sidecar.get("num_classes")) is int:
+            spec.check_classes(num_classes)
         if spec.lipschitz is not None and sidecar.get("std") is not None and execution.scale is None:
             raise ValueError(
                 f"{file} must have scale, which lipschitz refers to, got the sidecar of a version that did not record it"
             )
         given = {name: getattr(spec, name) for name in settings} | {"norm": noise.norm}
-        return cls(file, {**sidecar, **given}, of_inputs(spec, execution), stopping, seed, n, execution)
+        proved = {name: value for name, value in {**sidecar, **given}.items() if (name, value) != ("top_k", 1)}
+        return cls(file, proved, of_inputs(spec, execution), stopping, seed, n, execution)
 
     def certificates(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Certificate]]:
         """Yield each row with what its counts prove.
@@ -159,6 +174,7 @@ class Replay:
                 first = None if self.spec.exact else Tally.from_integers(selections, head)
                 rest = [Tally.from_integers(each, head) for each in zip(*ranges_of_rows, strict=True)]
                 self._check_numbers(first, rest)
+                self.spec.check_classes(rest[0].num_classes)
             except (AttributeError, KeyError, TypeError) as error:
                 raise ValueError(f"{type(error).__name__}: {error}") from error
             (certificates,), *_ = prove(
@@ -220,6 +236,9 @@ def check_rows(run: Path, rows: Sequence[Row], columns: tuple[str, ...]) -> None
             )
         text = f"{run / SIDECAR} lacks {', '.join(missing)}; whether rows follow from their counts cannot be checked"
         warnings.warn(text, UserWarning, stacklevel=2)
+    elif columns == CERTIFY_COLUMNS and sidecar["rule"] == incremental.RULE:
+        for row in rows:
+            _check_changed(row, sidecar)
     elif columns == CERTIFY_COLUMNS and rows:
         replay = Replay.of(run, sidecar)
         for row, certificate in replay.certificates(rows):
@@ -228,6 +247,23 @@ def check_rows(run: Path, rows: Sequence[Row], columns: tuple[str, ...]) -> None
         for row in rows:
             if (prediction := _prediction(row, sidecar)) != row.predict:
                 raise _difference(row, f"predict {row.predict}", f"predict {prediction}")
+
+
+def _check_changed(row: Row, sidecar: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a row of a changed model's certificates has the radius that its counts give."""
+    try:
+        counts, noise = row.counts(), noise_from_dict(sidecar["noise"])
+        prediction = counts["before"].pop("prediction")
+        before = incremental.Before(noise=noise, **counts["before"])
+        pairs = incremental.Pairs(**{name: np.array([value]) for name, value in counts["pairs"].items()})
+        radius = float(incremental.proved([before], pairs, sidecar["alpha"]).radius[0])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{row.folder / COUNTS}, idx {row.idx}: {type(error).__name__}: {error}") from error
+    radius = 0.0 if prediction == ABSTAIN else max(radius, 0.0)
+    prediction = prediction if radius > 0 else ABSTAIN
+    if row.predict != prediction or not math.isclose(row.radius, radius, rel_tol=_SAME, abs_tol=_SAME * _SAME):
+        found = f"predict {prediction} and radius {radius}"
+        raise _difference(row, f"predict {row.predict} and radius {row.radius}", found)
 
 
 def _prediction(row: Row, sidecar: Mapping[str, Any]) -> int:
@@ -254,6 +290,37 @@ def _difference(row: Row, written: str, found: str) -> ValueError:
     )
 
 
+def origin_of(run: Path) -> dict[str, str]:
+    """Return what the sidecar of a run holds that rests on the counts of another."""
+    return {"recertified_from": str(run), "counts_sha256": hashlib.sha256((run / COUNTS).read_bytes()).hexdigest()}
+
+
+_OF_ANOTHER_MODEL = {
+    *MAY_DIFFER_ON_RESUME,
+    *ORIGIN,
+    *("model", "state_dict_sha256", "weights_sha256", "checkpoint", "reduced_precision", "mode_fixed"),
+    *("n0", "n", "alpha", "head", "bound", "rule", "lipschitz", "radius", "rtol", "schedule_of_analyses"),
+    *("batch_size", "device", "backend", "versions", "class_names"),
+}
+"""Of a sidecar: in what a run of a changed model may differ from the run that it rests on."""
+
+
+def certificates_of(run: Path, sidecar: Mapping[str, Any]) -> dict[int, Certificate]:
+    """Return the certificates of a run, by idx; raise ValueError if it differs from `sidecar` in more than its model."""
+    theirs = read_sidecar(run / SIDECAR)
+    if columns_of([run]) != CERTIFY_COLUMNS:
+        raise ValueError(f"{run} must be a run of rsfast certify, got one of rsfast predict")
+    ours = json.loads(sidecar_bytes(sidecar))
+    for name, before, now in differences(theirs, ours, _OF_ANOTHER_MODEL):
+        raise ValueError(f"{name} must be {before}, as in {run / SIDECAR}, got {now}; only the model may change")
+    replay, rows = Replay.of(run, theirs), read_rows(run, CERTIFY_COLUMNS)
+    found = {}
+    for row, certificate in replay.certificates(rows):
+        replay.compare(row, certificate)
+        found[row.idx] = certificate
+    return found
+
+
 def recertify(
     run: str | Path,
     out: str | Path,
@@ -262,6 +329,7 @@ def recertify(
     bound: str | None = None,
     rule: str | None = None,
     lipschitz: float | None = None,
+    top_k: int | None = None,
     about: dict[str, Any] | None = None,
 ) -> Results:
     """Write a run folder with the certificates that the counts of another give, and return its rows.
@@ -275,7 +343,7 @@ def recertify(
         A run folder of ``rsfast certify``.
     out : path-like
         The folder to write. It gets the sidecar of `run`, but for what changes.
-    alpha, bound, rule, lipschitz : optional
+    alpha, bound, rule, lipschitz, top_k : optional
         As in `certificate.certificates`, lipschitz with the run's execution; those of `run` by default.
     about : dict, optional
         More to put into the sidecar.
@@ -298,9 +366,9 @@ def recertify(
     rows = read_rows(run, CERTIFY_COLUMNS)
     if not rows:
         raise EmptyTable(f"{run / TABLE} must have a header and at least one row, got none")
-    given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz}
+    given = {"alpha": alpha, "bound": bound, "rule": rule, "lipschitz": lipschitz, "top_k": top_k}
     replay = Replay.of(run, sidecar, **{name: value for name, value in given.items() if value is not None})
-    unchanged = all(replay.sidecar[name] == sidecar.get(name) for name in given)
+    unchanged = all(replay.sidecar.get(name) == sidecar.get(name) for name in given)
     if not unchanged and not rows[0].sealed:
         check_rows(run, rows, CERTIFY_COLUMNS)  # else nothing would tell that a count or a setting was changed
     outcomes, began = [], time.perf_counter()
@@ -309,7 +377,7 @@ def recertify(
             replay.compare(row, certificate)
         outcomes.append((row, certificate))
     seconds = (time.perf_counter() - began) / len(rows)
-    origin = {"recertified_from": str(run), "counts_sha256": hashlib.sha256((run / COUNTS).read_bytes()).hexdigest()}
+    origin = origin_of(run)
     advice = "no run was left there; recertify again once there is space"
     skipped = read_skipped(run, {row.idx for row in rows})
     with new_run(out, {**replay.sidecar, **origin, **(about or {})}, CERTIFY_COLUMNS, advice) as writer:

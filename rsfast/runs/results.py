@@ -171,6 +171,11 @@ class Results:
         return _number(self.sidecar, "alpha", float)
 
     @property
+    def top_k(self) -> int:
+        """Of how many classes with the largest scores the prediction is one within the radius; 1 where it is the first."""
+        return _number(self.sidecar, "top_k", int) or 1
+
+    @property
     def images_missing(self) -> int:
         """How many rows fewer there are than the sidecar's start, end and skip ask for, but for `skipped`; 0 if unknown."""
         inputs = layout.inputs_of(self.sidecar or {})
@@ -252,7 +257,7 @@ def check_settings(file: Path, sidecar: dict[str, Any]) -> None:
     none: dict[str, Any] = dict.fromkeys(CERTIFY_COLUMNS[:5], np.empty(0))
     run = Results(**none, sidecar=sidecar)
     try:
-        _ = float(run.stopping.radius or 0), run.sigma, run.noise, run.norm, run.n, run.alpha, run.images_missing
+        _ = run.stopping, run.sigma, run.noise, run.norm, run.n, run.alpha, run.top_k, run.images_missing
         _ = run.class_names
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error!s:.250}") from None
@@ -370,10 +375,15 @@ def notes(results_by_name: Mapping[str, Results]) -> list[str]:
             found.append(f"{name}: no labels{shares}.")
         elif unlabelled:
             found.append(f"{name}: {unlabelled} of {len(run.label)} images have no label, and count as not correct.")
-        if run.stopping.radius is not None:
-            share = share_decided(run, run.stopping.radius)
-            asked = f"{radius_label(run.norm)} {run.stopping.radius}"
-            why = f"sampling stopped once {asked} was decided: {share:.1%} certified at it"
+        if run.top_k > 1:
+            found.append(
+                f"{name}: radii are those within which the class is one of the {run.top_k} with the largest scores."
+            )
+        if radii := run.stopping.radii:
+            every, it = ("", "it") if len(radii) == 1 else ("each ", "them")
+            asked = f"{every}{radius_label(run.norm)} {', '.join(map(str, radii))}"
+            shares = ", ".join(f"{share_decided(run, radius):.1%}" for radius in radii)
+            why = f"sampling stopped once {asked} was decided: {shares} certified at {it}"
         elif run.stopping.rtol is not None:
             why = f"sampling stopped once the {radius_label(run.norm)} was known to {run.stopping.rtol} of its size"
         elif run.stopped_early:
@@ -400,7 +410,7 @@ def caveats(results_by_name: Mapping[str, Results]) -> list[str]:
         found.append(f"no norm is stated of {', '.join(unknown)}, so it may be another than the {norm} of the others")
     for has_radius in (True, False):
         runs = {name: run for name, run in results_by_name.items() if run.has_radius == has_radius}
-        for what in ("n", "alpha"):
+        for what in ("n", "alpha", "top_k"):
             values = {name: getattr(run, what) for name, run in runs.items()}
             found += _difference(what, {name: value for name, value in values.items() if value is not None})
         known = {name: np.sort(run.idx) for name, run in runs.items() if (run.idx != -1).all()}

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from ..engine.incremental import IncrementalCertification
 from ..engine.inputs import Unreadable
 from ..engine.plan import SamplingPlan
 from ..engine.ranks import ControlSignal, Ranks
@@ -50,6 +51,20 @@ class _Counted:
         return found
 
 
+class _CountedPairs(_Counted):
+    """A plan of pairs of models, of which counts.jsonl keeps what certificates follow from."""
+
+    def __init__(self, plan: IncrementalCertification) -> None:
+        super().__init__(plan)
+        self.by_range = False
+
+    def evaluate(self, selection: Tally, ranges: Sequence[Tally], input_ids: Sequence[int]) -> list[Any]:
+        return [
+            None if each is None else (each.after, each.counts())
+            for each in self.plan.evaluate(selection, ranges, input_ids)
+        ]
+
+
 class RowSampler:
     """Take images through a plan, write their rows, and save those that are not finished.
 
@@ -82,13 +97,17 @@ class RowSampler:
         environment: Environment,
         trace: Path | None,
     ) -> None:
-        self._plan, self._sampling, self._folder, self._writer = _Counted(plan), sampling, folder, writer
+        self._plan, self._sampling, self._folder, self._writer = self._counted(plan), sampling, folder, writer
         self._images, self._ranks, self._log, self._environment, self._trace = images, ranks, log, environment, trace
         self._signals = StopSignals(lambda number: self._stop(number, ""), ignore_second=ranks.world > 1)
         self._wishes = ControlSignal(ranks)
         self._held: dict[int, dict[str, Any]] = {}
         self._next_save = 0.0
         self._bar: tqdm[Any] | None = None
+
+    @staticmethod
+    def _counted(plan: SamplingPlan) -> _Counted:
+        return _CountedPairs(plan) if isinstance(plan, IncrementalCertification) else _Counted(plan)
 
     def rows(self, images: Sequence[int], saved: Mapping[int, dict[str, Any]]) -> Iterator[tuple[int, Any]]:
         """Write the row of each image and yield its idx and its certificate or class; go on from what was saved.

@@ -14,10 +14,12 @@ import torch
 from torch.utils.data import Dataset
 
 from .. import ops
+from .._check import as_real
 from .._digests import state_dict_sha256
 from .._versions import versions
 from ..api import warn_of_radius
 from ..engine.forward import Model
+from ..engine.incremental import IncrementalCertification, PairOfModels
 from ..engine.inputs import Source, Unreadable
 from ..engine.options import CertifyOptions, SamplingOptions, checked, options_of, refuse_unknown
 from ..engine.plan import Prediction, SamplingPlan
@@ -25,7 +27,10 @@ from ..engine.ranks import Ranks
 from ..engine.sampling import Sampling, expected, warn_if_hopeless
 from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Noise, check_noise
+from ..stats import incremental
 from ..stats.certificate import Certificate
+from ..stats.common import check_alpha
+from ..stats.incremental import check_before
 from ..stats.prediction import smallest_predictable_n
 from . import checkpoint, results, settings
 from .environment import Environment
@@ -33,6 +38,7 @@ from .events import Log
 from .images import Images
 from .layout import CERTIFY_COLUMNS, PREDICT_COLUMNS, SKIPPED
 from .merge import RunFolders
+from .recertify import certificates_of, origin_of
 from .results import Results
 from .rows import RowSampler
 from .tables import EmptyTable
@@ -164,6 +170,7 @@ class Run:
         once = {name: value for name, value in self._options.items() if name not in ("batch_size", "compile", "cuda_graph")}
         name, hint = str(self._about["model"]), self._images.hint()
         self._first_logits = settings.try_model(model, name, first, self._device, noise, once, hint)
+        self._sampled: tuple[Model, int] = model, num_classes
         self._probe = self._sampling(self.indices, None)
         self._probe.inputs.close()
         self.seed, self.backend, self.execution = self._probe.seed, self._options["backend"], self._probe.execution
@@ -256,6 +263,50 @@ class Run:
             warn_if_hopeless("predict", n, alpha, smallest_predictable_n(alpha))
         return self._run(Prediction(n, alpha), {"n": n, "alpha": alpha}, PREDICT_COLUMNS, each)
 
+    def recertify(
+        self,
+        run: str | PathLike[str],
+        first: Model,
+        *,
+        alpha: float = 0.001,
+        rtol: float = 0.04,
+        each: Callable[[int, Certificate], object] | None = None,
+    ) -> Results:
+        """Certify this model from the run of the model that it was made of, and few samples of both; return all rows.
+
+        Parameters
+        ----------
+        run : path-like
+            A run folder of `certify`, with this run's images, noise, seed and options, of votes.
+        first : callable
+            The model of that run.
+        alpha, rtol
+            As in `rsfast.compare`.
+        each : callable, optional
+            As in `certify`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If that run differs in more than its model, lacks an image, or is damaged; else as `certify` and `compare`.
+        """
+        alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
+        own = self._sidecar({})
+        before = certificates_of(Path(run), own)
+        if missing := set(self.indices) - before.keys() - {each.idx for each in results.read(run).skipped}:
+            raise ValueError(f"{run} must have a row of every image, got none of idx {min(missing)}; finish that run first")
+        check_before([*before.values()])
+        self._sampled = PairOfModels(first, self._model, self._num_classes), 3 * self._num_classes
+        self._probe = self._sampling(self.indices, None)
+        self._probe.inputs.close()
+        most = max(1, max(certificate.n for certificate in before.values()) // 2)
+        recorded: dict[str, Any] = {"n0": 0, "n": most, "alpha": alpha, "head": _VOTES.to_dict(), "rtol": rtol}
+        recorded |= {"bound": incremental.BOUND, "rule": incremental.RULE, "lipschitz": None, "radius": None}
+        plan = IncrementalCertification(
+            before, alpha=alpha, rtol=rtol, n=most, seed=self.seed, backend=self.backend, execution=self.execution
+        )
+        return self._run(plan, recorded | origin_of(Path(run)), CERTIFY_COLUMNS, each)
+
     def _sampling(self, indices: Sequence[int], skip: Callable[[int, Unreadable], object] | None) -> Sampling:
         """Return the sampling of these images; of one that is not to skip any, all are the first."""
         first, read = self._images.like_first, self._images.read
@@ -266,7 +317,8 @@ class Run:
         def name(place: int) -> str:
             return self._images.title(indices[place])
 
-        return Sampling(self._model, images, self.noise, name=name, skip=skip, **options)
+        model, options["num_classes"] = self._sampled
+        return Sampling(model, images, self.noise, name=name, skip=skip, **options)
 
     def _run(
         self,

@@ -61,9 +61,17 @@ def certification(noise: Noise, head: Head, options: Mapping[str, Any]) -> Setti
     )
     proof = {name: value for name, value in values.items() if name not in ("n0", "n")}
     spec = CertificationSpec(noise, head=head, early=bool(stopping), **proof)  # type: ignore[arg-type]
-    used = {**values, **vars(stopping), "head": head.to_dict(), "bound": spec.bound, "rule": spec.rule}
+    radius = list(stopping.radii) if len(stopping.radii) > 1 else stopping.radius
+    used = {
+        **values,
+        "radius": radius,
+        "rtol": stopping.rtol,
+        "head": head.to_dict(),
+        "bound": spec.bound,
+        "rule": spec.rule,
+    }
     names = [*_FIRST, *ProofOptions.__annotations__, *StoppingOptions.__annotations__]
-    recorded = {name: used[name] for name in names}
+    recorded = {name: used[name] for name in names if not (name == "top_k" and used[name] == 1)}  # as runs from before
     if stopping and spec.limits_by.analysis_ends(_MANY) != analysis_ends(_MANY):  # runs from before have those of all bounds
         recorded["schedule_of_analyses"] = "a tenth apart"
     return Settings(spec, stopping, values["n0"], values["n"], recorded)

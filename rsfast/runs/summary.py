@@ -114,7 +114,7 @@ def round_radii(results_by_name: Mapping[str, Results]) -> list[float]:
     With them the radii that runs were asked to decide. The step is a whole number where radii are.
     """
     runs = results_by_name.values()
-    asked = {float(run.stopping.radius) for run in runs if run.stopping.radius is not None}
+    asked = {float(radius) for run in runs for radius in run.stopping.radii}
     largest = max(float(run.radius[run.certified].max(initial=0)) for run in runs)
     if largest < _TINY:
         return sorted({0.0, largest} | asked)

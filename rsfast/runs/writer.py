@@ -30,16 +30,16 @@ NO_LABEL = -1
 """In a table: the true class is unknown."""
 
 
-def format_radius(radius: float, asked: float | None = None) -> str:
+def format_radius(radius: float, asked: float | Sequence[float] | None = None) -> str:
     """Return the radius with 7 significant digits, rounded down: never above the float, and less than 1e-6 of it below.
 
     Parameters
     ----------
     radius : float
         A certified radius, 0 for an abstention.
-    asked : float, optional
-        The radius that was to be proved. Where `radius` reaches it and its 7 digits do not, `asked` is returned with all its
-        digits. A reader of the table then finds every radius that was proved to be as large.
+    asked : float or sequence of float, optional
+        The radius that was to be proved, or several. Where `radius` reaches one and its 7 digits do not, that one is
+        returned with all its digits. A reader of the table then finds every radius that was proved to be as large.
 
     Raises
     ------
@@ -60,7 +60,8 @@ def format_radius(radius: float, asked: float | None = None) -> str:
     exact = Decimal(float(radius))
     last_digit = Decimal((0, (1,), exact.adjusted() - 6))
     text = str(exact.quantize(last_digit, context=Context(prec=7, rounding=ROUND_FLOOR)))
-    return str(Decimal(float(asked))) if asked is not None and float(text) < asked <= radius else text
+    proved = max((float(each) for each in StoppingRule(asked).radii if each <= radius), default=0.0)
+    return str(Decimal(proved)) if float(text) < proved else text
 
 
 def _open(file: Path) -> FileIO:
@@ -104,7 +105,8 @@ class RunWriter:
         The run folder, made if it does not exist.
     sidecar : mapping
         Everything that the table has no column for (n, alpha, noise, seed, versions, ...), as plain JSON values. Its
-        ``radius``, if it has one, is what was to be proved: rows that reach it are written with no smaller radius.
+        ``radius``, a number or a list, if it has one, is what was to be proved: rows that reach it are written with no
+        smaller radius.
     columns : tuple of str
         `CERTIFY_COLUMNS` or `PREDICT_COLUMNS`.
     resume : bool
@@ -124,8 +126,9 @@ class RunWriter:
     FileExistsError, FileNotFoundError
         If the folder already holds a file of a run, and not to resume; or the run to resume has no table.
     TypeError, ValueError
-        If sidecar holds what JSON cannot, NaN and infinity included, or a ``radius`` that is not a positive number; or the
-        run to resume is damaged, or has another sidecar (but for its command and its start). Nothing has been written then.
+        If sidecar holds what JSON cannot, NaN and infinity included, or a ``radius`` that is no positive number or list of
+        them; or the run to resume is damaged, or has another sidecar (but for its command and its start). Nothing has been
+        written then.
     BlockingIOError
         If another process is writing this run.
     OSError

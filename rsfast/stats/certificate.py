@@ -26,6 +26,9 @@ ABSTAIN = -1
 _NAMES = {"max_samples": "cap"}
 """Fields whose name in files is older."""
 
+_LEFT_OUT = {"top_k": 1}
+"""Fields that files hold only where they have another value than this: earlier versions did not have them."""
+
 
 def _float32s(name: str, values: object) -> tuple[float, ...]:
     """Return a sequence of numbers as float32 holds them."""
@@ -151,6 +154,7 @@ class Execution:
 class Certificate:
     """What is proved about one input: the smoothed classifier returns ``prediction`` within ``radius`` of it.
 
+    With ``top_k`` above 1 what is proved is less: there ``prediction`` is one of the top_k classes with the largest scores.
     It holds with probability at least ``1 - alpha`` over the samples. It unpacks as ``prediction, radius``. A
     `pandas.DataFrame` of a list of them has a row for each, and a column for each field.
 
@@ -163,7 +167,8 @@ class Certificate:
     norm : str
         The norm of the noise.
     p_lower, p_upper : float
-        Lower bound on the selected class's smoothed score, upper bound on every other class's.
+        Lower bound on the selected class's smoothed score, upper bound on every other class's; with top_k above 1 on the
+        top_k-th largest of these.
     counts : tuple of int
         Votes, in the estimation sample, for the selected class and for the one of the others that got most.
     n0, n : int
@@ -189,6 +194,8 @@ class Certificate:
         What computed it; the result does not depend on it.
     execution : Execution
         How the base classifier was run.
+    top_k : int
+        Of how many classes with the largest scores ``prediction`` is one within the radius. `to_dict` leaves out a 1.
 
     Examples
     --------
@@ -220,6 +227,7 @@ class Certificate:
     lipschitz: float | None = None
     max_samples: int = 0
     execution: Execution = field(default_factory=Execution)
+    top_k: int = 1
 
     @property
     def abstained(self) -> bool:
@@ -252,7 +260,7 @@ class Certificate:
         return self.noise.radius_in(self.radius, norm, shape)
 
     def covers(self, delta: ArrayLike) -> bool:
-        """Return whether it is proved that the class is the same at the input plus a perturbation.
+        """Return whether it is proved that the class is the same, or of the `top_k`, at the input plus a perturbation.
 
         Parameters
         ----------
@@ -293,7 +301,8 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold; `from_dict` gives back an equal Certificate."""
-        data = {_NAMES.get(each.name, each.name): getattr(self, each.name) for each in fields(self)}
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
+        data = {_NAMES.get(name, name): value for name, value in held.items() if (name, value) not in _LEFT_OUT.items()}
         written = {name: data[name].to_dict() for name in ("head", "noise", "execution")}
         return data | written | {"counts": list(self.counts)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +13,7 @@ from .._check import as_int, as_integers, as_real
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+N = TypeVar("N", np.float64, np.int64)
 
 MAX_TRIALS = 2**33
 """Most trials a bound takes: what a Tally holds, and as far as the rounding of the bounds has been measured."""
@@ -168,6 +170,19 @@ def bisection_bracket(below: Floats, above: Floats) -> tuple[Floats, Floats]:
     shift = np.frexp((low ^ high).astype(np.float64))[1].astype(np.int64)
     low = low >> shift << shift
     return (low * scale).view(np.float64), ((low + (1 << shift)) * scale).view(np.float64)
+
+
+def largest(values: NDArray[N], count: int) -> NDArray[N]:
+    """Return the largest `count` of values [inputs, classes] of each input, largest first.
+
+    Examples
+    --------
+    >>> largest(np.array([[3, 9, 4]]), 2).tolist()
+    [[9, 4]]
+    """
+    if count == 1:
+        return np.asarray(values.max(axis=1, keepdims=True))
+    return np.sort(values, axis=1)[:, : -count - 1 : -1]
 
 
 def mirrored(lower: Floats) -> Floats:

@@ -103,6 +103,12 @@ class Scores(NamedTuple):
         """Return [inputs, 2]: the class with the largest sum and the next, of equals the lowest first."""
         return _leading(self.sums)
 
+    def largest_others(self, leader: Integers, count: int) -> Integers:
+        """Return [inputs, count]: classes with the largest sums but the leader [inputs, 1], of equals the lowest first."""
+        sums = self.sums.copy()
+        np.put_along_axis(sums, leader, -1, axis=1)
+        return sums.argmax(axis=1, keepdims=True) if count == 1 else np.argsort(-sums, axis=1, kind="stable")[:, :count]
+
 
 def leading_classes(selection: TallyLike) -> Integers:
     """Return the classes whose histograms a betting bound needs: those with the largest sums, of each input and soft head.

@@ -12,7 +12,7 @@ from ..heads import Head
 from ..noise import STREAM_VERSION, Noise
 from ..noise.provenance import Provenance
 from .certificate import ABSTAIN
-from .common import Floats, Integers
+from .common import Floats, Integers, largest
 from .estimates import Estimates, TallyLike
 from .registry import Bound
 
@@ -33,9 +33,9 @@ class Exact(Bound):
         ours = estimates.at(place)
         return _rounded_up(ours.sums, ours.trials)
 
-    def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
+    def upper_of_others(self, estimates: Estimates, alpha: float, count: int = 1) -> Floats:
         others = estimates.others()
-        return _rounded_up(others.sums.max(axis=1, keepdims=True), others.trials)
+        return _rounded_up(largest(others.sums, count), others.trials)
 
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         return mean
@@ -80,6 +80,7 @@ def check_exact(noise: Noise, head: Head, **options: Any) -> None:
     n = noise.evaluations
     possible: dict[str, tuple[object, ...]] = {"n0": (0,), "n": (n,), "alpha": (0,)}
     possible |= dict.fromkeys(("bound", "rule"), (EXACT, "auto"))
+    options.pop("top_k", None)  # which means the same with any noise
     why = f"with deterministic noise, whose {n} evaluations are all counted"
     for name, value in options.items():
         allowed = possible.get(name, (None,))

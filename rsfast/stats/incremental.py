@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..noise import Noise
 from .bounds.beta_binomial import beta_binomial_sequence_lower, beta_binomial_sequence_upper
 from .bounds.clopper_pearson import clopper_pearson_lower, clopper_pearson_upper, forecast_proportion
 from .certificate import Certificate
@@ -31,6 +32,21 @@ _MISSES = {"a": 0.1, "b": 1.0}
 
 BOUND = "beta_binomial_sequence"
 """That of the pairs: it holds at any number of them."""
+
+
+class Before(NamedTuple):
+    """What a certificate of the first model rests on."""
+
+    counts: tuple[int, int]
+    n: int
+    rule: str
+    bound: str
+    noise: Noise
+
+    @classmethod
+    def of(cls, certificate: Certificate) -> Before:
+        """Return that of a certificate."""
+        return cls(*(getattr(certificate, name) for name in cls._fields))
 
 
 class Pairs(NamedTuple):
@@ -69,22 +85,22 @@ class Limits(NamedTuple):
 
 
 def check_before(certificates: Sequence[Certificate]) -> None:
-    """Raise ValueError unless certificates are of votes under random noise: others have no disagreement to bound."""
+    """Raise ValueError unless certificates are of votes under random noise, for the first class: others are not derived."""
     for place, each in enumerate(certificates):
-        if each.noise.evaluations is not None or each.head.soft or each.lipschitz is not None:
-            what = f"the head {each.head} and {each.noise!r:.80}"
+        if each.noise.evaluations is not None or each.head.soft or each.top_k > 1:
+            what = f"the head {each.head}, {each.noise!r:.80} and top_k = {each.top_k}"
             raise ValueError(
-                f"certificates[{place}] must be of votes under random noise, got {what}; certify the changed model anew"
+                f"certificates[{place}] must be of votes, random noise and top_k = 1, got {what}; certify anew"
             )
 
 
-def proved(before: Sequence[Certificate], pairs: Pairs, alpha: float) -> Limits:
+def proved(before: Sequence[Before], pairs: Pairs, alpha: float) -> Limits:
     """Return what certificates of the first model, which did not abstain, and pairs prove about the changed model.
 
     Parameters
     ----------
-    before : sequence of Certificate
-        One an input. Their votes and n are what is used, and their rule: of one-vs-rest, all other classes are bounded by 1
+    before : sequence of Before
+        One an input. Of one-vs-rest, all other classes are bounded by 1
         - lower.
     pairs : Pairs
         At any number of pairs: the limits hold at all of them at once. They may be of the certificates' own noise, as a
@@ -105,7 +121,7 @@ def proved(before: Sequence[Certificate], pairs: Pairs, alpha: float) -> Limits:
     return _limits(before, pairs, alpha, below, above)
 
 
-def still_likely(before: Sequence[Certificate], pairs: Pairs, alpha: float, most: int) -> Floats:
+def still_likely(before: Sequence[Before], pairs: Pairs, alpha: float, most: int) -> Floats:
     """Return the largest radii [inputs] that are likely once there are `most` pairs. They are no claim."""
 
     def forecast(likely: Floats, share: float) -> Floats:
@@ -127,7 +143,7 @@ def still_likely(before: Sequence[Certificate], pairs: Pairs, alpha: float, most
 _Limit = Callable[[Integers, Integers, float], Floats]
 
 
-def _limits(before: Sequence[Certificate], pairs: Pairs, alpha: float, below: _Limit, above: _Limit) -> Limits:
+def _limits(before: Sequence[Before], pairs: Pairs, alpha: float, below: _Limit, above: _Limit) -> Limits:
     """Return the limits, of which `below` and `above` give those of the pairs."""
     found = Limits(*(np.empty(len(before)) for _ in Limits._fields))
     groups: dict[tuple[bool, bool], list[int]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._check import as_int
 from ..heads import Head, Votes
@@ -14,10 +15,11 @@ from ..noise import STREAM_VERSION, Noise, check_noise, check_seed
 from ..noise.provenance import Provenance, check_input_ids
 from . import rules
 from .certificate import ABSTAIN, Certificate, Execution
-from .common import MAX_TRIALS, check_alpha
+from .common import MAX_TRIALS, Floats, check_alpha
 from .estimates import Estimates, Scores, TallyLike, leader_and_rival
 from .exact import check_whole
 from .rules import CertificationSpec, Limits
+from .top_k import exact_lead
 
 _VOTES = Votes()
 _EXECUTION = Execution()
@@ -33,6 +35,7 @@ def certificates(
     bound: str = "auto",
     rule: str = "auto",
     lipschitz: float | None = None,
+    top_k: int = 1,
     max_samples: int | None = None,
     seed: int | None = None,
     input_ids: Sequence[int] | None = None,
@@ -70,6 +73,9 @@ def certificates(
         names the scale it must be per unit of the inputs. Radii then follow from `Noise.potential` with it. It is taken
         on trust (`lipschitz_bound` proves one). It is a constant of real numbers and does not cover what float32 rounds in a
         score. Below float32 it is refused: a rounded score jumps.
+    top_k : int
+        Less than the number of classes. The radius is then that within which the class is among the top_k with the largest
+        scores, which `top_k.top_k_radius` proves; with 1, that within which it is the first.
     max_samples : int, optional
         The most estimation samples of an input there could have been, fixed before. It is needed with a sequence, and where
         sampling may have stopped early. Then the bound must be a sequence, at the last analysis too, and `estimation` has
@@ -113,6 +119,10 @@ def certificates(
     buckets (`partition`, of the selection's votes). They are here to compare with, and their radius is never above
     top-two's. A draw that voted for nobody counts as a trial, and for no class.
 
+    With top_k = k above 1, one-vs-rest gives ``Q(lo(A)) - Q(1 / (k + 1))``, so that lo(A) need not be above 1/2. Top-two
+    compares with the k largest ups instead of the largest, each at ``alpha / 2k``: only those of the k classes that truly
+    are the largest others must hold. Bonferroni's ups stay at ``alpha / K``, and class partitioning is refused.
+
     References
     ----------
     Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", 2019, Theorem 1, Proposition 2;
@@ -137,11 +147,12 @@ def certificates(
             f"noise must be random where a sample selects the class, got {noise!r:.100}; give the Tally of all its "
             "evaluations to exact_certificates"
         )
-    spec = CertificationSpec(noise, alpha, head, bound, rule, lipschitz, early=max_samples is not None)
+    spec = CertificationSpec(noise, alpha, head, bound, rule, lipschitz, early=max_samples is not None, top_k=top_k)
     if not isinstance(execution, Execution):
         raise TypeError(f"execution must be an Execution, got {execution!r}")
     ranges = estimation if isinstance(estimation, Sequence) else [estimation]
     _check_tallies(selection, ranges, head)
+    spec.check_classes(selection.num_classes)
     seed, ids = _source(selection, ranges, noise, seed, input_ids, assume_independent)
     most = _check_numbers(spec, selection, ranges, max_samples)
     spec = of_inputs(spec, execution)
@@ -151,7 +162,9 @@ def certificates(
     return found
 
 
-def exact_certificates(tally: TallyLike, *, backend: str = "", execution: Execution = _EXECUTION) -> list[Certificate]:
+def exact_certificates(
+    tally: TallyLike, *, top_k: int = 1, backend: str = "", execution: Execution = _EXECUTION
+) -> list[Certificate]:
     """Return the exact certificate of every input of a Tally that holds all evaluations of deterministic noise.
 
     Nothing is left to chance: alpha is 0.
@@ -161,7 +174,7 @@ def exact_certificates(tally: TallyLike, *, backend: str = "", execution: Execut
     tally : Tally
         Its provenance states the noise, and the samples 0 to ``noise.evaluations`` - 1 of each input. They may be of any
         stream: deterministic noise is the same in all.
-    backend, execution
+    top_k, backend, execution
         As in `certificates`.
 
     Returns
@@ -169,7 +182,9 @@ def exact_certificates(tally: TallyLike, *, backend: str = "", execution: Execut
     list of Certificate
         One for each input, in order. The class is that of most votes; a tie abstains. The radius is
         ``noise.exact_radius(lead)``, the lead being the votes for the class less those for the next. It may be 0: the class
-        at the input itself is then all that is proved. p_lower and p_upper are the shares of these votes.
+        at the input itself is then all that is proved. p_lower and p_upper are the shares of these votes. With top_k above 1
+        the lead is `top_k.exact_lead`, the lowest of equal classes is taken, and p_upper is the share of the class with the
+        top_k-th most votes of the others.
 
     Raises
     ------
@@ -202,7 +217,8 @@ def exact_certificates(tally: TallyLike, *, backend: str = "", execution: Execut
     if not isinstance(execution, Execution):
         raise TypeError(f"execution must be an Execution, got {execution!r}")
     where = check_whole("tally", tally)
-    spec = CertificationSpec(where.noise, 0.0, bound="exact", rule="exact")
+    spec = CertificationSpec(where.noise, 0.0, bound="exact", rule="exact", top_k=top_k)
+    spec.check_classes(tally.num_classes)
     (found,), *_ = prove(
         [spec],
         None,
@@ -375,13 +391,9 @@ def prove(
     chosen, drawn = estimates.classes[:, :1], estimates.scores.trials
     votes = estimates.scores.sums if heads == [_VOTES] else Scores.total(ranges, _VOTES).sums
     first, second = leader_and_rival(votes, chosen)
-    if spec.exact:
-        radii, ahead = spec.noise.exact_radius(first - second), first > second
-    else:
-        radii = rules.radius(spec.noise, found.lower, found.upper, spec.lipschitz)
-        ahead = radii > 0
+    radii, ahead = _exact(spec, estimates) if spec.exact else _bounded(spec, found)
     before = np.zeros_like(drawn) if selection is None else selected.trials
-    columns = (np.where(ahead, chosen, ABSTAIN), radii, found.lower, found.upper, first, second, before, drawn)
+    columns = (np.where(ahead, chosen, ABSTAIN), radii, found.lower, found.upper[:, -1:], first, second, before, drawn)
     certificates = [
         Certificate(
             prediction=label,
@@ -405,6 +417,7 @@ def prove(
             lipschitz=spec.lipschitz,
             max_samples=max_samples,
             execution=execution,
+            top_k=spec.top_k,
         )
         for head, input_id, label, r, lower, upper, a, b, n0, n, used, part in zip(
             (head for head in heads for _ in input_ids),
@@ -415,6 +428,20 @@ def prove(
     ]
     inputs = len(input_ids)
     return [certificates[start : start + inputs] for start in range(0, len(certificates), inputs)], estimates, found
+
+
+def _exact(spec: CertificationSpec, estimates: Estimates) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the radii [inputs, 1] of deterministic noise, and whether the class is proved at the input itself."""
+    chosen, scores = estimates.classes[:, :1], estimates.scores
+    first, others = (scores.only(classes).sums for classes in (chosen, scores.largest_others(chosen, spec.top_k)))
+    lead = exact_lead(first, others)
+    return spec.noise.exact_radius(lead), lead > 0
+
+
+def _bounded(spec: CertificationSpec, found: Limits) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the radii [inputs, 1] that follow from limits, and whether they prove the class."""
+    radii = rules.radius_of(spec, found.lower, found.upper)
+    return radii, radii > 0
 
 
 def smallest_certifiable_n(alpha: float) -> int:

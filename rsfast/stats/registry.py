@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..heads import Head
-from .common import Floats, analysis_ends
+from .common import Floats, analysis_ends, largest
 from .estimates import Estimates
 
 
@@ -53,16 +53,23 @@ class Bound(ABC):
     def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         """Return the upper limit of the score of the leader (`place` 0) or its rival (1)."""
 
-    def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        """Return the largest upper limit of the scores of `Estimates.others`, each of which fails with alpha.
+    def upper_of_others(self, estimates: Estimates, alpha: float, count: int = 1) -> Floats:
+        """Return the `count` largest upper limits of `Estimates.others`, [inputs, count], each of which fails with alpha.
 
-        By default it is that of a bound that needs only their sums.
+        By default they are those of a bound that needs only their sums.
         """
         if estimates.scores.bits:  # a bound for one analysis
             alpha, name = self.alpha_of_analysis(alpha, estimates.analyses), "empirical_bernstein"
         else:
             name = "beta_binomial_sequence" if self.sequence else "clopper_pearson"
-        return BOUNDS[name].upper_of_others(estimates, alpha)
+        return BOUNDS[name].upper_of_others(estimates, alpha, count)
+
+    def uppers(self, estimates: Estimates, alpha: float, count: int) -> Floats:
+        """Return the `count` largest upper limits of all classes but the leader, largest first, each of this alpha."""
+        found = [self.upper(estimates, 1, alpha)]
+        if others := min(count, estimates.scores.sums.shape[1] - 2):
+            found.append(self.upper_of_others(estimates, alpha, others))
+        return largest(np.hstack(found), count)
 
     def both(self, estimates: Estimates, alpha: float) -> tuple[Floats, Floats]:
         """Return the lower limit of the leader's score and the largest upper limit of the others, each with this alpha."""

@@ -11,14 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._check import check_count
 from ..heads import Head, Votes, check_head
 from ..noise import Noise, check_lipschitz, check_noise
 from .bounds.betting import typical_betting_lower
 from .bounds.clopper_pearson import forecast_proportion
-from .common import Floats, check_alpha
-from .estimates import Estimates
+from .common import Floats, check_alpha, largest
+from .estimates import Estimates, Scores, TallyLike
 from .exact import EXACT, Exact, check_exact
 from .registry import BOUNDS, Bound, resolve_bound
+from .top_k import shares_of_rest, top_k_radius
 
 _VOTES = Votes()
 
@@ -41,6 +43,8 @@ class CertificationSpec:
         An l2 Lipschitz constant of every class's base score; per unit of what the model takes until `proof.of_inputs`.
     early : bool
         Whether sampling may stop early, so that the samples are analysed more than once.
+    top_k : int
+        How many classes may have the largest scores: within the radius the certified class is one of them.
 
     Raises
     ------
@@ -61,6 +65,7 @@ class CertificationSpec:
     rule: str = "auto"
     lipschitz: float | None = None
     early: bool = False
+    top_k: int = 1
 
     def __post_init__(self) -> None:
         check_noise("noise", self.noise).check_lipschitz(self.lipschitz)
@@ -71,8 +76,31 @@ class CertificationSpec:
         else:
             bound, rule = resolve(self.head, self.bound, self.rule, self.lipschitz, early=self.early)
             alpha = check_alpha(self.alpha)
-        for name, value in (("alpha", alpha), ("bound", bound), ("rule", rule)):
+        top_k = check_count("top_k", self.top_k)
+        if rule == "class_partitioning" and top_k > 1:
+            raise ValueError(
+                f"rule must be auto, one_vs_rest, top_two or bonferroni with top_k = {top_k}, got {rule!r}; it bounds "
+                "classes together, and so not the k-th of them"
+            )
+        for name, value in (("alpha", alpha), ("bound", bound), ("rule", rule), ("top_k", top_k)):
             object.__setattr__(self, name, value)
+
+    def check_classes(self, num_classes: int) -> None:
+        """Raise ValueError unless there are more classes than `top_k`.
+
+        Examples
+        --------
+        >>> from rsfast.noise import Gaussian
+        >>> CertificationSpec(Gaussian(0.5), 0.001, top_k=10).check_classes(10)
+        Traceback (most recent call last):
+            ...
+        ValueError: top_k must be less than num_classes, which is 10, got 10; every class is among the first 10
+        """
+        if self.top_k > 1 and self.top_k >= num_classes:
+            raise ValueError(
+                f"top_k must be less than num_classes, which is {num_classes}, got {self.top_k}; every class is among the "
+                f"first {self.top_k}"
+            )
 
     @property
     def exact(self) -> bool:
@@ -215,22 +243,30 @@ def radius(noise: Noise, p_lower: ArrayLike, p_upper: ArrayLike, lipschitz: floa
     >>> round(float(radius(Gaussian(0.5), 0.99, 0.01)), 4)
     1.1632
     """
+    return noise.radius(*_check_limits(p_lower, p_upper), lipschitz)
+
+
+def _check_limits(p_lower: ArrayLike, p_upper: ArrayLike) -> tuple[Floats, Floats]:
     lower, upper = np.asarray(p_lower, dtype=np.float64), np.asarray(p_upper, dtype=np.float64)
     if not np.all((lower >= 0) & (lower < 1)):
         raise ValueError(f"p_lower must be at least 0 and below 1, got {p_lower!r}")
     if not np.all((upper > 0) & (upper <= 1)):
         raise ValueError(f"p_upper must be above 0 and at most 1, got {p_upper!r}")
-    return noise.radius(lower, upper, lipschitz)
+    return lower, upper
+
+
+def radius_of(spec: CertificationSpec, p_lower: Floats, p_upper: Floats) -> Floats:
+    """Return the radii [inputs, 1] that follow from limits as in `Limits`; with top_k 1 they are `radius`, as are errors."""
+    lower, upper = _check_limits(p_lower, p_upper)
+    return top_k_radius(spec.noise, lower, upper, spec.lipschitz, sums_to_one=spec.head.sums_to_one)
 
 
 class AlphaSplit(NamedTuple):
-    """A rule, and the share of alpha that lo and each up have."""
+    """A rule, and the shares of alpha that lo and each up have."""
 
     rule: str
     share: float
-
-
-_ALPHA_SPLITS = (AlphaSplit("one_vs_rest", 1.0), AlphaSplit("top_two", 1 / 2))
+    share_of_up: float
 
 
 class Limits(NamedTuple):
@@ -239,7 +275,7 @@ class Limits(NamedTuple):
     lower: Floats
     """Lower limit of the leader's score."""
     upper: Floats
-    """Upper limit of every other class's."""
+    """Upper limits [inputs, top_k] of the others' scores: of the largest, the next and so on. So without top_k of all."""
     rules: NDArray[np.object_]
     alpha_upper: Floats
     """The part of alpha that the upper limits have."""
@@ -248,11 +284,12 @@ class Limits(NamedTuple):
 
 
 def _alpha_splits(spec: CertificationSpec, classes: int) -> tuple[AlphaSplit, ...]:
+    each = 1 / 2 if spec.top_k == 1 else math.nextafter(1 / (2 * spec.top_k), 0)
+    splits = (AlphaSplit("one_vs_rest", 1.0, 0.0), AlphaSplit("top_two", 1 / 2, each))
     if spec.rule == "auto":
-        return _ALPHA_SPLITS
-    return tuple(split for split in _ALPHA_SPLITS if split.rule == spec.rule) or (
-        AlphaSplit(spec.rule, math.nextafter(1 / classes, 0)),
-    )
+        return splits
+    share = math.nextafter(1 / classes, 0)
+    return tuple(split for split in splits if split.rule == spec.rule) or (AlphaSplit(spec.rule, share, share),)
 
 
 def best_splits(estimates: Estimates, spec: CertificationSpec) -> NDArray[np.int64]:
@@ -274,7 +311,8 @@ def limits(
     if spec.rule == "class_partitioning":
         lower, upper, alpha_upper = _partitioned(estimates, spec)
         return Limits(lower, upper, np.full(shape, spec.rule, dtype=object), alpha_upper, best)
-    found = Limits(np.empty(shape), np.empty(shape), np.empty(shape, dtype=object), np.empty(shape), best)
+    uppers = np.empty((len(best), spec.top_k))
+    found = Limits(np.empty(shape), uppers, np.empty(shape, dtype=object), np.empty(shape), best)
     for number, split in enumerate(splits):
         rows = best[:, 0] == number
         if rows.any():
@@ -284,14 +322,21 @@ def limits(
 
 
 def _by_split(estimates: Estimates, split: AlphaSplit, spec: CertificationSpec, bound: Bound) -> tuple[Floats, Floats]:
-    """Return lo of the leader and the largest up of the others, [inputs, 1] each."""
-    alpha = spec.alpha * split.share
+    """Return lo of the leader [inputs, 1] and the largest ups of the others [inputs, top_k].
+
+    Of the true k largest others, fixed classes, each has an up that fails with up's share of alpha. Where none fails, the
+    i-th largest up of all others is at least the i-th largest of these k ups, and so at least the i-th largest true score.
+    So the shares of k ups are all that alpha pays for, whatever the number of classes.
+    """
+    alpha, k = spec.alpha * split.share, spec.top_k
     if split.rule == "one_vs_rest":
         lower = bound.lower(estimates, 0, alpha)
-        return lower, 1 - lower
-    lower, upper = bound.both(estimates, alpha)
-    # 1 - lo is exact where lo is at least 1/2; below, it is the larger of the two, and no radius comes of it.
-    return lower, np.minimum(upper, 1 - lower) if spec.head.sums_to_one else upper
+        return lower, shares_of_rest(lower, k)
+    if k == 1:
+        lower, upper = bound.both(estimates, alpha)
+    else:
+        lower, upper = bound.lower(estimates, 0, alpha), bound.uppers(estimates, spec.alpha * split.share_of_up, k)
+    return lower, np.minimum(upper, shares_of_rest(lower, k)) if spec.head.sums_to_one else upper
 
 
 def _partitioned(estimates: Estimates, spec: CertificationSpec) -> tuple[Floats, Floats, Floats]:
@@ -312,6 +357,30 @@ def _partitioned(estimates: Estimates, spec: CertificationSpec) -> tuple[Floats,
     return lower, np.minimum(upper, 1 - lower), (spec.alpha - shares)[:, None]
 
 
+def predicted_radii(selection: TallyLike, specs: Sequence[CertificationSpec], n: int) -> Floats:
+    """Return about the radii [specs, inputs] that n samples like those of the selection would prove. They are no claim.
+
+    A spec that is chosen by them depends on the selection sample only, so the certificate from other samples holds.
+
+    Examples
+    --------
+    >>> from rsfast import Gaussian, Tally
+    >>> selection = Tally(1, 2)
+    >>> selection.n[0], selection.counts[0, 0], selection.counts[0, 1] = 100, 90, 10
+    >>> predicted_radii(selection, [CertificationSpec(Gaussian(sigma), 0.001) for sigma in (0.25, 0.5)], 10_000).round(3)
+    array([[0.307],
+           [0.614]])
+    """
+    found = np.empty((len(specs), selection.num_inputs))
+    for places in alike(specs):
+        spec, heads = specs[places[0]], [specs[place].head for place in places]
+        scores, ids = Scores.of(selection, *heads), range(selection.num_inputs)
+        estimates = Estimates.of(scores, [selection], heads, False, n, 0, ids)
+        radii = _predicted_radii(estimates, _alpha_splits(spec, selection.num_classes), spec)
+        found[places] = radii.max(axis=1).reshape(len(places), -1)
+    return found
+
+
 def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limits, rough: Bound) -> Floats:
     """Return the largest radii [inputs] that are still likely once all samples are drawn. They are no claim.
 
@@ -323,22 +392,21 @@ def optimistic_radius(estimates: Estimates, spec: CertificationSpec, found: Limi
         rows = found.splits[:, 0] == number
         if rows.any():
             part = estimates.rows(rows)
-            leader, rival = best_case(part, 0, "upper"), best_case(part, 1, "lower")
-            predicted = _predicted_limits(part, split, spec, rough, leader, rival)
-            most[rows] = radius(spec.noise, *predicted, spec.lipschitz)[:, 0]
+            leader, others = best_case(part, 0, "upper"), best_case(part, spec.top_k, "lower")
+            predicted = _predicted_limits(part, split, spec, rough, leader, others)
+            most[rows] = radius_of(spec, *predicted)[:, 0]
     return most
 
 
-def best_case(estimates: Estimates, place: int, side: str) -> tuple[Floats, Floats]:
+def best_case(estimates: Estimates, others: int, side: str) -> tuple[Floats, Floats]:
     """Return the largest ("upper") or smallest mean that all samples are likely to have, and the sample's variance.
 
-    It is that of the leader's score (`place` 0), or of the largest other (1): whichever class that is, its limit counts.
+    They are those of the leader's score where `others` is 0, or else of so many of the largest others: whichever classes
+    these are, their limits count.
     """
     which = estimates.classes[:, :1]
-    if place == 1:
-        others = estimates.scores.sums.copy()
-        np.put_along_axis(others, which, -1, axis=1)
-        which = others.argmax(axis=1, keepdims=True)
+    if others:
+        which = estimates.scores.largest_others(which, others)
     mean, variance = estimates.scores.only(which).mean_and_variance()
     trials = estimates.scores.trials
 
@@ -358,29 +426,31 @@ def _predicted_limits(
     spec: CertificationSpec,
     bound: Bound,
     leader: tuple[Floats, Floats],
-    rival: tuple[Floats, Floats],
+    others: tuple[Floats, Floats],
 ) -> tuple[Floats, Floats]:
-    """Return about the limits [inputs, 1] for as many draws as there may be, of scores with these means and variances.
+    """Return about the limits, [inputs, 1] and [inputs, top_k], for as many draws as there may be, of scores like these.
+
+    Scores are given by means and variances: that of the leader, and of the largest others.
 
     Nothing rests on them: bounds are those of real-valued counts, and nothing is rounded outward.
     """
-    alpha = spec.alpha * split.share
-    low = np.minimum(bound.forecast(estimates, *leader, alpha), 1 - 2.0**-53)
-    high = 1 - low
+    low = np.minimum(bound.forecast(estimates, *leader, spec.alpha * split.share), 1 - 2.0**-53)
+    high = shares_of_rest(low, spec.top_k)
     if split.rule != "one_vs_rest":
-        mean, variance = rival
-        upper = 1 - bound.forecast(estimates, 1 - mean, variance, alpha)
+        mean, variance = others
+        upper = largest(1 - bound.forecast(estimates, 1 - mean, variance, spec.alpha * split.share_of_up), spec.top_k)
         high = np.minimum(high, upper) if spec.head.sums_to_one else upper
     return low, np.maximum(high, sys.float_info.min)
 
 
 def _predicted_radii(estimates: Estimates, splits: Sequence[AlphaSplit], spec: CertificationSpec) -> Floats:
     """Return about the radii [inputs, splits] that splits would give, by the selection sample."""
-    mean, variance = estimates.selected.only(estimates.classes).mean_and_variance()
+    first = estimates.classes[:, :1]
+    classes = np.hstack([first, estimates.selected.largest_others(first, spec.top_k)])
+    mean, variance = estimates.selected.only(classes).mean_and_variance()
     if estimates.selected.sums.shape[1] > 2:  # the fewer samples outside the leader were seen, the less sure the rival is
         rest = (1 - mean[:, :1]) * estimates.selected.trials
         mean[:, 1:] *= rest / (rest + 1)
-    leader, rival = (mean[:, :1], variance[:, :1]), (mean[:, 1:], variance[:, 1:])
-    predicted = [_predicted_limits(estimates, split, spec, spec.limits_by, leader, rival) for split in splits]
-    lower, upper = (np.concatenate(limit, axis=1) for limit in zip(*predicted, strict=True))
-    return radius(spec.noise, lower, upper, spec.lipschitz)
+    leader, others = (mean[:, :1], variance[:, :1]), (mean[:, 1:], variance[:, 1:])
+    predicted = [_predicted_limits(estimates, split, spec, spec.limits_by, leader, others) for split in splits]
+    return np.hstack([radius_of(spec, *limits) for limits in predicted])

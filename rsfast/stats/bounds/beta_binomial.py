@@ -11,7 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from ... import _special
 from ..._check import as_reals
-from ..common import MAX_TRIALS, Floats, Integers, as_counts, check_share, fine_analysis_ends, largest_safe, mirrored
+from ..common import (
+    MAX_TRIALS,
+    Floats,
+    Integers,
+    as_counts,
+    check_share,
+    fine_analysis_ends,
+    largest,
+    largest_safe,
+    mirrored,
+)
 from ..estimates import Estimates
 from ..registry import Bound
 from .clopper_pearson import forecast_proportion
@@ -179,11 +189,12 @@ class BetaBinomialSequence(Bound):
         return [ours.sums, ours.trials, before.sums + 0.5, before.trials - before.sums + 0.5]
 
     @staticmethod
-    def known_of_others(estimates: Estimates) -> list[Any]:
-        """Return the same for the largest of the others, without a prior: their limit increases in the count."""
+    def known_of_others(estimates: Estimates, count: int = 1) -> list[Any]:
+        """Return the same for the `count` largest of the others, without a prior: their limit increases in the votes."""
         others = estimates.others()
-        half = np.full(others.trials.shape, 0.5)
-        return [others.sums.max(axis=1, keepdims=True), others.trials, half, half]
+        votes = largest(others.sums, count)
+        half = np.full(votes.shape, 0.5)
+        return [votes, np.broadcast_to(others.trials, votes.shape), half, half]
 
     def lower(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         k, n, a, b = self.known(estimates, place)
@@ -193,8 +204,8 @@ class BetaBinomialSequence(Bound):
         k, n, a, b = self.known(estimates, place)
         return mirrored(self.limit(n - k, n, alpha, b, a))
 
-    def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        k, n, a, b = self.known_of_others(estimates)
+    def upper_of_others(self, estimates: Estimates, alpha: float, count: int = 1) -> Floats:
+        k, n, a, b = self.known_of_others(estimates, count)
         return mirrored(self.limit(n - k, n, alpha, b, a))
 
     def both(self, estimates: Estimates, alpha: float) -> tuple[Floats, Floats]:

@@ -362,7 +362,7 @@ class RoughBettingSequence(BettingSequence):
     """The same, in Newton steps, from the last sample range alone: what bettors won before it is remembered.
 
     Estimates hold the histograms of that range, and rows of inputs for input ids. The limits of classes that are neither
-    leader nor rival are left out.
+    leader nor rival are left out of `both`, and in `uppers` those of the first analysis, which has most of alpha.
     """
 
     def __init__(self) -> None:
@@ -379,6 +379,9 @@ class RoughBettingSequence(BettingSequence):
 
     def both(self, estimates: Estimates, alpha: float) -> tuple[Floats, Floats]:
         return self.lower(estimates, 0, alpha), self.upper(estimates, 1, alpha)
+
+    def uppers(self, estimates: Estimates, alpha: float, count: int) -> Floats:
+        return super().uppers(estimates._replace(analyses=1), alpha, count)
 
     def _limits(self, sample: _Sample, estimates: Estimates, place: int, alpha: float) -> Floats:
         counts, excess, prior = sample

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ... import _special
 from ..._check import as_reals
-from ..common import WIDTH_ERROR, Floats, Integers, as_counts, check_share, largest_safe, mirrored
+from ..common import WIDTH_ERROR, Floats, Integers, as_counts, check_share, largest, largest_safe, mirrored
 from ..estimates import Estimates, leader_and_rival
 from ..registry import Bound
 
@@ -238,9 +238,9 @@ class ClopperPearson(Bound):
         ours = estimates.at(place)
         return clopper_pearson_upper(ours.sums, ours.trials, alpha)
 
-    def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        others = estimates.others()  # the limit increases in the count, so the largest count is enough
-        return clopper_pearson_upper(others.sums.max(axis=1, keepdims=True), others.trials, alpha)
+    def upper_of_others(self, estimates: Estimates, alpha: float, count: int = 1) -> Floats:
+        others = estimates.others()  # the limit increases in the votes, so those of the most votes are the largest
+        return clopper_pearson_upper(largest(others.sums, count), others.trials, alpha)
 
     def both(self, estimates: Estimates, alpha: float) -> tuple[Floats, Floats]:
         # In one call, which costs little more than one limit; the upper limit increases in the count.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._check import as_reals
-from ..common import Floats, as_trials, check_share, minus_width, plus_width
+from ..common import Floats, as_trials, check_share, largest, minus_width, plus_width
 from ..estimates import Estimates, Scores
 from ..registry import Bound
 
@@ -72,8 +72,8 @@ def _upper(scores: Scores, alpha: float) -> Floats:
     return empirical_bernstein_upper(mean, variance, scores.trials, alpha)
 
 
-def _contenders(scores: Scores, alpha: float) -> NDArray[np.bool_]:
-    """Return which classes [inputs, classes] may have the largest limit of their input, or sums that no draws have.
+def _contenders(scores: Scores, alpha: float, count: int) -> NDArray[np.bool_]:
+    """Return which classes [inputs, classes] may have one of the largest limits of their input, or sums of no draws.
 
     Moments are exact and slow, and mostly one class of an input is left. Its variance here is off by less than 2^-49.
     """
@@ -85,7 +85,7 @@ def _contenders(scores: Scores, alpha: float) -> NDArray[np.bool_]:
         factor = -2 * math.log(alpha / 2) / (n - 1)
         least = mean + np.sqrt(factor * np.maximum(spread - _VARIANCE_ERROR, 0))
         most = mean + np.sqrt(factor * np.maximum(spread + _VARIANCE_ERROR, 0)) + _VARIANCE_ERROR
-    return np.asarray(~sound | ~(most < least.max(axis=1, keepdims=True)))
+    return np.asarray(~sound | ~(most < largest(least, count)[:, -1:]))
 
 
 class EmpiricalBernstein(Bound):
@@ -102,9 +102,9 @@ class EmpiricalBernstein(Bound):
     def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         return _upper(estimates.at(place), alpha)
 
-    def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
+    def upper_of_others(self, estimates: Estimates, alpha: float, count: int = 1) -> Floats:
         scores = estimates.others()
-        rows, classes = np.nonzero(_contenders(scores, alpha))
+        rows, classes = np.nonzero(_contenders(scores, alpha, count))
         limits = np.zeros(scores.sums.shape)
         limits[rows, classes] = _upper(
             scores._replace(
@@ -112,7 +112,7 @@ class EmpiricalBernstein(Bound):
             ),
             alpha,
         )
-        return np.asarray(limits.max(axis=1, keepdims=True))
+        return largest(limits, count)
 
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         return empirical_bernstein_lower(mean, variance, estimates.max_samples, alpha)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..._check import as_reals
-from ..common import Floats, as_trials, check_share, minus_width, plus_width
+from ..common import Floats, as_trials, check_share, largest, minus_width, plus_width
 from ..estimates import Estimates, Scores
 from ..registry import Bound
 
@@ -88,8 +88,8 @@ class Hoeffding(Bound):
     def upper(self, estimates: Estimates, place: int, alpha: float) -> Floats:
         return _upper(estimates.at(place), alpha)
 
-    def upper_of_others(self, estimates: Estimates, alpha: float) -> Floats:
-        return np.asarray(_upper(estimates.others(), alpha).max(axis=1, keepdims=True))
+    def upper_of_others(self, estimates: Estimates, alpha: float, count: int = 1) -> Floats:
+        return largest(_upper(estimates.others(), alpha), count)
 
     def forecast(self, estimates: Estimates, mean: Floats, variance: Floats, alpha: float) -> Floats:
         return hoeffding_lower(mean, estimates.max_samples, alpha)
