@@ -24,13 +24,19 @@ if TYPE_CHECKING:
     from ..runs.run import Run
     from ..stats.certificate import Certificate
 
+DATA = (
+    "FILE.npz (images and perhaps labels), FILE.npy, FILE.pt; a folder of pictures or of class folders; "
+    "cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR, hf:DIR; or MODULE:FACTORY, which returns a Dataset"
+)
+"""Help of --data."""
 _HELP: dict[str, Any] = {"metavar": "M", "nargs": "+", "type": float}
 
 
 def add_run_options(parser: Parser) -> None:
     """Add what names the model, the data and the folder, and the options of `rsfast.Run`."""
     add = parser.add_argument
-    _add_sources(parser)
+    add_model_options(parser)
+    add("--data", required=True, metavar="NAME", help=DATA)
     either = parser.add_mutually_exclusive_group(required=True)
     text = "standard deviation of Gaussian noise, in the units of images; for several, a run in OUT/sigma=S each"
     either.add_argument("--sigma", type=float, nargs="+", metavar="S", help=text)
@@ -58,8 +64,8 @@ def add_run_options(parser: Parser) -> None:
     add_options(parser, options_of(SamplingOptions))
 
 
-def _add_sources(parser: Parser) -> None:
-    """Add what names the model and the data, and says how pictures are made."""
+def add_model_options(parser: Parser) -> None:
+    """Add what names the model, and says how its pictures are made."""
     add = parser.add_argument
     add(
         "--model",
@@ -77,13 +83,6 @@ def _add_sources(parser: Parser) -> None:
         "--checkpoint",
         metavar="FILE",
         help="what training for randomized smoothing saves: arch, state_dict, and a normalising layer before the net",
-    )
-    add(
-        "--data",
-        required=True,
-        metavar="NAME",
-        help="FILE.npz (images and perhaps labels), FILE.npy, FILE.pt; a folder of pictures or of class folders; "
-        "cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR, hf:DIR; or MODULE:FACTORY, which returns a Dataset",
     )
     add("--num-classes", type=positive, metavar="K", help="number of logits (default: as the model or the data say)")
     add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
@@ -132,7 +131,7 @@ def load_sources(args: argparse.Namespace, noise: Noise, how: Preprocessing | No
     device, shard = join(args.device, args.shard)
     given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
     loaded = load_model(args.model, **given, device=device)
-    how = how or _preprocessing(args, loaded.preprocessing)
+    how = how or preprocessing_in(args, loaded.preprocessing)
     data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes, bytes=noise.takes_bytes)
     num_classes = loaded.num_classes or len(data.class_names or ())
     if not num_classes:
@@ -173,7 +172,7 @@ def make_run(args: argparse.Namespace, noise: Noise, sources: Sources) -> Run:
     return run
 
 
-def _preprocessing(args: argparse.Namespace, own: Preprocessing | None) -> Preprocessing | None:
+def preprocessing_in(args: argparse.Namespace, own: Preprocessing | None) -> Preprocessing | None:
     """Return the model's own preprocessing, changed as the options say."""
     from ..loading.preprocessing import Preprocessing
 
