@@ -57,8 +57,8 @@ def check_stopping(noise: Gaussian, num_classes: int, proof: Mapping[str, Any], 
         floor = math.floor(most * 1e4) / 1e4
         raise ValueError(
             f"radius must be at most {floor:g}, the {radius_label(noise.norm)} that unanimous votes prove at sigma = "
-            f"{noise.sigma:g}, n = {proof['n']:,} and alpha = {proof['alpha']:g}, got {stopping.radii[-1]:g}; take a smaller "
-            "radius, or a larger sigma or n"
+            f"{noise.sigma:g}, n = {proof['n']:,} and alpha = {proof['alpha']:g}, got {stopping.radii[-1]:g}; take a "
+            "smaller radius, or a larger sigma or n"
         )
 
 
