@@ -402,7 +402,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "one of the arguments --shape --data is required"),
+        ([], "one of the arguments --data --shape is required"),
         (["--shape", "3", "2", "2", "--data", "data.npz"], "not allowed with argument"),
         (["--shape", "3", "0"], "must be a positive integer, got '0'"),
         (["--shape", "3", "5", "5"], "model nets:net fails on a batch [1, 3, 5, 5]"),

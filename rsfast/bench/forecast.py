@@ -32,38 +32,33 @@ class Forecast:
     Attributes
     ----------
     option : str
-        ``--radius R``, ``--rtol X``, or "" of a run without early decisions.
+        ``--radius R ...``, ``--rtol X``, or "" of a run without early decisions.
     samples : float
         Of an image, selection samples among them: the mean over images.
     error : float
-        Its standard error, which is that of the choice of images; 0 where it is known.
+        Its standard error, which is that of the choice of images; 0 where it is known, None of a single image.
     seconds : float
         Of all images.
     """
 
     option: str
     samples: float
-    error: float
+    error: float | None
     seconds: float
-
-    @property
-    def relative_error(self) -> float:
-        """The standard error as a part of the samples."""
-        return self.error / self.samples
 
 
 def check_stopping(noise: Gaussian, num_classes: int, proof: Mapping[str, Any], stopping: StoppingRule) -> None:
     """Raise ValueError if no votes prove the radius at which sampling is to stop."""
-    if stopping.radius is None:
+    if not stopping.radii:
         return
     spec = CertificationSpec(noise, proof["alpha"], early=True)
     most = largest_radius(spec, stopping, n0=proof["n0"], n=proof["n"], num_classes=num_classes)
-    if stopping.radius > most:
+    if stopping.radii[-1] > most:
         floor = math.floor(most * 1e4) / 1e4
         raise ValueError(
             f"radius must be at most {floor:g}, the {radius_label(noise.norm)} that unanimous votes prove at sigma = "
-            f"{noise.sigma:g}, n = {proof['n']:,} and alpha = {proof['alpha']:g}, got {stopping.radius:g}; take a smaller "
-            "radius, or a larger sigma or n"
+            f"{noise.sigma:g}, n = {proof['n']:,} and alpha = {proof['alpha']:g}, got {stopping.radii[-1]:g}; take a "
+            "smaller radius, or a larger sigma or n"
         )
 
 
@@ -111,15 +106,18 @@ def forecast(
     if not stopping or counts is None:
         shares = posterior(_UNANIMOUS, twins)
         _, overhead = _certify(Twins(shares, noise.sigma), noise, {**proof, "n": min(_FEW, proof["n"])}, stopping, seed)
-        mean, error = float(proof["n0"] + proof["n"]), 0.0
+        error: float | None = 0.0
+        mean = float(proof["n0"] + proof["n"])
     else:
         counts = counts[np.linspace(0, len(counts) - 1, min(len(counts), twins)).astype(int)]
         copies = max(1, twins // len(counts))
         samples, overhead = _certify(Twins(posterior(counts, copies), noise.sigma), noise, proof, stopping, seed)
         of_images = samples.reshape(-1, copies).mean(axis=1)
-        mean, error = float(samples.mean()), float(of_images.std(ddof=min(1, len(counts) - 1)) / math.sqrt(len(counts)))
-    given = ((name, value) for name, value in vars(stopping).items() if value is not None)
-    option = " ".join(f"--{name} {value:g}" for name, value in given)
+        mean = float(samples.mean())
+        error = float(of_images.std(ddof=1) / math.sqrt(len(counts))) if len(counts) > 1 else None
+    option = "" if stopping.rtol is None else f"--rtol {stopping.rtol:g}"
+    if stopping.radii:
+        option = " ".join(["--radius", *(f"{radius:g}" for radius in stopping.radii)])
     return Forecast(option, mean, error, images * (mean * seconds_a_sample + overhead))
 
 

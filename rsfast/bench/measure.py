@@ -23,7 +23,7 @@ from .subject import Certifying, Change, Subject, bare, loop
 FORWARD, LOOP, DEFAULT = "bare forward", "2019 loop", "rsfast as it comes"
 _FIRST, _SINGLE, _TOGETHER = 0.2, 0.6, 0.8  # shares of the time after which each stage ends
 _COMPILE = 0.4  # share of the time that a compiler may take
-_COMPARE = 0.05  # share of the time in which votes are compared
+_COMPARE = 0.07  # share of the time in which votes are compared
 _TURN, _MOST_A_BATCH = 1 / 200, 1 / 60  # shares of the time that a turn takes, and that a batch may take
 _QUICK = 0.05  # seconds that a call must take to tell the time of a row
 _SLOW = 1.0  # seconds of a row, from which on no row is run for nothing
@@ -267,10 +267,12 @@ class Measurement:
         self.measured.shares = {**shares, "rest": max(0.0, 1 - sum(shares.values()))}
 
     def _compare_votes(self) -> None:
-        """Compare the votes of as many rows as there is time for with those by default."""
-        a_row = sum(1 / self.measured.lines[name].rate for name in self._running)
+        """Compare votes of the last stage, and of other precisions, with those by default: as many as there is time for."""
+        lines = self.measured.lines
+        of = {name: each for name, each in self._running.items() if lines[name].final or not each.change.exact}
+        a_row = sum(1 / lines[name].rate for name in of)
         rows = max(1, min(_COMPARED, int(self.seconds * _COMPARE / a_row)))
-        votes = {name: certifying.votes(rows) for name, certifying in self._running.items()}
+        votes = {name: each.votes(rows) for name, each in of.items()}
         for name, line in self.measured.lines.items():
             if name in votes and name != DEFAULT:
                 line.agreement, line.compared = float((votes[name] == votes[DEFAULT]).double().mean()), rows

@@ -120,7 +120,7 @@ class Report:
         yield f"{self.images:,} images will take with the first command:"
         rows = []
         for each in self.forecasts:
-            error = f" +- {each.error:,.0f}" if each.error else ""
+            error = " +- unknown" if each.error is None else f" +- {each.error:,.0f}" if each.error else ""
             what = each.option or f"all n = {self.subject.proof['n']:,}"
             rows.append((f"  {what}", f"{each.samples:,.0f}{error} samples an image", duration(each.seconds)))
         yield str(tabulate(rows, tablefmt="plain", disable_numparse=True))

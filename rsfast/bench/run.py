@@ -20,7 +20,7 @@ from .report import Report
 from .subject import threads
 from .twins import Counts, counts_from_run, counts_of
 
-_PILOT, _VOTES = 0.1, 100  # share of the time that votes of images take, and votes of an image
+_PILOT, _VOTES = 0.1, 50  # share of the time that votes of images take, and votes of an image
 _MOST_VOTES = 10_000
 _SEED = 2026  # of noise
 
@@ -114,7 +114,7 @@ def _pilot(measurement: Measurement, data: torch.Tensor | Dataset[torch.Tensor])
     subject, line = measurement.subject, measurement.measured.best(exact=True)
     rows, total = int(line.rate * measurement.seconds * _PILOT), len(data)  # type: ignore[arg-type]
     count = max(1, min(total, rows // _VOTES))
-    votes = max(_VOTES // 2, min(rows // count, _MOST_VOTES))
+    votes = max(1, min(rows // count, _MOST_VOTES))
     assert line.change is not None
     options = {**subject.options, **line.change.options}
     with threads(line.change.threads):

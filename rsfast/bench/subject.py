@@ -122,6 +122,7 @@ class Certifying:
 
     Attributes
     ----------
+    change : Change
     batch : int
         Rows of a batch.
     rows : int
@@ -136,7 +137,7 @@ class Certifying:
     """
 
     def __init__(self, subject: Subject, change: Change) -> None:
-        self._subject, self._change = subject, change
+        self._subject, self.change = subject, change
         options = {**subject.options, **change.options}
         self._sampling = Sampling(
             subject.model, subject.images[:1], subject.noise, subject.num_classes, seed=_SEED, **options
@@ -156,7 +157,7 @@ class Certifying:
         plan = self._sampling.certification([self._spec], StoppingRule(), n0, rows - n0)
         inputs, shape = [(0, self._subject.images[0])], self._subject.shape
         pacing, ranks, bar = self._sampling.pacing, self._sampling.ranks, self._sampling.bar(rows, "")
-        with threads(self._change.threads):
+        with threads(self.change.threads):
             for _ in Sampler(plan, inputs, shape, 1, self._batches, pacing=pacing, ranks=ranks, bar=bar):
                 pass
 
@@ -173,7 +174,7 @@ class Certifying:
         images, classes = self._subject.images, list[torch.Tensor]()
         ids = torch.arange(len(images), device=images.device)
         batches, tally = self._new_batches(), Tally(1, self._subject.num_classes)
-        with threads(self._change.threads), self._sampling.forward.running():
+        with threads(self.change.threads), self._sampling.forward.running():
             for start in range(0, rows, self.batch):
                 size = min(self.batch, rows - start)
                 segments = [(row % len(images), 0, row, 1) for row in range(start, start + size)]

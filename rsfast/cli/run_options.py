@@ -13,7 +13,7 @@ from ..engine.options import SamplingOptions, options_of
 from ..noise import Noise, radius_label
 from ..noise.text import forms
 from .arguments import Parser, add_options, add_out, noise, options_in, positive
-from .sources import Sources, add_reading_options, add_sources
+from .sources import DATA, Sources, add_model_options, add_reading_options
 
 if TYPE_CHECKING:
     from ..runs.results import Results
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def add_run_options(parser: Parser) -> None:
     """Add what names the model, the data and the folder, and the options of `rsfast.Run`."""
     add = parser.add_argument
-    add_sources(parser)
+    add_model_options(parser)
+    add("--data", required=True, metavar="NAME", help=DATA)
     either = parser.add_mutually_exclusive_group(required=True)
     text = "standard deviation of Gaussian noise, in the units of images; for several, a run in OUT/sigma=S each"
     either.add_argument("--sigma", type=float, nargs="+", metavar="S", help=text)

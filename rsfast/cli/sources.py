@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from ..loading.loaded import LoadedModel
     from ..loading.preprocessing import Preprocessing
 
+DATA = (
+    "FILE.npz (images and perhaps labels), FILE.npy, FILE.pt; a folder of pictures or of class folders; "
+    "cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR, hf:DIR; or MODULE:FACTORY, which returns a Dataset"
+)
+"""Help of --data."""
 _HELP: dict[str, Any] = {"metavar": "M", "nargs": "+", "type": float}
 
 
-def add_sources(parser: Parser) -> None:
-    """Add what names the model and the data, and says how pictures are made."""
+def add_model_options(parser: Parser) -> None:
+    """Add what names the model, and says how its pictures are made."""
     add = parser.add_argument
     add(
         "--model",
@@ -38,13 +43,6 @@ def add_sources(parser: Parser) -> None:
         "--checkpoint",
         metavar="FILE",
         help="what training for randomized smoothing saves: arch, state_dict, and a normalising layer before the net",
-    )
-    add(
-        "--data",
-        required=True,
-        metavar="NAME",
-        help="FILE.npz (images and perhaps labels), FILE.npy, FILE.pt; a folder of pictures or of class folders; "
-        "cifar10:DIR, cifar100:DIR, mnist:DIR, imagenet:DIR, hf:DIR; or MODULE:FACTORY, which returns a Dataset",
     )
     add("--num-classes", type=positive, metavar="K", help="number of logits (default: as the model or the data say)")
     add("--mean", help="the model's normalisation, one number or one a channel; --std too", **_HELP)
@@ -96,7 +94,7 @@ def load_sources(args: argparse.Namespace, noise: Noise, how: Preprocessing | No
     device, shard = join(args.device, args.shard)
     given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
     loaded = load_model(args.model, **given, device=device)
-    how = how or _preprocessing(args, loaded.preprocessing)
+    how = how or preprocessing_in(args, loaded.preprocessing)
     data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes, bytes=noise.takes_bytes)
     if how is not None and isinstance(data.items, (torch.Tensor, MappedRows)):  # arrays, which are fed as they are
         how = replace(how, size=None, resize=None)
@@ -106,7 +104,7 @@ def load_sources(args: argparse.Namespace, noise: Noise, how: Preprocessing | No
     return Sources(loaded, how, data, num_classes, device, shard)
 
 
-def _preprocessing(args: argparse.Namespace, own: Preprocessing | None) -> Preprocessing | None:
+def preprocessing_in(args: argparse.Namespace, own: Preprocessing | None) -> Preprocessing | None:
     """Return the model's own preprocessing, changed as the options say."""
     from ..loading.preprocessing import Preprocessing
 

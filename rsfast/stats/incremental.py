@@ -89,9 +89,7 @@ def check_before(certificates: Sequence[Certificate]) -> None:
     for place, each in enumerate(certificates):
         if each.noise.evaluations is not None or each.head.soft or each.top_k > 1:
             what = f"the head {each.head}, {each.noise!r:.80} and top_k = {each.top_k}"
-            raise ValueError(
-                f"certificates[{place}] must be of votes, random noise and top_k = 1, got {what}; certify anew"
-            )
+            raise ValueError(f"certificates[{place}] must be of votes, random noise and top_k = 1, got {what}; certify anew")
 
 
 def proved(before: Sequence[Before], pairs: Pairs, alpha: float) -> Limits:
@@ -108,9 +106,10 @@ def proved(before: Sequence[Before], pairs: Pairs, alpha: float) -> Limits:
     alpha : float
         Probability that the limits of an input are wrong.
 
-    References ---------- Ugare, Suresh, Banerjee, Singh and Misailovic, "Incremental Randomized Smoothing Certification",
-    2024. Here the lost mass alone is bounded, and the changed model's own votes beside it.
-    """
+    References
+    ----------
+    Ugare, Suresh, Banerjee, Singh and Misailovic, "Incremental Randomized Smoothing Certification",
+    2024. Here the lost mass alone is bounded, and the changed model's own votes beside it."""
 
     def below(votes: Integers, n: Integers, share: float) -> Floats:
         return beta_binomial_sequence_lower(votes, n, share, a=_MISSES["b"], b=_MISSES["a"])
