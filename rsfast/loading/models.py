@@ -69,6 +69,11 @@ def load_model(
     LoadedModel
         Its ``options`` are what `certify` takes of it.
 
+    Notes
+    -----
+    Weights and checkpoints are read without running code. Factories and files of torch.jit and torch.export are programs:
+    name only those that you trust.
+
     Raises
     ------
     ImportError
