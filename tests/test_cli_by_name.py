@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 import rsfast
 from rsfast import cli
+from rsfast.cli import sources
 from rsfast.loading.cifar_resnet import CifarResNet
 from rsfast.loading.preprocessing import Preprocessing
 
@@ -184,6 +186,21 @@ MISTAKES = {
 def test_mistakes_are_one_line(capsys, options):
     np.savez("data.npz", images=np.zeros((2, 3, 32, 32), np.float32))
     assert MISTAKES[options] in fails(capsys, f"certify {SMALL} {options} --out out")
+
+
+def test_classes_that_the_model_names_otherwise():
+    with pytest.warns(UserWarning, match="data zoo gives dog the label 1, and the model names its class 0 so"):
+        sources.warn_of_other_classes("zoo", ["cat", "dog"], ["dog", "bird"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sources.warn_of_other_classes("zoo", ["n01440764", "dog"], ["tench", "dog"])
+
+
+def test_the_hint_survives_a_traceback_of_torchscript(capsys):
+    torch.jit.trace(nn.Sequential(nn.Conv2d(3, 2, 32), nn.Flatten()), torch.zeros(1, 3, 32, 32)).save("net.jit")
+    np.savez("data.npz", images=np.zeros((2, 32, 32, 3), np.float32))
+    said = fails(capsys, f"certify {SMALL} --data data.npz --model jit:net.jit --num-classes 2 --out out")
+    assert "Given groups=1" in said and said.endswith("images.movedim(-1, 1)")
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,10 +100,24 @@ def load_sources(args: argparse.Namespace, noise: Noise, how: Preprocessing | No
     data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes, bytes=noise.takes_bytes)
     if how is not None and isinstance(data.items, (torch.Tensor, MappedRows)):  # arrays, which are fed as they are
         how = replace(how, size=None, resize=None)
+    warn_of_other_classes(args.data, data.class_names or (), loaded.class_names or ())
     num_classes = loaded.num_classes or len(data.class_names or ())
     if not num_classes:
         raise ValueError("--num-classes must be given, the number of logits: neither --model nor --data says it")
     return Sources(loaded, how, data, num_classes, device, shard)
+
+
+def warn_of_other_classes(name: str, given: Sequence[str], own: Sequence[str]) -> None:
+    """Warn if the data and the model both name a class, and its label is not that of the logit."""
+    for label, one in enumerate(given):
+        if one in own and (label >= len(own) or own[label] != one):
+            warnings.warn(
+                f"data {name} gives {one} the label {label}, and the model names its class {own.index(one)} so: labels must be "
+                "the model's for accuracies to mean anything; rename the classes, or give the labels in an .npz file",
+                UserWarning,
+                stacklevel=2,
+            )
+            return
 
 
 def preprocessing_in(args: argparse.Namespace, own: Preprocessing | None) -> Preprocessing | None:
