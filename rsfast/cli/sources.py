@@ -112,8 +112,8 @@ def warn_of_other_classes(name: str, given: Sequence[str], own: Sequence[str]) -
     for label, one in enumerate(given):
         if one in own and (label >= len(own) or own[label] != one):
             warnings.warn(
-                f"data {name} gives {one} the label {label}, and the model names its class {own.index(one)} so: labels must be "
-                "the model's for accuracies to mean anything; rename the classes, or give the labels in an .npz file",
+                f"data {name} gives {one} the label {label}, and the model names its class {own.index(one)} so: labels must "
+                "be the model's for accuracies to mean anything; rename the classes, or give the labels in an .npz file",
                 UserWarning,
                 stacklevel=2,
             )
