@@ -273,7 +273,7 @@ def test_posterior_keeps_the_mean_and_many_classes_fit():
     assert (posterior(np.array([[100, 0, 0]]), 5)[:, 2] == 0).all()
 
 
-@pytest.mark.parametrize("stopping", [StoppingRule(radius=0.4), StoppingRule(rtol=0.1)])
+@pytest.mark.parametrize("stopping", [StoppingRule(radius=0.4), StoppingRule(radius=[0.2, 0.5]), StoppingRule(rtol=0.1)])
 def test_forecast_of_samples_is_what_certify_takes(stopping):
     """From 200 votes an image, within 20 %: some 3 standard errors, of the votes and of the samples of both runs."""
     counts = np.random.default_rng(1).multinomial(200, SHARES)
@@ -371,6 +371,17 @@ def test_pick_takes_inputs_from_all_parts():
     assert pick(data, 3, torch.device("cpu"))[:, 0].tolist() == [0, 4, 9]
     assert len(pick(data, 50, torch.device("cpu"))) == 10
     assert len(pick(data, 1, torch.device("cpu"))) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    device = torch.device("cuda")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).to(device)
+    subject = Subject(model, random_inputs(4, [3, 2, 2], device), Gaussian(SIGMA), 3, proof=PROOF)
+    measured = Measurement(subject, seconds=5.0, say=str, single=changes).measure()
+    assert measured.lines["CUDA graph"].rate > 0
+    assert measured.lines["CUDA graph"].agreement == 1.0
+    assert all(line.memory > 0 for line in measured.lines.values() if line.change)
 
 
 NETS = """
