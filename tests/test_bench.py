@@ -23,6 +23,7 @@ from rsfast.bench.report import Report
 from rsfast.bench.run import bench, pick
 from rsfast.bench.subject import Certifying, Change, Subject, loop, random_inputs
 from rsfast.bench.twins import Twins, counts_from_run, posterior
+from rsfast.engine.inputs import Unreadable
 from rsfast.engine.plan import StoppingRule
 from rsfast.loop2019 import Loop2019
 
@@ -382,6 +383,30 @@ def test_on_a_gpu():
     assert measured.lines["CUDA graph"].rate > 0
     assert measured.lines["CUDA graph"].agreement == 1.0
     assert all(line.memory > 0 for line in measured.lines.values() if line.change)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Of three, the first cannot be read; the last may have another shape."""
+
+    def __init__(self, last):
+        self.last = last
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, place):
+        if place == 0:
+            raise Unreadable("a picture")
+        return torch.zeros(3, 2, 2 if place == 1 else self.last)
+
+
+def test_pick_leaves_out_what_cannot_be_read():
+    assert pick(Pictures(2), 3, torch.device("cpu")).shape == (2, 3, 2, 2)
+    with pytest.raises(ValueError, match=r"of one shape, got \[3, 2, 2\] and \[3, 2, 5\]; give --image-size"):
+        pick(Pictures(5), 3, torch.device("cpu"))
+    assert len(pick(Pictures(2), 1, torch.device("cpu"))) == 1
+    with pytest.raises(ValueError, match="can be read, got none among 1"):
+        pick(torch.utils.data.Subset(Pictures(2), [0]), 3, torch.device("cpu"))
 
 
 NETS = """
