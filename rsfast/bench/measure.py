@@ -25,7 +25,7 @@ _FIRST, _SINGLE, _TOGETHER = 0.2, 0.6, 0.8  # shares of the time after which eac
 _COMPILE = 0.4  # share of the time that a compiler may take
 _COMPARE = 0.07  # share of the time in which votes are compared
 _TURN, _MOST_A_BATCH = 1 / 200, 1 / 60  # shares of the time that a turn takes, and that a batch may take
-_QUICK = 0.05  # seconds that a call must take to tell the time of a row
+_QUICK = 0.1  # seconds that a call must take to tell the time of a row
 _SLOW = 1.0  # seconds of a row, from which on no row is run for nothing
 _LOOP_BYTES = 64 << 20  # of noise in a batch of the 2019 loop, so that layers of large images have room
 _COMPARED = 1 << 14  # rows, at most, whose votes are compared
@@ -172,10 +172,12 @@ class Measurement:
         seconds = self._time(size)
         if seconds < _SLOW:
             seconds = self._time(size)  # without what is done only once
+        least = seconds
         while seconds < _QUICK and size < most:
             size *= 2
             seconds = self._time(size)
-        return max(seconds, 1e-9) / size
+            least = min(least, seconds / size)
+        return max(least, 1e-9)
 
     def _time(self, batch: int) -> float:
         run = bare(self.subject, batch)
