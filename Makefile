@@ -6,7 +6,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # A worker for each core, at most 8, and one thread in each; a worker whose own tests are done takes some of another's.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all check check-noise bench build clean
+.PHONY: browser demo test test-all check check-noise bench build clean
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ check: $(VENV)/installed  ## format, lint, types; import boundaries and forbidde
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 	$(BIN)/python -m pytest tests/test_structure.py
+
+browser:  ## as root: Chromium, in which tests/test_browser.py looks at reports (Debian)
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends chromium
 
 check-noise: $(VENV)/installed  ## 10^9 normals and all 2^32 words, some minutes
 	$(BIN)/python -m pytest -m noise --durations=0 -s

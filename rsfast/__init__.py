@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from . import nn, ops, results
     from .api import certify, certify_each, predict, sample, tune_head
     from .compat.cohen import Smooth
+    from .engine.inputs import Unreadable
     from .incremental import compare
     from .lipschitz import lipschitz_bound
     from .loading.data import load_data
@@ -70,6 +71,7 @@ __all__ = [
     "SubspaceSmoothing",
     "Tally",
     "Uniform",
+    "Unreadable",
     "Votes",
     "bounds",
     "certificates",
@@ -100,6 +102,7 @@ _NEEDS_TORCH = {
     "Run": "runs.run",
     "Smooth": "compat.cohen",
     "Tally": "ops.tally",
+    "Unreadable": "engine.inputs",
     "certify": "api",
     "certify_each": "api",
     "compare": "incremental",

@@ -83,9 +83,12 @@ def compare(
         If an argument is wrong, before any sampling; if model_a cannot be the model of the certificates, once its votes show
         it.
 
-    Notes ----- ``P(f' = A) >= P(f = A) - P(f = A, f' != A)``. The limits of both terms come from samples that may be the
-    same, as alpha is divided between them. The votes of f' alone bound P(f' = A) as well, at a share of their own; the
-    better limit counts. The limits of pairs hold at any number of them.
+    Notes
+    -----
+    ``P(f' = A) >= P(f = A) - P(f = A, f' != A)``. The limits of both terms come from samples that
+    may be the same, as alpha is divided between them. The votes of f' alone bound P(f' = A) as
+    well, at a share of their own; the better limit counts. The limits of pairs hold at any number
+    of them.
 
     References
     ----------

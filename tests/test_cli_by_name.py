@@ -148,6 +148,19 @@ def test_several_sigmas(capsys):
     assert not Path("predictions/sweep.svg").exists()
 
 
+def test_arrays_are_fed_as_they_are(capsys):
+    images = np.random.default_rng(1).random((2, 3, 16, 20), dtype=np.float32)
+    np.savez("data.npz", images=images, labels=[1, 0])
+    run(f"certify --checkpoint net.tar --data data.npz --image-size 24 {SMALL} --out out")
+    assert "pictures: RGB, (pixel - (0.4914, " in capsys.readouterr().err
+    assert sidecar()["preprocessing"]["resize"] is None
+    loaded = rsfast.load_model(checkpoint="net.tar")
+    found = rsfast.certify(
+        loaded.model, torch.from_numpy(images), rsfast.Gaussian(0.25), n0=10, n=40, seed=3, **loaded.options
+    )
+    assert [line.split("\t")[2] for line in table()[1:]] == [str(each.prediction) for each in found]
+
+
 MISTAKES = {
     "--data zoo --checkpoint net.tar --sigma 0.5 0.25 0.5": "--sigma must be different numbers, got 0.5 twice",
     "--data zoo --checkpoint net.tar --sigma 0.5 -1": "sigma must be ",

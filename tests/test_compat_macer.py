@@ -102,6 +102,7 @@ def true_score(label):
     return float(np.einsum("ijk,i,j,k", values[..., label] / values.sum(-1), w, w, w))
 
 
+@pytest.mark.filterwarnings("ignore:legacy=True")
 def test_legacy_loop(monkeypatch):
     """With their bound the soft radii, too, are from one distribution."""
     loop = CERTIFY.replace("mode, beta)", "mode, beta, legacy=True)")
@@ -113,7 +114,8 @@ def test_legacy_loop(monkeypatch):
 def test_legacy_is_their_number_of_the_same_noise():
     """From the scores of the very noise that is drawn, and no more than their float32 sums may be off by."""
     n, alpha = 2000, 0.001
-    smooth = Smooth(ChannelMeans(), 3, 0.25, "cpu", "soft", 16.0, legacy=True, seed=5)
+    with pytest.warns(UserWarning, match="its radii are smaller than the default's"):
+        smooth = Smooth(ChannelMeans(), 3, 0.25, "cpu", "soft", 16.0, legacy=True, seed=5)
     label, radius = smooth.certify(NEAR, 50, n, alpha, 500)
     noisy = ops.perturb(NEAR[None], Gaussian(0.25), seed=5, samples=range(n), stream="estimation")
     scores = (16 * ChannelMeans()(noisy)).softmax(1)[:, 0].double().numpy()

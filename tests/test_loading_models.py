@@ -94,6 +94,7 @@ def test_weights_of_a_file(name):
         ("torchvision:fasterrcnn_resnet50_fpn", "must be one of the"),  # it classifies nothing
         ("hf:no/such/folder", "^model hf:no/such/folder: its published weights are not on this machine"),
         ("resnet18", "^model must be MODULE:FACTORY, .*, or one of timm:..., .*, got 'resnet18'$"),
+        ("tim:resnet18", "^model tim:resnet18: ModuleNotFoundError: .*; timm: may be meant$"),
         ("jit:absent.pt", "^model jit:absent.pt: No such file or directory$"),
         ("onnx:", "^model onnx:: No such file or directory$"),
     ],

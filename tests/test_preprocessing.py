@@ -52,10 +52,8 @@ def test_timm_squeezed():
     assert torch.allclose(how.picture(PICTURES[0]) / 255, transform(PICTURES[0]), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "mobilenet_v3_large.IMAGENET1K_V2"])
 def test_torchvision(name):
-    if name == "vit_b_16":
-        name += ".IMAGENET1K_SWAG_E2E_V1"  # of 384 x 384, bicubic
     loaded = load_model(f"torchvision:{name}", weights="random")
     weights = torchvision.models.get_model_weights(name.partition(".")[0])
     transform = (weights[name.partition(".")[2]] if "." in name else weights.DEFAULT).transforms()

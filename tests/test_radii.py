@@ -10,6 +10,7 @@ from rsfast.cli import main
 from rsfast.engine.plan import StoppingRule
 from rsfast.noise import Gaussian
 from rsfast.runs import results
+from rsfast.runs.summary import round_radii
 from rsfast.runs.writer import format_radius
 
 RADII = [0.25, 0.5, 1.0]
@@ -131,7 +132,7 @@ def test_one_radius_is_recorded_as_a_number_and_several_as_a_list(run):
     note = f"sampling stopped once each l2 radius 0.1, 0.4, 0.9 was decided: {', '.join(shares)} certified at them"
     table = run("analyze several")
     assert note in table
-    assert {0.1, 0.4, 0.9} <= set(results.round_radii({"several": found}))
+    assert {0.1, 0.4, 0.9} <= set(round_radii({"several": found}))
 
 
 def test_runs_with_several_radii_go_on_and_are_certified_again(run, capsys):

@@ -14,7 +14,7 @@ from .._check import as_real
 from .._files import write_whole
 from ..engine.options import ProofOptions, StoppingOptions, options_of
 from .arguments import Commands, Parser, add_command, add_options, options_in, positive
-from .run_options import DATA, add_model_options, preprocessing_in
+from .sources import DATA, add_model_options, preprocessing_in
 
 if TYPE_CHECKING:
     from ..bench.subject import Subject

@@ -9,7 +9,8 @@ from ..engine.options import CertifyOptions, ProofOptions, SamplingOptions, Stop
 from ..heads import Votes
 from ..noise import Noise
 from .arguments import HEAD_OPTIONS, Commands, add_command, add_options, head, options_in, without_defaults
-from .run_options import Counts, Sources, add_run_options, make_run, print_certified
+from .run_options import Counts, add_run_options, make_run, print_certified
+from .sources import Sources
 from .sweep import sweep
 
 if TYPE_CHECKING:

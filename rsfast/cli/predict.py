@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from ..engine.options import CertifyOptions, options_of
 from ..noise import Noise
 from .arguments import Commands, add_command, add_options, options_in, without_defaults
-from .run_options import Counts, Sources, add_run_options, make_run, print_summary
+from .run_options import Counts, add_run_options, make_run, print_summary
+from .sources import Sources
 from .sweep import sweep
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.options import ProofOptions, SamplingOptions, options_of
 from .arguments import Commands, Parser, add_command, add_options, add_out, options_in
-from .run_options import Counts, add_reading_options, load_sources, make_run, print_certified
+from .run_options import Counts, make_run, print_certified
+from .sources import add_reading_options, load_sources
 
 if TYPE_CHECKING:
     from ..runs.results import Results

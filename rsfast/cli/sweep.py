@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..noise import Noise
 from .arguments import noise_in, warn
-from .run_options import Sources, load_sources
+from .sources import Sources, load_sources
 
 if TYPE_CHECKING:
     from ..runs.run import Run

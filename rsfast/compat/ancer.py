@@ -68,18 +68,22 @@ class Smooth(cohen.Smooth):
     UserWarning
         If another object has the same base classifier and another sigma.
 
-    Notes ----- `certify` returns the gap, as ANCER does: the radius in units of sigma, within which
-    ``|delta / sigma|`` may lie. The l2 radius is the smallest sigma times that, and ANCER's radius
-    proxy the geometric mean of sigma times that.
+    Notes
+    -----
+    `certify` returns the gap, as ANCER does: the radius in units of sigma, within which ``|delta /
+    sigma|`` may lie. The l2 radius is the smallest sigma times that, and ANCER's radius proxy the
+    geometric mean of sigma times that.
 
     A sigma that is optimised for each input makes another smoothed classifier of each. What is
     proved at x is about the one that keeps the sigma of x. A classifier that picks sigma by its
     input may change it within the radius, unless regions around earlier inputs are remembered and
     kept apart, as ANCER's and its predecessor's papers do afterwards.
 
-    References ---------- Eiras et al., "ANCER: Anisotropic Certification via Sample-wise Volume
-    Maximization", 2022, Theorem 1 and Corollary 1; github.com/MotasemAlfarra/ANCER. Alfarra et al.,
-    "Data Dependent Randomized Smoothing", 2022, on memory.
+    References
+    ----------
+    Eiras et al., "ANCER: Anisotropic Certification via Sample-wise Volume Maximization", 2022,
+    Theorem 1 and Corollary 1; github.com/MotasemAlfarra/ANCER. Alfarra et al., "Data Dependent
+    Randomized Smoothing", 2022, on memory.
 
     Examples
     --------

@@ -23,13 +23,16 @@ class Smooth(cohen.Smooth):
     Parameters, attributes and errors are those of `cohen.Smooth`. The k-th call of `log_certify`
     takes input id k as well: the two logs of an input are independent.
 
-    Notes ----- The modes are "Rmono", the one-vs-rest radius from one lower limit at alpha, and
-    "Rmulti", from limits that share alpha. A mode may also be a rule of `rsfast.certify`: "top_two"
-    and "auto" do not divide alpha by the number of classes or buckets, and top-two's radius is
-    never below CPM's.
+    Notes
+    -----
+    The modes are "Rmono", the one-vs-rest radius from one lower limit at alpha, and "Rmulti", from
+    limits that share alpha. A mode may also be a rule of `rsfast.certify`: "top_two" and "auto" do
+    not divide alpha by the number of classes or buckets, and top-two's radius is never below CPM's.
 
-    References ---------- Delattre, Caillon, Barthélemy, Fagnou and Allauzen, "Bridging the
-    Theoretical Gap in Randomized Smoothing", 2025.
+    References
+    ----------
+    Delattre, Caillon, Barthélemy, Fagnou and Allauzen, "Bridging the Theoretical Gap in Randomized
+    Smoothing", 2025.
 
     Examples
     --------

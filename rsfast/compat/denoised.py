@@ -81,9 +81,11 @@ class Smooth(cohen.Smooth):
         or if the model has a `diffusion` with the schedule of the original's, whose noise at time t
         is less than sigma.
 
-    Notes ----- That the model's noise is Gaussian, of standard deviation sigma at least in the
-    units of x, and drawn for each row by itself, is taken on trust where it is not as above. A
-    batch on which memory runs out is drawn again.
+    Notes
+    -----
+    That the model's noise is Gaussian, of standard deviation sigma at least in the units of x, and
+    drawn for each row by itself, is taken on trust where it is not as above. A batch on which
+    memory runs out is drawn again.
 
     References
     ----------

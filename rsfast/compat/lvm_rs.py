@@ -60,12 +60,13 @@ class Smooth(denoised.Smooth):
     UserWarning
         With `legacy`, when the object is made.
 
-    Notes ----- `certify_ours` chooses the head on the n0 selection samples: that whose radius a
-    forecast from them puts highest. Its class and radius then come from n other samples, once, at
-    level alpha: the certificate is about the classifier that is smoothed with that head. The
-    original ignores n0 and takes the largest of 409 radii on the n samples, each at level alpha:
-    nothing keeps the error of the largest below alpha, and it is about another classifier for each
-    input.
+    Notes
+    -----
+    `certify_ours` chooses the head on the n0 selection samples: that whose radius a forecast from
+    them puts highest. Its class and radius then come from n other samples, once, at level alpha:
+    the certificate is about the classifier that is smoothed with that head. The original ignores n0
+    and takes the largest of 409 radii on the n samples, each at level alpha: nothing keeps the
+    error of the largest below alpha, and it is about another classifier for each input.
 
     The 409 are one of votes (Clopper-Pearson at ``alpha / num_classes`` for each class), and two of
     each of 204 scores (empirical Bernstein, likewise): ``sigma / 2 (Phi^-1(pA) - Phi^-1(pB))`` and
@@ -73,8 +74,10 @@ class Smooth(denoised.Smooth):
     is nowhere flatter than sqrt(2 pi); so `legacy` leaves it out. It takes one sample variance,
     where the original averages those of batches, and keeps limits in [0, 1].
 
-    References ---------- Delattre, Araujo, Barthélemy and Allauzen, "The Lipschitz-Variance-Margin
-    Tradeoff for Enhanced Randomized Smoothing", 2024.
+    References
+    ----------
+    Delattre, Araujo, Barthélemy and Allauzen, "The Lipschitz-Variance-Margin Tradeoff for Enhanced
+    Randomized Smoothing", 2024.
 
     Examples
     --------

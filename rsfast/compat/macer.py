@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Unpack
 
 import numpy as np
@@ -37,27 +38,31 @@ class Smooth(cohen.Smooth):
         Inverse temperature of the softmax, positive. The logits are left as they are: the original
         multiplies them in place.
     legacy : bool
-        Take the original's bound for soft scores, and its one-vs-rest radius. It is a certificate,
-        too, so nothing warns.
+        Take the original's bound for soft scores, and its one-vs-rest radius. Its radii are
+        smaller, so this warns.
 
     Raises
     ------
     TypeError, ValueError
         If an argument is wrong.
 
-    Notes ----- Soft scores get the betting bound and the rule "auto" of `rsfast.certify`. The
-    original takes ``mean - sqrt(2 V ln(2 / alpha) / n) - 7 ln(2 / alpha) / (3 (n - 1))``, V the
-    sample variance. That is the one-sided bound of Maurer and Pontil at level alpha: the 2 in its
-    logarithm pays for V, and for no second side. `legacy` differs from the original by rounding
-    alone, which here goes the safe way: the original sums scores in float32.
+    Notes
+    -----
+    Soft scores get the betting bound and the rule "auto" of `rsfast.certify`. The original takes
+    ``mean - sqrt(2 V ln(2 / alpha) / n) - 7 ln(2 / alpha) / (3 (n - 1))``, V the sample variance.
+    That is the one-sided bound of Maurer and Pontil at level alpha: the 2 in its logarithm pays for
+    V, and for no second side. `legacy` differs from the original by rounding alone, which here goes
+    the safe way: the original sums scores in float32.
 
     In mode "both" each of the two certificates is wrong with probability at most alpha, as in the
     original. They are about two smoothed classifiers. Whoever quotes the better of the two needs
     each at ``alpha / 2``.
 
-    References ---------- Zhai et al., "MACER: Attack-free and Scalable Robust Training via
-    Maximizing Certified Radius", 2020; github.com/RuntianZ/macer. Maurer and Pontil, "Empirical
-    Bernstein Bounds and Sample Variance Penalization", 2009, Theorem 4.
+    References
+    ----------
+    Zhai et al., "MACER: Attack-free and Scalable Robust Training via Maximizing Certified Radius",
+    2020; github.com/RuntianZ/macer. Maurer and Pontil, "Empirical Bernstein Bounds and Sample
+    Variance Penalization", 2009, Theorem 4.
 
     Examples
     --------
@@ -84,6 +89,11 @@ class Smooth(cohen.Smooth):
         super().__init__(base_classifier, num_classes, sigma, seed=seed, **options)
         self.device, self.mode, self.legacy = device, check_choice("mode", mode, MODES), legacy
         self.beta = as_real("beta", beta, above=0)
+        if legacy and mode != "hard":
+            text = (
+                "legacy=True takes MACER's own bound for soft scores: it holds, but its radii are smaller than the default's"
+            )
+            warnings.warn(text, UserWarning, stacklevel=2)
 
     @property
     def head(self) -> Softmax:

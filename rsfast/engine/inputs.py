@@ -376,7 +376,7 @@ def _ahead(
     """
     wanted: SimpleQueue[None] = SimpleQueue()
     found: SimpleQueue[_Row | _Skipped | BaseException | None] = SimpleQueue()
-    stop = threading.Event()
+    stop, current_thread = threading.Event(), threading.current_thread  # no global is left where an interpreter ends
     # Streams are a thread's own, and so is the GPU that .cuda() means.
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     thread = threading.Thread(target=_read, args=(rows, wanted, found, stop, stream), name="rsfast inputs", daemon=True)
@@ -404,7 +404,7 @@ def _ahead(
     finally:
         stop.set()
         wanted.put(None)  # it may be waiting for one
-        if thread is not threading.current_thread():
+        if thread is not current_thread():
             thread.join(patience)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def load(name: str, pretrained: bool, num_classes: int | None, device: torch.dev
     try:
         config = transformers.AutoConfig.from_pretrained(found, **changes)
         if pretrained:
-            model, info = automatic.from_pretrained(found, output_loading_info=True)
+            with _no_bars(transformers):
+                model, info = automatic.from_pretrained(found, output_loading_info=True)
             if missing := sorted(info["missing_keys"]):
                 raise ValueError(
                     f"{what} must hold all weights of a classifier, {missing[0]} is missing; fine-tune it first"
@@ -55,6 +58,19 @@ def load(name: str, pretrained: bool, num_classes: int | None, device: torch.dev
     return LoadedModel(
         model.eval(), _preprocessing(transformers, what, found), own, [labels[i] for i in sorted(labels)] if known else None
     )
+
+
+@contextmanager
+def _no_bars(transformers: Any) -> Iterator[None]:
+    """Show no bar of how far weights are loaded, which takes a moment."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _preprocessing(transformers: Any, what: str, found: str) -> Preprocessing | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable
+from difflib import get_close_matches
 
 import torch
 
@@ -68,6 +69,11 @@ def load_model(
     LoadedModel
         Its ``options`` are what `certify` takes of it.
 
+    Notes
+    -----
+    Weights and checkpoints are read without running code. Factories and files of torch.jit and torch.export are programs:
+    name only those that you trust.
+
     Raises
     ------
     ImportError
@@ -128,7 +134,12 @@ def _named(name: str, published: bool, weights: str | None, num_classes: int | N
     if not is_factory(name):
         others = ", ".join(f"{each}:..." for each in (*HUBS, *FILES))
         raise ValueError(f"model must be {FACTORY}, or one of {others}, got {name!r}")
-    model = call_factory("model", name)
+    try:
+        model = call_factory("model", name)
+    except ValueError as error:
+        if near := get_close_matches(kind, [*HUBS, *FILES], cutoff=0.8):
+            raise ValueError(f"{error}; {near[0]}: may be meant") from error
+        raise
     if isinstance(model, type) or not callable(model):
         got = f"the class {model.__qualname__}" if isinstance(model, type) else reprlib.repr(model)
         raise TypeError(f"model {name} must return a model, callable on a batch, got {got}")

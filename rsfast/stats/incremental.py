@@ -106,9 +106,10 @@ def proved(before: Sequence[Before], pairs: Pairs, alpha: float) -> Limits:
     alpha : float
         Probability that the limits of an input are wrong.
 
-    References ---------- Ugare, Suresh, Banerjee, Singh and Misailovic, "Incremental Randomized Smoothing Certification",
-    2024. Here the lost mass alone is bounded, and the changed model's own votes beside it.
-    """
+    References
+    ----------
+    Ugare, Suresh, Banerjee, Singh and Misailovic, "Incremental Randomized Smoothing Certification",
+    2024. Here the lost mass alone is bounded, and the changed model's own votes beside it."""
 
     def below(votes: Integers, n: Integers, share: float) -> Floats:
         return beta_binomial_sequence_lower(votes, n, share, a=_MISSES["b"], b=_MISSES["a"])
