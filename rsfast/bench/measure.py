@@ -26,6 +26,7 @@ _COMPILE = 0.4  # share of the time that a compiler may take
 _COMPARE = 0.07  # share of the time in which votes are compared
 _TURN, _MOST_A_BATCH = 1 / 200, 1 / 60  # shares of the time that a turn takes, and that a batch may take
 _QUICK = 0.1  # seconds that a call must take to tell the time of a row
+_FEW = 8  # rows, of which a call must have as many: one row may take most of its time waiting for threads
 _SLOW = 1.0  # seconds of a row, from which on no row is run for nothing
 _LOOP_BYTES = 64 << 20  # of noise in a batch of the 2019 loop, so that layers of large images have room
 _COMPARED = 1 << 14  # rows, at most, whose votes are compared
@@ -173,7 +174,7 @@ class Measurement:
         if seconds < _SLOW:
             seconds = self._time(size)  # without what is done only once
         least = seconds
-        while seconds < _QUICK and size < most:
+        while (seconds < _QUICK or size < _FEW) and seconds < _SLOW and size < most:
             size *= 2
             seconds = self._time(size)
             least = min(least, seconds / size)
