@@ -122,6 +122,7 @@ def test_what_is_faster_wins_and_is_put_together():
     assert lines["autocast bfloat16"].compared > 100
     assert lines[DEFAULT].memory > 0
     assert set(measured.shares) == {"model", "kernels", "bounds", "rest"}
+    assert sum(measured.shares.values()) == pytest.approx(1)
     assert clock.now <= 60
     [first] = [line for line in said if line.startswith("first answer")]
     assert "rsfast as it comes 1,000" in first

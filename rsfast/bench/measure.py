@@ -272,10 +272,9 @@ class Measurement:
         self._race_until(_TOGETHER)
 
     def _take_shares(self) -> None:
-        default = self._running[DEFAULT]
-        total = default.rows / self.measured.lines[DEFAULT].rate
-        shares = {name: spent / total for name, spent in default.seconds.items()}
-        self.measured.shares = {**shares, "rest": max(0.0, 1 - sum(shares.values()))}
+        seconds = self._running[DEFAULT].seconds
+        total = sum(seconds.values())
+        self.measured.shares = {name: spent / total for name, spent in seconds.items()}
 
     def _compare_votes(self) -> None:
         """Compare votes of the last stage, and of other precisions, with those by default: as many as there is time for."""
