@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         stopping=stopping,
         from_run=args.from_run,
     )
-    found = json.dumps(report.to_dict(), indent=2, default=str) + "\n"
+    found = json.dumps(report.to_dict(), indent=2) + "\n"
     if args.json == "-":
         print(found, end="")
         return 0
