@@ -10,7 +10,7 @@ import torch
 
 from ._check import as_real, check_count
 from .engine.forward import Model, reduced_precision
-from .engine.incremental import Comparison, IncrementalCertification, PairOfModels
+from .engine.incremental import Comparison, IncrementalCertification, PairOfModels, check_pair
 from .engine.inputs import Source
 from .engine.modes import is_fixed, modules_of
 from .engine.sampling import Sampling, check_model
@@ -50,7 +50,8 @@ def compare(
     Parameters
     ----------
     model_a : callable
-        The model that was certified. It runs as the certificates' `execution` says.
+        The model that was certified. It runs as the certificates' `execution` says. That it is this model is taken on trust
+        where its votes do not tell it from another, so no copy of the changed model will do.
     model_b : callable
         The changed model, given the same batches. One that takes another dtype converts its input.
     inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
@@ -120,6 +121,7 @@ def compare(
     ids = [each.input_id for each in certificates]
     pair = PairOfModels(model_a, model_b, classes)
     sampling = Sampling(pair, inputs, first.noise, 3 * classes, input_ids=ids, **options)
+    check_pair("model_a", model_a, model_b, sampling.device, first.execution)
     plan = IncrementalCertification(
         dict(zip(ids, certificates, strict=True)),
         alpha=alpha,

@@ -19,6 +19,9 @@ def model(x):
     return torch.stack([x[:, 0], -x[:, 0]], dim=1)
 
 
+LOW = torch.nn.Linear(1, 2).bfloat16()
+
+
 def pruned(x):
     """It loses what lies between 0 and 0.001."""
     return torch.stack([x[:, 0], 0.001 - 0 * x[:, 0]], dim=1)
@@ -52,7 +55,7 @@ def test_a_little_is_lost(found):
 
 
 def test_the_same_model_is_the_best_case(found):
-    pairs = rsfast.compare(model, model, INPUTS, found, num_classes=2, n=500, rtol=1e-6)
+    pairs = rsfast.compare(model, lambda x: model(x), INPUTS, found, num_classes=2, n=500, rtol=1e-6)
     assert {after.n for before, after, *_ in pairs if not before.abstained} == {500}
     assert all(lost == 0 and after.radius <= before.radius for before, after, lost, _ in pairs)
 
@@ -89,7 +92,9 @@ def test_top_two():
     """The radius is that of the two classes, of a certificate that had it, and never above the truth."""
     inputs = torch.tensor([[0.02], [0.1]])
     found = rsfast.certify(three_classes, inputs, NOISE, num_classes=3, n=100_000, seed=5, rule="top_two")
-    changed = [each.after for each in rsfast.compare(three_classes, three_classes, inputs, found, num_classes=3)]
+    changed = [
+        each.after for each in rsfast.compare(three_classes, lambda x: three_classes(x), inputs, found, num_classes=3)
+    ]
     for before, after in zip(found, changed, strict=True):
         assert 0.9 * before.radius <= after.radius <= before.radius
         assert after.p_upper < 1 - after.p_lower
@@ -136,6 +141,13 @@ def test_options_of_the_certificates(found):
         ({"certificates": "soft"}, ValueError, "certificates[0] must be of votes"),
         ({"certificates": "seeds"}, ValueError, "certificates must be of one call, got seed 3"),
         ({"model_a": lambda x: -model(x)}, ValueError, "model_a must be the model that was certified"),
+        (
+            {"model_a": lambda x: model(x - 0.3), "model_b": lambda x: model(x - 0.3)},
+            ValueError,
+            "model_a must be the model",
+        ),
+        ({"model_b": model}, ValueError, "got the changed model itself"),
+        ({"model_a": LOW}, ValueError, "execution says, in float32, got bfloat16 parameters or buffers"),
         ({"model_b": 3}, TypeError, "model_b must be callable"),
         ({"model_b": lambda x: x}, ValueError, "num_classes must be 1"),
         ({"alpha": 1.5}, ValueError, "alpha must be"),
