@@ -6,6 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import rsfast
 from rsfast.bounds import clopper_pearson_lower
@@ -138,6 +139,8 @@ def test_options_of_the_certificates(found):
         ({"certificates": [1]}, TypeError, "certificates must be a list of Certificate"),
         ({"certificates": "half"}, ValueError, "certificates must be one an input, 5, got 2"),
         ({"certificates": "twice"}, ValueError, "one input id twice"),
+        ({"inputs": iter(INPUTS[:2])}, ValueError, "certificates must be one an input, 2, got 5"),
+        ({"inputs": DataLoader(INPUTS, shuffle=True)}, ValueError, "a DataLoader that shuffles (its RandomSampler)"),
         ({"certificates": "soft"}, ValueError, "certificates[0] must be of votes"),
         ({"certificates": "seeds"}, ValueError, "certificates must be of one call, got seed 3"),
         ({"model_a": lambda x: -model(x)}, ValueError, "model_a must be the model that was certified"),
