@@ -283,7 +283,7 @@ class Run:
         run : path-like
             A run folder of `certify`, with this run's images, noise, seed and options, of votes.
         first : callable
-            The model of that run.
+            The model of that run, with its state_dict and its logits of the first image, as far as the run has them.
         alpha, rtol
             As in `rsfast.compare`.
         each : callable, optional
@@ -292,7 +292,8 @@ class Run:
         Raises
         ------
         TypeError, ValueError
-            If that run differs in more than its model, lacks an image, or is damaged; else as `certify` and `compare`.
+            If that run differs in more than its model, lacks an image, is damaged or not of `first`; else as `certify` and
+            `compare`.
         """
         alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
         own = self._sidecar({})
