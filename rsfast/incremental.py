@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from ._check import as_real, check_count
 from .engine.forward import Model, reduced_precision
-from .engine.incremental import Comparison, IncrementalCertification, PairOfModels
-from .engine.inputs import Source
+from .engine.incremental import Comparison, IncrementalCertification, PairOfModels, check_pair
+from .engine.inputs import Source, shuffler
 from .engine.modes import is_fixed, modules_of
 from .engine.sampling import Sampling, check_model
 from .noise import STREAM_VERSION
@@ -50,7 +51,8 @@ def compare(
     Parameters
     ----------
     model_a : callable
-        The model that was certified. It runs as the certificates' `execution` says.
+        The model that was certified. It runs as the certificates' `execution` says. That it is this model is taken on trust
+        where its votes do not tell it from another, so no copy of the changed model will do.
     model_b : callable
         The changed model, given the same batches. One that takes another dtype converts its input.
     inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
@@ -112,6 +114,9 @@ def compare(
     first = _check_certificates(certificates)
     if isinstance(inputs, torch.Tensor) and len(inputs) != len(certificates):
         raise ValueError(f"certificates must be one an input, {len(inputs)}, got {len(certificates)}")
+    if isinstance(inputs, DataLoader) and (sampler := shuffler(inputs)) is not None:
+        what = f"got a DataLoader that shuffles (its {type(sampler).__name__})"
+        raise ValueError(f"inputs must come in the order of certificates, {what}; use shuffle=False, for certify too")
     alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
     most = max(1, max(each.n for each in certificates) // 2)
     most = most if n is None else min(most, check_count("n", n))
@@ -120,6 +125,7 @@ def compare(
     ids = [each.input_id for each in certificates]
     pair = PairOfModels(model_a, model_b, classes)
     sampling = Sampling(pair, inputs, first.noise, 3 * classes, input_ids=ids, **options)
+    check_pair("model_a", model_a, model_b, sampling.device, first.execution)
     plan = IncrementalCertification(
         dict(zip(ids, certificates, strict=True)),
         alpha=alpha,
@@ -129,7 +135,10 @@ def compare(
         backend=sampling.backend,
         execution=_execution(sampling, model_b),
     )
-    return sampling.results(plan, "comparing")
+    found = sampling.results(plan, "comparing")
+    if len(found) != len(certificates):
+        raise ValueError(f"certificates must be one an input, {len(found)}, got {len(certificates)}")
+    return found
 
 
 def _check_certificates(certificates: Sequence[Certificate]) -> Certificate:

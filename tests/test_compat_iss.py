@@ -185,6 +185,18 @@ def test_abstention():
     assert iss.certify(model(), 2, x, SIGMA, 100, 1000, 100, ALPHA, 3.0, "absolute", seed=1)[::2] == (-1, 100)
 
 
+def test_the_bound_of_an_abstention():
+    """Of 200 classes that are equally likely one always has more votes: its bound is above its probability rarely."""
+
+    def tied(x):
+        place = torch.special.ndtr(x[:, 0] / SIGMA) * 200
+        return nn.functional.one_hot(place.long().clamp(0, 199), 200).float()
+
+    given = {"n0": 100, "max_size": 1000, "batch_size": 100, "alpha": 0.05, "max_loss": 3.0, "loss_type": "absolute"}
+    bounds = [iss.certify(tied, 200, torch.zeros(1), SIGMA, **given, seed=seed)[1] for seed in range(40)]
+    assert sum(bound > 1 / 200 for bound in bounds) <= 8  # more have a chance of 0.0002 at alpha = 0.05
+
+
 def test_seeds():
     x = dataset()[0][0]
     one, two, other = (

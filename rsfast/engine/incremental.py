@@ -16,7 +16,8 @@ from ..stats import incremental
 from ..stats.certificate import ABSTAIN, Certificate, Execution
 from ..stats.common import fine_analysis_ends
 from ..stats.estimates import Scores
-from .forward import Model, check_logits
+from .forward import Model, check_logits, reduced_precision
+from .modes import modules_of
 from .plan import StoppingRule
 
 if TYPE_CHECKING:
@@ -66,6 +67,24 @@ class PairOfModels(torch.nn.Module):
         return torch.nn.functional.one_hot(best, self.num_classes).float() * valid
 
 
+def check_pair(name: str, first: Model, changed: Model, device: torch.device, execution: Execution) -> None:
+    """Raise ValueError if a first model, the argument `name`, is surely not what was certified, or does not run as it did.
+
+    One that was changed in place is the changed model, and loses nothing to it.
+    """
+    if first is changed:
+        raise ValueError(
+            f"{name} must be the model that was certified, got the changed model itself; half() and "
+            "torch.nn.utils.prune change a model in place: give them copy.deepcopy(model)"
+        )
+    ours, theirs = reduced_precision(modules_of(first), device), execution.reduced_precision or ()
+    if ours != theirs:
+        now, before = (", ".join(each) or "float32" for each in (ours, theirs))
+        raise ValueError(
+            f"{name} must compute as its certificates' execution says, in {before}, got {now}; rounding decides some votes"
+        )
+
+
 class IncrementalCertification:
     """Plan pairs of each input until enough of the first model's radius is proved of the changed one.
 
@@ -113,8 +132,8 @@ class IncrementalCertification:
         votes, trials = scores.sums >> _HEAD.bits, scores.trials[:, 0]
         classes = np.array([each.prediction for each in before])
         pairs = incremental.Pairs.of(votes.reshape(len(before), 3, -1), trials, classes)
-        _check_model(before, votes[np.arange(len(before)), classes], trials, input_ids)
         evidence = [incremental.Before.of(each) for each in before]
+        _check_model(before, evidence, votes[np.arange(len(before)), classes], trials, input_ids)
         limits = incremental.proved(evidence, pairs, self.alpha)
         wanted = np.array([each.radius for each in before])
         likely = incremental.still_likely(evidence, pairs, self.alpha, self.n)
@@ -158,15 +177,22 @@ class IncrementalCertification:
 
 
 def _check_model(
-    before: Sequence[Certificate], votes: NDArray[np.int64], trials: NDArray[np.int64], input_ids: Sequence[int]
+    before: Sequence[Certificate],
+    evidence: Sequence[incremental.Before],
+    votes: NDArray[np.int64],
+    trials: NDArray[np.int64],
+    input_ids: Sequence[int],
 ) -> None:
-    """Raise ValueError if the first model's votes on samples that its certificate holds cannot be those of that model.
+    """Raise ValueError if the first model's votes on samples that its certificate holds can hardly be those of that model.
 
     A few may differ, as the last bits of logits depend on the batch.
     """
-    for each, ours, drawn, input_id in zip(before, votes.tolist(), trials.tolist(), input_ids, strict=True):
+    others = incremental.of_another_model(evidence, votes, trials)
+    rows = zip(before, votes.tolist(), trials.tolist(), input_ids, others.tolist(), strict=True)
+    for each, ours, drawn, input_id, other in rows:
         slack = 5 + drawn // 50
-        if not each.abstained and not each.counts[0] - (each.n - drawn) - slack <= ours <= each.counts[0] + slack:
+        possible = each.counts[0] - (each.n - drawn) - slack <= ours <= each.counts[0] + slack
+        if not each.abstained and (other or not possible):
             raise ValueError(
                 f"model_a must be the model that was certified, got one with {ours} of {drawn} votes for class "
                 f"{each.prediction} on samples of input {input_id}; its certificate has {each.counts[0]} in {each.n}"

@@ -43,6 +43,7 @@ from .layout import (
     read_rows,
     read_sidecar,
     read_skipped,
+    same_logits,
     sidecar_bytes,
 )
 from .results import Results
@@ -319,6 +320,17 @@ def certificates_of(run: Path, sidecar: Mapping[str, Any]) -> dict[int, Certific
         replay.compare(row, certificate)
         found[row.idx] = certificate
     return found
+
+
+def check_first(run: Path, sidecar: Mapping[str, Any], state_dict_sha256: str | None) -> None:
+    """Raise ValueError unless a model can be that of a run, by its state_dict and the ``first_logits`` in `sidecar`."""
+    theirs = read_sidecar(run / SIDECAR)
+    before = theirs.get("state_dict_sha256")
+    if None not in (before, state_dict_sha256) and before != state_dict_sha256:
+        raise ValueError(f"first must be the model of {run}, got one with another state_dict than there")
+    if theirs.get("first_logits") is not None and not same_logits(sidecar, theirs):
+        ours, recorded = (f"{each['first_logits']!s:.70}" for each in (sidecar, theirs))
+        raise ValueError(f"first must be the model of {run}, whose logits of the first image are {recorded}, got {ours}")
 
 
 def recertify(

@@ -67,7 +67,7 @@ def envelope(results_by_name: Mapping[str, Results], radii: ArrayLike) -> NDArra
     Raises
     ------
     ValueError
-        If there are fewer than two runs, or they differ in norm, kind of noise, images or labels.
+        If there are fewer than two runs, or they differ in norm, kind of noise, top_k, images or labels.
 
     References
     ----------
@@ -93,6 +93,11 @@ def envelope(results_by_name: Mapping[str, Results], radii: ArrayLike) -> NDArra
         if one is not None and other is not None and one != other:
             raise ValueError(
                 f"the upper envelope must be of runs with one kind of noise, got {one} in {first_name} and {other} in {name}"
+            )
+        if run.top_k != first.top_k:
+            raise ValueError(
+                f"the upper envelope must be of runs with one top_k, got {first.top_k} in {first_name} and {run.top_k} in "
+                f"{name}"
             )
         if _images(run) != _images(first):
             raise ValueError(

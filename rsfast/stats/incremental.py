@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..noise import Noise
 from .bounds.beta_binomial import beta_binomial_sequence_lower, beta_binomial_sequence_upper
@@ -29,6 +30,9 @@ its limit by little, as its samples are many."""
 
 _MISSES = {"a": 0.1, "b": 1.0}
 """Mixture of the sequences, over the chance that the models disagree, or that the changed one misses A: both are small."""
+
+_ANOTHER = 5e-10
+"""Level of each of the four limits by which another model is told: small, as they are read of every input of a run."""
 
 BOUND = "beta_binomial_sequence"
 """That of the pairs: it holds at any number of them."""
@@ -142,22 +146,46 @@ def still_likely(before: Sequence[Before], pairs: Pairs, alpha: float, most: int
 _Limit = Callable[[Integers, Integers, float], Floats]
 
 
+def _earlier(bound: str) -> tuple[_Limit, _Limit]:
+    """Return the lower and the upper limit of a certificate's own samples: a sequence unless they were read only once."""
+    if bound in BOUNDS and not BOUNDS[bound].sequence:
+        return clopper_pearson_lower, clopper_pearson_upper
+    return beta_binomial_sequence_lower, beta_binomial_sequence_upper
+
+
+def of_another_model(before: Sequence[Before], votes: Integers, trials: Integers) -> NDArray[np.bool_]:
+    """Return of which certificates a model can hardly be that has so many votes for their classes; all [inputs].
+
+    It is where limits of its share of votes and of the certificate's lie apart, of which one fails with 2e-9.
+
+    Examples
+    --------
+    >>> from rsfast import Gaussian
+    >>> before = [Before((99_900, 100), 100_000, "one_vs_rest", "clopper_pearson", Gaussian(0.25))] * 3
+    >>> of_another_model(before, np.array([1000, 997, 900]), np.full(3, 1000)).tolist()
+    [False, False, True]
+    """
+    low = beta_binomial_sequence_lower(votes, trials, _ANOTHER)
+    high = beta_binomial_sequence_upper(votes, trials, _ANOTHER)
+    found = np.empty(len(before), dtype=bool)
+    for earlier in {_earlier(each.bound) for each in before}:
+        rows = np.array([_earlier(each.bound) == earlier for each in before])
+        theirs, n = np.array([(each.counts[0], each.n) for each in before])[rows].T
+        least, most = (limit(theirs, n, _ANOTHER) for limit in earlier)
+        found[rows] = (low[rows] > most) | (high[rows] < least)
+    return found
+
+
 def _limits(before: Sequence[Before], pairs: Pairs, alpha: float, below: _Limit, above: _Limit) -> Limits:
     """Return the limits, of which `below` and `above` give those of the pairs."""
     found = Limits(*(np.empty(len(before)) for _ in Limits._fields))
-    groups: dict[tuple[bool, bool], list[int]] = {}
+    groups: dict[tuple[tuple[_Limit, _Limit], bool], list[int]] = {}
     for place, each in enumerate(before):
-        sequence = BOUNDS[each.bound].sequence if each.bound in BOUNDS else True
-        groups.setdefault((sequence, each.rule == "one_vs_rest"), []).append(place)
-    for (sequence, one_vs_rest), places in groups.items():
+        groups.setdefault((_earlier(each.bound), each.rule == "one_vs_rest"), []).append(place)
+    for (earlier, one_vs_rest), places in groups.items():
         share = alpha if one_vs_rest else alpha / 2
         votes, n = np.array([before[place].counts for place in places]), np.array([before[place].n for place in places])
         part = Pairs(*(each[places] for each in pairs))
-        earlier = (
-            (beta_binomial_sequence_lower, beta_binomial_sequence_upper)
-            if sequence
-            else (clopper_pearson_lower, clopper_pearson_upper)
-        )
         kept = earlier[0](votes[:, 0], n, share * _BEFORE) - above(part.lost, part.trials, share * _PAIRS)
         lower = np.maximum(np.nextafter(kept, -1), below(part.kept, part.trials, share * _PAIRS))
         lower = np.clip(lower, 0, 1 - 2.0**-53)
