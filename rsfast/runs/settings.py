@@ -94,7 +94,7 @@ def check_images(images: object, noise: Noise) -> torch.Tensor:
     if images.dtype != torch.float32 and not (noise.takes_bytes and images.dtype == torch.uint8):
         hint = "; pass images.float() / 255" if images.dtype == torch.uint8 else ""
         if hint and noise.for_bytes:
-            hint += f", or take {noise.for_bytes[0]}"
+            hint += f", or take {noise.for_bytes}"
         raise TypeError(f"images must be float32, got {images.dtype}{hint}")
     if images.ndim < 2 or not images.numel():
         raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
