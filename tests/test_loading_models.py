@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import rsfast
+from rsfast._extras import import_extra, import_torchvision
 from rsfast.loading.cifar_resnet import CifarResNet, resnet20
-from rsfast.loading.extras import import_extra, import_torchvision
 from rsfast.loading.models import load_model
 
 with warnings.catch_warnings(action="ignore"):

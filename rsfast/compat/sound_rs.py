@@ -6,6 +6,7 @@ import warnings
 from typing import Any, Unpack
 
 from .._check import as_real, check_count
+from .._extras import import_torchvision
 from ..api import sample
 from ..engine.forward import Model
 from ..engine.options import SmoothOptions
@@ -165,10 +166,8 @@ def _named(name: str, path: str | None) -> Any:
         raise ValueError(
             f"dataset must be a Dataset of items (x, label), 'cifar10', 'cifar100', or 'imagenet' with a path, got {name!r}"
         )
-    try:
-        from torchvision import datasets, transforms
-    except ImportError as error:
-        raise ImportError(f"dataset {name!r} needs torchvision: pip install 'rsfast[vision]'") from error
+    torchvision = import_torchvision(f"dataset {name!r}")
+    datasets, transforms = torchvision.datasets, torchvision.transforms
     tensor = transforms.ToTensor()
     if name == "imagenet":
         steps = [transforms.Resize(256), transforms.CenterCrop(224), tensor]

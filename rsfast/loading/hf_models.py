@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .extras import import_extra, import_torchvision
+from .._extras import import_extra, import_torchvision
 from .loaded import LoadedModel, check_classes, without_weights
 from .preprocessing import INTERPOLATIONS, Preprocessing
 

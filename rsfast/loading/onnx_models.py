@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .extras import import_extra
+from .._extras import import_extra
 from .fixed_batch import FixedBatch
 from .loaded import LoadedModel, check_classes
 from .preprocessing import Preprocessing

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._extras import import_extra
 from .._files import write_whole
 from ..noise import radius_label
 from .results import Results, abstention_rate, certified_accuracy, common_norm, progress
@@ -137,10 +138,8 @@ def figure(
 
 def new_figure(size: tuple[float, float]) -> Figure:
     """Return an empty figure, width and height in inches; raise ImportError if matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib, which `pip install rsfast[plot]` installs") from error
+    import_extra("matplotlib", "plot", "a plot")
+    from matplotlib.figure import Figure
 
     class Shown(Figure):
         def _repr_png_(self) -> bytes:  # a notebook shows figures of pyplot, and no others, by itself
