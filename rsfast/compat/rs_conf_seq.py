@@ -11,12 +11,13 @@ import torch
 
 from .._check import as_real, check_choice, check_count
 from ..engine.forward import Model
+from ..engine.modes import device_of
 from ..engine.options import SmoothOptions
 from ..engine.sampling import Sampling, check_model, draw_tally
 from ..noise import Gaussian, Uniform
 from ..stats.bounds.beta_binomial import beta_binomial_sequence_lower, beta_binomial_sequence_upper
 from ..stats.common import check_alpha, fine_analysis_ends
-from ._shared import Chunk, chunks, count_classes, device_of, seed_or_random
+from ._shared import Chunk, chunks, count_classes, seed_or_random
 
 _INPUTS = 256
 """Inputs that are sampled side by side."""
@@ -159,8 +160,9 @@ class Certifier:
         skip = check_count("skip", skip)
         if isinstance(dataset, str):
             dataset = _named(dataset)
-        device = device_of(model)
-        classes = count_classes(model, dataset[0][0][None].to(device))
+        first = dataset[0][0]
+        device = device_of(model, first)
+        classes = count_classes(model, first[None].to(device))
         for chunk in chunks(dataset, skip, _INPUTS, device, classes):
             options: dict[str, Any] = {"input_ids": chunk.indices, **self.options}
             yield chunk, Sampling(model, chunk.x, self.noise, classes, seed=self.seed, batch_size=bs, **options)

@@ -9,12 +9,13 @@ from .._check import as_real, check_count
 from .._extras import import_torchvision
 from ..api import sample
 from ..engine.forward import Model
+from ..engine.modes import device_of
 from ..engine.options import SmoothOptions
 from ..engine.sampling import check_model, warn_if_hopeless
 from ..noise import Gaussian, GridGaussian, Noise
 from ..stats import proof
 from ..stats.common import check_alpha
-from ._shared import chunks, count_classes, device_of, seed_or_random
+from ._shared import chunks, count_classes, seed_or_random
 
 _INPUTS = 256
 """Inputs that are sampled side by side."""
@@ -141,8 +142,9 @@ class Certifier:
         warn_if_hopeless("certify", n, alpha, proof.smallest_certifiable_n(alpha))
         if isinstance(dataset, str):
             dataset = _named(dataset, path)
-        device = device_of(model)
-        classes = count_classes(model, dataset[0][0][None].to(device))
+        first = dataset[0][0]
+        device = device_of(model, first)
+        classes = count_classes(model, first[None].to(device))
         rows: list[tuple[Any, ...]] = [HEADER]
         for chunk in chunks(dataset, skip, _INPUTS, device, classes):
             shared: dict[str, Any] = {"seed": self.seed, "batch_size": bs, "input_ids": chunk.indices, **self.options}

@@ -176,12 +176,6 @@ def normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, cha
     return {"scale": [1 / s for s in stds], "shift": [-m / s for m, s in zip(means, stds, strict=True)]}
 
 
-def device_of(model: object, images: torch.Tensor) -> torch.device:
-    """Return where a module's first parameter is; of another model, where the images are."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    return next(parameters, images).device
-
-
 def name_of(model: object) -> str:
     """Return MODULE:NAME of a function, or of the class of another object."""
     named = model if hasattr(model, "__qualname__") else type(model)
