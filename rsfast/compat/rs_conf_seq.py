@@ -53,7 +53,7 @@ class Certifier:
     No class is selected: the question is about the label, which does not depend on the samples. The bound is
     `sequences.beta_binomial_sequence_lower` and its mirror image, valid at every number of samples at once: both hold
     together with probability 1 - alpha. They are read at `sequences.fine_analysis_ends`. The original rejects at capital
-    1 / (2 alpha) and looks at every sample; so only 2 alpha is proved of it, for about as many samples.
+    1 / (2 alpha), after any sample. So it proves only 2 alpha, with about as many samples.
 
     References
     ----------

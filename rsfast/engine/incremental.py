@@ -114,10 +114,10 @@ class IncrementalCertification:
         classes = np.array([each.prediction for each in before])
         pairs = incremental.Pairs.of(votes.reshape(len(before), 3, -1), trials, classes)
         _check_model(before, votes[np.arange(len(before)), classes], trials, input_ids)
-        evidence = [incremental.Before.of(each) for each in before]
-        limits = incremental.proved(evidence, pairs, self.alpha)
+        rests_on = [incremental.Before.of(each) for each in before]
+        limits = incremental.proved(rests_on, pairs, self.alpha)
         wanted = np.array([each.radius for each in before])
-        likely = incremental.still_likely(evidence, pairs, self.alpha, self.n)
+        likely = incremental.still_likely(rests_on, pairs, self.alpha, self.n)
         decided = self.stopping.reached(limits.radius, np.minimum(wanted, likely))
         decided |= (trials == self.n) | (2 * trials >= [each.n for each in before]) | (classes == ABSTAIN)
         return [

@@ -70,9 +70,9 @@ def plot(
 ) -> Figure:
     """Draw the certified accuracy of each run against radius, at its exact steps, and save the figure.
 
-    Predictions have no radius: their accuracy is a point at radius 0, which is all that they say. A curve that is not what
-    the axis says is called so in the legend: a lower bound of a run that stopped early, shares of images certified, right
-    or wrong, of a run without labels, and what there is so far of one that is not finished.
+    Predictions have no radius: their accuracy is a point at radius 0. The legend names a curve that is not what the axis
+    says: the lower bound of a run that stopped early, the share of images certified, right or wrong, where there are no
+    labels, and a run that is not finished.
 
     Parameters
     ----------
