@@ -185,8 +185,8 @@ def certify(
     radius : float or sequence of float, optional
         In the noise's norm. Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that
         it will not be. The certificate holds either way; its radius may be larger or smaller, and n is the number of samples
-        it took. Of several radii, which must increase, each must be decided so: that gives certified accuracy at all of
-        them, and an input takes about as many samples as the one of them does that is hardest to decide for it.
+        it took. Several radii, which must increase, must all be decided: that gives certified accuracy at each of them. An
+        input takes about as many samples as the radius that is hardest to decide for it.
     rtol : float, optional
         Stop sampling an input as soon as its radius is proved to within this share, in (0, 1), of what it could become.
     seed : int, optional

@@ -88,9 +88,9 @@ def compare(
     Notes
     -----
     ``P(f' = A) >= P(f = A) - P(f = A, f' != A)``. The limits of both terms come from samples that
-    may be the same, as alpha is divided between them. The votes of f' alone bound P(f' = A) as
-    well, at a share of their own; the better limit counts. The limits of pairs hold at any number
-    of them.
+    may be the same, as alpha is divided between them. The votes of f' bound P(f' = A) by
+    themselves, too, at a share of their own; the better limit counts. The limits of pairs hold at
+    any number of them.
 
     References
     ----------
@@ -164,7 +164,7 @@ def _check_certificates(certificates: Sequence[Certificate]) -> Certificate:
 
 
 def _execution(sampling: Sampling, model: Model) -> Execution:
-    """Return how the changed model runs: as the pair does, but for what it alone computes below float32."""
+    """Return how the changed model runs: as the pair does, but only its own modules count for what is below float32."""
     modules = modules_of(model)
     found = reduced_precision(modules, sampling.device)
     return replace(sampling.execution, reduced_precision=found or None, mode_fixed=any(map(is_fixed, modules)))

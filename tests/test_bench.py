@@ -444,6 +444,7 @@ def folder(tmp_path, monkeypatch):
         (["--shape", "3", "0"], "must be a positive integer, got '0'"),
         (["--shape", "3", "5", "5"], "model nets:net fails on a batch [1, 3, 5, 5]"),
         (["--shape", "12", "--mean", "0.5"], "mean and std must be given together"),
+        (["--shape", "12", "--image-size", "2", "--std", "0.5"], "mean and std must be given together"),
         (["--shape", "12", "--num-classes", "4"], "num_classes must be 3, the logits that model returns a row, got 4"),
         (["--shape", "12", "--radius", "9"], "radius must be at most 1.8"),
         (["--shape", "12", "--rtol", "2"], "rtol must be a finite number above 0 and below 1, got 2.0"),

@@ -8,7 +8,7 @@ import literal_iss
 import numpy as np
 import pytest
 import torch
-from literal import WITHIN, run
+from peer_loops import WITHIN, lower, run
 from scipy.stats import norm
 from torch import nn
 
@@ -104,7 +104,7 @@ def test_the_loop_of_the_script():
 
 
 def confidence_interval(k, n, alpha):
-    return literal_iss.lower(k, n, alpha / 2), 1 - literal_iss.lower(n - k, n, alpha / 2)
+    return lower(k, n, alpha / 2), 1 - lower(n - k, n, alpha / 2)
 
 
 def test_the_loop_is_valid():

@@ -1,4 +1,4 @@
-"""What several of the peers' interfaces need: a seed, what a model returns and where it is, and a dataset in chunks."""
+"""What several of the peers' interfaces need: a seed, what a model returns, and a dataset in chunks."""
 
 from __future__ import annotations
 
@@ -20,20 +20,6 @@ from ..engine.sampling import check_model
 def seed_or_random(seed: object = None) -> int:
     """Return a seed, checked; one from the operating system for None."""
     return ops.check_seed(secrets.randbits(64) if seed is None else seed)
-
-
-def device_of(model: Model) -> torch.device:
-    """Return the device of a model's first parameter or buffer; the CPU's if it has none.
-
-    Examples
-    --------
-    >>> device_of(torch.nn.Linear(2, 3))
-    device(type='cpu')
-    """
-    for module in modules_of(model):
-        for tensor in (*module.parameters(), *module.buffers()):
-            return tensor.device
-    return torch.device("cpu")
 
 
 def count_classes(model: Model, x: torch.Tensor) -> int:

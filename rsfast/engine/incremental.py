@@ -132,11 +132,11 @@ class IncrementalCertification:
         votes, trials = scores.sums >> _HEAD.bits, scores.trials[:, 0]
         classes = np.array([each.prediction for each in before])
         pairs = incremental.Pairs.of(votes.reshape(len(before), 3, -1), trials, classes)
-        evidence = [incremental.Before.of(each) for each in before]
-        _check_model(before, evidence, votes[np.arange(len(before)), classes], trials, input_ids)
-        limits = incremental.proved(evidence, pairs, self.alpha)
+        rests_on = [incremental.Before.of(each) for each in before]
+        _check_model(before, rests_on, votes[np.arange(len(before)), classes], trials, input_ids)
+        limits = incremental.proved(rests_on, pairs, self.alpha)
         wanted = np.array([each.radius for each in before])
-        likely = incremental.still_likely(evidence, pairs, self.alpha, self.n)
+        likely = incremental.still_likely(rests_on, pairs, self.alpha, self.n)
         decided = self.stopping.reached(limits.radius, np.minimum(wanted, likely))
         decided |= (trials == self.n) | (2 * trials >= [each.n for each in before]) | (classes == ABSTAIN)
         return [
@@ -178,7 +178,7 @@ class IncrementalCertification:
 
 def _check_model(
     before: Sequence[Certificate],
-    evidence: Sequence[incremental.Before],
+    rests_on: Sequence[incremental.Before],
     votes: NDArray[np.int64],
     trials: NDArray[np.int64],
     input_ids: Sequence[int],
@@ -187,7 +187,7 @@ def _check_model(
 
     A few may differ, as the last bits of logits depend on the batch.
     """
-    others = incremental.of_another_model(evidence, votes, trials)
+    others = incremental.of_another_model(rests_on, votes, trials)
     rows = zip(before, votes.tolist(), trials.tolist(), input_ids, others.tolist(), strict=True)
     for each, ours, drawn, input_id, other in rows:
         slack = 5 + drawn // 50

@@ -15,7 +15,7 @@ from .cifar import CIFAR10, CIFAR100, read_cifar
 from .dataset import Data
 from .factories import is_factory
 from .folders import read_folder
-from .huggingface import read_huggingface
+from .hf_datasets import read_huggingface
 from .imagenet import read_imagenet
 from .mnist import read_mnist
 from .user_dataset import UserData

@@ -365,10 +365,10 @@ def recertify(
     FileNotFoundError, FileExistsError
         If `run` lacks a file, or `out` holds a run.
     ValueError
-        If `run` holds predictions or is damaged, is of another version of the noise stream, lacks what the bound needs, or
-        bound and rule do not fit its head, or the samples were looked at more than once and the bound holds for one look, or
-        lipschitz is given and the model computed below float32; or a row differs from what its counts give under the run's
-        own settings, which is compared where nothing changes or there are no check sums.
+        If `run` holds predictions, is damaged, or is of another version of the noise stream. If it lacks what the bound
+        needs, bound and rule do not fit its head, or samples were analysed more than once and the bound is no sequence. If
+        lipschitz is given and the model computed below float32. If a row differs from what its counts give under the run's
+        own settings: this is compared where nothing changes or there are no check sums.
     """
     run, out = Path(run), Path(out)
     sidecar = read_sidecar(run / SIDECAR)

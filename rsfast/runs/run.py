@@ -21,6 +21,7 @@ from ..api import warn_of_radius
 from ..engine.forward import Model
 from ..engine.incremental import IncrementalCertification, PairOfModels, check_pair
 from ..engine.inputs import Source, Unreadable
+from ..engine.modes import device_of
 from ..engine.options import CertifyOptions, SamplingOptions, checked, options_of, refuse_unknown
 from ..engine.plan import Prediction, SamplingPlan
 from ..engine.ranks import Ranks
@@ -159,7 +160,7 @@ class Run:
         self._model, self._num_classes = model, num_classes
         self.labels, first = self._images.labels, self._images.first
         self.indices = settings.indices_of(start, end, skip, len(self._images))
-        self._device = settings.device_of(model, first) if device is None else torch.device(device)
+        self._device = device_of(model, first) if device is None else torch.device(device)
         self._environment, self._profile = environment, profile
         self.ranks = Ranks.find(options.pop("shard", None))
         self._log = Log(log_json, self.ranks, every=environment.event_every, clock=environment.clock)

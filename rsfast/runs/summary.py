@@ -46,10 +46,10 @@ _LONG = 1e6  # an average radius from which on it is written with an exponent
 def envelope(results_by_name: Mapping[str, Results], radii: ArrayLike) -> NDArray[np.float64]:
     """Return the upper envelope of runs that differ in the size of their noise: the best certified accuracy at each radius.
 
-    Papers print it to show what one may reach by the choice of sigma. The noise is chosen for the whole set, once a radius,
-    and by the accuracy on these same images, so the figure is slightly optimistic as an estimate for new images: choose
-    sigma on other images to report it without that. It is not the accuracy of choosing the best sigma for each image. That
-    would need a certificate of every sigma at once, with alpha divided by their number.
+    Papers print it to show what one may reach by the choice of sigma. At each radius one noise is chosen for the whole set,
+    by the accuracy on these same images. So the figure is slightly optimistic for new images; choose sigma on other images
+    to avoid that. It is not the accuracy of choosing the best sigma for each image: that would need certificates of all
+    sigmas at once, with alpha divided by their number.
 
     Parameters
     ----------

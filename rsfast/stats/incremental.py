@@ -2,7 +2,7 @@
 
 Both models see the same noise. The mass that class A loses, P(f = A, f' != A), is at most the disagreement of the two. So
 P(f' = A) >= P(f = A) - P(f = A, f' != A): the certificate's own samples bound the first term, few pairs the second. The
-votes of the changed model alone bound P(f' = A), too, and the better of the two counts, as they share alpha.
+votes of the changed model bound P(f' = A) by themselves, too. The two limits share alpha, and the better one counts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RULE = "incremental"
 
 _BEFORE, _PAIRS = 0.1, 0.45
 """Shares of alpha: of the limit from the certificate's samples, and of each of the two limits from pairs. The first moves
-its limit by little, as its samples are many."""
+its limit little, as its samples are many."""
 
 _MISSES = {"a": 0.1, "b": 1.0}
 """Mixture of the sequences, over the chance that the models disagree, or that the changed one misses A: both are small."""
@@ -54,8 +54,10 @@ class Before(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Votes of paired samples, integers [inputs]: A is an input's class, "another" whichever other class has most of
-    them."""
+    """Votes of paired samples, integers [inputs].
+
+    A is an input's class, and "another" whichever other class has most of them.
+    """
 
     trials: Integers
     kept: Integers
@@ -102,8 +104,7 @@ def proved(before: Sequence[Before], pairs: Pairs, alpha: float) -> Limits:
     Parameters
     ----------
     before : sequence of Before
-        One an input. Of one-vs-rest, all other classes are bounded by 1
-        - lower.
+        One an input. Under one-vs-rest, ``1 - lower`` bounds all other classes.
     pairs : Pairs
         At any number of pairs: the limits hold at all of them at once. They may be of the certificates' own noise, as a
         union bound needs no independence.
@@ -112,8 +113,18 @@ def proved(before: Sequence[Before], pairs: Pairs, alpha: float) -> Limits:
 
     References
     ----------
-    Ugare, Suresh, Banerjee, Singh and Misailovic, "Incremental Randomized Smoothing Certification",
-    2024. Here the lost mass alone is bounded, and the changed model's own votes beside it."""
+    Ugare, Suresh, Banerjee, Singh and Misailovic, "Incremental Randomized Smoothing Certification", 2024. They bound all
+    disagreement; here it is only the mass that A loses, and the changed model's own votes.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> one = np.array([1000])
+    >>> before = Before((99_000, 1000), 100_000, "one_vs_rest", "clopper_pearson", Gaussian(0.5))
+    >>> found = proved([before], Pairs(one, kept=one - 10, lost=0 * one, rival=0 * one + 10, gained=0 * one), 0.001)
+    >>> bool(0.97 < found.lower[0] < 0.99), bool(0.9 < found.radius[0] < 1.2)
+    (True, True)
+    """
 
     def below(votes: Integers, n: Integers, share: float) -> Floats:
         return beta_binomial_sequence_lower(votes, n, share, a=_MISSES["b"], b=_MISSES["a"])
