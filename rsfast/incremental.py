@@ -11,7 +11,7 @@ import torch
 from ._check import as_real, check_count
 from .engine.forward import Model, reduced_precision
 from .engine.incremental import Comparison, IncrementalCertification, PairOfModels
-from .engine.inputs import Source
+from .engine.inputs import Source, length_of
 from .engine.modes import is_fixed, modules_of
 from .engine.sampling import Sampling, check_model
 from .noise import STREAM_VERSION
@@ -110,8 +110,7 @@ def compare(
     for name, model in (("model_a", model_a), ("model_b", model_b)):
         check_model(name, model)
     first = _check_certificates(certificates)
-    if isinstance(inputs, torch.Tensor) and len(inputs) != len(certificates):
-        raise ValueError(f"certificates must be one an input, {len(inputs)}, got {len(certificates)}")
+    _check_count(length_of(inputs), len(certificates))
     alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
     most = max(1, max(each.n for each in certificates) // 2)
     most = most if n is None else min(most, check_count("n", n))
@@ -129,13 +128,24 @@ def compare(
         backend=sampling.backend,
         execution=_execution(sampling, model_b),
     )
-    return sampling.results(plan, "comparing")
+    found = sampling.results(plan, "comparing")
+    _check_count(len(found), len(certificates))  # an iterable may end early
+    return found
+
+
+def _check_count(inputs: int | None, certificates: int) -> None:
+    if inputs not in (None, certificates):
+        raise ValueError(f"certificates must be one an input, {inputs}, got {certificates}")
 
 
 def _check_certificates(certificates: Sequence[Certificate]) -> Certificate:
     """Return the first certificate, with which all others share what was sampled; raise TypeError or ValueError."""
     if not isinstance(certificates, Sequence) or not all(isinstance(each, Certificate) for each in certificates):
-        raise TypeError(f"certificates must be a list of Certificate, one an input, got {certificates!r:.100}")
+        hint = "; of several heads pass those of votes, as [each[0] for each in certificates]"
+        several = isinstance(certificates, Sequence) and isinstance(certificates[0], list)
+        raise TypeError(
+            f"certificates must be a list of Certificate, one an input, got {certificates!r:.100}{hint if several else ''}"
+        )
     if not certificates:
         raise ValueError("certificates must hold at least one, got none")
     check_before(certificates)

@@ -13,7 +13,7 @@ from ..engine.sampling import check_model, warn_if_hopeless
 from ..noise import Gaussian, GridGaussian, Noise
 from ..stats import proof
 from ..stats.common import check_alpha
-from ._shared import chunks, count_classes, device_of, seed_or_random
+from ._shared import chunks, count_classes, device_of, first_input, seed_or_random
 
 _INPUTS = 256
 """Inputs that are sampled side by side."""
@@ -141,7 +141,7 @@ class Certifier:
         if isinstance(dataset, str):
             dataset = _named(dataset, path)
         device = device_of(model)
-        classes = count_classes(model, dataset[0][0][None].to(device))
+        classes = count_classes(model, first_input(dataset).to(device))
         rows: list[tuple[Any, ...]] = [HEADER]
         for chunk in chunks(dataset, skip, _INPUTS, device, classes):
             shared: dict[str, Any] = {"seed": self.seed, "batch_size": bs, "input_ids": chunk.indices, **self.options}

@@ -56,11 +56,16 @@ class PairOfModels(torch.nn.Module):
         self.first, self.changed, self.num_classes = first, changed, num_classes
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        first, changed = (self._votes(model, batch) for model in (self.first, self.changed))
+        first, changed = self._votes("model_a", self.first, batch), self._votes("model_b", self.changed, batch)
         return torch.cat([first, changed, first * changed], dim=1)
 
-    def _votes(self, model: Model, batch: torch.Tensor) -> torch.Tensor:
-        logits = check_logits(model(batch), len(batch), self.num_classes).float()
+    def _votes(self, name: str, model: Model, batch: torch.Tensor) -> torch.Tensor:
+        try:
+            output = model(batch)
+        except Exception as error:
+            error.add_note(f"{name} raised this")
+            raise
+        logits = check_logits(output, len(batch), self.num_classes, name).float()
         valid = logits.amax(dim=1, keepdim=True).isfinite()  # a NaN anywhere is the maximum
         best = logits.argmax(dim=1)  # of equal ones the first
         return torch.nn.functional.one_hot(best, self.num_classes).float() * valid
