@@ -262,8 +262,9 @@ class Measurement:
 
     def _take_shares(self) -> None:
         default = self._running[DEFAULT]
-        total = default.rows / self.measured.lines[DEFAULT].rate
-        shares = {name: spent / total for name, spent in default.seconds.items()}
+        spent = default.seconds
+        total = max(default.rows / self.measured.lines[DEFAULT].rate, sum(spent.values()))  # the rate is a median
+        shares = {name: seconds / total for name, seconds in spent.items()}
         self.measured.shares = {**shares, "rest": max(0.0, 1 - sum(shares.values()))}
 
     def _compare_votes(self) -> None:
