@@ -308,11 +308,11 @@ def certify_each(
     )
 
 
-def _heads(head: Head | Sequence[Head]) -> tuple[Head, ...]:
+def _heads(head: Head | Sequence[Head], name: str = "head") -> tuple[Head, ...]:
     heads = (head,) if isinstance(head, Head) else head
     if isinstance(heads, str) or not isinstance(heads, Sequence):
-        raise TypeError(f"head must be one of {', '.join(HEADS)}, or a list of them, got {head!r}")
-    return check_heads(heads)
+        raise TypeError(f"{name} must be one of {', '.join(HEADS)}, or a list of them, got {head!r}")
+    return check_heads(heads, name)
 
 
 class Tuned(NamedTuple):
@@ -381,7 +381,7 @@ def tune_head(
     if check_noise("noise", noise).evaluations is not None:
         raise ValueError(f"noise must be random where heads are compared, got {noise!r:.100}; certify with Votes()")
     proof = checked(ProofOptions, {"n": 10_000} | part(ProofOptions, options))
-    heads, least = _heads(heads), 0.0
+    heads, least = _heads(heads, "heads"), 0.0
     if isinstance(criterion, str):
         check_choice("criterion", criterion, ("average_radius", "certified_accuracy"))
     else:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from ._check import as_real, check_count
 from .engine.forward import Model, reduced_precision
 from .engine.incremental import Comparison, IncrementalCertification, PairOfModels, check_pair
-from .engine.inputs import Source, shuffler
+from .engine.inputs import Source, length_of, shuffler
 from .engine.modes import is_fixed, modules_of
 from .engine.sampling import Sampling, check_model
 from .noise import STREAM_VERSION
@@ -112,8 +111,7 @@ def compare(
     for name, model in (("model_a", model_a), ("model_b", model_b)):
         check_model(name, model)
     first = _check_certificates(certificates)
-    if isinstance(inputs, torch.Tensor) and len(inputs) != len(certificates):
-        raise ValueError(f"certificates must be one an input, {len(inputs)}, got {len(certificates)}")
+    _check_count(length_of(inputs), len(certificates))
     if isinstance(inputs, DataLoader) and (sampler := shuffler(inputs)) is not None:
         what = f"got a DataLoader that shuffles (its {type(sampler).__name__})"
         raise ValueError(f"inputs must come in the order of certificates, {what}; use shuffle=False, for certify too")
@@ -136,15 +134,23 @@ def compare(
         execution=_execution(sampling, model_b),
     )
     found = sampling.results(plan, "comparing")
-    if len(found) != len(certificates):
-        raise ValueError(f"certificates must be one an input, {len(found)}, got {len(certificates)}")
+    _check_count(len(found), len(certificates))  # an iterable may end early
     return found
+
+
+def _check_count(inputs: int | None, certificates: int) -> None:
+    if inputs not in (None, certificates):
+        raise ValueError(f"certificates must be one an input, {inputs}, got {certificates}")
 
 
 def _check_certificates(certificates: Sequence[Certificate]) -> Certificate:
     """Return the first certificate, with which all others share what was sampled; raise TypeError or ValueError."""
     if not isinstance(certificates, Sequence) or not all(isinstance(each, Certificate) for each in certificates):
-        raise TypeError(f"certificates must be a list of Certificate, one an input, got {certificates!r:.100}")
+        hint = "; of several heads pass those of votes, as [each[0] for each in certificates]"
+        several = isinstance(certificates, Sequence) and isinstance(certificates[0], list)
+        raise TypeError(
+            f"certificates must be a list of Certificate, one an input, got {certificates!r:.100}{hint if several else ''}"
+        )
     if not certificates:
         raise ValueError("certificates must hold at least one, got none")
     check_before(certificates)

@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import rsfast
 from rsfast.bounds import clopper_pearson_lower
@@ -152,7 +152,9 @@ def test_options_of_the_certificates(found):
         ({"model_b": model}, ValueError, "got the changed model itself"),
         ({"model_a": LOW}, ValueError, "execution says, in float32, got bfloat16 parameters or buffers"),
         ({"model_b": 3}, TypeError, "model_b must be callable"),
-        ({"model_b": lambda x: x}, ValueError, "num_classes must be 1"),
+        ({"model_b": lambda x: x}, ValueError, "num_classes must be 1, the logits that model_b returns a row, got 2"),
+        ({"inputs": (each for each in INPUTS[:3])}, ValueError, "certificates must be one an input, 3, got 5"),
+        ({"inputs": TensorDataset(INPUTS[:3])}, ValueError, "certificates must be one an input, 3, got 5"),
         ({"alpha": 1.5}, ValueError, "alpha must be"),
         ({"rtol": 0}, ValueError, "rtol must be"),
         ({"n": 0}, ValueError, "n must be"),
@@ -169,3 +171,10 @@ def test_mistakes(found, change, error, text):
     with pytest.raises(error) as raised:
         rsfast.compare(**given)
     assert text in str(raised.value)
+
+
+def test_wrong_inputs_are_seen_from_few_votes():
+    """Shares of votes that differ by less than what the other samples could make up for."""
+    found = rsfast.certify(model, torch.tensor([[0.2]]), NOISE, num_classes=2, n=20_000, seed=1)
+    with pytest.raises(ValueError, match=r"model_a must be the model that was certified, on the same inputs, got one with "):
+        rsfast.compare(model, pruned, torch.tensor([[0.1]]), found, num_classes=2)

@@ -117,7 +117,8 @@ class Report:
             yield f"  {self.command(exact=False)}"
 
     def _takes(self) -> Iterator[str]:
-        yield f"{self.images:,} images will take with the first command:"
+        which = "that" if self.command() == self.command(exact=False) else "the first"
+        yield f"{self.images:,} images will take with {which} command:"
         rows = []
         for each in self.forecasts:
             error = " +- unknown" if each.error is None else f" +- {each.error:,.0f}" if each.error else ""

@@ -67,6 +67,29 @@ class Chunk(NamedTuple):
     labels: NDArray[np.int64]
 
 
+def first_input(dataset: Any) -> torch.Tensor:
+    """Return the first input of a dataset with a length, of items (x, label), as a batch of one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it holds no item, or other items.
+
+    Examples
+    --------
+    >>> first_input([(torch.zeros(2), 1)]).shape
+    torch.Size([1, 2])
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"dataset must be a Dataset of items (x, label), got a {type(dataset).__name__}")
+    if not len(dataset):
+        raise ValueError("dataset must hold at least one item (x, label), got none")
+    item = dataset[0]
+    if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[0], torch.Tensor):
+        raise TypeError(f"dataset must hold items (x, label), x a tensor, got a {type(item).__name__} in dataset[0]")
+    return item[0][None]
+
+
 def chunks(dataset: Any, skip: int, size: int, device: torch.device, num_classes: int) -> Iterator[Chunk]:
     """Yield each skip-th item (x, label) of a dataset with a length, `size` at a time.
 

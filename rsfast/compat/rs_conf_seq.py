@@ -17,7 +17,7 @@ from ..engine.sampling import Sampling, check_model, draw_tally
 from ..noise import Gaussian, Uniform
 from ..stats.bounds.beta_binomial import beta_binomial_sequence_lower, beta_binomial_sequence_upper
 from ..stats.common import check_alpha, fine_analysis_ends
-from ._shared import Chunk, chunks, count_classes, seed_or_random
+from ._shared import Chunk, chunks, count_classes, first_input, seed_or_random
 
 _INPUTS = 256
 """Inputs that are sampled side by side."""
@@ -160,9 +160,9 @@ class Certifier:
         skip = check_count("skip", skip)
         if isinstance(dataset, str):
             dataset = _named(dataset)
-        first = dataset[0][0]
+        first = first_input(dataset)
         device = device_of(model, first)
-        classes = count_classes(model, first[None].to(device))
+        classes = count_classes(model, first.to(device))
         for chunk in chunks(dataset, skip, _INPUTS, device, classes):
             options: dict[str, Any] = {"input_ids": chunk.indices, **self.options}
             yield chunk, Sampling(model, chunk.x, self.noise, classes, seed=self.seed, batch_size=bs, **options)

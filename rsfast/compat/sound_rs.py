@@ -15,7 +15,7 @@ from ..engine.sampling import check_model, warn_if_hopeless
 from ..noise import Gaussian, GridGaussian, Noise
 from ..stats import proof
 from ..stats.common import check_alpha
-from ._shared import chunks, count_classes, seed_or_random
+from ._shared import chunks, count_classes, first_input, seed_or_random
 
 _INPUTS = 256
 """Inputs that are sampled side by side."""
@@ -142,9 +142,9 @@ class Certifier:
         warn_if_hopeless("certify", n, alpha, proof.smallest_certifiable_n(alpha))
         if isinstance(dataset, str):
             dataset = _named(dataset, path)
-        first = dataset[0][0]
+        first = first_input(dataset)
         device = device_of(model, first)
-        classes = count_classes(model, first[None].to(device))
+        classes = count_classes(model, first.to(device))
         rows: list[tuple[Any, ...]] = [HEADER]
         for chunk in chunks(dataset, skip, _INPUTS, device, classes):
             shared: dict[str, Any] = {"seed": self.seed, "batch_size": bs, "input_ids": chunk.indices, **self.options}

@@ -57,11 +57,16 @@ class PairOfModels(torch.nn.Module):
         self.first, self.changed, self.num_classes = first, changed, num_classes
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        first, changed = (self._votes(model, batch) for model in (self.first, self.changed))
+        first, changed = self._votes("model_a", self.first, batch), self._votes("model_b", self.changed, batch)
         return torch.cat([first, changed, first * changed], dim=1)
 
-    def _votes(self, model: Model, batch: torch.Tensor) -> torch.Tensor:
-        logits = check_logits(model(batch), len(batch), self.num_classes).float()
+    def _votes(self, name: str, model: Model, batch: torch.Tensor) -> torch.Tensor:
+        try:
+            output = model(batch)
+        except Exception as error:
+            error.add_note(f"{name} raised this")
+            raise
+        logits = check_logits(output, len(batch), self.num_classes, name).float()
         valid = logits.amax(dim=1, keepdim=True).isfinite()  # a NaN anywhere is the maximum
         best = logits.argmax(dim=1)  # of equal ones the first
         return torch.nn.functional.one_hot(best, self.num_classes).float() * valid
@@ -194,6 +199,6 @@ def _check_model(
         possible = each.counts[0] - (each.n - drawn) - slack <= ours <= each.counts[0] + slack
         if not each.abstained and (other or not possible):
             raise ValueError(
-                f"model_a must be the model that was certified, got one with {ours} of {drawn} votes for class "
-                f"{each.prediction} on samples of input {input_id}; its certificate has {each.counts[0]} in {each.n}"
+                f"model_a must be the model that was certified, on its inputs, got one with {ours} of {drawn} votes for "
+                f"class {each.prediction} on samples of input {input_id}; its certificate has {each.counts[0]} in {each.n}"
             )

@@ -168,7 +168,7 @@ class Inputs:
             self._ids = _check_ids(ids, self.count, tensor.device)
             self._rows: Generator[torch.Tensor | Unreadable, None, None] = _rows(tensor)
         else:
-            self.count = _length(inputs)
+            self.count = length_of(inputs)
             # Only their values are wanted, so they may be on any device.
             self._ids = _check_ids(ids, self.count, ids.device if isinstance(ids, torch.Tensor) else torch.device("cpu"))
             batched = isinstance(inputs, DataLoader) and inputs.batch_sampler is not None
@@ -272,7 +272,7 @@ def _items(inputs: Any) -> Iterator[object]:
     )
 
 
-def _length(inputs: Any) -> int | None:
+def length_of(inputs: Any) -> int | None:
     """Return how many inputs there are, or None where `inputs` does not know."""
     if isinstance(inputs, DataLoader):
         batches = inputs.batch_sampler

@@ -25,7 +25,7 @@ from ..engine.modes import device_of
 from ..engine.options import CertifyOptions, SamplingOptions, checked, options_of, refuse_unknown
 from ..engine.plan import Prediction, SamplingPlan
 from ..engine.ranks import Ranks
-from ..engine.sampling import Sampling, expected, warn_if_hopeless
+from ..engine.sampling import Sampling, check_model, expected, warn_if_hopeless
 from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Noise, check_noise
 from ..stats import incremental
@@ -155,7 +155,7 @@ class Run:
         if wrong := [name for name in _NOT_OF_A_RUN if name in options]:
             raise TypeError(f"keyword arguments must not be among {', '.join(_NOT_OF_A_RUN)}, got {', '.join(wrong)}")
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.noise = check_noise("noise", noise)
+        self.noise, model = check_noise("noise", noise), check_model("model", model)
         self._images = Images(images, labels, num_classes, noise, workers)
         self._model, self._num_classes = model, num_classes
         self.labels, first = self._images.labels, self._images.first

@@ -233,6 +233,8 @@ def _rows(
     """Return the columns of a table, those of settings only where a run has them unless all are asked for, and its rows."""
     if not results_by_name:
         raise ValueError("results_by_name must hold at least one run, got none")
+    if isinstance(radii, str) or not hasattr(radii, "__iter__"):
+        raise TypeError(f"radii must be a list of numbers, got {radii!r:.80}")
     common_norm(results_by_name)
     rows = [_row(name, run, radii) for name, run in results_by_name.items()]
     always = {"run", "images", "accuracy", "abstained", *(_SETTINGS if every_setting else ())}
