@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -109,8 +110,11 @@ def is_dataset(images: object) -> bool:
 
 
 def check_workers(workers: object) -> int:
-    if (count := as_int("workers", workers)) < 0:
-        raise ValueError(f"workers must be at least 0, got {count}; 0 reads images in this process")
+    most = 8 * (os.cpu_count() or 1)  # each takes the memory of a Python with torch
+    if not 0 <= (count := as_int("workers", workers)) <= most:
+        raise ValueError(
+            f"workers must be from 0 to {most}, 8 for each core here, got {count}; 0 reads images in this process"
+        )
     return count
 
 
