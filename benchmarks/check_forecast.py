@@ -42,9 +42,9 @@ class Case(NamedTuple):
 
 CASES = {
     "tabular": Case("tabular", (20,), 2000, 20_000),
-    "resnet20": Case("resnet20", (3, 32, 32), 20, 10_000),
+    "resnet20": Case("resnet20", (3, 32, 32), 10, 5000),
     "efficientnet_lite0": Case(
-        "efficientnet_lite0", (3, 224, 224), 6, 1000, ("--mean", *map(str, MEAN), "--std", *map(str, STD))
+        "efficientnet_lite0", (3, 224, 224), 4, 600, ("--mean", *map(str, MEAN), "--std", *map(str, STD))
     ),
 }
 
@@ -102,7 +102,9 @@ def check(case: Case, seconds: float) -> list[tuple[Any, ...]]:
         np.savez(data, images=inputs(case))
         model = ["--model", f"benchmarks.check_forecast:{case.name}", "--data", str(data), *GIVEN, *case.more]
         how = ["--n", str(case.n), "--images", str(case.images), "--radius", str(RADIUS), "--seconds", str(seconds)]
-        found = json.loads(output_of(["rsfast", "bench", *model, *how, "--json", "-"]))
+        file = Path(folder, "found.json")
+        print(output_of(["rsfast", "bench", *model, *how, "--json", str(file)]), file=sys.stderr)
+        found = json.loads(file.read_text())
         rows = []
         for number, forecast in enumerate(found["forecasts"]):
             option = forecast["option"].split()
@@ -114,6 +116,7 @@ def check(case: Case, seconds: float) -> list[tuple[Any, ...]]:
             each = f"{forecast['samples']:,.0f} / {samples[1] if samples else 'all'}"
             what = " ".join(option) or f"all n = {case.n:,}"
             rows.append((case.name, what, each, forecast["seconds"], took, forecast["seconds"] / took))
+            print(*rows[-1], file=sys.stderr, flush=True)
         return rows
 
 

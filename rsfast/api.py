@@ -185,8 +185,8 @@ def certify(
     radius : float or sequence of float, optional
         In the noise's norm. Stop sampling an input as soon as its radius is proved to be as large, or a forecast says that
         it will not be. The certificate holds either way; its radius may be larger or smaller, and n is the number of samples
-        it took. Of several radii, which must increase, each must be decided so: that gives certified accuracy at all of
-        them, and an input takes about as many samples as the one of them does that is hardest to decide for it.
+        it took. Several radii, which must increase, must all be decided: that gives certified accuracy at each of them. An
+        input takes about as many samples as the radius that is hardest to decide for it.
     rtol : float, optional
         Stop sampling an input as soon as its radius is proved to within this share, in (0, 1), of what it could become.
     seed : int, optional
@@ -308,11 +308,11 @@ def certify_each(
     )
 
 
-def _heads(head: Head | Sequence[Head]) -> tuple[Head, ...]:
+def _heads(head: Head | Sequence[Head], name: str = "head") -> tuple[Head, ...]:
     heads = (head,) if isinstance(head, Head) else head
     if isinstance(heads, str) or not isinstance(heads, Sequence):
-        raise TypeError(f"head must be one of {', '.join(HEADS)}, or a list of them, got {head!r}")
-    return check_heads(heads)
+        raise TypeError(f"{name} must be one of {', '.join(HEADS)}, or a list of them, got {head!r}")
+    return check_heads(heads, name)
 
 
 class Tuned(NamedTuple):
@@ -381,7 +381,7 @@ def tune_head(
     if check_noise("noise", noise).evaluations is not None:
         raise ValueError(f"noise must be random where heads are compared, got {noise!r:.100}; certify with Votes()")
     proof = checked(ProofOptions, {"n": 10_000} | part(ProofOptions, options))
-    heads, least = _heads(heads), 0.0
+    heads, least = _heads(heads, "heads"), 0.0
     if isinstance(criterion, str):
         check_choice("criterion", criterion, ("average_radius", "certified_accuracy"))
     else:

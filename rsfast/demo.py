@@ -19,6 +19,7 @@ from tabulate import tabulate
 from torch import nn
 
 from . import api, results
+from ._extras import import_extra
 from ._progress import progress_bar
 from .heads import Head, Softmax, Votes
 from .loop2019 import BATCH, Loop2019
@@ -58,11 +59,7 @@ COMPARED: tuple[tuple[Head, str, str], ...] = (
 
 def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return train images float32 [1297, 1, 8, 8] in [0, 1], their labels, 500 test images, their labels."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("the demo needs scikit-learn: pip install rsfast[demo]") from error
-    data = load_digits()
+    data = import_extra("sklearn.datasets", "demo", "the demo").load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     images = torch.from_numpy(data.images[order] / 16).float()[:, None]
     labels = torch.from_numpy(data.target[order]).long()

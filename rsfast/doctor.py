@@ -83,7 +83,12 @@ CHECKSUMS = {
     "accumulate": "d2a201a8a4afde0f",
 }
 
-EXTRAS = {"matplotlib": "plot", "scikit-learn": "demo"}
+EXTRAS = {
+    **{"matplotlib": "plot", "scikit-learn": "demo", "jinja2": "report", "pillow": "report"},
+    **{"timm": "vision", "torchvision": "vision", "datasets": "hf", "transformers": "hf"},
+    **{"onnxruntime": "onnx", "adversarial-robustness-toolbox": "art"},
+}
+"""Libraries that only some commands, models and data need, and the extra that installs each."""
 
 
 def report(*, gpu: str = "cuda") -> tuple[str, bool]:
@@ -134,7 +139,7 @@ def report(*, gpu: str = "cuda") -> tuple[str, bool]:
         try:
             lines.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            lines.append(f"{name}: not installed; `pip install rsfast[{extra}]` installs it")
+            lines.append(f"{name}: not installed; `pip install 'rsfast[{extra}]'` installs it")
     return "\n".join(lines), usable and not any(failures.values())
 
 

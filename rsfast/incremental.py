@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch.utils.data import DataLoader
 
 from ._check import as_real, check_count
 from .engine.forward import Model, reduced_precision
-from .engine.incremental import Comparison, IncrementalCertification, PairOfModels
-from .engine.inputs import Source
+from .engine.incremental import Comparison, IncrementalCertification, PairOfModels, check_pair
+from .engine.inputs import Source, length_of, shuffler
 from .engine.modes import is_fixed, modules_of
 from .engine.sampling import Sampling, check_model
 from .noise import STREAM_VERSION
@@ -50,7 +50,8 @@ def compare(
     Parameters
     ----------
     model_a : callable
-        The model that was certified. It runs as the certificates' `execution` says.
+        The model that was certified. It runs as the certificates' `execution` says. That it is this model is taken on trust
+        where its votes do not tell it from another, so no copy of the changed model will do.
     model_b : callable
         The changed model, given the same batches. One that takes another dtype converts its input.
     inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
@@ -86,9 +87,9 @@ def compare(
     Notes
     -----
     ``P(f' = A) >= P(f = A) - P(f = A, f' != A)``. The limits of both terms come from samples that
-    may be the same, as alpha is divided between them. The votes of f' alone bound P(f' = A) as
-    well, at a share of their own; the better limit counts. The limits of pairs hold at any number
-    of them.
+    may be the same, as alpha is divided between them. The votes of f' bound P(f' = A) by
+    themselves, too, at a share of their own; the better limit counts. The limits of pairs hold at
+    any number of them.
 
     References
     ----------
@@ -110,8 +111,10 @@ def compare(
     for name, model in (("model_a", model_a), ("model_b", model_b)):
         check_model(name, model)
     first = _check_certificates(certificates)
-    if isinstance(inputs, torch.Tensor) and len(inputs) != len(certificates):
-        raise ValueError(f"certificates must be one an input, {len(inputs)}, got {len(certificates)}")
+    _check_count(length_of(inputs), len(certificates))
+    if isinstance(inputs, DataLoader) and (sampler := shuffler(inputs)) is not None:
+        what = f"got a DataLoader that shuffles (its {type(sampler).__name__})"
+        raise ValueError(f"inputs must come in the order of certificates, {what}; use shuffle=False, for certify too")
     alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
     most = max(1, max(each.n for each in certificates) // 2)
     most = most if n is None else min(most, check_count("n", n))
@@ -120,6 +123,7 @@ def compare(
     ids = [each.input_id for each in certificates]
     pair = PairOfModels(model_a, model_b, classes)
     sampling = Sampling(pair, inputs, first.noise, 3 * classes, input_ids=ids, **options)
+    check_pair("model_a", model_a, model_b, sampling.device, first.execution)
     plan = IncrementalCertification(
         dict(zip(ids, certificates, strict=True)),
         alpha=alpha,
@@ -129,13 +133,24 @@ def compare(
         backend=sampling.backend,
         execution=_execution(sampling, model_b),
     )
-    return sampling.results(plan, "comparing")
+    found = sampling.results(plan, "comparing")
+    _check_count(len(found), len(certificates))  # an iterable may end early
+    return found
+
+
+def _check_count(inputs: int | None, certificates: int) -> None:
+    if inputs not in (None, certificates):
+        raise ValueError(f"certificates must be one an input, {inputs}, got {certificates}")
 
 
 def _check_certificates(certificates: Sequence[Certificate]) -> Certificate:
     """Return the first certificate, with which all others share what was sampled; raise TypeError or ValueError."""
     if not isinstance(certificates, Sequence) or not all(isinstance(each, Certificate) for each in certificates):
-        raise TypeError(f"certificates must be a list of Certificate, one an input, got {certificates!r:.100}")
+        hint = "; of several heads pass those of votes, as [each[0] for each in certificates]"
+        several = isinstance(certificates, Sequence) and isinstance(certificates[0], list)
+        raise TypeError(
+            f"certificates must be a list of Certificate, one an input, got {certificates!r:.100}{hint if several else ''}"
+        )
     if not certificates:
         raise ValueError("certificates must hold at least one, got none")
     check_before(certificates)
@@ -155,7 +170,7 @@ def _check_certificates(certificates: Sequence[Certificate]) -> Certificate:
 
 
 def _execution(sampling: Sampling, model: Model) -> Execution:
-    """Return how the changed model runs: as the pair does, but for what it alone computes below float32."""
+    """Return how the changed model runs: as the pair does, but only its own modules count for what is below float32."""
     modules = modules_of(model)
     found = reduced_precision(modules, sampling.device)
     return replace(sampling.execution, reduced_precision=found or None, mode_fixed=any(map(is_fixed, modules)))

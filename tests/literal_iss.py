@@ -4,11 +4,8 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy.stats import beta, norm
-
-
-def lower(k, n, alpha):
-    return np.nan_to_num(beta.ppf(alpha, k, n - k + 1))
+from peer_loops import lower
+from scipy.stats import norm
 
 
 def _sample_noise(base_classifier, num_classes, x, sigma, batches, batch_size):

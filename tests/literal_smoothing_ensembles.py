@@ -2,12 +2,8 @@
 
 import numpy as np
 import torch
-from scipy.stats import beta as beta_distribution
+from peer_loops import lower
 from scipy.stats import norm
-
-
-def lower(k, n, alpha):
-    return float(beta_distribution.ppf(alpha, k, n - k + 1)) if k else 0.0
 
 
 class SmoothEnsembleAdaptive:

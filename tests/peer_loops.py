@@ -1,4 +1,8 @@
-"""Loops as other projects write them, run with their class and with ours: one import line apart."""
+"""Loops as other projects write them, run with their class and with ours: one import line apart; and what they find.
+
+Votes of two independent samples of n differ by a number of standard deviation ``sqrt(2 n p (1 - p))``; a normal variable is
+beyond 5.5 standard deviations with chance 4e-8, and p is taken from the votes themselves, a hundred of each kind or more.
+"""
 
 import itertools
 import secrets
@@ -10,6 +14,9 @@ import torch
 from scipy import stats
 from torch import nn
 
+from rsfast.bounds import clopper_pearson_lower
+
+WITHIN = 5.5
 NEAR = torch.tensor([0.35, 0.15, 0.0]).view(3, 1, 1).expand(3, 2, 2).contiguous()  # all get votes
 EVEN = torch.full((3, 2, 2), 0.2)  # no class is ahead
 
@@ -21,22 +28,22 @@ class ChannelMeans(nn.Module):
         return x.mean((2, 3))
 
 
-def run(loop, import_line=None, **names):
-    """Run a loop's text, with its first line, an import, replaced; return its names."""
-    first, rest = loop.strip().split("\n", 1)
-    assert first.startswith("from ")
-    exec(f"{import_line or first}\n{rest}", names)
+def run(loop, peer, module, **names):
+    """Run a loop's text, in which ``from PEER import`` becomes an import of `module`; return its names."""
+    line = f"from {peer} import"
+    assert loop.count(line) == 1
+    exec(loop.replace(line, f"from {module} import"), names)
     return names
 
 
-def both(monkeypatch, loop, module, import_line, theirs, **names):
+def both(monkeypatch, loop, peer, module, theirs, **names):
     """Return the names of a loop that was run with their module's names, and with ours; each object has another seed."""
-    peer, seeds = ModuleType(module), itertools.count(8)
-    vars(peer).update(theirs)
-    monkeypatch.setitem(sys.modules, module, peer)
+    stand_in, seeds = ModuleType(peer), itertools.count(8)
+    vars(stand_in).update(theirs)
+    monkeypatch.setitem(sys.modules, peer, stand_in)
     monkeypatch.setattr(secrets, "randbits", lambda bits: next(seeds))
     torch.manual_seed(0)
-    return run(loop, **names, answers=[]), run(loop, import_line, **names, answers=[])
+    return run(loop, peer, peer, **names, answers=[]), run(loop, peer, module, **names, answers=[])
 
 
 def assert_alike(ours, theirs, least=10):
@@ -45,9 +52,28 @@ def assert_alike(ours, theirs, least=10):
     assert stats.ks_2samp(ours, theirs).pvalue > 1e-6
 
 
+def votes_of(p_lower, n, alpha):
+    """The votes of n whose Clopper-Pearson bound is `p_lower`, to within rounding."""
+    table = clopper_pearson_lower(np.arange(n + 1), n, alpha)
+    return np.searchsorted(table, np.asarray(p_lower, dtype=np.float64) - 1e-6)
+
+
+def votes_of_radii(radii, sigma, n, alpha):
+    return votes_of(stats.norm.cdf(np.asarray(radii) / sigma), n, alpha)
+
+
+def assert_same_votes(mine, theirs, n):
+    """Two samples of n have as many votes, within sampling error; none is so near to 0 or n that this says little."""
+    mine, theirs = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    p = (mine + theirs) / (2 * n)
+    spread = np.sqrt(2 * n * p * (1 - p))
+    assert bool((n * p * (1 - p) > 50).all()), (mine, theirs)
+    assert bool((np.abs(mine - theirs) <= WITHIN * spread + 1).all()), (mine, theirs, spread)
+
+
 def lower(votes, n, alpha):
-    """Clopper and Pearson's limit, as statsmodels gives it."""
-    return float(stats.beta.ppf(alpha, votes, n - votes + 1)) if votes else 0.0
+    """Clopper and Pearson's limits, as statsmodels gives them."""
+    return np.nan_to_num(stats.beta.ppf(alpha, votes, n - votes + 1))
 
 
 def upper(votes, n, alpha):

@@ -142,7 +142,7 @@ def test_several_heads_share_alpha():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"head": []}, ValueError, "heads must hold at least one head, and none twice"),
+        ({"head": []}, ValueError, "head must hold at least one head, and none twice"),
         ({"head": [Votes(), Votes()]}, ValueError, "none twice"),
         ({"head": ["votes"]}, TypeError, "each of heads must be one of Votes, .*, got 'votes'"),
         ({"head": "votes"}, TypeError, "head must be one of Votes, .* or a list of them, got 'votes'"),

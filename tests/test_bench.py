@@ -23,6 +23,7 @@ from rsfast.bench.report import Report
 from rsfast.bench.run import bench, pick
 from rsfast.bench.subject import Certifying, Change, Subject, loop, random_inputs
 from rsfast.bench.twins import Twins, counts_from_run, posterior
+from rsfast.engine.inputs import Unreadable
 from rsfast.engine.plan import StoppingRule
 from rsfast.loop2019 import Loop2019
 
@@ -121,6 +122,7 @@ def test_what_is_faster_wins_and_is_put_together():
     assert lines["autocast bfloat16"].compared > 100
     assert lines[DEFAULT].memory > 0
     assert set(measured.shares) == {"model", "kernels", "bounds", "rest"}
+    assert sum(measured.shares.values()) == pytest.approx(1)
     assert clock.now <= 60
     [first] = [line for line in said if line.startswith("first answer")]
     assert "rsfast as it comes 1,000" in first
@@ -273,7 +275,7 @@ def test_posterior_keeps_the_mean_and_many_classes_fit():
     assert (posterior(np.array([[100, 0, 0]]), 5)[:, 2] == 0).all()
 
 
-@pytest.mark.parametrize("stopping", [StoppingRule(radius=0.4), StoppingRule(rtol=0.1)])
+@pytest.mark.parametrize("stopping", [StoppingRule(radius=0.4), StoppingRule(radius=[0.2, 0.5]), StoppingRule(rtol=0.1)])
 def test_forecast_of_samples_is_what_certify_takes(stopping):
     """From 200 votes an image, within 20 %: some 3 standard errors, of the votes and of the samples of both runs."""
     counts = np.random.default_rng(1).multinomial(200, SHARES)
@@ -373,6 +375,41 @@ def test_pick_takes_inputs_from_all_parts():
     assert len(pick(data, 1, torch.device("cpu"))) == 1
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    device = torch.device("cuda")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).to(device)
+    subject = Subject(model, random_inputs(4, [3, 2, 2], device), Gaussian(SIGMA), 3, proof=PROOF)
+    measured = Measurement(subject, seconds=5.0, say=str, single=changes).measure()
+    assert measured.lines["CUDA graph"].rate > 0
+    assert measured.lines["CUDA graph"].agreement == 1.0
+    assert all(line.memory > 0 for line in measured.lines.values() if line.change)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Of three, the first cannot be read; the last may have another shape."""
+
+    def __init__(self, last):
+        self.last = last
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, place):
+        if place == 0:
+            raise Unreadable("a picture")
+        return torch.zeros(3, 2, 2 if place == 1 else self.last)
+
+
+def test_pick_leaves_out_what_cannot_be_read():
+    assert pick(Pictures(2), 3, torch.device("cpu")).shape == (2, 3, 2, 2)
+    with pytest.raises(ValueError, match=r"of one shape, got \[3, 2, 2\] and \[3, 2, 5\]; give --image-size"):
+        pick(Pictures(5), 3, torch.device("cpu"))
+    assert len(pick(Pictures(2), 1, torch.device("cpu"))) == 1
+    with pytest.raises(ValueError, match="can be read, got none among 1"):
+        pick(torch.utils.data.Subset(Pictures(2), [0]), 3, torch.device("cpu"))
+
+
 NETS = """
 import torch
 
@@ -407,6 +444,7 @@ def folder(tmp_path, monkeypatch):
         (["--shape", "3", "0"], "must be a positive integer, got '0'"),
         (["--shape", "3", "5", "5"], "model nets:net fails on a batch [1, 3, 5, 5]"),
         (["--shape", "12", "--mean", "0.5"], "mean and std must be given together"),
+        (["--shape", "12", "--image-size", "2", "--std", "0.5"], "mean and std must be given together"),
         (["--shape", "12", "--num-classes", "4"], "num_classes must be 3, the logits that model returns a row, got 4"),
         (["--shape", "12", "--radius", "9"], "radius must be at most 1.8"),
         (["--shape", "12", "--rtol", "2"], "rtol must be a finite number above 0 and below 1, got 2.0"),

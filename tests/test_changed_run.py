@@ -94,8 +94,13 @@ def test_mistakes(before, tmp_path):
         run(tmp_path / "out", network(), seed=5).recertify(before, network())
     with pytest.raises(ValueError, match=r"noise must be .*only the model may change"):
         run(tmp_path / "out", network(), Gaussian(0.5)).recertify(before, network())
-    with pytest.raises(ValueError, match="model_a must be the model that was certified"):
-        run(tmp_path / "out", network()).recertify(before, network(3.0))
+    with pytest.raises(ValueError, match="got one with another state_dict"):
+        run(tmp_path / "out", network()).recertify(before, network(0.002))
+    with pytest.raises(ValueError, match="whose logits of the first image are"):
+        run(tmp_path / "out", network()).recertify(before, network(0.2).forward)
+    changed = network(0.002)
+    with pytest.raises(ValueError, match="got the changed model itself"):
+        run(tmp_path / "out", changed).recertify(before, changed)
     run(tmp_path / "predicted", network()).predict(100)
     with pytest.raises(ValueError, match="must be a run of rsfast certify"):
         run(tmp_path / "out2", network()).recertify(tmp_path / "predicted", network())

@@ -856,10 +856,10 @@ def test_mistakes_with_runs_are_one_line(capsys, command, message):
 
 def test_a_missing_extra_is_one_line(capsys, monkeypatch):
     def without_extra(out, **options):
-        raise ImportError("the demo needs scikit-learn: pip install rsfast[demo]")
+        raise ImportError("the demo needs sklearn: pip install 'rsfast[demo]'")
 
     monkeypatch.setattr(demo, "run", without_extra)
-    assert fail(capsys, "demo") == "the demo needs scikit-learn: pip install rsfast[demo]\n"
+    assert fail(capsys, "demo") == "the demo needs sklearn: pip install 'rsfast[demo]'\n"
 
 
 def test_module_runs_and_reads_results_without_torch():

@@ -1,6 +1,6 @@
 """rsfast.compat.art beside ART's own estimator: the same script, with the other import line.
 
-Radii are compared by the votes that they rest on (tests/literal.py): of all 24 inputs one differs by
+Radii are compared by the votes that they rest on (tests/peer_loops.py): of all 24 inputs one differs by
 more with chance 1e-6. Seeds are fixed, so that a class that 100 votes select is always the same.
 """
 
@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from literal import assert_same_votes, run, votes_of_radii
+from peer_loops import assert_same_votes, run, votes_of_radii
 from torch import nn
 
 pytest.importorskip("art")

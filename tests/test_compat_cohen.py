@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 import rsfast
 from rsfast.compat.cohen import Smooth
-from rsfast.demo import Loop2019
+from rsfast.loop2019 import Loop2019
 
 CERTIFY = r"""
 from core import Smooth
@@ -58,7 +58,7 @@ def test_certify_loop(monkeypatch):
     given = {"base_classifier": ChannelMeans(), "num_classes": 3, "sigma": 0.25, "skip": 2}
     dataset = [(NEAR, 0), (NEAR, 1)] * 80 + [(EVEN, 0)] * 10
     given |= {"dataset": dataset, "N0": 30, "N": 300, "alpha": 0.001, "batch": 128}
-    theirs, ours = both(monkeypatch, CERTIFY, "core", "from rsfast import Smooth", {"Smooth": Theirs}, **given)
+    theirs, ours = both(monkeypatch, CERTIFY, "core", "rsfast", {"Smooth": Theirs}, **given)
     assert {label for label, _ in ours["answers"][:80]} == {label for label, _ in theirs["answers"][:80]} == {0}
     assert_alike([radius for _, radius in ours["answers"][:80]], [radius for _, radius in theirs["answers"][:80]])
     assert ours["answers"][80:] == theirs["answers"][80:] == [(-1, 0.0)] * 5
@@ -71,8 +71,7 @@ def test_certify_loop(monkeypatch):
 def test_predict_loop(monkeypatch):
     given = {"base_classifier": ChannelMeans(), "num_classes": 3, "sigma": 0.25, "N": 300, "alpha": 1e-6, "batch": 128}
     dataset = [(NEAR, 0)] * 5 + [(EVEN, 0)] * 5
-    line = "from rsfast.compat.cohen import Smooth"
     assert Smooth is rsfast.Smooth
-    theirs, ours = both(monkeypatch, PREDICT, "core", line, {"Smooth": Theirs}, dataset=dataset, **given)
+    theirs, ours = both(monkeypatch, PREDICT, "core", "rsfast.compat.cohen", {"Smooth": Theirs}, dataset=dataset, **given)
     assert ours["answers"] == theirs["answers"] == [0] * 5 + [-1] * 5
     assert {type(label) for label in ours["answers"]} == {int}

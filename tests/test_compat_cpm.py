@@ -7,7 +7,7 @@ from scipy import stats
 
 from rsfast import Gaussian, certify
 from rsfast.compat.cpm import Smooth, load_counts, load_labels
-from rsfast.demo import Loop2019
+from rsfast.loop2019 import Loop2019
 
 LOG = r"""
 from core import Smooth
@@ -46,7 +46,7 @@ for counts_selection, counts_estimation in logs:
         counts_selection, counts_estimation, N, alpha, mode=mode)
     answers.append((prediction, radius))
 """
-LINE = "from rsfast.compat.cpm import Smooth"
+MODULE = "rsfast.compat.cpm"
 
 
 class Theirs(Loop2019):
@@ -81,7 +81,7 @@ def test_log_loop(monkeypatch, tmp_path):
     """The votes for the first class are alike in distribution (1e-6), and those of the two logs have nothing in common."""
     given = {"base_classifier": ChannelMeans(), "sigma": 0.25, "N0": 300, "N": 300, "batch": 128}
     given |= {"outfile": tmp_path / "N.txt", "outfile_N0": tmp_path / "N0.txt", "dataset": [(NEAR, 2)] * 60 + [(EVEN, 0)]}
-    theirs, ours = both(monkeypatch, LOG, "core", LINE, {"Smooth": Theirs}, **given)
+    theirs, ours = both(monkeypatch, LOG, "core", MODULE, {"Smooth": Theirs}, **given)
     assert all(counts.dtype.kind == "i" and counts.shape == (3,) and counts.sum() == 300 for counts in ours["answers"])
     assert_alike(*([int(counts[0]) for counts in each["answers"][:60]] for each in (ours, theirs)))
     counts, selected = load_counts(tmp_path / "N.txt"), load_counts(tmp_path / "N0.txt")
@@ -100,7 +100,7 @@ def test_from_log_loop(monkeypatch, mode):
         logs = [(rng.multinomial(100, p), rng.multinomial(2000, p)) for p in chances[: None if classes > 2 else 1]]
         given = {"base_classifier": ChannelMeans(), "num_classes": classes, "sigma": 0.5}
         given |= {"N": 2000, "N0": 100, "alpha": 0.001}
-        theirs, ours = both(monkeypatch, FROM_LOG, "core_cpm", LINE, {"Smooth": Theirs}, logs=logs, mode=mode, **given)
+        theirs, ours = both(monkeypatch, FROM_LOG, "core_cpm", MODULE, {"Smooth": Theirs}, logs=logs, mode=mode, **given)
         for (label, radius), (other, expected) in zip(ours["answers"], theirs["answers"], strict=True):
             assert (label, type(label), type(radius)) == (other, int, float)
             assert radius == pytest.approx(expected, rel=1e-9)

@@ -10,7 +10,7 @@ from torch import nn
 
 from rsfast import Gaussian, Laplace, certify
 from rsfast.compat.denoised import Smooth
-from rsfast.demo import Loop2019
+from rsfast.loop2019 import Loop2019
 
 CERTIFY = r"""
 from core import Smooth
@@ -76,8 +76,7 @@ def test_certify_loop(monkeypatch):
     """A class that is not even comes out with a chance below 1e-6; `assert_alike` errs with 1e-6."""
     given = {"model": Diffusion(), "sigma": 0.25, "N0": 30, "N": 300, "alpha": 0.001, "batch_size": 128}
     dataset = [(NEAR, 0)] * 60 + [(EVEN, 0)] * 4
-    line = "from rsfast.compat.denoised import Smooth"
-    theirs, ours = both(monkeypatch, CERTIFY, "core", line, {"Smooth": Theirs}, dataset=dataset, **given)
+    theirs, ours = both(monkeypatch, CERTIFY, "core", "rsfast.compat.denoised", {"Smooth": Theirs}, dataset=dataset, **given)
     assert ours["t"] == theirs["t"] == step(given["model"], 0.25)
     theirs, ours = theirs["answers"], ours["answers"]
     assert {label for label, _ in ours[:60]} == {label for label, _ in theirs[:60]} == {0}

@@ -17,7 +17,7 @@ for (x, label) in dataset:
     prediction, radius = smoothed_classifier.certify_ours(x, N0, N, alpha, batch_size)
     answers.append((prediction, radius))
 """
-LINE = "from rsfast.compat.lvm_rs import Smooth"
+MODULE = "rsfast.compat.lvm_rs"
 
 
 def denoising(batch, t):
@@ -72,7 +72,7 @@ def sizes(n, batch_size):
 
 def loop_of(monkeypatch, loop, images, **change):
     given = {"model": denoising, "sigma": 0.25, "t": 0.5, "N0": 50, "N": 1000, "alpha": 0.001, "batch_size": 500} | change
-    theirs, ours = both(monkeypatch, loop, "core_lvmrs", LINE, {"Smooth": Theirs}, dataset=images, **given)
+    theirs, ours = both(monkeypatch, loop, "core_lvmrs", MODULE, {"Smooth": Theirs}, dataset=images, **given)
     return theirs["answers"], ours["answers"]
 
 

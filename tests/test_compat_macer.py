@@ -28,7 +28,7 @@ for i in range(num_img):
         correct = int(prediction == target)
         answers.append((prediction, radius))
 """
-LINE = "from rsfast.compat.macer import Smooth"
+MODULE = "rsfast.compat.macer"
 
 
 class Theirs:
@@ -73,7 +73,7 @@ def test_certify_loop(monkeypatch, mode):
     """Votes are as theirs; soft radii are larger, and within what the true score gives. No check errs more than 1e-4."""
     images = [(NEAR, 0)] * 40 + [(EVEN, 0)] * 4
     theirs, ours = both(
-        monkeypatch, CERTIFY, "rs.core", LINE, {"Smooth": Theirs}, mode=mode, dataset=images, num_img=len(images), **GIVEN
+        monkeypatch, CERTIFY, "rs.core", MODULE, {"Smooth": Theirs}, mode=mode, dataset=images, num_img=len(images), **GIVEN
     )
     theirs, ours = theirs["answers"], ours["answers"]
     for numbers in ours:
@@ -107,7 +107,7 @@ def test_legacy_loop(monkeypatch):
     """With their bound the soft radii, too, are from one distribution."""
     loop = CERTIFY.replace("mode, beta)", "mode, beta, legacy=True)")
     given = {**GIVEN, "mode": "soft", "dataset": [(NEAR, 0)] * 40, "num_img": 40}
-    found = both(monkeypatch, loop, "rs.core", LINE, {"Smooth": Theirs}, **given)
+    found = both(monkeypatch, loop, "rs.core", MODULE, {"Smooth": Theirs}, **given)
     assert_alike(*([radius for _, radius in each["answers"]] for each in found))
 
 

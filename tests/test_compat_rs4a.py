@@ -1,7 +1,7 @@
 """rsfast.compat.rs4a beside a plain loop with rs4a's functions (tests/literal_rs4a.py): the same script.
 
-Bounds are compared by the votes that they rest on (tests/literal.py), radii with the formula at mpmath's precision. Of all
-15 inputs one differs by more with chance 6e-7. Each class leads by 0.4 or more of 500 votes: 9 standard deviations.
+Bounds are compared by the votes that they rest on (tests/peer_loops.py), radii with the formula at mpmath's precision.
+Of all 15 inputs one differs by more with chance 6e-7. Each class leads by 0.4 or more of 500 votes: 9 standard deviations.
 """
 
 import math
@@ -11,7 +11,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from literal import assert_same_votes, run, votes_of
+from peer_loops import assert_same_votes, run, votes_of
 from torch import nn
 
 from rsfast import noise as noises

@@ -12,7 +12,7 @@ import literal_rs_conf_seq
 import numpy as np
 import pytest
 import torch
-from literal import assert_same_votes, run
+from peer_loops import assert_same_votes, run
 from scipy.stats import norm
 from torch import nn
 

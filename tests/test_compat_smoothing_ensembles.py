@@ -2,13 +2,13 @@
 
 The radius that is asked for is 0.15 or more from what an input has, so that both decide alike: a sample of 1,000 would
 need an error of 5 standard deviations, and of all 15 inputs one has it with chance 4e-6. Radii and shares are compared by
-votes (tests/literal.py): of 8 one differs by more with chance 3e-7.
+votes (tests/peer_loops.py): of 8 one differs by more with chance 3e-7.
 """
 
 import numpy as np
 import pytest
 import torch
-from literal import assert_same_votes, run, votes_of_radii
+from peer_loops import assert_same_votes, run, votes_of_radii
 from torch import nn
 
 from rsfast import Gaussian, certify

@@ -1,7 +1,7 @@
 """rsfast.compat.sound_rs beside a plain loop with Sound-RS's Certifier: the same script.
 
-Radii are compared by the votes that they rest on (tests/literal.py): of all 5 inputs one differs by more with chance 2e-7.
-Each class leads by 0.3 or more of 150 votes, 5 standard deviations, and seeds are fixed.
+Radii are compared by the votes that they rest on (tests/peer_loops.py): of all 5 inputs one differs by more with chance
+2e-7. Each class leads by 0.3 or more of 150 votes, 5 standard deviations, and seeds are fixed.
 """
 
 import sys
@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from literal import assert_same_votes, run, votes_of_radii
+from peer_loops import assert_same_votes, run, votes_of_radii
 from torch import nn
 
 from rsfast import Gaussian, GridGaussian, certify

@@ -164,7 +164,7 @@ def test_a_missing_extra_is_advice_and_healthy(monkeypatch):
     monkeypatch.setattr(doctor, "EXTRAS", {"rsfast-no-such-package": "plot"})
     text, healthy = doctor.report()
     assert healthy
-    assert text.endswith("rsfast-no-such-package: not installed; `pip install rsfast[plot]` installs it")
+    assert text.endswith("rsfast-no-such-package: not installed; `pip install 'rsfast[plot]'` installs it")
 
 
 def test_what_was_done_about_memory_is_said(monkeypatch):

@@ -270,8 +270,10 @@ def test_what_workers_cannot_be_given(net):
     data = Pictures(transform=lambda image: image)
     with pytest.raises(TypeError, match=r"images must be a Dataset that pickle takes, with workers = 2, .* a Pictures"):
         make(net, data, workers=2)
-    with pytest.raises(ValueError, match=r"workers must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"workers must be from 0 to \d+, 8 for each core here, got -1"):
         make(net, data, workers=-1)
+    with pytest.raises(ValueError, match=r"workers must be from 0 .*, got 100000; 0 reads"):
+        make(net, data, workers=100_000)
     with pytest.raises(TypeError, match=r"workers must be an int, got 'two'"):
         make(net, data, workers="two")
     make(net, images(), workers=2).predict(20, 0.5)  # a tensor needs none

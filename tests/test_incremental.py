@@ -6,6 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import rsfast
 from rsfast.bounds import clopper_pearson_lower
@@ -17,6 +18,9 @@ INPUTS = torch.tensor([[0.05], [0.2], [0.4], [0.0], [1.0]])
 
 def model(x):
     return torch.stack([x[:, 0], -x[:, 0]], dim=1)
+
+
+LOW = torch.nn.Linear(1, 2).bfloat16()
 
 
 def pruned(x):
@@ -52,7 +56,7 @@ def test_a_little_is_lost(found):
 
 
 def test_the_same_model_is_the_best_case(found):
-    pairs = rsfast.compare(model, model, INPUTS, found, num_classes=2, n=500, rtol=1e-6)
+    pairs = rsfast.compare(model, lambda x: model(x), INPUTS, found, num_classes=2, n=500, rtol=1e-6)
     assert {after.n for before, after, *_ in pairs if not before.abstained} == {500}
     assert all(lost == 0 and after.radius <= before.radius for before, after, lost, _ in pairs)
 
@@ -89,7 +93,9 @@ def test_top_two():
     """The radius is that of the two classes, of a certificate that had it, and never above the truth."""
     inputs = torch.tensor([[0.02], [0.1]])
     found = rsfast.certify(three_classes, inputs, NOISE, num_classes=3, n=100_000, seed=5, rule="top_two")
-    changed = [each.after for each in rsfast.compare(three_classes, three_classes, inputs, found, num_classes=3)]
+    changed = [
+        each.after for each in rsfast.compare(three_classes, lambda x: three_classes(x), inputs, found, num_classes=3)
+    ]
     for before, after in zip(found, changed, strict=True):
         assert 0.9 * before.radius <= after.radius <= before.radius
         assert after.p_upper < 1 - after.p_lower
@@ -133,11 +139,22 @@ def test_options_of_the_certificates(found):
         ({"certificates": [1]}, TypeError, "certificates must be a list of Certificate"),
         ({"certificates": "half"}, ValueError, "certificates must be one an input, 5, got 2"),
         ({"certificates": "twice"}, ValueError, "one input id twice"),
+        ({"inputs": iter(INPUTS[:2])}, ValueError, "certificates must be one an input, 2, got 5"),
+        ({"inputs": DataLoader(INPUTS, shuffle=True)}, ValueError, "a DataLoader that shuffles (its RandomSampler)"),
         ({"certificates": "soft"}, ValueError, "certificates[0] must be of votes"),
         ({"certificates": "seeds"}, ValueError, "certificates must be of one call, got seed 3"),
         ({"model_a": lambda x: -model(x)}, ValueError, "model_a must be the model that was certified"),
+        (
+            {"model_a": lambda x: model(x - 0.3), "model_b": lambda x: model(x - 0.3)},
+            ValueError,
+            "model_a must be the model",
+        ),
+        ({"model_b": model}, ValueError, "got the changed model itself"),
+        ({"model_a": LOW}, ValueError, "execution says, in float32, got bfloat16 parameters or buffers"),
         ({"model_b": 3}, TypeError, "model_b must be callable"),
-        ({"model_b": lambda x: x}, ValueError, "num_classes must be 1"),
+        ({"model_b": lambda x: x}, ValueError, "num_classes must be 1, the logits that model_b returns a row, got 2"),
+        ({"inputs": (each for each in INPUTS[:3])}, ValueError, "certificates must be one an input, 3, got 5"),
+        ({"inputs": TensorDataset(INPUTS[:3])}, ValueError, "certificates must be one an input, 3, got 5"),
         ({"alpha": 1.5}, ValueError, "alpha must be"),
         ({"rtol": 0}, ValueError, "rtol must be"),
         ({"n": 0}, ValueError, "n must be"),
@@ -154,3 +171,10 @@ def test_mistakes(found, change, error, text):
     with pytest.raises(error) as raised:
         rsfast.compare(**given)
     assert text in str(raised.value)
+
+
+def test_wrong_inputs_are_seen_from_few_votes():
+    """Shares of votes that differ by less than what the other samples could make up for."""
+    found = rsfast.certify(model, torch.tensor([[0.2]]), NOISE, num_classes=2, n=20_000, seed=1)
+    with pytest.raises(ValueError, match=r"model_a must be the model that was certified, on the same inputs, got one with "):
+        rsfast.compare(model, pruned, torch.tensor([[0.1]]), found, num_classes=2)

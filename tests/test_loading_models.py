@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import rsfast
+from rsfast._extras import import_extra, import_torchvision
 from rsfast.loading.cifar_resnet import CifarResNet, resnet20
-from rsfast.loading.extras import import_extra, import_torchvision
 from rsfast.loading.models import load_model
 
 with warnings.catch_warnings(action="ignore"):
@@ -145,6 +145,28 @@ def test_hugging_face(tmp_path):
         ValueError, match=r"^model hf:headless must hold all weights of a classifier, classifier\S+ is missing"
     ):
         load_model("hf:headless")
+
+
+def test_hugging_face_without_torchvision(monkeypatch):
+    """The extra "hf" does not install it."""
+    transformers = import_extra("transformers", "hf", "tests")
+    transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=4)
+    ).save_pretrained("own")
+    monkeypatch.delitem(sys.modules, "torchvision")
+    monkeypatch.setattr(sys, "meta_path", [Hidden(finder, "torchvision") for finder in sys.meta_path])
+    with pytest.warns(UserWarning, match="has no preprocessor_config.json"):
+        assert load_model("hf:own").num_classes == 4
+
+
+class Hidden:
+    """A finder that does not find a library."""
+
+    def __init__(self, finder, library):
+        self.finder, self.library = finder, library
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] == self.library else self.finder.find_spec(name, path, target)
 
 
 def onnx_file(path, rows):
@@ -359,21 +381,10 @@ def test_a_missing_library_is_named(monkeypatch, library, name, extra):
     Path("w").touch()
     for loaded in [each for each in sys.modules if each.partition(".")[0] == library]:
         monkeypatch.delitem(sys.modules, loaded)
-    monkeypatch.setattr(sys, "meta_path", [Without(library), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [Hidden(finder, library) for finder in sys.meta_path])
     message = f"model {name} needs {library}: pip install 'rsfast[{extra}]'"
     with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
         load_model(name)
-
-
-class Without:
-    """Of a library that is not installed."""
-
-    def __init__(self, library):
-        self.library = library
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == self.library:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def test_real_weights():

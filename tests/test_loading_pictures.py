@@ -46,7 +46,7 @@ def test_class_folders():
 def test_the_order_is_that_of_torchvision():
     import warnings
 
-    from rsfast.loading.extras import import_torchvision
+    from rsfast._extras import import_torchvision
 
     with warnings.catch_warnings(action="ignore"):
         import_torchvision("a test")

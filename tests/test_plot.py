@@ -276,5 +276,5 @@ def test_no_runs_are_refused(tmp_path):
 def test_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     for module in ("matplotlib", "matplotlib.figure", "matplotlib.ticker"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"pip install rsfast\[plot\]"):
+    with pytest.raises(ImportError, match=r"a plot needs matplotlib: pip install 'rsfast\[plot\]'"):
         plot({"run": random_run(1)}, tmp_path / "figure.png")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rsfast.loading.extras import import_extra, import_torchvision
+from rsfast._extras import import_extra, import_torchvision
 from rsfast.loading.models import load_model
 from rsfast.loading.preprocessing import Preprocessing
 

@@ -821,6 +821,7 @@ CHANGED = {  # options that change results, and a value that the run does not ha
 UNCHANGED = {  # those that do not; and those that no CPU can run, or other tests hold
     *("--help", "--out", "--resume", "--log-json", "--profile"),
     *("--shard", "--device", "--cuda-graph", "--num-classes"),
+    *("--workers", "--image-size", "--checkpoint"),
 }
 
 

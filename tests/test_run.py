@@ -13,7 +13,8 @@ from conftest import LINEAR_NETS
 
 import rsfast
 from rsfast import Gaussian, Run, cli
-from rsfast.runs import results, settings
+from rsfast.engine.modes import device_of
+from rsfast.runs import results
 from rsfast.runs.environment import Environment, Stopped
 
 
@@ -255,5 +256,6 @@ def test_bad_ways_to_certify(options, error, message, net):
 
 def test_a_run_computes_where_the_model_is():
     images = torch.zeros(1, 3)
-    assert settings.device_of(torch.nn.Linear(3, 2, device="meta"), images) == torch.device("meta")
-    assert settings.device_of(torch.nn.Flatten(), images) == settings.device_of(len, images) == torch.device("cpu")
+    assert device_of(torch.nn.Linear(3, 2, device="meta"), images) == torch.device("meta")
+    assert device_of(torch.nn.BatchNorm1d(3, affine=False, device="meta"), images) == torch.device("meta")
+    assert device_of(torch.nn.Flatten(), images) == device_of(len, images) == torch.device("cpu")

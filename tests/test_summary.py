@@ -56,6 +56,7 @@ def test_what_has_no_envelope():
         ({"b": replace(run, label=np.roll(run.label, 1), correct=run.correct & False)}, "the same labels"),
         ({"b": replace(run, has_radius=False)}, "of runs with radii, got predictions in b"),
         ({"b": replace(run, sidecar=sidecar(0.5, "GridGaussian"))}, "got Gaussian in a and GridGaussian in b"),
+        ({"b": replace(run, sidecar=sidecar(0.5) | {"top_k": 5})}, "of runs with one top_k, got 1 in a and 5 in b"),
         ({"b": replace(run, sidecar={"norm": "l1"})}, "runs must have one norm, got l2 in a and l1 in b"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ class Report:
         shape, noise = list(self.subject.shape), self.subject.noise
         yield f"{self.name} on {shape}, sigma {noise.sigma:g}, {self.subject.num_classes} classes; {_machine(self.subject)}."
         yield ""
-        cells = [_cells(line, self.measured.lines) for line in self.measured.lines.values()]
+        cells = [_cells(line) for line in self.measured.lines.values()]
         headers = ("contender", "samples/s", "times default", "votes as default", "peak MiB", "turns")
         alignment = ("left", *["right"] * 5)
         yield str(tabulate(cells, headers, disable_numparse=True, colalign=alignment))
@@ -117,7 +117,8 @@ class Report:
             yield f"  {self.command(exact=False)}"
 
     def _takes(self) -> Iterator[str]:
-        yield f"{self.images:,} images will take with the first command:"
+        which = "that" if self.command() == self.command(exact=False) else "the first"
+        yield f"{self.images:,} images will take with {which} command:"
         rows = []
         for each in self.forecasts:
             error = " +- unknown" if each.error is None else f" +- {each.error:,.0f}" if each.error else ""
@@ -166,7 +167,7 @@ def _flags(change: Change) -> Iterator[str]:
             yield str(value)
 
 
-def _cells(line: Line, lines: Mapping[str, Line]) -> tuple[str, ...]:
+def _cells(line: Line) -> tuple[str, ...]:
     of_rsfast = line.change is not None and line.name != DEFAULT
     shown = f"+ {line.name}" if of_rsfast else f"{line.name}, batch {line.batch:,}"
     same = "" if line.agreement is None else _share(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ..api import sample
 from ..engine.forward import Model
+from ..engine.inputs import Unreadable
 from ..engine.plan import StoppingRule
 from ..noise import Gaussian
 from ..runs import settings
@@ -45,10 +47,29 @@ def classes_of(
 
 
 def pick(data: torch.Tensor | Dataset[torch.Tensor], count: int, device: torch.device) -> torch.Tensor:
-    """Return at most so many of the inputs, evenly spaced, as one tensor float32 [I, *shape] there."""
+    """Return at most so many of the inputs, evenly spaced, as one tensor float32 [I, *shape] there.
+
+    In place of those that cannot be read it takes others.
+
+    Raises
+    ------
+    ValueError
+        If none can be read, or their shapes differ.
+    """
     total = len(data)  # type: ignore[arg-type]
     places = sorted({round(place * (total - 1) / max(1, count - 1)) for place in range(count)})
-    return torch.stack([torch.as_tensor(data[place]) for place in places]).to(device)
+    found = list[torch.Tensor]()
+    for place in dict.fromkeys([*places, *range(total)]):
+        if len(found) == len(places):
+            break
+        with suppress(Unreadable):
+            found.append(torch.as_tensor(data[place]))
+    if not found:
+        raise ValueError(f"data must hold inputs that can be read, got none among {total}")
+    if len(shapes := {each.shape for each in found}) > 1:
+        several = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
+        raise ValueError(f"data must hold inputs of one shape, got {several}; give --image-size")
+    return torch.stack(found).to(device)
 
 
 def bench(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ class Certifying:
     rows : int
         Samples that were drawn so far.
     seconds : dict of str to float
-        Where their time went: "model", "kernels" and "bounds".
+        Where their time went: "model", "kernels", "bounds" and "rest".
 
     Raises
     ------
@@ -144,7 +145,7 @@ class Certifying:
         )
         self._spec = CertificationSpec(subject.noise, subject.proof["alpha"])
         self.batch = int(options["batch_size"])
-        self._batches = self._new_batches()
+        self._batches, self._passed = self._new_batches(), 0.0
 
     def _new_batches(self) -> Batches:
         of = self._sampling
@@ -157,9 +158,11 @@ class Certifying:
         plan = self._sampling.certification([self._spec], StoppingRule(), n0, rows - n0)
         inputs, shape = [(0, self._subject.images[0])], self._subject.shape
         pacing, ranks, bar = self._sampling.pacing, self._sampling.ranks, self._sampling.bar(rows, "")
+        began = perf_counter()
         with threads(self.change.threads):
             for _ in Sampler(plan, inputs, shape, 1, self._batches, pacing=pacing, ranks=ranks, bar=bar):
                 pass
+        self._passed += perf_counter() - began
 
     @property
     def rows(self) -> int:
@@ -167,7 +170,8 @@ class Certifying:
 
     @property
     def seconds(self) -> dict[str, float]:
-        return self._batches.timer.seconds()
+        spent = self._batches.timer.seconds()
+        return {**spent, "rest": max(0.0, self._passed - sum(spent.values()))}
 
     def votes(self, rows: int) -> torch.Tensor:
         """Return the class that each of so many noisy rows votes for, int64 [rows]: the same rows for every change."""

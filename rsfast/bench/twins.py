@@ -77,9 +77,9 @@ def counts_of(tally: Tally) -> Counts:
 def posterior(counts: Counts, copies: int) -> NDArray[np.float64]:
     """Return shares of `copies` twins of each image, spread over what its votes leave open.
 
-    Few votes leave a share open, and the number of samples that it takes to decide depends on it steeply. So the shares p of
-    the first class are quantiles of its Jeffreys posterior, Beta(votes + 1/2, others + 1/2), at levels that fill (0, 1)
-    evenly over all twins. The others divide 1 - p as their votes do; where they have none it goes to one class.
+    Few votes leave a share open, and the samples that a decision takes depend on it steeply. So the first class gets shares
+    p from its Jeffreys posterior, Beta(votes + 1/2, others + 1/2): its quantiles at levels that fill (0, 1) evenly over all
+    twins. The others divide 1 - p as their votes do; where they have none it goes to one class.
 
     Parameters
     ----------
@@ -115,8 +115,8 @@ def posterior(counts: Counts, copies: int) -> NDArray[np.float64]:
 def counts_from_run(path: str | Path, noise: Gaussian, num_classes: int, *, n: int, alpha: float) -> tuple[Counts, str]:
     """Return votes of the images of a run, and a sentence on where they came from.
 
-    A run folder of rsfast holds them. Any other table has radii: of r the lower limit of p was Phi(r / sigma), and the votes
-    are those from which Clopper and Pearson's limit at n samples and level alpha is that.
+    A run folder of rsfast holds them. Any other table has radii. A radius r means that the lower limit of p was
+    Phi(r / sigma). The votes are those for which Clopper and Pearson's limit, with n samples and level alpha, is that.
 
     Parameters
     ----------

@@ -101,6 +101,7 @@ def as_option(args: argparse.Namespace, text: str) -> str:
     """Return an error of the library with the name of an option, --data, in place of the argument's, data, at its start."""
     argument, space, rest = text.partition(" ")
     named = argument in ("data", "model", "weights", "checkpoint") and hasattr(args, argument)
+    named = named and not rest.startswith("returned ")  # what a model does is not about its option
     return f"--{argument}{space}{rest}" if named else text
 
 

@@ -14,7 +14,7 @@ from .._check import as_real
 from .._files import write_whole
 from ..engine.options import ProofOptions, StoppingOptions, options_of
 from .arguments import Commands, Parser, add_command, add_options, options_in, positive
-from .sources import DATA, add_model_options, preprocessing_in
+from .sources import DATA, add_device, add_model_options, load_named_model, mean_and_std
 
 if TYPE_CHECKING:
     from ..bench.subject import Subject
@@ -50,7 +50,7 @@ def _add_subject(parser: Parser) -> None:
     either.add_argument("--data", metavar="NAME", help=f"{DATA}. Early decisions are forecast from its inputs")
     either.add_argument("--shape", type=positive, nargs="+", metavar="D", help="of an input, as 3 32 32: random inputs do")
     add("--sigma", type=float, required=True, help="standard deviation of Gaussian noise, in the units of images")
-    add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         stopping=stopping,
         from_run=args.from_run,
     )
-    found = json.dumps(report.to_dict(), indent=2, default=str) + "\n"
+    found = json.dumps(report.to_dict(), indent=2) + "\n"
     if args.json == "-":
         print(found, end="")
         return 0
@@ -93,21 +93,17 @@ def _load(args: argparse.Namespace, say: Callable[[str], object]) -> tuple[Data 
     from ..bench.run import classes_of, pick
     from ..bench.subject import Subject, random_inputs
     from ..loading.data import load_data
-    from ..loading.models import load_model
     from ..noise import Gaussian
     from ..runs.settings import normalisation
     from .processes import find_device
 
     device, noise = find_device(args.device), Gaussian(args.sigma)
-    given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
-    loaded = load_model(args.model, **given, device=device)
-    how = preprocessing_in(args, loaded.preprocessing)
+    loaded, how = load_named_model(args, device)
     data = None
     if args.data is not None:
         data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes)
     images = random_inputs(_IMAGES, args.shape, device) if data is None else pick(data, _IMAGES, device)
-    mean, std = (args.mean, args.std) if args.mean is not None or how is None else (how.mean, how.std)
-    options = normalisation(mean, std, images.shape[1])
+    options = normalisation(**mean_and_std(args, how), channels=images.shape[1])
     num_classes = classes_of(loaded.model, loaded.name, images, noise, loaded.num_classes, options)
     if loaded.num_classes is None:
         say(f"--num-classes {num_classes}, as many logits as the model returns")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .analyze import add_envelope, add_radii, add_runs, read_runs
 from .arguments import Commands, add_command
 
 if TYPE_CHECKING:
-    from ..loading.preprocessing import Preprocessing
     from ..results import Results
     from ..runs.report import Images
 
@@ -62,8 +61,12 @@ def _images(run: Results, named: str | None) -> Images | str:
     if named is None and colon and f"{form}:DIR" not in FORMS and not Path(name).exists():
         # A run folder may come from elsewhere, and a name in it must not import a module.
         return f"the run records its data as {name}, which is code that a report does not run; --data names it"
+    from ..loading.preprocessing import Preprocessing
+
+    recorded = sidecar.get("preprocessing")  # pictures are shown as the model saw them
     try:
-        data = load_data(name, preprocessing=_preprocessing(sidecar))
+        how = Preprocessing.from_dict(recorded) if isinstance(recorded, dict) else None
+        data = load_data(name, preprocessing=how)
     except (ImportError, OSError, TypeError, ValueError) as error:
         if named is not None:
             raise
@@ -72,14 +75,3 @@ def _images(run: Results, named: str | None) -> Images | str:
         return f"{name} is not the data of the run: it has another SHA-256"
     picture: Images = data.__getitem__
     return picture
-
-
-def _preprocessing(sidecar: dict[str, Any]) -> Preprocessing | None:
-    """Return how the run made pictures what its model takes, so that they are shown as the model saw them."""
-    from ..loading.preprocessing import Preprocessing
-
-    recorded = sidecar.get("preprocessing")
-    if not isinstance(recorded, dict):
-        return None
-    fields: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in recorded.items()}
-    return Preprocessing(**fields)

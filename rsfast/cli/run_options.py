@@ -13,7 +13,7 @@ from ..engine.options import SamplingOptions, options_of
 from ..noise import Noise, radius_label
 from ..noise.text import forms
 from .arguments import Parser, add_options, add_out, noise, options_in, positive
-from .sources import DATA, Sources, add_model_options, add_reading_options
+from .sources import DATA, Sources, add_model_options, add_reading_options, mean_and_std
 
 if TYPE_CHECKING:
     from ..runs.results import Results
@@ -62,10 +62,9 @@ def make_run(args: argparse.Namespace, noise: Noise, sources: Sources) -> Run:
     from .processes import restarts
 
     loaded, how, data, num_classes, device, shard = sources
-    names = ("start", "end", "skip", "mean", "std", "log_json", "profile")
+    names = ("start", "end", "skip", "log_json", "profile")
     options = options_in(args, [*names, *options_of(SamplingOptions)]) | {"device": device, "shard": shard}
-    if args.mean is None and args.std is None and how is not None:
-        options |= {"mean": how.mean, "std": how.std}
+    options |= mean_and_std(args, how)
     say = partial(print, f"{args.parser.prog}:", file=sys.stderr)
     run = Run(
         loaded.model,

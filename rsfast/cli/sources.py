@@ -69,8 +69,13 @@ def add_reading_options(parser: Any) -> None:
         action="store_true",
         help="go on with the run in --out, if there is one; where torchrun starts a job again, it does so by itself",
     )
-    add("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
+    add_device(parser)
     add("--workers", type=int, metavar="N", help="processes that read pictures (default: 1 for files of pictures, else 0)")
+
+
+def add_device(parser: Any) -> None:
+    text = "where the model runs: cpu, cuda or cuda:N (default: %(default)s)"
+    parser.add_argument("--device", default="cpu", help=text)
 
 
 class Sources(NamedTuple):
@@ -90,13 +95,11 @@ def load_sources(args: argparse.Namespace, noise: Noise, how: Preprocessing | No
 
     from ..loading.arrays import MappedRows
     from ..loading.data import load_data
-    from ..loading.models import load_model
     from .processes import join
 
     device, shard = join(args.device, args.shard)
-    given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
-    loaded = load_model(args.model, **given, device=device)
-    how = how or preprocessing_in(args, loaded.preprocessing)
+    loaded, own = load_named_model(args, device)
+    how = how or own
     data = load_data(args.data, preprocessing=how, num_classes=loaded.num_classes, bytes=noise.takes_bytes)
     if how is not None and isinstance(data.items, (torch.Tensor, MappedRows)):  # arrays, which are fed as they are
         how = replace(how, size=None, resize=None)
@@ -120,10 +123,14 @@ def warn_of_other_classes(name: str, given: Sequence[str], own: Sequence[str]) -
             return
 
 
-def preprocessing_in(args: argparse.Namespace, own: Preprocessing | None) -> Preprocessing | None:
-    """Return the model's own preprocessing, changed as the options say."""
+def load_named_model(args: argparse.Namespace, device: torch.device) -> tuple[LoadedModel, Preprocessing | None]:
+    """Return the model that the options name, and its own preprocessing, changed as they say."""
+    from ..loading.models import load_model
     from ..loading.preprocessing import Preprocessing
 
+    given = {name: getattr(args, name) for name in ("weights", "checkpoint", "num_classes")}
+    loaded = load_model(args.model, **given, device=device)
+    own = loaded.preprocessing
     if args.image_size is not None:
         side = args.image_size
         own = replace(own or Preprocessing(), size=(side, side), resize=side)
@@ -131,4 +138,10 @@ def preprocessing_in(args: argparse.Namespace, own: Preprocessing | None) -> Pre
     if own is not None and args.mean is not None and args.std is not None:
         source = f"{own.source}, --mean, --std".removeprefix(", ")
         own = replace(own, mean=tuple(args.mean), std=tuple(args.std), source=source)
-    return own
+    return loaded, own
+
+
+def mean_and_std(args: argparse.Namespace, how: Preprocessing | None) -> dict[str, Any]:
+    """Return what noisy images are normalised by: the options, or if neither is given, the preprocessing."""
+    given = how if how is not None and args.mean is None and args.std is None else args
+    return {"mean": given.mean, "std": given.std}

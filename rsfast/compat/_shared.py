@@ -1,4 +1,4 @@
-"""What several of the peers' interfaces need: a seed, what a model returns and where it is, and a dataset in chunks."""
+"""What several of the peers' interfaces need: a seed, what a model returns, and a dataset in chunks."""
 
 from __future__ import annotations
 
@@ -20,20 +20,6 @@ from ..engine.sampling import check_model
 def seed_or_random(seed: object = None) -> int:
     """Return a seed, checked; one from the operating system for None."""
     return ops.check_seed(secrets.randbits(64) if seed is None else seed)
-
-
-def device_of(model: Model) -> torch.device:
-    """Return the device of a model's first parameter or buffer; the CPU's if it has none.
-
-    Examples
-    --------
-    >>> device_of(torch.nn.Linear(2, 3))
-    device(type='cpu')
-    """
-    for module in modules_of(model):
-        for tensor in (*module.parameters(), *module.buffers()):
-            return tensor.device
-    return torch.device("cpu")
 
 
 def count_classes(model: Model, x: torch.Tensor) -> int:
@@ -79,6 +65,29 @@ class Chunk(NamedTuple):
     x: torch.Tensor
     """[I, *shape], on the model's device."""
     labels: NDArray[np.int64]
+
+
+def first_input(dataset: Any) -> torch.Tensor:
+    """Return the first input of a dataset with a length, of items (x, label), as a batch of one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it holds no item, or other items.
+
+    Examples
+    --------
+    >>> first_input([(torch.zeros(2), 1)]).shape
+    torch.Size([1, 2])
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"dataset must be a Dataset of items (x, label), got a {type(dataset).__name__}")
+    if not len(dataset):
+        raise ValueError("dataset must hold at least one item (x, label), got none")
+    item = dataset[0]
+    if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[0], torch.Tensor):
+        raise TypeError(f"dataset must hold items (x, label), x a tensor, got a {type(item).__name__} in dataset[0]")
+    return item[0][None]
 
 
 def chunks(dataset: Any, skip: int, size: int, device: torch.device, num_classes: int) -> Iterator[Chunk]:

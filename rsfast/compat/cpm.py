@@ -21,7 +21,8 @@ class Smooth(cohen.Smooth):
     """CPM's class: change the import line of an existing loop, and it draws, counts and bounds here.
 
     Parameters, attributes and errors are those of `cohen.Smooth`. The k-th call of `log_certify`
-    takes input id k as well: the two logs of an input are independent.
+    takes input id k as well: the two logs of an input are independent. Those of two objects of one seed are not: log both
+    samples with one object, or leave out the seed.
 
     Notes
     -----

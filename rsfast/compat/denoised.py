@@ -77,15 +77,15 @@ class Smooth(cohen.Smooth):
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong. In `certify` and `predict`, if two copies of x get the same logits,
-        or if the model has a `diffusion` with the schedule of the original's, whose noise at time t
-        is less than sigma.
+        If an argument is wrong. In `certify` and `predict`, if two copies of x get the same logits.
+        Also if the model has a `diffusion` with the original's schedule, and its noise at time t is
+        less than sigma.
 
     Notes
     -----
-    That the model's noise is Gaussian, of standard deviation sigma at least in the units of x, and
-    drawn for each row by itself, is taken on trust where it is not as above. A batch on which
-    memory runs out is drawn again.
+    But for these two checks the model is trusted: its noise must be Gaussian, drawn for each row by
+    itself, and of standard deviation at least sigma in the units of x. A batch on which memory runs
+    out is drawn again.
 
     References
     ----------

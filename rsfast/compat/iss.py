@@ -120,7 +120,8 @@ def certify(
         likely = float(clopper_pearson_upper(selected, n0, alpha / 2))
         most = float(_radii(sigma, likely, max_size, alpha))
         if most <= max_loss:
-            return ABSTAIN, float(clopper_pearson_lower(selected, n0, alpha / 2)), n0, 0.0
+            # The votes that choose the class also bound it, so that each class must have its share of alpha.
+            return ABSTAIN, float(clopper_pearson_lower(selected, n0, alpha / num_classes)), n0, 0.0
         rtol = max_loss / most
     [found] = api.certify(**shared, n0=n0, n=max_size, alpha=alpha, rtol=rtol, rule="one_vs_rest")
     return found.prediction, found.p_lower, n0 + found.n, found.radius

@@ -44,8 +44,8 @@ class Smooth(denoised.Smooth):
         original's diffusion models do. None: it is called with a batch only, and noise is added
         here.
     heads : sequence of Head
-        To choose from; by default those of the original, `HEADS`. Give one that `rsfast.tune_head`
-        has chosen alone.
+        To choose from; by default those of the original, `HEADS`. To deploy one head, choose it
+        with `rsfast.tune_head` and pass a list of that one.
     legacy : bool
         Return the original's number: the largest of all radii from one sample. **It is no
         certificate**, and warns so.
@@ -62,11 +62,11 @@ class Smooth(denoised.Smooth):
 
     Notes
     -----
-    `certify_ours` chooses the head on the n0 selection samples: that whose radius a forecast from
-    them puts highest. Its class and radius then come from n other samples, once, at level alpha:
-    the certificate is about the classifier that is smoothed with that head. The original ignores n0
-    and takes the largest of 409 radii on the n samples, each at level alpha: nothing keeps the
-    error of the largest below alpha, and it is about another classifier for each input.
+    `certify_ours` chooses the head on the n0 selection samples: the one for which they forecast the
+    largest radius. Class and radius then come from n other samples, once, at level alpha. The
+    certificate is about the classifier that is smoothed with that head. The original ignores n0 and
+    takes the largest of 409 radii on the n samples, each at level alpha. Nothing keeps the error of
+    the largest below alpha, and it is about another classifier for each input.
 
     The 409 are one of votes (Clopper-Pearson at ``alpha / num_classes`` for each class), and two of
     each of 204 scores (empirical Bernstein, likewise): ``sigma / 2 (Phi^-1(pA) - Phi^-1(pB))`` and

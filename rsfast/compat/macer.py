@@ -51,7 +51,7 @@ class Smooth(cohen.Smooth):
     Soft scores get the betting bound and the rule "auto" of `rsfast.certify`. The original takes
     ``mean - sqrt(2 V ln(2 / alpha) / n) - 7 ln(2 / alpha) / (3 (n - 1))``, V the sample variance.
     That is the one-sided bound of Maurer and Pontil at level alpha: the 2 in its logarithm pays for
-    V, and for no second side. `legacy` differs from the original by rounding alone, which here goes
+    V, and for no second side. `legacy` differs from the original by rounding only, which here goes
     the safe way: the original sums scores in float32.
 
     In mode "both" each of the two certificates is wrong with probability at most alpha, as in the

@@ -222,6 +222,8 @@ def _arguments(
         check_count("noise_batch_size", noise_batch_size),
     )
     x = ops.check_inputs("x", x, noise=drawn)
+    if (dim := getattr(noise, "dim", None)) not in (None, x[0].numel()):  # l-infinity radii depend on it
+        raise ValueError(f"dim of noise must be {x[0].numel()}, the elements of an input, got {dim!r}")
     found = {"model": model, "inputs": x, "noise": drawn, "num_classes": count_classes(model, x), "n": n}
     return found | {"seed": seed_or_random(seed), "batch_size": len(x) * min(rows, n)} | options
 

@@ -11,12 +11,13 @@ import torch
 
 from .._check import as_real, check_choice, check_count
 from ..engine.forward import Model
+from ..engine.modes import device_of
 from ..engine.options import SmoothOptions
 from ..engine.sampling import Sampling, check_model, draw_tally
 from ..noise import Gaussian, Uniform
 from ..stats.bounds.beta_binomial import beta_binomial_sequence_lower, beta_binomial_sequence_upper
 from ..stats.common import check_alpha, fine_analysis_ends
-from ._shared import Chunk, chunks, count_classes, device_of, seed_or_random
+from ._shared import Chunk, chunks, count_classes, first_input, seed_or_random
 
 _INPUTS = 256
 """Inputs that are sampled side by side."""
@@ -52,7 +53,7 @@ class Certifier:
     No class is selected: the question is about the label, which does not depend on the samples. The bound is
     `sequences.beta_binomial_sequence_lower` and its mirror image, valid at every number of samples at once: both hold
     together with probability 1 - alpha. They are read at `sequences.fine_analysis_ends`. The original rejects at capital
-    1 / (2 alpha) and looks at every sample; so only 2 alpha is proved of it, for about as many samples.
+    1 / (2 alpha), after any sample. So it proves only 2 alpha, with about as many samples.
 
     References
     ----------
@@ -159,8 +160,9 @@ class Certifier:
         skip = check_count("skip", skip)
         if isinstance(dataset, str):
             dataset = _named(dataset)
-        device = device_of(model)
-        classes = count_classes(model, dataset[0][0][None].to(device))
+        first = first_input(dataset)
+        device = device_of(model, first)
+        classes = count_classes(model, first.to(device))
         for chunk in chunks(dataset, skip, _INPUTS, device, classes):
             options: dict[str, Any] = {"input_ids": chunk.indices, **self.options}
             yield chunk, Sampling(model, chunk.x, self.noise, classes, seed=self.seed, batch_size=bs, **options)

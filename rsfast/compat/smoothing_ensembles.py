@@ -166,8 +166,8 @@ class SmoothEnsembleAdaptive(_SmoothEnsemble):
 
     Notes
     -----
-    The original takes up to five samples of growing size, each with a part of alpha, and bounds each alone. Here one sample
-    grows and a confidence sequence is read as it does (`rsfast.certify` with ``radius=``): alpha is not divided.
+    The original takes up to five samples of growing size, each with a part of alpha. Here one sample grows, and a
+    confidence sequence bounds it at each interim analysis (`rsfast.certify` with ``radius=``). So alpha is not divided.
 
     References
     ----------
@@ -308,7 +308,7 @@ class SmoothEnsembleAdaptiveKConsensus(SmoothEnsembleKConsensus):
         batch_size: int,
         radius_to_certify: float,
     ) -> tuple[int, int, int, float, int, int, int]:
-        """As `SmoothEnsembleAdaptive.certify`; then the samples, those on which k agreed, the others' batches."""
+        """Return what `SmoothEnsembleAdaptive.certify` does; then samples, those on which k agreed, the others' batches."""
         found, proved, level = self._decision(x, n0, n_list, alpha, beta, batch_size, radius_to_certify)
         counts = n0 + found.n, self.number_of_early_stoppings, self.number_of_additional_batches_needed
         return (1, found.prediction, level, _share(found), *counts) if proved else (-1, -1, level, _share(found), *counts)

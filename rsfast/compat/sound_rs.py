@@ -6,14 +6,16 @@ import warnings
 from typing import Any, Unpack
 
 from .._check import as_real, check_count
+from .._extras import import_torchvision
 from ..api import sample
 from ..engine.forward import Model
+from ..engine.modes import device_of
 from ..engine.options import SmoothOptions
 from ..engine.sampling import check_model, warn_if_hopeless
 from ..noise import Gaussian, GridGaussian, Noise
 from ..stats import proof
 from ..stats.common import check_alpha
-from ._shared import chunks, count_classes, device_of, seed_or_random
+from ._shared import chunks, count_classes, first_input, seed_or_random
 
 _INPUTS = 256
 """Inputs that are sampled side by side."""
@@ -140,8 +142,9 @@ class Certifier:
         warn_if_hopeless("certify", n, alpha, proof.smallest_certifiable_n(alpha))
         if isinstance(dataset, str):
             dataset = _named(dataset, path)
-        device = device_of(model)
-        classes = count_classes(model, dataset[0][0][None].to(device))
+        first = first_input(dataset)
+        device = device_of(model, first)
+        classes = count_classes(model, first.to(device))
         rows: list[tuple[Any, ...]] = [HEADER]
         for chunk in chunks(dataset, skip, _INPUTS, device, classes):
             shared: dict[str, Any] = {"seed": self.seed, "batch_size": bs, "input_ids": chunk.indices, **self.options}
@@ -165,10 +168,8 @@ def _named(name: str, path: str | None) -> Any:
         raise ValueError(
             f"dataset must be a Dataset of items (x, label), 'cifar10', 'cifar100', or 'imagenet' with a path, got {name!r}"
         )
-    try:
-        from torchvision import datasets, transforms
-    except ImportError as error:
-        raise ImportError(f"dataset {name!r} needs torchvision: pip install 'rsfast[vision]'") from error
+    torchvision = import_torchvision(f"dataset {name!r}")
+    datasets, transforms = torchvision.datasets, torchvision.transforms
     tensor = transforms.ToTensor()
     if name == "imagenet":
         steps = [transforms.Resize(256), transforms.CenterCrop(224), tensor]

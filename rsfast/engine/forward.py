@@ -183,8 +183,10 @@ class Forward:
         return graph, logits
 
 
-def check_logits(output: object, batch: int, num_classes: int) -> torch.Tensor:
+def check_logits(output: object, batch: int, num_classes: int, name: str = "model") -> torch.Tensor:
     """Return the logits [batch, num_classes] that a model returned, as a tensor or as an object's attribute `logits`.
+
+    Errors call the model `name`.
 
     Raises
     ------
@@ -199,18 +201,18 @@ def check_logits(output: object, batch: int, num_classes: int) -> torch.Tensor:
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor):
         raise TypeError(
-            "model must return the logits, a tensor [B, K], or an object whose attribute logits they are, got a "
+            f"{name} must return the logits, a tensor [B, K], or an object whose attribute logits they are, got a "
             f"{type(output).__name__}; wrap it in a function that picks them out"
         )
     if logits.layout != torch.strided or logits.is_nested:
         what = "a nested tensor" if logits.is_nested else f"one of {logits.layout}"
-        raise TypeError(f"model must return a dense tensor [B, K], got {what}; call to_dense()")
+        raise TypeError(f"{name} must return a dense tensor [B, K], got {what}; call to_dense()")
     if logits.ndim != 2 or logits.shape[0] != batch:
-        raise ValueError(f"model must return shape [{batch}, K] for a batch of {batch}, got {list(logits.shape)}")
+        raise ValueError(f"{name} must return shape [{batch}, K] for a batch of {batch}, got {list(logits.shape)}")
     if logits.shape[1] != num_classes:
-        raise ValueError(f"num_classes must be {logits.shape[1]}, the logits that model returns a row, got {num_classes}")
+        raise ValueError(f"num_classes must be {logits.shape[1]}, the logits that {name} returns a row, got {num_classes}")
     if not logits.is_floating_point():
-        raise TypeError(f"model must return floating-point logits, got {logits.dtype}")
+        raise TypeError(f"{name} must return floating-point logits, got {logits.dtype}")
     return logits
 
 

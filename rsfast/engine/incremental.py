@@ -16,7 +16,8 @@ from ..stats import incremental
 from ..stats.certificate import ABSTAIN, Certificate, Execution
 from ..stats.common import fine_analysis_ends
 from ..stats.estimates import Scores
-from .forward import Model, check_logits
+from .forward import Model, check_logits, reduced_precision
+from .modes import modules_of
 from .plan import StoppingRule
 
 if TYPE_CHECKING:
@@ -56,14 +57,37 @@ class PairOfModels(torch.nn.Module):
         self.first, self.changed, self.num_classes = first, changed, num_classes
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        first, changed = (self._votes(model, batch) for model in (self.first, self.changed))
+        first, changed = self._votes("model_a", self.first, batch), self._votes("model_b", self.changed, batch)
         return torch.cat([first, changed, first * changed], dim=1)
 
-    def _votes(self, model: Model, batch: torch.Tensor) -> torch.Tensor:
-        logits = check_logits(model(batch), len(batch), self.num_classes).float()
+    def _votes(self, name: str, model: Model, batch: torch.Tensor) -> torch.Tensor:
+        try:
+            output = model(batch)
+        except Exception as error:
+            error.add_note(f"{name} raised this")
+            raise
+        logits = check_logits(output, len(batch), self.num_classes, name).float()
         valid = logits.amax(dim=1, keepdim=True).isfinite()  # a NaN anywhere is the maximum
         best = logits.argmax(dim=1)  # of equal ones the first
         return torch.nn.functional.one_hot(best, self.num_classes).float() * valid
+
+
+def check_pair(name: str, first: Model, changed: Model, device: torch.device, execution: Execution) -> None:
+    """Raise ValueError if a first model, the argument `name`, is surely not what was certified, or does not run as it did.
+
+    One that was changed in place is the changed model, and loses nothing to it.
+    """
+    if first is changed:
+        raise ValueError(
+            f"{name} must be the model that was certified, got the changed model itself; half() and "
+            "torch.nn.utils.prune change a model in place: give them copy.deepcopy(model)"
+        )
+    ours, theirs = reduced_precision(modules_of(first), device), execution.reduced_precision or ()
+    if ours != theirs:
+        now, before = (", ".join(each) or "float32" for each in (ours, theirs))
+        raise ValueError(
+            f"{name} must compute as its certificates' execution says, in {before}, got {now}; rounding decides some votes"
+        )
 
 
 class IncrementalCertification:
@@ -113,11 +137,11 @@ class IncrementalCertification:
         votes, trials = scores.sums >> _HEAD.bits, scores.trials[:, 0]
         classes = np.array([each.prediction for each in before])
         pairs = incremental.Pairs.of(votes.reshape(len(before), 3, -1), trials, classes)
-        _check_model(before, votes[np.arange(len(before)), classes], trials, input_ids)
-        evidence = [incremental.Before.of(each) for each in before]
-        limits = incremental.proved(evidence, pairs, self.alpha)
+        rests_on = [incremental.Before.of(each) for each in before]
+        _check_model(before, rests_on, votes[np.arange(len(before)), classes], trials, input_ids)
+        limits = incremental.proved(rests_on, pairs, self.alpha)
         wanted = np.array([each.radius for each in before])
-        likely = incremental.still_likely(evidence, pairs, self.alpha, self.n)
+        likely = incremental.still_likely(rests_on, pairs, self.alpha, self.n)
         decided = self.stopping.reached(limits.radius, np.minimum(wanted, likely))
         decided |= (trials == self.n) | (2 * trials >= [each.n for each in before]) | (classes == ABSTAIN)
         return [
@@ -158,16 +182,23 @@ class IncrementalCertification:
 
 
 def _check_model(
-    before: Sequence[Certificate], votes: NDArray[np.int64], trials: NDArray[np.int64], input_ids: Sequence[int]
+    before: Sequence[Certificate],
+    rests_on: Sequence[incremental.Before],
+    votes: NDArray[np.int64],
+    trials: NDArray[np.int64],
+    input_ids: Sequence[int],
 ) -> None:
-    """Raise ValueError if the first model's votes on samples that its certificate holds cannot be those of that model.
+    """Raise ValueError if the first model's votes on samples that its certificate holds can hardly be those of that model.
 
     A few may differ, as the last bits of logits depend on the batch.
     """
-    for each, ours, drawn, input_id in zip(before, votes.tolist(), trials.tolist(), input_ids, strict=True):
+    others = incremental.of_another_model(rests_on, votes, trials)
+    rows = zip(before, votes.tolist(), trials.tolist(), input_ids, others.tolist(), strict=True)
+    for each, ours, drawn, input_id, other in rows:
         slack = 5 + drawn // 50
-        if not each.abstained and not each.counts[0] - (each.n - drawn) - slack <= ours <= each.counts[0] + slack:
+        possible = each.counts[0] - (each.n - drawn) - slack <= ours <= each.counts[0] + slack
+        if not each.abstained and (other or not possible):
             raise ValueError(
-                f"model_a must be the model that was certified, got one with {ours} of {drawn} votes for class "
-                f"{each.prediction} on samples of input {input_id}; its certificate has {each.counts[0]} in {each.n}"
+                f"model_a must be the model that was certified, on its inputs, got one with {ours} of {drawn} votes for "
+                f"class {each.prediction} on samples of input {input_id}; its certificate has {each.counts[0]} in {each.n}"
             )

@@ -168,11 +168,11 @@ class Inputs:
             self._ids = _check_ids(ids, self.count, tensor.device)
             self._rows: Generator[torch.Tensor | Unreadable, None, None] = _rows(tensor)
         else:
-            self.count = _length(inputs)
+            self.count = length_of(inputs)
             # Only their values are wanted, so they may be on any device.
             self._ids = _check_ids(ids, self.count, ids.device if isinstance(ids, torch.Tensor) else torch.device("cpu"))
             batched = isinstance(inputs, DataLoader) and inputs.batch_sampler is not None
-            if ids is None and isinstance(inputs, DataLoader) and (sampler := _shuffler(inputs)) is not None:
+            if ids is None and isinstance(inputs, DataLoader) and (sampler := shuffler(inputs)) is not None:
                 warnings.warn(
                     f"inputs is a DataLoader that shuffles (its {type(sampler).__name__}), so input ids name places in its "
                     "order, and another order gives an input other noise; use shuffle=False, or pass input_ids in its order",
@@ -272,7 +272,7 @@ def _items(inputs: Any) -> Iterator[object]:
     )
 
 
-def _length(inputs: Any) -> int | None:
+def length_of(inputs: Any) -> int | None:
     """Return how many inputs there are, or None where `inputs` does not know."""
     if isinstance(inputs, DataLoader):
         batches = inputs.batch_sampler
@@ -288,7 +288,7 @@ def _length(inputs: Any) -> int | None:
         return None
 
 
-def _shuffler(loader: DataLoader[Any]) -> object | None:
+def shuffler(loader: DataLoader[Any]) -> object | None:
     """Return what shuffles a DataLoader: one of torch's samplers, or an object whose attribute `shuffle` is True."""
     batches = loader.batch_sampler
     for sampler in (loader.sampler if batches is None else getattr(batches, "sampler", None), batches):

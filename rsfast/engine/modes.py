@@ -111,6 +111,18 @@ def modules_of(model: object) -> list[Module]:
     return found
 
 
+def device_of(model: object, like: torch.Tensor) -> torch.device:
+    """Return the device of the first parameter or buffer of a model's modules; that of `like` if there is none.
+
+    Examples
+    --------
+    >>> device_of(torch.nn.Linear(2, 3, device="meta"), torch.zeros(2))
+    device(type='meta')
+    """
+    tensors = (each for module in modules_of(model) for each in (*module.parameters(), *module.buffers()))
+    return next(tensors, like).device
+
+
 def _held_by(thing: Any) -> Iterable[object]:
     """Return what a thing holds that may be a module or lead to one."""
     if isinstance(thing, dict):

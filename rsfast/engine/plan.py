@@ -65,6 +65,8 @@ class StoppingRule:
             if not radii or any(after <= before for before, after in pairwise(radii)):
                 raise ValueError(f"radius must be a number, or numbers that increase, got {self.radius!r}")
             object.__setattr__(self, "radius", radii[0] if len(radii) == 1 else radii)
+        elif hasattr(self.radius, "__iter__") and not isinstance(self.radius, str):
+            raise TypeError(f"radius must be a number, or a list of numbers that increase, got {self.radius!r:.80}")
         elif self.radius is not None:
             as_real("radius", self.radius, above=0)
         if self.rtol is not None:

@@ -40,7 +40,9 @@ def check_model(name: str, value: Any) -> Model:
     if isinstance(value, type):
         raise TypeError(f"{name} must be an instance, callable on a batch, got the class {value.__qualname__}")
     if not callable(value):
-        raise TypeError(f"{name} must be callable on a batch, got {value!r}")
+        hint = "; pass its attribute model" if callable(getattr(value, "model", None)) else ""
+        hint = "; rsfast.load_model takes names of models" if isinstance(value, str) else hint
+        raise TypeError(f"{name} must be callable on a batch, got {value!r:.80}{hint}")
     return cast(Model, value)
 
 

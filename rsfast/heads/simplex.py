@@ -16,7 +16,9 @@ class _Tempered(Head):
 
     def __post_init__(self) -> None:
         temperature = as_real("temperature", self.temperature, above=0)
-        if not np.finfo(np.float32).tiny <= 1 / temperature <= np.finfo(np.float32).max:
+        with np.errstate(over="ignore"):  # the error says it
+            inverse = np.float32(1 / temperature)
+        if not np.finfo(np.float32).tiny <= inverse <= np.finfo(np.float32).max:
             raise ValueError(f"temperature must have a normal float32 for 1/temperature, got {self.temperature!r}")
         object.__setattr__(self, "temperature", temperature)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from .._extras import import_torchvision
 from .._hints import listed
 from .cifar_resnet import CifarResNet
-from .extras import import_torchvision
 from .loaded import LoadedModel
 from .preprocessing import Preprocessing
 from .weights import State, fit_weights, read_weights, unwrapped

@@ -10,19 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .._check import as_int
 from .arrays import read_npy, read_npz, read_pt
 from .cifar import CIFAR10, CIFAR100, read_cifar
 from .dataset import Data
 from .factories import is_factory
 from .folders import read_folder
-from .huggingface import read_huggingface
+from .hf_datasets import read_huggingface
 from .imagenet import read_imagenet
 from .mnist import read_mnist
+from .preprocessing import Preprocessing
 from .user_dataset import UserData
 
 if TYPE_CHECKING:
-    from .preprocessing import Preprocessing
-
     Published = Callable[[str, str, Preprocessing | None], Data]
 
 _FILES: Mapping[str, Callable[[str], Data]] = {".npy": read_npy, ".pt": read_pt, ".pth": read_pt}  # all others are .npz
@@ -112,6 +112,14 @@ def load_data(
     >>> data[0], data.labels
     (tensor([0.2000, 0.2000, 0.2000]), [1, 0])
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"data must be a name or a path, got a {type(name).__name__}")
+    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
+        raise TypeError(
+            f"preprocessing must be a Preprocessing, as load_model(...).preprocessing, got {preprocessing!r:.80}"
+        )
+    if num_classes is not None:
+        num_classes = as_int("num_classes", num_classes)
     name = os.fspath(name)
     try:
         data = _find(name, preprocessing)

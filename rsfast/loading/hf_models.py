@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .extras import import_extra, import_torchvision
+from .._extras import import_extra, import_torchvision
 from .loaded import LoadedModel, check_classes, without_weights
 from .preprocessing import INTERPOLATIONS, Preprocessing
 
@@ -31,7 +32,8 @@ def load(name: str, pretrained: bool, num_classes: int | None, device: torch.dev
         `Preprocessing` cannot repeat.
     """
     what = f"model hf:{name}"
-    import_torchvision(what)
+    if find_spec("torchvision"):  # which transformers then imports, and which may not load as it is
+        import_torchvision(what)
     transformers = import_extra("transformers", "hf", what)
     place = Path(name).expanduser()
     found = str(place) if place.is_dir() else name

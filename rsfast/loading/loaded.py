@@ -73,6 +73,12 @@ def check_classes(what: str, num_classes: int | None, own: int | None) -> int | 
     return num_classes if own is None else own
 
 
+def does_not_load(what: str, wanted: str, error: Exception) -> ValueError:
+    """Return the error for a file that holds no such model, with the first line of why."""
+    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return ValueError(f"{what} must be {wanted}, got one that does not load ({reason[:200]})")
+
+
 def without_weights(what: str, error: BaseException) -> ValueError:
     """Return the error for weights that are neither on this machine nor to be fetched."""
     return ValueError(

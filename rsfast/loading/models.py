@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Callable
 from difflib import get_close_matches
 
 import torch
 
+from .._check import as_int
 from .._files import reason, sha256
 from . import hf_models, onnx_models, program_models, timm_models, torchvision_models
 from .checkpoints import load_checkpoint
@@ -87,11 +89,19 @@ def load_model(
     >>> loaded.name, loaded.options
     ('rsfast.loading.cifar_resnet:resnet20', {'num_classes': 10})
     """
+    for what, value in (("model", name), ("weights", weights), ("checkpoint", checkpoint)):
+        if value is not None and not isinstance(value, (str, os.PathLike)):
+            raise TypeError(f"{what} must be a name or a path, got a {type(value).__name__}")
+    if num_classes is not None and (num_classes := as_int("num_classes", num_classes)) < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     if weights is not None and checkpoint is not None:
         raise ValueError(f"weights and checkpoint must not both be given, got {weights} and {checkpoint}; leave one out")
     if name is None and checkpoint is None:
         raise ValueError(f"model must be given: {FORMS}; or a checkpoint that names its architecture")
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch, such as 'cpu' or 'cuda:0', got {device!r}") from error
     if name is None:
         loaded = load_checkpoint(str(checkpoint), None)
         check_classes(f"checkpoint {checkpoint}", num_classes, loaded.num_classes)

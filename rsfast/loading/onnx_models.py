@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .extras import import_extra
+from .._extras import import_extra
 from .fixed_batch import FixedBatch
-from .loaded import LoadedModel, check_classes
+from .loaded import LoadedModel, check_classes, does_not_load
 from .preprocessing import Preprocessing
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -60,8 +60,7 @@ def load(path: str, num_classes: int | None, device: torch.device) -> LoadedMode
     try:
         session = runtime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # of onnxruntime's own kinds
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise ValueError(f"{what} must be an ONNX model, got one that does not load ({reason[:200]})") from error
+        raise does_not_load(what, "an ONNX model", error) from error
     taken = session.get_inputs()
     if len(taken) != 1 or taken[0].type not in _TYPES or len(taken[0].shape) < 2:
         got = ", ".join(f"{each.name} {each.type} {each.shape}" for each in taken)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import torch
 
+from .._extras import import_extra
 from .._files import open_file, reason
 from ..engine.inputs import Unreadable
-from .extras import import_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .fixed_batch import FixedBatch
-from .loaded import LoadedModel, check_classes
+from .loaded import LoadedModel, check_classes, does_not_load
 
 
 def load_jit(path: str, num_classes: int | None, device: torch.device) -> LoadedModel:
@@ -23,7 +23,7 @@ def load_jit(path: str, num_classes: int | None, device: torch.device) -> Loaded
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of TorchScript as a whole
             model = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
     except Exception as error:  # a damaged file can raise anything
-        raise _damaged("jit", path, "torch.jit.save", error) from error
+        raise does_not_load(f"model jit:{path}", "a file that torch.jit.save wrote", error) from error
     return LoadedModel(model.eval(), num_classes=num_classes)
 
 
@@ -41,7 +41,7 @@ def load_export(path: str, num_classes: int | None, device: torch.device) -> Loa
     try:
         program = torch.export.load(path)
     except Exception as error:  # a damaged file can raise anything
-        raise _damaged("export", path, "torch.export.save", error) from error
+        raise does_not_load(what, "a file that torch.export.save wrote", error) from error
     inputs, outputs = (_tensors(program, names) for names in _ends(program))
     if len(inputs) != 1 or len(inputs[0].shape) < 2:
         raise ValueError(f"{what} must take one batch of inputs, got {[list(each.shape) for each in inputs]}")
@@ -69,8 +69,3 @@ def _ends(program: Any) -> tuple[Any, Any]:
 def _tensors(program: Any, names: Any) -> list[torch.Tensor]:
     nodes = {node.name: node.meta.get("val") for node in program.graph.nodes}
     return [nodes[name] for name in names if isinstance(nodes.get(name), torch.Tensor)]
-
-
-def _damaged(kind: str, path: str, writer: str, error: Exception) -> ValueError:
-    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return ValueError(f"model {kind}:{path} must be a file that {writer} wrote, got one that does not load ({reason[:200]})")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .extras import import_torchvision
+from .._extras import import_torchvision
 from .loaded import LoadedModel, check_classes, check_name, without_weights
 from .preprocessing import Preprocessing
 

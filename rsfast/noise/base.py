@@ -118,8 +118,8 @@ class Noise:
     draw: ClassVar[Draw]
     grid: int | None = None
     """A number where inputs must be multiples of 1 / grid."""
-    for_bytes: ClassVar[tuple[str, str] | None] = None
-    """A noise like it that takes 8-bit images as they are: in Python and on the command line; None if there is none."""
+    for_bytes: ClassVar[str | None] = None
+    """A noise like it that takes 8-bit images as they are, for messages; None if there is none."""
     more: ClassVar[str] = "more noise"
     """What messages propose where no votes prove a radius, or none that is large enough."""
     input_range: ClassVar[tuple[float, float] | None] = None

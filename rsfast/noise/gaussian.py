@@ -144,7 +144,7 @@ class Gaussian(Noise):
 
     constraints: ClassVar[Mapping[str, Constraint]] = {"sigma": POSITIVE}
     norm = "l2"
-    for_bytes = ("GridGaussian noise", "--noise gridgaussian:SIGMA")
+    for_bytes = "GridGaussian noise"
     draw = Draw("gaussian", {"sigma": POSITIVE}, _standard_normal)
 
     def check_lipschitz(self, lipschitz: float | None) -> float | None:

@@ -113,7 +113,7 @@ class Splitting(Noise):
 
     constraints: ClassVar[Mapping[str, Constraint]] = {"lam": _LAM, "deterministic": Flag(), "levels": Integer(1, _MOST)}
     norm = "l1"
-    for_bytes = ("Splitting(lam, deterministic=True) noise", "--noise splitting:LAM:deterministic=true")
+    for_bytes = "Splitting(lam, deterministic=True) noise"
     input_range = (0.0, 1.0)
     draw = Draw(
         "splitting",

@@ -92,7 +92,7 @@ def check_inputs(
         plain = x.is_floating_point() or x.dtype == torch.bool
         hint = "; call x.float()" if plain else "" if x.is_complex() else "; convert integer images with x.float() / 255"
         if x.dtype == torch.uint8 and noise is not None and noise.for_bytes:
-            hint += f", or take {noise.for_bytes[0]}, which is for 8-bit images as they are"
+            hint += f", or take {noise.for_bytes}, which is for 8-bit images as they are"
         raise TypeError(f"{name} must have dtype float32, got {x.dtype}{hint}")
     if x.ndim < (1 if single else 2) or x.numel() == 0:
         least = "one element" if single else "one input and one element"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,19 @@ def row_bytes(num_classes: int, heads: Sequence[Head], tracked_classes: int = 0)
     return 8 * (1 + num_classes + 1 + 2 * soft * (num_classes + tracked_classes * BINS))
 
 
-def check_heads(heads: Sequence[Head]) -> tuple[Head, ...]:
-    """Return a Tally's heads; raise TypeError or ValueError unless they are one or more, and none twice."""
-    if isinstance(heads, Head):
-        raise TypeError(f"heads must be a sequence of heads, got {heads!r}; pass [{heads!r}]")
+def check_heads(heads: Sequence[Head], name: str = "heads") -> tuple[Head, ...]:
+    """Return a Tally's heads; raise TypeError or ValueError unless they are one or more, and none twice.
+
+    Errors call them `name`.
+    """
+    if isinstance(heads, Head) or not isinstance(heads, Iterable):
+        hint = f"; pass [{heads!r}]" if isinstance(heads, Head) else ""
+        raise TypeError(f"{name} must be a sequence of heads, got {heads!r}{hint}")
     heads = tuple(heads)
     for head in heads:
-        check_head("each of heads", head)
+        check_head(f"each of {name}", head)
     if not heads or len(set(heads)) != len(heads):
-        raise ValueError(f"heads must hold at least one head, and none twice, got {heads!r}")
+        raise ValueError(f"{name} must hold at least one head, and none twice, got {heads!r}")
     return heads
 
 
@@ -356,6 +360,8 @@ class Tally:
 
         Raises
         ------
+        TypeError
+            If no head is given.
         ValueError
             If a head is not one of the tally's soft heads, nor do all vote.
 
@@ -365,6 +371,8 @@ class Tally:
         >>> sums.tolist(), trials.tolist()
         ([[0, 0, 0]], [[0]])
         """
+        if not heads:
+            raise TypeError(f"heads must be given, one or more of {list(self.heads)!r}, got none")
         repeats, trials = (len(heads), 1), _numpy(self.n)[:, None]
         if not any(head.soft for head in heads):
             votes = np.tile(_numpy(self.counts)[:, :-1], repeats)  # the last column is no class

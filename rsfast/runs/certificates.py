@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,9 @@ def from_certificates(
     |:------|---------:|--------:|-----:|--------:|-------:|------:|------------:|--------:|--------:|
     | run   |        2 |     0.1 | 1000 |   0.001 |     l2 | 0.123 |        0.0% |   50.0% |   50.0% |
     """
+    if isinstance(found, Certificate) or not isinstance(found, Iterable):
+        hint = "; pass [certificate]" if isinstance(found, Certificate) else ""
+        raise TypeError(f"found must be a list of certificates, got a {type(found).__name__}{hint}")
     certificates = list(found)
     if not certificates:
         raise ValueError("found must hold at least one certificate, got none")
@@ -72,6 +75,10 @@ def from_certificates(
         if each.top_k != first.top_k:
             raise ValueError(f"found must hold certificates of one top_k, got {first.top_k} and {each.top_k}")
     count = len(certificates)
+    for name, values in (("labels", labels), ("names", names), ("class_names", class_names)):
+        if values is not None and (isinstance(values, str) or not hasattr(values, "__len__")):
+            what = "ints" if name == "labels" else "texts"
+            raise TypeError(f"{name} must be a sequence of {what}, got {values!r:.80}")
     label = np.full(count, -1) if labels is None else np.array([as_int("labels", each) for each in labels], dtype=np.int64)
     predict = np.array([each.prediction for each in certificates])
     for name, values in (("labels", labels), ("names", names)):

@@ -32,9 +32,9 @@ _STATM = Path("/proc/self/statm")
 class Log:
     """Events of this process's part of a run, each with the figures since "start"; see `figures`.
 
-    These are "start", "progress" after the first batch and then every ten seconds, "checkpoint", "memory" where it ran out
-    and batches are smaller from now on, "skip" with the idx and the reason of an image that cannot be read, and "end", or
-    "stop" where a signal or an error came first.
+    These are "start", "progress" (after the first batch and then every ten seconds), "checkpoint", "memory" (it ran out, and
+    batches are smaller from now on), "skip" (an image that cannot be read: its idx, and why) and "end". A signal or an error
+    makes it "stop" instead.
 
     Parameters
     ----------

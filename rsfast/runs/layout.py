@@ -2,9 +2,9 @@
 
 A run folder holds three files. ``results.tsv`` is the table of Cohen et al.'s script, so that every existing analysis
 reads it. ``results.json`` holds what the table has no column for. ``counts.jsonl`` holds the integers of each Tally, from
-which the run can be certified again without the model. A line of counts ends in a check sum of the run's `identity`, of its
-row in the table (but for the time) and of itself, so a file that was damaged or edited is noticed. A fourth file,
-``skipped.jsonl``, names the images that could not be read, if there are any; a line's check sum covers the `identity` and
+which the run can be certified again without the model. A line of counts ends in a check sum, which shows whether a file was
+damaged or edited. It covers the run's `identity`, the row in the table (but for the time) and the line itself. A fourth
+file, ``skipped.jsonl``, names the images that could not be read, if there are any. Its check sums cover the `identity` and
 the line.
 """
 

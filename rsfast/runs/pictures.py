@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._extras import import_extra
+
 LARGEST = 128  # pixels, of a thumbnail's longer side
 
 
@@ -35,12 +37,7 @@ def thumbnail(image: Any) -> str:
     Traceback (most recent call last):
     ValueError: inputs must be pictures [channels, height, width] with 1, 3 or 4 channels, got shape [10]
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("thumbnails need Pillow, which `pip install rsfast[report]` installs") from error
-
-    picture = Image.fromarray(_pixels(np.asarray(image)))
+    picture = import_extra("PIL.Image", "report", "a thumbnail").fromarray(_pixels(np.asarray(image)))
     picture.thumbnail((LARGEST, LARGEST))
     content = io.BytesIO()
     picture.save(content, format="PNG", optimize=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._extras import import_extra
 from .._files import write_whole
 from ..noise import radius_label
 from .results import Results, abstention_rate, certified_accuracy, common_norm, progress
@@ -69,9 +70,9 @@ def plot(
 ) -> Figure:
     """Draw the certified accuracy of each run against radius, at its exact steps, and save the figure.
 
-    Predictions have no radius: their accuracy is a point at radius 0, which is all that they say. A curve that is not what
-    the axis says is called so in the legend: a lower bound of a run that stopped early, shares of images certified, right
-    or wrong, of a run without labels, and what there is so far of one that is not finished.
+    Predictions have no radius: their accuracy is a point at radius 0. The legend names a curve that is not what the axis
+    says: the lower bound of a run that stopped early, the share of images certified, right or wrong, where there are no
+    labels, and a run that is not finished.
 
     Parameters
     ----------
@@ -137,10 +138,8 @@ def figure(
 
 def new_figure(size: tuple[float, float]) -> Figure:
     """Return an empty figure, width and height in inches; raise ImportError if matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib, which `pip install rsfast[plot]` installs") from error
+    import_extra("matplotlib", "plot", "a plot")
+    from matplotlib.figure import Figure
 
     class Shown(Figure):
         def _repr_png_(self) -> bytes:  # a notebook shows figures of pyplot, and no others, by itself

@@ -43,6 +43,7 @@ from .layout import (
     read_rows,
     read_sidecar,
     read_skipped,
+    same_logits,
     sidecar_bytes,
 )
 from .results import Results
@@ -321,6 +322,17 @@ def certificates_of(run: Path, sidecar: Mapping[str, Any]) -> dict[int, Certific
     return found
 
 
+def check_first(run: Path, sidecar: Mapping[str, Any], state_dict_sha256: str | None) -> None:
+    """Raise ValueError unless a model can be that of a run, by its state_dict and the ``first_logits`` in `sidecar`."""
+    theirs = read_sidecar(run / SIDECAR)
+    before = theirs.get("state_dict_sha256")
+    if None not in (before, state_dict_sha256) and before != state_dict_sha256:
+        raise ValueError(f"first must be the model of {run}, got one with another state_dict than there")
+    if theirs.get("first_logits") is not None and not same_logits(sidecar, theirs):
+        ours, recorded = (f"{each['first_logits']!s:.70}" for each in (sidecar, theirs))
+        raise ValueError(f"first must be the model of {run}, whose logits of the first image are {recorded}, got {ours}")
+
+
 def recertify(
     run: str | Path,
     out: str | Path,
@@ -353,10 +365,10 @@ def recertify(
     FileNotFoundError, FileExistsError
         If `run` lacks a file, or `out` holds a run.
     ValueError
-        If `run` holds predictions or is damaged, is of another version of the noise stream, lacks what the bound needs, or
-        bound and rule do not fit its head, or the samples were looked at more than once and the bound holds for one look, or
-        lipschitz is given and the model computed below float32; or a row differs from what its counts give under the run's
-        own settings, which is compared where nothing changes or there are no check sums.
+        If `run` holds predictions, is damaged, or is of another version of the noise stream. If it lacks what the bound
+        needs, bound and rule do not fit its head, or samples were analysed more than once and the bound is no sequence. If
+        lipschitz is given and the model computed below float32. If a row differs from what its counts give under the run's
+        own settings: this is compared where nothing changes or there are no check sums.
     """
     run, out = Path(run), Path(out)
     sidecar = read_sidecar(run / SIDECAR)

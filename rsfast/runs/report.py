@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from .._check import check_choice
+from .._extras import import_extra
 from .._versions import __version__
 from ..noise import radius_label
 from ..stats.certificate import ABSTAIN
@@ -126,21 +127,18 @@ def report(
 
 
 def _render(template: str, shown: Mapping[str, Any]) -> str:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-    except ImportError as error:
-        raise ImportError("reports need jinja2, which `pip install rsfast[report]` installs") from error
-
-    environment = Environment(
-        loader=PackageLoader("rsfast.runs"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
+    jinja2 = import_extra("jinja2", "report", "a report")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rsfast.runs"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {"markdown": escape_markdown, "latex": escape_latex}
-    return environment.get_template(template).render(shown)
+    text: str = environment.get_template(template).render(shown)
+    return text
 
 
 def _legend(results_by_name: Mapping[str, Results], envelope: bool) -> Iterator[tuple[str, str, str]]:

@@ -320,7 +320,10 @@ def certified_accuracy(results: Results, radii: ArrayLike) -> NDArray[np.float64
     >>> certified_accuracy(run, [0, 0.5, 0.75, 2])
     array([0.5 , 0.5 , 0.25, 0.  ])
     """
-    at = np.asarray(radii, dtype=np.float64)
+    try:
+        at = np.asarray(radii, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"radii must be numbers, got {radii!r:.80}") from error
     if not ((at >= 0) & (at < np.inf)).all():
         raise ValueError(f"radii must be finite and at least 0, got {radii!r}")
     certified = np.sort(results.radius[results.certified])

@@ -19,12 +19,13 @@ from .._digests import state_dict_sha256
 from .._versions import versions
 from ..api import warn_of_radius
 from ..engine.forward import Model
-from ..engine.incremental import IncrementalCertification, PairOfModels
+from ..engine.incremental import IncrementalCertification, PairOfModels, check_pair
 from ..engine.inputs import Source, Unreadable
+from ..engine.modes import device_of
 from ..engine.options import CertifyOptions, SamplingOptions, checked, options_of, refuse_unknown
 from ..engine.plan import Prediction, SamplingPlan
 from ..engine.ranks import Ranks
-from ..engine.sampling import Sampling, expected, warn_if_hopeless
+from ..engine.sampling import Sampling, check_model, expected, warn_if_hopeless
 from ..heads import Head, Votes
 from ..noise import STREAM_VERSION, Noise, check_noise
 from ..stats import incremental
@@ -38,7 +39,7 @@ from .events import Log
 from .images import Images
 from .layout import CERTIFY_COLUMNS, PREDICT_COLUMNS, SKIPPED
 from .merge import RunFolders
-from .recertify import certificates_of, origin_of
+from .recertify import certificates_of, check_first, origin_of
 from .results import Results
 from .rows import RowSampler
 from .tables import EmptyTable
@@ -154,12 +155,12 @@ class Run:
         if wrong := [name for name in _NOT_OF_A_RUN if name in options]:
             raise TypeError(f"keyword arguments must not be among {', '.join(_NOT_OF_A_RUN)}, got {', '.join(wrong)}")
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.noise = check_noise("noise", noise)
+        self.noise, model = check_noise("noise", noise), check_model("model", model)
         self._images = Images(images, labels, num_classes, noise, workers)
         self._model, self._num_classes = model, num_classes
         self.labels, first = self._images.labels, self._images.first
         self.indices = settings.indices_of(start, end, skip, len(self._images))
-        self._device = settings.device_of(model, first) if device is None else torch.device(device)
+        self._device = device_of(model, first) if device is None else torch.device(device)
         self._environment, self._profile = environment, profile
         self.ranks = Ranks.find(options.pop("shard", None))
         self._log = Log(log_json, self.ranks, every=environment.event_every, clock=environment.clock)
@@ -167,13 +168,17 @@ class Run:
         self._about = self._complete(about or {})
         self._mean, self._std = (None if values is None else list(values) for values in (mean, std))
         self._options = self._resumed(options) | settings.normalisation(mean, std, first.shape[1])
-        once = {name: value for name, value in self._options.items() if name not in ("batch_size", "compile", "cuda_graph")}
-        name, hint = str(self._about["model"]), self._images.hint()
-        self._first_logits = settings.try_model(model, name, first, self._device, noise, once, hint)
+        self._first_logits = self._logits_of(model, str(self._about["model"]))
         self._sampled: tuple[Model, int] = model, num_classes
         self._probe = self._sampling(self.indices, None)
         self._probe.inputs.close()
         self.seed, self.backend, self.execution = self._probe.seed, self._options["backend"], self._probe.execution
+
+    def _logits_of(self, model: Model, name: str) -> list[float | None]:
+        """Return a model's first logits on one noisy sample of the first image."""
+        once = {name: value for name, value in self._options.items() if name not in ("batch_size", "compile", "cuda_graph")}
+        first, hint = self._images.first, self._images.hint()
+        return settings.try_model(model, name, first, self._device, self.noise, once, hint)
 
     def _complete(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the sidecar says of command, model and data; unless it is given, by their own names and bytes."""
@@ -279,7 +284,7 @@ class Run:
         run : path-like
             A run folder of `certify`, with this run's images, noise, seed and options, of votes.
         first : callable
-            The model of that run.
+            The model of that run, with its state_dict and its logits of the first image, as far as the run has them.
         alpha, rtol
             As in `rsfast.compare`.
         each : callable, optional
@@ -288,7 +293,8 @@ class Run:
         Raises
         ------
         TypeError, ValueError
-            If that run differs in more than its model, lacks an image, or is damaged; else as `certify` and `compare`.
+            If that run differs in more than its model, lacks an image, is damaged or not of `first`; else as `certify` and
+            `compare`.
         """
         alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
         own = self._sidecar({})
@@ -296,6 +302,8 @@ class Run:
         if missing := set(self.indices) - before.keys() - {each.idx for each in results.read(run).skipped}:
             raise ValueError(f"{run} must have a row of every image, got none of idx {min(missing)}; finish that run first")
         check_before([*before.values()])
+        check_pair("first", first, self._model, self._device, next(iter(before.values())).execution)
+        check_first(Path(run), own | {"first_logits": self._logits_of(first, "first")}, state_dict_sha256(first))
         self._sampled = PairOfModels(first, self._model, self._num_classes), 3 * self._num_classes
         self._probe = self._sampling(self.indices, None)
         self._probe.inputs.close()

@@ -95,7 +95,7 @@ def check_images(images: object, noise: Noise) -> torch.Tensor:
     if images.dtype != torch.float32 and not (noise.takes_bytes and images.dtype == torch.uint8):
         hint = "; pass images.float() / 255" if images.dtype == torch.uint8 else ""
         if hint and noise.for_bytes:
-            hint += f", or take {noise.for_bytes[0]}"
+            hint += f", or take {noise.for_bytes}"
         raise TypeError(f"images must be float32, got {images.dtype}{hint}")
     if images.ndim < 2 or not images.numel():
         raise ValueError(f"images must be [N, ...] and not empty, got {list(images.shape)}")
@@ -178,12 +178,6 @@ def normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, cha
         raise ValueError(f"std must be positive and finite, got {std}")
     means, stds = (list(values) * (channels // len(values)) for values in (mean, std))
     return {"scale": [1 / s for s in stds], "shift": [-m / s for m, s in zip(means, stds, strict=True)]}
-
-
-def device_of(model: object, images: torch.Tensor) -> torch.device:
-    """Return where a module's first parameter is; of another model, where the images are."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    return next(parameters, images).device
 
 
 def name_of(model: object) -> str:

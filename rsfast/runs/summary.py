@@ -46,10 +46,10 @@ _LONG = 1e6  # an average radius from which on it is written with an exponent
 def envelope(results_by_name: Mapping[str, Results], radii: ArrayLike) -> NDArray[np.float64]:
     """Return the upper envelope of runs that differ in the size of their noise: the best certified accuracy at each radius.
 
-    Papers print it to show what one may reach by the choice of sigma. The noise is chosen for the whole set, once a radius,
-    and by the accuracy on these same images, so the figure is slightly optimistic as an estimate for new images: choose
-    sigma on other images to report it without that. It is not the accuracy of choosing the best sigma for each image. That
-    would need a certificate of every sigma at once, with alpha divided by their number.
+    Papers print it to show what one may reach by the choice of sigma. At each radius one noise is chosen for the whole set,
+    by the accuracy on these same images. So the figure is slightly optimistic for new images; choose sigma on other images
+    to avoid that. It is not the accuracy of choosing the best sigma for each image: that would need certificates of all
+    sigmas at once, with alpha divided by their number.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def envelope(results_by_name: Mapping[str, Results], radii: ArrayLike) -> NDArra
     Raises
     ------
     ValueError
-        If there are fewer than two runs, or they differ in norm, kind of noise, images or labels.
+        If there are fewer than two runs, or they differ in norm, kind of noise, top_k, images or labels.
 
     References
     ----------
@@ -93,6 +93,11 @@ def envelope(results_by_name: Mapping[str, Results], radii: ArrayLike) -> NDArra
         if one is not None and other is not None and one != other:
             raise ValueError(
                 f"the upper envelope must be of runs with one kind of noise, got {one} in {first_name} and {other} in {name}"
+            )
+        if run.top_k != first.top_k:
+            raise ValueError(
+                f"the upper envelope must be of runs with one top_k, got {first.top_k} in {first_name} and {run.top_k} in "
+                f"{name}"
             )
         if _images(run) != _images(first):
             raise ValueError(
@@ -228,6 +233,8 @@ def _rows(
     """Return the columns of a table, those of settings only where a run has them unless all are asked for, and its rows."""
     if not results_by_name:
         raise ValueError("results_by_name must hold at least one run, got none")
+    if isinstance(radii, str) or not hasattr(radii, "__iter__"):
+        raise TypeError(f"radii must be a list of numbers, got {radii!r:.80}")
     common_norm(results_by_name)
     rows = [_row(name, run, radii) for name, run in results_by_name.items()]
     always = {"run", "images", "accuracy", "abstained", *(_SETTINGS if every_setting else ())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -349,6 +349,9 @@ class Certificate:
         ValueError
             If the head or the noise has an unknown name, or they or the execution a parameter out of range.
         """
+        if not isinstance(data, Mapping):
+            hint = "; read JSON with json.loads first" if isinstance(data, str) else ""
+            raise TypeError(f"data must be a dict that to_dict wrote, got a {type(data).__name__}{hint}")
         read: dict[str, Callable[[Any], Any]] = {
             "head": head_from_dict,
             "noise": noise_from_dict,
@@ -386,12 +389,15 @@ def to_frame(found: Iterable[Certificate | Sequence[Certificate]]) -> DataFrame:
        input_id  prediction  radius     head
     0         7           3     0.5  Votes()
     """
+    if isinstance(found, Certificate) or not isinstance(found, Iterable):
+        hint = "; pass [certificate]" if isinstance(found, Certificate) else ""
+        raise TypeError(f"found must be a list of certificates, got a {type(found).__name__}{hint}")
     rows = []
     for each in found:
-        for certificate in [each] if isinstance(each, Certificate) else each:
-            if not isinstance(certificate, Certificate):
-                raise TypeError(f"found must hold certificates, or a list of them for each input, got {each!r:.80}")
-            rows.append(certificate.to_row())
+        certificates: Sequence[Any] = each if isinstance(each, (list, tuple)) else [each]
+        if not all(isinstance(certificate, Certificate) for certificate in certificates):
+            raise TypeError(f"found must hold certificates, or a list of them for each input, got {each!r:.80}")
+        rows += [certificate.to_row() for certificate in certificates]
     try:
         import pandas
     except ImportError as error:

@@ -2,7 +2,7 @@
 
 Both models see the same noise. The mass that class A loses, P(f = A, f' != A), is at most the disagreement of the two. So
 P(f' = A) >= P(f = A) - P(f = A, f' != A): the certificate's own samples bound the first term, few pairs the second. The
-votes of the changed model alone bound P(f' = A), too, and the better of the two counts, as they share alpha.
+votes of the changed model bound P(f' = A) by themselves, too. The two limits share alpha, and the better one counts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..noise import Noise
 from .bounds.beta_binomial import beta_binomial_sequence_lower, beta_binomial_sequence_upper
@@ -25,10 +26,13 @@ RULE = "incremental"
 
 _BEFORE, _PAIRS = 0.1, 0.45
 """Shares of alpha: of the limit from the certificate's samples, and of each of the two limits from pairs. The first moves
-its limit by little, as its samples are many."""
+its limit little, as its samples are many."""
 
 _MISSES = {"a": 0.1, "b": 1.0}
 """Mixture of the sequences, over the chance that the models disagree, or that the changed one misses A: both are small."""
+
+_ANOTHER = 5e-10
+"""Level of each of the four limits by which another model is told: small, as they are read of every input of a run."""
 
 BOUND = "beta_binomial_sequence"
 """That of the pairs: it holds at any number of them."""
@@ -50,8 +54,10 @@ class Before(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Votes of paired samples, integers [inputs]: A is an input's class, "another" whichever other class has most of
-    them."""
+    """Votes of paired samples, integers [inputs].
+
+    A is an input's class, and "another" whichever other class has most of them.
+    """
 
     trials: Integers
     kept: Integers
@@ -98,8 +104,7 @@ def proved(before: Sequence[Before], pairs: Pairs, alpha: float) -> Limits:
     Parameters
     ----------
     before : sequence of Before
-        One an input. Of one-vs-rest, all other classes are bounded by 1
-        - lower.
+        One an input. Under one-vs-rest, ``1 - lower`` bounds all other classes.
     pairs : Pairs
         At any number of pairs: the limits hold at all of them at once. They may be of the certificates' own noise, as a
         union bound needs no independence.
@@ -108,8 +113,18 @@ def proved(before: Sequence[Before], pairs: Pairs, alpha: float) -> Limits:
 
     References
     ----------
-    Ugare, Suresh, Banerjee, Singh and Misailovic, "Incremental Randomized Smoothing Certification",
-    2024. Here the lost mass alone is bounded, and the changed model's own votes beside it."""
+    Ugare, Suresh, Banerjee, Singh and Misailovic, "Incremental Randomized Smoothing Certification", 2024. They bound all
+    disagreement; here it is only the mass that A loses, and the changed model's own votes.
+
+    Examples
+    --------
+    >>> from rsfast.noise import Gaussian
+    >>> one = np.array([1000])
+    >>> before = Before((99_000, 1000), 100_000, "one_vs_rest", "clopper_pearson", Gaussian(0.5))
+    >>> found = proved([before], Pairs(one, kept=one - 10, lost=0 * one, rival=0 * one + 10, gained=0 * one), 0.001)
+    >>> bool(0.97 < found.lower[0] < 0.99), bool(0.9 < found.radius[0] < 1.2)
+    (True, True)
+    """
 
     def below(votes: Integers, n: Integers, share: float) -> Floats:
         return beta_binomial_sequence_lower(votes, n, share, a=_MISSES["b"], b=_MISSES["a"])
@@ -142,22 +157,46 @@ def still_likely(before: Sequence[Before], pairs: Pairs, alpha: float, most: int
 _Limit = Callable[[Integers, Integers, float], Floats]
 
 
+def _earlier(bound: str) -> tuple[_Limit, _Limit]:
+    """Return the lower and the upper limit of a certificate's own samples: a sequence unless they were read only once."""
+    if bound in BOUNDS and not BOUNDS[bound].sequence:
+        return clopper_pearson_lower, clopper_pearson_upper
+    return beta_binomial_sequence_lower, beta_binomial_sequence_upper
+
+
+def of_another_model(before: Sequence[Before], votes: Integers, trials: Integers) -> NDArray[np.bool_]:
+    """Return of which certificates a model can hardly be that has so many votes for their classes; all [inputs].
+
+    It is where limits of its share of votes and of the certificate's lie apart, of which one fails with 2e-9.
+
+    Examples
+    --------
+    >>> from rsfast import Gaussian
+    >>> before = [Before((99_900, 100), 100_000, "one_vs_rest", "clopper_pearson", Gaussian(0.25))] * 3
+    >>> of_another_model(before, np.array([1000, 997, 900]), np.full(3, 1000)).tolist()
+    [False, False, True]
+    """
+    low = beta_binomial_sequence_lower(votes, trials, _ANOTHER)
+    high = beta_binomial_sequence_upper(votes, trials, _ANOTHER)
+    found = np.empty(len(before), dtype=bool)
+    for earlier in {_earlier(each.bound) for each in before}:
+        rows = np.array([_earlier(each.bound) == earlier for each in before])
+        theirs, n = np.array([(each.counts[0], each.n) for each in before])[rows].T
+        least, most = (limit(theirs, n, _ANOTHER) for limit in earlier)
+        found[rows] = (low[rows] > most) | (high[rows] < least)
+    return found
+
+
 def _limits(before: Sequence[Before], pairs: Pairs, alpha: float, below: _Limit, above: _Limit) -> Limits:
     """Return the limits, of which `below` and `above` give those of the pairs."""
     found = Limits(*(np.empty(len(before)) for _ in Limits._fields))
-    groups: dict[tuple[bool, bool], list[int]] = {}
+    groups: dict[tuple[tuple[_Limit, _Limit], bool], list[int]] = {}
     for place, each in enumerate(before):
-        sequence = BOUNDS[each.bound].sequence if each.bound in BOUNDS else True
-        groups.setdefault((sequence, each.rule == "one_vs_rest"), []).append(place)
-    for (sequence, one_vs_rest), places in groups.items():
+        groups.setdefault((_earlier(each.bound), each.rule == "one_vs_rest"), []).append(place)
+    for (earlier, one_vs_rest), places in groups.items():
         share = alpha if one_vs_rest else alpha / 2
         votes, n = np.array([before[place].counts for place in places]), np.array([before[place].n for place in places])
         part = Pairs(*(each[places] for each in pairs))
-        earlier = (
-            (beta_binomial_sequence_lower, beta_binomial_sequence_upper)
-            if sequence
-            else (clopper_pearson_lower, clopper_pearson_upper)
-        )
         kept = earlier[0](votes[:, 0], n, share * _BEFORE) - above(part.lost, part.trials, share * _PAIRS)
         lower = np.maximum(np.nextafter(kept, -1), below(part.kept, part.trials, share * _PAIRS))
         lower = np.clip(lower, 0, 1 - 2.0**-53)

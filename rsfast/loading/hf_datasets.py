@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .._extras import import_extra
 from .._files import sha256
 from .._hints import listed
 from .dataset import Data
-from .extras import import_extra
 from .pictures import Pictures
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Libraries that only some models and data need: imported when used; an error says how to get one."""
+"""Libraries that only some commands, models and data need: imported when used; an error says how to get one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-import torch
-
-_kept: list[torch.library.Library] = []  # whose operators would go with it
+_kept: list[Any] = []  # torch.library.Library, with which its operators would go
 
 
 def import_extra(module: str, extra: str, what: str) -> Any:
@@ -55,6 +53,8 @@ def import_torchvision(what: str) -> Any:
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
+    import torch
+
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]  # what the failed import has left
     operators = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
