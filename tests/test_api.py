@@ -144,7 +144,7 @@ def test_several_heads_share_alpha():
     [
         ({"head": []}, ValueError, "head must hold at least one head, and none twice"),
         ({"head": [Votes(), Votes()]}, ValueError, "none twice"),
-        ({"head": ["votes"]}, TypeError, "each of heads must be one of Votes, .*, got 'votes'"),
+        ({"head": ["votes"]}, TypeError, "each of head must be one of Votes, .*, got 'votes'"),
         ({"head": "votes"}, TypeError, "head must be one of Votes, .* or a list of them, got 'votes'"),
         ({"head": [Votes(), Softmax()], "bound": "clopper_pearson"}, ValueError, "with the head Softmax"),
         ({"radius": 0.5, "bound": "clopper_pearson"}, ValueError, "it holds for one analysis"),

@@ -697,7 +697,7 @@ def test_the_commands_are_listed(capsys):
         ("--sigma x", "argument --sigma: invalid float value: 'x'"),
         ("--noise laplace:1", "argument --noise: not allowed with argument --sigma"),
         ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
-        ("--num-classes 1", "as num_classes is 1, got"),
+        ("--num-classes 1", "num_classes must be at least 2, got 1"),
         ("--alpha 1.5", "alpha must be a finite number above 0 and below 1, got 1.5"),
         ("--alpha 1.5 --head softmax", "alpha must be a finite number above 0 and below 1, got 1.5"),
         ("--n 0", "n must be from 1 to 8589934591, got 0"),

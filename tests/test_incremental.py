@@ -176,5 +176,5 @@ def test_mistakes(found, change, error, text):
 def test_wrong_inputs_are_seen_from_few_votes():
     """Shares of votes that differ by less than what the other samples could make up for."""
     found = rsfast.certify(model, torch.tensor([[0.2]]), NOISE, num_classes=2, n=20_000, seed=1)
-    with pytest.raises(ValueError, match=r"model_a must be the model that was certified, on the same inputs, got one with "):
+    with pytest.raises(ValueError, match=r"model_a must be the model that was certified, on its inputs, got one with "):
         rsfast.compare(model, pruned, torch.tensor([[0.1]]), found, num_classes=2)
