@@ -42,7 +42,12 @@ def _add_model_options(parser: Parser) -> None:
     add("--model", metavar="NAME", help="the changed model, by name as in certify")
     add("--weights", metavar="FILE", help="its weights, as in certify")
     add("--checkpoint", metavar="FILE", help="its checkpoint, as in certify")
-    add("--rtol", type=float, metavar="X", help="how much less than a radius of RUN is enough, as a share (default: 0.04)")
+    add(
+        "--rtol",
+        type=float,
+        metavar="X",
+        help="what may be lost, as a share of a radius of RUN or of their mean (default: 0.03)",
+    )
     add("--data", metavar="NAME", help="where the images of RUN are now (default: where RUN says)")
     add_reading_options(group)
 

@@ -18,7 +18,6 @@ from ..stats.common import fine_analysis_ends
 from ..stats.estimates import Scores
 from .forward import Model, check_logits, reduced_precision
 from .modes import modules_of
-from .plan import StoppingRule
 
 if TYPE_CHECKING:
     from ..ops.tally import Tally
@@ -100,7 +99,8 @@ class IncrementalCertification:
     alpha : float
         Failure probability of a certificate of the changed model.
     rtol : float
-        An input is decided once its radius is at least 1 - rtol of the first model's, or of what is likely to be reached.
+        An input is decided once it has lost no more than this share of its own radius before, or of the mean radius if that
+        is more, but never more than half of its own; or once 1 - rtol of what is likely to be reached is proved.
     n : int
         The most pairs of an input, which takes no more than half of its certificate's n.
     seed, backend, execution
@@ -121,7 +121,8 @@ class IncrementalCertification:
         backend: str = "",
         execution: Execution,
     ) -> None:
-        self._before, self.alpha, self.stopping, self.n = before, alpha, StoppingRule(rtol=rtol), n
+        self._before, self.alpha, self.rtol, self.n = before, alpha, rtol, n
+        self._least_loss = rtol * float(np.mean([each.radius for each in before.values()]))
         self.recorded: dict[str, Any] = {"seed": seed, "backend": backend, "execution": execution}
         ranges = [range(start, end) for start, end in pairwise([0, *fine_analysis_ends(n)])]
         self.stages = (("selection", range(0)), *(("estimation", samples) for samples in ranges))
@@ -140,10 +141,11 @@ class IncrementalCertification:
         rests_on = [incremental.Before.of(each) for each in before]
         _check_model(before, rests_on, votes[np.arange(len(before)), classes], trials, input_ids)
         limits = incremental.proved(rests_on, pairs, self.alpha)
-        wanted = np.array([each.radius for each in before])
         likely = incremental.still_likely(rests_on, pairs, self.alpha, self.n)
-        decided = self.stopping.reached(limits.radius, np.minimum(wanted, likely))
-        decided |= (trials == self.n) | (2 * trials >= [each.n for each in before]) | (classes == ABSTAIN)
+        wanted = np.array([each.radius for each in before])
+        enough = wanted - np.minimum(np.maximum(self.rtol * wanted, self._least_loss), wanted / 2)
+        decided = limits.radius >= np.minimum(enough, (1 - self.rtol) * likely)
+        decided |= (likely <= 0) | (trials == self.n) | (2 * trials >= [each.n for each in before]) | (classes == ABSTAIN)
         return [
             self._comparison(*each) if done else None
             for done, *each in zip(decided, before, *(column.tolist() for column in (*limits, *pairs)), strict=True)

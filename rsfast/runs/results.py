@@ -16,6 +16,7 @@ from ..engine.plan import StoppingRule
 from ..noise import NOISES, Gaussian, Noise, radius_label
 from ..noise import from_dict as noise_from_dict
 from ..noise.constraints import distinct_texts
+from ..stats import incremental
 from ..stats.certificate import ABSTAIN
 from . import layout
 from .layout import CERTIFY_COLUMNS, COUNTS, PARTS, PREDICT_COLUMNS, SIDECAR, TABLE, Skipped, read_sidecar
@@ -387,6 +388,8 @@ def notes(results_by_name: Mapping[str, Results]) -> list[str]:
             asked = f"{every}{radius_label(run.norm)} {', '.join(map(str, radii))}"
             shares = ", ".join(f"{share_decided(run, radius):.1%}" for radius in radii)
             why = f"sampling stopped once {asked} was decided: {shares} certified at {it}"
+        elif (run.sidecar or {}).get("rule") == incremental.RULE:
+            why = "it is of a changed model, and sampling stopped once most of the radius of the model before was proved"
         elif run.stopping.rtol is not None:
             why = f"sampling stopped once the {radius_label(run.norm)} was known to {run.stopping.rtol} of its size"
         elif run.stopped_early:

@@ -274,7 +274,7 @@ class Run:
         first: Model,
         *,
         alpha: float = 0.001,
-        rtol: float = 0.04,
+        rtol: float = 0.03,
         each: Callable[[int, Certificate], object] | None = None,
     ) -> Results:
         """Certify this model from the run of the model that it was made of, and few samples of both; return all rows.
