@@ -111,7 +111,7 @@ def test_published_weights_that_cannot_be_had(monkeypatch, tmp_path):
     hub = import_extra("huggingface_hub", "hf", "tests")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    way = "; give weights=FILE, or weights='random' for an untrained model$"
+    way = r"; give a file as weights \(--weights\), or random for an untrained model$"
     with pytest.raises(ValueError, match="^model timm:resnet18: its published weights are not on this machine .*" + way):
         load_model("timm:resnet18")
     untrained = next(name for name in timm.list_models("vit_*") if not timm.models.is_model_pretrained(name))
