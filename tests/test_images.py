@@ -18,6 +18,7 @@ from conftest import LINEAR_NETS, integers, readers, rows, sidecar
 
 import rsfast
 from rsfast import Gaussian, GridGaussian, Run
+from rsfast.cli import main
 from rsfast.engine.inputs import Inputs, Unreadable
 from rsfast.runs import results
 from rsfast.runs.environment import Environment, Stopped
@@ -406,7 +407,7 @@ def test_a_signal_that_ends_the_reading_too_is_a_stop(at, net):
     same("run", (0, 1))
 
 
-def test_parts_are_merged_with_their_skips(net):
+def test_parts_are_merged_with_their_skips(net, capsys):
     whole(net)
     data = Pictures((1, 5), labels=LABELS, names=NAMES)
     for out, part in (("a", {"end": 4}), ("b", {"start": 4, "end": 6}), ("c", {"start": 6})):
@@ -420,6 +421,9 @@ def test_parts_are_merged_with_their_skips(net):
     assert [each.idx for each in recertify("merged", "again", rule="top_two").skipped] == [1, 5]
     with pytest.raises(ValueError, match=r"idx 0 must be in one part, once"):
         merge(["merged", "a"], "twice")
+    capsys.readouterr()
+    main(["merge", "c", "a", "b", "--out", "by command"])
+    assert capsys.readouterr().out == "by command: 6 images and 2 skipped from 3 run folders\n"
 
 
 SHARED = """
@@ -494,7 +498,7 @@ def test_a_skip_is_an_event_and_a_note(net):
     assert (end["event"], end["images_done"], end["images_skipped"], end["images_total"]) == ("end", 6, 2, 8)
     assert end["seconds_left"] == 0
     note, _ = results.notes({"run": found})
-    assert note == "run: 2 images could not be read and count nowhere, class 0/0.png the first."
+    assert note == "run: images that could not be read count nowhere: class 0/0.png and 1 more."
 
 
 # Refused

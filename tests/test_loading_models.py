@@ -352,6 +352,9 @@ def test_checkpoints_that_will_not_do():
     torch.save({"arch": "cifar_resnet32", "state_dict": net.state_dict()}, "c.tar")
     with pytest.raises(ValueError, match=r"^checkpoint c.tar does not fit model cifar_resnet32: "):
         load_model(checkpoint="c.tar")
+    torch.save({"arch": "cifar_resnet20", "epoch": 1}, "c.tar")
+    with pytest.raises(ValueError, match=r"^checkpoint c.tar must hold a state_dict beside arch, got arch, epoch$"):
+        load_model(checkpoint="c.tar")
     torch.save([net.state_dict()], "c.tar")
     with pytest.raises(ValueError, match=r"^checkpoint c.tar must hold arch"):
         load_model(checkpoint="c.tar")
