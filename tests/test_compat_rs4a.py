@@ -169,6 +169,11 @@ class Pareto(literal_rs4a.Gaussian):
         (lambda: rs4a.Gaussian(4, 0.5).certify(0.9, 2), TypeError, "prob_lb must be a tensor of floats, got 0.9"),
         (lambda: rs4a.Uniform(4, 0.5).certify(torch.tensor([0.9]), 1, legacy=True), ValueError, "legacy must be False"),
         (lambda: rs4a.smooth_predict_hard(classifier(), X, Pareto(4, 0.5)), TypeError, "noise must be one of Gaussian"),
+        (
+            lambda: rs4a.smooth_predict_hard(classifier(), X, rs4a.Uniform(3, 0.5)),
+            ValueError,
+            "dim of noise must be 4, .* got 3",
+        ),
         (lambda: rs4a.smooth_predict_hard(classifier(), X, 0.5), TypeError, "noise must be one of Gaussian"),
         (lambda: rs4a.smooth_predict_hard(classifier(), X.double(), rs4a.Gaussian(4, 0.5)), TypeError, "x must have dtype"),
         (lambda: rs4a.smooth_predict_hard(classifier(), X, rs4a.Gaussian(4, 0.5), 0), ValueError, "sample_size must be"),

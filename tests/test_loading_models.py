@@ -111,7 +111,7 @@ def test_published_weights_that_cannot_be_had(monkeypatch, tmp_path):
     hub = import_extra("huggingface_hub", "hf", "tests")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    way = "; give weights=FILE, or weights='random' for an untrained model$"
+    way = r"; give a file as weights \(--weights\), or random for an untrained model$"
     with pytest.raises(ValueError, match="^model timm:resnet18: its published weights are not on this machine .*" + way):
         load_model("timm:resnet18")
     untrained = next(name for name in timm.list_models("vit_*") if not timm.models.is_model_pretrained(name))
@@ -351,6 +351,9 @@ def test_checkpoints_that_will_not_do():
         load_model(checkpoint="c.tar")
     torch.save({"arch": "cifar_resnet32", "state_dict": net.state_dict()}, "c.tar")
     with pytest.raises(ValueError, match=r"^checkpoint c.tar does not fit model cifar_resnet32: "):
+        load_model(checkpoint="c.tar")
+    torch.save({"arch": "cifar_resnet20", "epoch": 1}, "c.tar")
+    with pytest.raises(ValueError, match=r"^checkpoint c.tar must hold a state_dict beside arch, got arch, epoch$"):
         load_model(checkpoint="c.tar")
     torch.save([net.state_dict()], "c.tar")
     with pytest.raises(ValueError, match=r"^checkpoint c.tar must hold arch"):

@@ -417,6 +417,8 @@ def test_pictures_are_shown_as_the_model_saw_them(tmp_path, monkeypatch):
     text = Path("report.html").read_text()
     pictures = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="([^"]*)"', text)
     assert [Image.open(io.BytesIO(base64.b64decode(each))).size for each, _ in pictures] == [(4, 4)] * 2
+    assert "size = [4, 4], resize = 6, interpolation = bicubic" in text  # and nothing of mean and std, which are None
+    assert "mean = ," not in text
     assert all(re.fullmatch(r"(cat/a|cat/b|dog/c)\.png \(idx \d\)", name) for _, name in pictures)
     assert {"0 cat", "1 dog"} == {row[2] for row in table_with(Page(text), "idx", "name", "label")}
     Path("pictures/cat/d.png").write_bytes(Path("pictures/cat/a.png").read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .arguments import Commands, add_command, add_out, warn
 
@@ -18,10 +19,13 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..runs.layout import read_skipped
     from ..runs.merge import merge
 
     merged, missing = merge(args.parts, args.out)
     for gap in missing:
         warn(args, f"idx {gap[0]} is missing" if gap[0] == gap[-1] else f"idx {gap[0]} to {gap[-1]} are missing")
-    print(f"{args.out}: {len(merged)} images from {len(args.parts)} run folders")
+    unread = len(read_skipped(Path(args.out), set(merged)))
+    skipped = f" and {unread} skipped" if unread else ""
+    print(f"{args.out}: {len(merged)} images{skipped} from {len(args.parts)} run folders")
     return 0

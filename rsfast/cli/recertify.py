@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.options import ProofOptions, SamplingOptions, options_of
 from .arguments import Commands, Parser, add_command, add_options, add_out, options_in
-from .run_options import Counts, make_run, print_certified
+from .run_options import Counts, make_run, print_certified, refuse_runs_in_out
 from .sources import add_reading_options, load_sources
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def _certify_changed(args: argparse.Namespace) -> tuple[Results, float]:
     from ..noise import from_dict
     from ..runs.layout import SIDECAR, read_sidecar
 
+    refuse_runs_in_out(args)
     before = read_sidecar(Path(args.from_run) / SIDECAR)
     if missing := [name for name in ("model", "data", "noise", "num_classes") if before.get(name) is None]:
         raise ValueError(f"{args.from_run} must be a run of rsfast certify, got one without {', '.join(missing)}")

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.options import SamplingOptions, options_of
@@ -59,7 +60,6 @@ def make_run(args: argparse.Namespace, noise: Noise, sources: Sources) -> Run:
     from ..loading.pictures import Pictures
     from ..runs.environment import Environment
     from ..runs.run import Run
-    from .processes import restarts
 
     loaded, how, data, num_classes, device, shard = sources
     names = ("start", "end", "skip", "log_json", "profile")
@@ -73,7 +73,7 @@ def make_run(args: argparse.Namespace, noise: Noise, sources: Sources) -> Run:
         args.out,
         num_classes=num_classes,
         workers=args.workers if args.workers is not None else int(isinstance(data.items, Pictures)),
-        resume=args.resume or restarts() > 0,
+        resume=_resumes(args),
         about=_about(args, sources),
         environment=replace(args.environment or Environment(), say=say),
         **options,
@@ -83,6 +83,20 @@ def make_run(args: argparse.Namespace, noise: Noise, sources: Sources) -> Run:
         say(f"model: {loaded.name}{untrained}, {num_classes} classes; pictures: {how}")
         say(f"data: {data.description}")
     return run
+
+
+def refuse_runs_in_out(args: argparse.Namespace) -> None:
+    """Raise FileExistsError if --out holds a run that is not to be resumed: before anything is loaded."""
+    from ..runs.merge import refuse_runs
+
+    if not _resumes(args):
+        refuse_runs(Path(args.out))
+
+
+def _resumes(args: argparse.Namespace) -> bool:
+    from .processes import restarts
+
+    return args.resume or restarts() > 0
 
 
 def _about(args: argparse.Namespace, sources: Sources) -> dict[str, Any]:

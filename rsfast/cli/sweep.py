@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..noise import Noise
 from .arguments import noise_in, warn
+from .run_options import refuse_runs_in_out
 from .sources import Sources, load_sources
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ def sweep(
         Makes one run, and returns it.
     """
     each = [(one, noise_in(one)) for one in _each_sigma(args)]
-    for _, noise in each:
+    for one, noise in each:
         check(noise)
+        refuse_runs_in_out(one)
     sources = load_sources(args, each[0][1])
     made = [run(one, noise, sources) for one, noise in each]
     if len(each) > 1 and made[0].ranks.rank == 0:

@@ -80,6 +80,8 @@ def _build(what: str, about: Mapping[str, Any]) -> LoadedModel:
             f"{what} must hold arch, the name of an architecture, got {listed(about)}; name the net by model, such as "
             "rsfast.loading.cifar_resnet:resnet110"
         )
+    if not any(isinstance(state, Mapping) for state in about.values()):
+        raise ValueError(f"{what} must hold a state_dict beside arch, got {listed(about)}")
     tensors = [value for state in about.values() if isinstance(state, Mapping) for value in [*state.values()][-1:]]
     num_classes = next((len(value) for value in tensors if isinstance(value, torch.Tensor) and value.ndim), 0)
     if cifar := _CIFAR_NET.fullmatch(arch):

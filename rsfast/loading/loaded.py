@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from ..engine.forward import Model
 from .preprocessing import Preprocessing
 
+OWN_WEIGHTS = "give a file as weights (--weights), or random for an untrained model"
+"""What to do where a library has no weights of a model; for readers of Python and of the command line."""
+
 
 class LoadedModel(NamedTuple):
     """A model, and what is known of it.
@@ -82,6 +85,6 @@ def does_not_load(what: str, wanted: str, error: Exception) -> ValueError:
 def without_weights(what: str, error: BaseException) -> ValueError:
     """Return the error for weights that are neither on this machine nor to be fetched."""
     return ValueError(
-        f"{what}: its published weights are not on this machine and could not be fetched ({type(error).__name__}); give "
-        "weights=FILE, or weights='random' for an untrained model"
+        f"{what}: its published weights are not on this machine and could not be fetched ({type(error).__name__}); "
+        f"{OWN_WEIGHTS}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .._extras import import_extra, import_torchvision
-from .loaded import LoadedModel, check_classes, check_name, without_weights
+from .loaded import OWN_WEIGHTS, LoadedModel, check_classes, check_name, without_weights
 from .preprocessing import Preprocessing
 
 _ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")  # names that are not in timm's own list begin so
@@ -47,7 +47,7 @@ def _check(timm: Any, what: str, name: str, pretrained: bool) -> None:
     if tag:
         check_name(what, name, (f"{architecture}.{each}" for each in tags))
     elif pretrained and not timm.models.is_model_pretrained(name):
-        raise ValueError(f"{what} has no published weights; give weights=FILE, or weights='random' for an untrained model")
+        raise ValueError(f"{what} has no published weights; {OWN_WEIGHTS}")
 
 
 def _preprocessing(timm: Any, what: str, model: Any) -> Preprocessing:

@@ -122,7 +122,8 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, dict):
         first = [str(value["name"])] if "name" in value else []
-        text = ", ".join([*first, *(f"{name} = {_text(each)}" for name, each in value.items() if name != "name")])
+        rest = {name: each for name, each in value.items() if name != "name" and each is not None}
+        text = ", ".join([*first, *(f"{name} = {_text(each)}" for name, each in rest.items())])
     else:
         text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

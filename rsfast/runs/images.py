@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -137,7 +140,9 @@ class Images:
             generator=torch.Generator(),  # else the global one would be drawn from
         )
         try:
-            yield from loader
+            with _interrupts_held():
+                reading = iter(loader)
+            yield from reading
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
@@ -271,6 +276,17 @@ def _check_picklable(images: object, workers: int) -> None:
             f"{type(images).__name__} ({type(error).__name__}: {error}); let it hold no open file, lock or lambda, and "
             "define its class in a module; or take workers = 0"
         ) from error
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C for a moment; processes that are started meanwhile never see it, as their imports would end in it."""
+    resource_tracker.ensure_running()  # here, as it lets all signals through where it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_group(_: int) -> None:

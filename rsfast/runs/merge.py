@@ -166,6 +166,20 @@ def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
     return {**merged, **added, **several, "start": parts[0][0], "end": max(end for _, end, *_ in parts)}
 
 
+def refuse_runs(out: Path, more: Sequence[Path] = ()) -> None:
+    """Raise FileExistsError if a folder holds a file of a run, of one process or of several, or if one of `more` exists."""
+    refuse_a_run(out)
+    for other in (*_parts_of(out), *more):
+        if other.exists():
+            raise FileExistsError(
+                f"{out} must be a folder without a run, got one with {other}; name another folder, or move it away first"
+            )
+
+
+def _parts_of(out: Path) -> list[Path]:
+    return [file.parent for file in sorted(out.glob(f"{PARTS}/[0-9]*-of-[0-9]*/{SIDECAR}"))]
+
+
 class RunFolders:
     """The folders of one run, as this process sees them.
 
@@ -208,13 +222,7 @@ class RunFolders:
             self._check_same_run(self.sidecar, sidecar)
         parts = self._parts()
         if not self.resume:
-            refuse_a_run(self.out)
-            for other in (*parts, *more):
-                if other.exists():
-                    raise FileExistsError(
-                        f"{self.out} must be a folder without a run, got one with {other}; "
-                        "name another folder, or move it away first"
-                    )
+            refuse_runs(self.out, more)
         elif self._ranks.by_inputs and self._merged():
             if not _known(self.out, columns).issuperset(indices):
                 raise ValueError(
@@ -312,7 +320,7 @@ class RunFolders:
 
     def _parts(self) -> list[Path]:
         """Return the folders of several processes; not of one that was killed before there was anything in its own."""
-        return [file.parent for file in sorted(self.out.glob(f"{PARTS}/[0-9]*-of-[0-9]*/{SIDECAR}"))]
+        return _parts_of(self.out)
 
     def _merged(self) -> bool:
         """Return whether the run folder itself holds a run, and not only some of the files that a merge moves there."""

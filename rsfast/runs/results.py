@@ -368,8 +368,9 @@ def notes(results_by_name: Mapping[str, Results]) -> list[str]:
     for name, run in results_by_name.items():
         unlabelled = int((run.label == -1).sum())
         if run.skipped:
-            first = f"{run.skipped[0].name or f'idx {run.skipped[0].idx}'} the first"
-            found.append(f"{name}: {len(run.skipped)} images could not be read and count nowhere, {first}.")
+            first = run.skipped[0].name or f"idx {run.skipped[0].idx}"
+            more = f" and {others} more" if (others := len(run.skipped) - 1) else ""
+            found.append(f"{name}: images that could not be read count nowhere: {first}{more}.")
         if not run.labelled:
             shares = (
                 f": shares of images certified at r, right or wrong, and ACR is their mean {radius_label(run.norm)}"

@@ -85,7 +85,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def refuse_a_run(folder: Path) -> None:
-    """Raise FileExistsError if a folder holds a file of a run."""
+    """Raise FileExistsError if a folder holds a file of a run, or is none."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} must be a folder without a run, got a file; name another folder")
     for name in (TABLE, SIDECAR, COUNTS, SKIPPED, CHECKPOINT):
         file = folder / name
         # An empty table is what is left where not even the sidecar could be written.
