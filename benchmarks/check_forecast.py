@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
 CASES = {
     "tabular": Case("tabular", (20,), 2000, 20_000),
-    "resnet20": Case("resnet20", (3, 32, 32), 10, 5000),
+    "resnet20": Case("resnet20", (3, 32, 32), 100, 500),
     "efficientnet_lite0": Case(
         "efficientnet_lite0", (3, 224, 224), 4, 600, ("--mean", *map(str, MEAN), "--std", *map(str, STD))
     ),

@@ -70,6 +70,7 @@ def forecast(
     *,
     images: int,
     seconds_a_sample: float,
+    start: float = 0.0,
     twins: int = 1000,
     seed: int = 2026,
 ) -> Forecast:
@@ -90,6 +91,8 @@ def forecast(
         How many images the run has.
     seconds_a_sample : float
         Of the model and of rsfast, in full batches.
+    start : float
+        Seconds until the first batch is done.
     twins : int
         How many are certified, about.
     seed : int
@@ -118,7 +121,7 @@ def forecast(
     option = "" if stopping.rtol is None else f"--rtol {stopping.rtol:g}"
     if stopping.radii:
         option = " ".join(["--radius", *(f"{radius:g}" for radius in stopping.radii)])
-    return Forecast(option, mean, error, images * (mean * seconds_a_sample + overhead))
+    return Forecast(option, mean, error, start + images * (mean * seconds_a_sample + overhead))
 
 
 def _certify(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -53,6 +54,8 @@ class Line:
         Share of `compared` noisy rows that vote as by default; None where it was not measured.
     memory : int or None
         Peak in MiB: of the process, or on a GPU of what torch has allocated there.
+    start : float
+        Seconds until its first batch was done, those of a compiler among them.
     final : bool
         Whether it ran in the last stage: between those that did, `ratio` decides.
     """
@@ -63,6 +66,7 @@ class Line:
     rate: float = 0.0
     ratio: float = 1.0
     turns: int = 0
+    start: float = 0.0
     agreement: float | None = None
     compared: int = 0
     memory: int | None = None
@@ -213,9 +217,11 @@ class Measurement:
 
     def _add(self, change: Change) -> None:
         forget_peak(self.subject.device)
+        began = self._clock()
         certifying = Certifying(self.subject, change)
         self._enter(change.name, change, certifying, max(2, certifying.batch))  # the least that it can certify with
         self._running[change.name] = certifying
+        self.measured.lines[change.name].start = self._clock() - began
         self.measured.lines[change.name].memory = peak(self.subject.device)
 
     def _enter(self, name: str, change: Change | None, run: Callable[[int], object], batch: int) -> None:
@@ -234,7 +240,7 @@ class Measurement:
             self.measured.skipped[change.name] = "no time was left; give more by --seconds"
             return
         try:
-            with at_most(limit):
+            with at_most(limit), _compiling_here() if change.options.get("compile") else nullcontext():
                 self._add(Change(change.name, {**base.options, **change.options}, change.threads))
         except Exception as error:
             self.measured.skipped[change.name] = _reason(error)
@@ -299,6 +305,15 @@ class _Long(Dataset[torch.Tensor]):
 
     def __getitem__(self, _: int) -> torch.Tensor:
         return self._image
+
+
+@contextmanager
+def _compiling_here() -> Iterator[None]:
+    """Compile in this process only: workers of the compiler would go on after a limit, and take the cores of all others."""
+    from torch._inductor import config  # loads the compiler
+
+    with config.patch(compile_threads=1):
+        yield
 
 
 def _reason(error: Exception) -> str:

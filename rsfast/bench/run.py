@@ -124,8 +124,9 @@ def bench(
     found: list[Forecast] = []
     for each in (StoppingRule(), *(stopping if counts is not None else ())):
         proof = {key: subject.proof[key] for key in ("n0", "n", "alpha")}
+        rate, start = 1 / line.rate, line.start
         found.append(
-            forecast(subject.noise, proof, each, counts, images=images, seconds_a_sample=1 / line.rate, twins=twins)
+            forecast(subject.noise, proof, each, counts, images=images, seconds_a_sample=rate, start=start, twins=twins)
         )
     return Report(subject, name, certify, images, measured, found, votes_of)
 
