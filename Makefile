@@ -20,7 +20,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 demo: $(VENV)/installed  ## decide and certify real images, about a minute
 	$(BIN)/rsfast demo --out demo
 
-test: $(VENV)/installed  ## the quick tests of everything and the docstrings' examples, three minutes
+test: $(VENV)/installed  ## the quick tests of everything and the docstrings' examples, four minutes
 	$(PYTEST) -m "not slow and not noise"
 
 test-all: $(VENV)/installed  ## also the slow ones, ten minutes
