@@ -117,8 +117,7 @@ def compare(
         what = f"got a DataLoader that shuffles (its {type(sampler).__name__})"
         raise ValueError(f"inputs must come in the order of certificates, {what}; use shuffle=False, for certify too")
     alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
-    most = max(1, max(each.n for each in certificates) // 2)
-    most = most if n is None else min(most, check_count("n", n))
+    n = None if n is None else check_count("n", n)
     options: dict[str, Any] = {name: getattr(first.execution, name) for name in _AS_BEFORE}
     options |= {"batch_size": batch_size, "shard": shard, "backend": backend, "progress": progress, "seed": first.seed}
     ids = [each.input_id for each in certificates]
@@ -129,7 +128,7 @@ def compare(
         dict(zip(ids, certificates, strict=True)),
         alpha=alpha,
         rtol=rtol,
-        n=most,
+        n=n,
         seed=first.seed,
         backend=sampling.backend,
         execution=_execution(sampling, model_b),

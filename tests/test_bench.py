@@ -290,6 +290,8 @@ def test_forecast_of_all_samples():
     found = forecast(Gaussian(SIGMA), PROOF, StoppingRule(), None, images=3, seconds_a_sample=1.0, twins=50)
     assert (found.option, found.samples, found.error) == ("", 20_100, 0)
     assert 3 * 20_100 <= found.seconds < 3 * 20_100 * 1.01
+    later = forecast(Gaussian(SIGMA), PROOF, StoppingRule(), None, images=3, seconds_a_sample=1.0, start=40_000.0, twins=50)
+    assert 40_000 + 3 * 20_100 <= later.seconds < 40_000 + 3 * 20_100 * 1.01
 
 
 def write_table(path, certificates):

@@ -233,18 +233,18 @@ class Measurement:
         base = self.measured.lines[DEFAULT].change
         assert base is not None
         self.say(f"trying {change.name}")
-        limit = self._began + self.seconds - self._clock()
-        if change.options.get("compile"):
+        limit, compiles = self._began + self.seconds - self._clock(), change.options.get("compile")
+        if compiles:
             limit = min(self.seconds * _COMPILE, limit)
         if limit <= 0:
             self.measured.skipped[change.name] = "no time was left; give more by --seconds"
             return
         try:
-            with at_most(limit), _compiling_here() if change.options.get("compile") else nullcontext():
+            with at_most(limit), _compiling_here() if compiles else nullcontext():
                 self._add(Change(change.name, {**base.options, **change.options}, change.threads))
         except Exception as error:
             self.measured.skipped[change.name] = _reason(error)
-            if change.options.get("compile"):
+            if compiles:
                 torch.compiler.reset()
 
     def _first_answer(self) -> None:

@@ -101,7 +101,7 @@ class IncrementalCertification:
     rtol : float
         An input is decided once it has lost no more than this share of its own radius before, or of the mean radius if that
         is more, but never more than half of its own; or once 1 - rtol of what is likely to be reached is proved.
-    n : int
+    n : int, optional
         The most pairs of an input, which takes no more than half of its certificate's n.
     seed, backend, execution
         As in `certificates`; the execution is that of the changed model.
@@ -116,15 +116,16 @@ class IncrementalCertification:
         *,
         alpha: float,
         rtol: float,
-        n: int,
+        n: int | None = None,
         seed: int,
         backend: str = "",
         execution: Execution,
     ) -> None:
-        self._before, self.alpha, self.rtol, self.n = before, alpha, rtol, n
+        most = max(1, max(each.n for each in before.values()) // 2)
+        self._before, self.alpha, self.rtol, self.n = before, alpha, rtol, most if n is None else min(most, n)
         self._least_loss = rtol * float(np.mean([each.radius for each in before.values()]))
         self.recorded: dict[str, Any] = {"seed": seed, "backend": backend, "execution": execution}
-        ranges = [range(start, end) for start, end in pairwise([0, *fine_analysis_ends(n)])]
+        ranges = [range(start, end) for start, end in pairwise([0, *fine_analysis_ends(self.n)])]
         self.stages = (("selection", range(0)), *(("estimation", samples) for samples in ranges))
 
     def undecided(self, selection: Tally, total: Tally, newest: Tally, rows: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -211,11 +211,7 @@ class Replay:
 
     def compare(self, row: Row, certificate: Certificate) -> None:
         """Raise ValueError unless a row has the class and the radius of a certificate, but for rounding."""
-        radius = float(format_radius(certificate.radius, self.stopping.radius))
-        same = row.predict == certificate.prediction and (row.radius > 0) == (radius > 0)
-        if not (same and math.isclose(row.radius, radius, rel_tol=_SAME, abs_tol=_SAME * _SAME)):
-            found = f"predict {certificate.prediction} and radius {radius}"
-            raise _difference(row, f"predict {row.predict} and radius {row.radius}", found)
+        _compare(row, certificate.prediction, float(format_radius(certificate.radius, self.stopping.radius)))
 
 
 def check_rows(run: Path, rows: Sequence[Row], columns: tuple[str, ...]) -> None:
@@ -261,10 +257,7 @@ def _check_changed(row: Row, sidecar: Mapping[str, Any]) -> None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{row.folder / COUNTS}, idx {row.idx}: {type(error).__name__}: {error}") from error
     radius = 0.0 if prediction == ABSTAIN else max(radius, 0.0)
-    prediction = prediction if radius > 0 else ABSTAIN
-    if row.predict != prediction or not math.isclose(row.radius, radius, rel_tol=_SAME, abs_tol=_SAME * _SAME):
-        found = f"predict {prediction} and radius {radius}"
-        raise _difference(row, f"predict {row.predict} and radius {row.radius}", found)
+    _compare(row, prediction if radius > 0 else ABSTAIN, radius)
 
 
 def _prediction(row: Row, sidecar: Mapping[str, Any]) -> int:
@@ -282,6 +275,14 @@ def _prediction(row: Row, sidecar: Mapping[str, Any]) -> int:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{row.folder / COUNTS}, idx {row.idx}: {type(error).__name__}: {error}") from error
     return prediction
+
+
+def _compare(row: Row, prediction: int, radius: float) -> None:
+    """Raise ValueError unless a row has this class and this radius, but for rounding."""
+    same = row.predict == prediction and (row.radius > 0) == (radius > 0)
+    if not (same and math.isclose(row.radius, radius, rel_tol=_SAME, abs_tol=_SAME * _SAME)):
+        found = f"predict {prediction} and radius {radius}"
+        raise _difference(row, f"predict {row.predict} and radius {row.radius}", found)
 
 
 def _difference(row: Row, written: str, found: str) -> ValueError:

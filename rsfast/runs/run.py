@@ -37,7 +37,7 @@ from . import checkpoint, results, settings
 from .environment import Environment
 from .events import Log
 from .images import Images
-from .layout import CERTIFY_COLUMNS, PREDICT_COLUMNS, SKIPPED
+from .layout import CERTIFY_COLUMNS, PREDICT_COLUMNS, SKIPPED, read_skipped
 from .merge import RunFolders
 from .recertify import certificates_of, check_first, origin_of
 from .results import Results
@@ -299,7 +299,7 @@ class Run:
         alpha, rtol = check_alpha(alpha), as_real("rtol", rtol, above=0, below=1)
         own = self._sidecar({})
         before = certificates_of(Path(run), own)
-        if missing := set(self.indices) - before.keys() - {each.idx for each in results.read(run).skipped}:
+        if missing := set(self.indices) - before.keys() - {each.idx for each in read_skipped(Path(run), before)}:
             raise ValueError(f"{run} must have a row of every image, got none of idx {min(missing)}; finish that run first")
         check_before([*before.values()])
         check_pair("first", first, self._model, self._device, next(iter(before.values())).execution)
@@ -307,12 +307,11 @@ class Run:
         self._sampled = PairOfModels(first, self._model, self._num_classes), 3 * self._num_classes
         self._probe = self._sampling(self.indices, None)
         self._probe.inputs.close()
-        most = max(1, max(certificate.n for certificate in before.values()) // 2)
-        recorded: dict[str, Any] = {"n0": 0, "n": most, "alpha": alpha, "head": _VOTES.to_dict(), "rtol": rtol}
-        recorded |= {"bound": incremental.BOUND, "rule": incremental.RULE, "lipschitz": None, "radius": None}
         plan = IncrementalCertification(
-            before, alpha=alpha, rtol=rtol, n=most, seed=self.seed, backend=self.backend, execution=self.execution
+            before, alpha=alpha, rtol=rtol, seed=self.seed, backend=self.backend, execution=self.execution
         )
+        recorded: dict[str, Any] = {"n0": 0, "n": plan.n, "alpha": alpha, "head": _VOTES.to_dict(), "rtol": rtol}
+        recorded |= {"bound": incremental.BOUND, "rule": incremental.RULE, "lipschitz": None, "radius": None}
         return self._run(plan, recorded | origin_of(Path(run)), CERTIFY_COLUMNS, each)
 
     def _sampling(self, indices: Sequence[int], skip: Callable[[int, Unreadable], object] | None) -> Sampling:
