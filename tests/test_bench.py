@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -496,3 +497,17 @@ def test_the_command_line(folder):
     assert "--data data.npz --num-classes 3 --sigma 0.5 --n 2000 --out run --batch-size" in found["command"]
     assert [each["option"] for each in found["forecasts"]] == ["", "--radius 0.2", "--rtol 0.05"]
     assert "CUDA graph" in found["skipped"]
+
+
+def test_peak_memory_is_that_since_it_was_forgotten():
+    """In a process of its own, which has freed no memory before."""
+    code = """
+        import torch
+        from rsfast.bench.memory import forget_peak, peak
+        cpu = torch.device("cpu")
+        forget_peak(cpu)
+        before = peak(cpu)
+        held = torch.ones(32 << 20)  # 128 MiB
+        assert 120 <= peak(cpu) - before <= 200, (before, peak(cpu))
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)

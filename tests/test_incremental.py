@@ -179,3 +179,27 @@ def test_wrong_inputs_are_seen_from_few_votes():
     found = rsfast.certify(model, torch.tensor([[0.2]]), NOISE, num_classes=2, n=20_000, seed=1)
     with pytest.raises(ValueError, match=r"model_a must be the model that was certified, on its inputs, got one with "):
         rsfast.compare(model, pruned, torch.tensor([[0.1]]), found, num_classes=2)
+
+
+def test_what_is_out_of_reach_is_given_up():
+    """A change that loses most votes: few pairs show that no number of them proves a radius."""
+    found = rsfast.certify(model, INPUTS[2:3], NOISE, num_classes=2, n=100_000, seed=3)
+
+    def other(x):
+        return model(x - 0.5)
+
+    (pair,) = rsfast.compare(model, other, INPUTS[2:3], found, num_classes=2)
+    assert pair.lost > 0.5 * pair.after.n
+    assert pair.after.n < 1000
+    assert pair.after.abstained
+
+
+@pytest.mark.parametrize("lost", [0, 5, 200])
+def test_a_forecast_is_what_as_many_pairs_then_prove(found, lost):
+    """Where the rest is as the first thousand pairs were, a little above it: they may have been unlucky."""
+    before, one = [incremental.Before.of(found[2])], np.array([1000])
+    pairs = incremental.Pairs(one, kept=940 * one // 1000 - lost, lost=0 * one + lost, rival=60 + 0 * one, gained=0 * one)
+    later = incremental.Pairs(*(40 * each for each in pairs))
+    proved = incremental.proved(before, later, 0.001).radius[0]
+    likely = incremental.still_likely(before, pairs, 0.001, 40_000)[0]
+    assert proved <= likely <= proved + 0.05

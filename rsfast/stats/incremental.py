@@ -32,10 +32,10 @@ _MISSES = {"a": 0.1, "b": 1.0}
 """Mixture of the sequences, over the chance that the models disagree, or that the changed one misses A: both are small."""
 
 _ANOTHER = 5e-10
-"""Level of each of the four limits by which another model is told: small, as they are read of every input of a run."""
+"""Level of each of the four limits that show another model: small, as every input of a run is tested."""
 
 BOUND = "beta_binomial_sequence"
-"""That of the pairs: it holds at any number of them."""
+"""The bound of the pairs, which holds at any number of them."""
 
 
 class Before(NamedTuple):
@@ -165,9 +165,9 @@ def _earlier(bound: str) -> tuple[_Limit, _Limit]:
 
 
 def of_another_model(before: Sequence[Before], votes: Integers, trials: Integers) -> NDArray[np.bool_]:
-    """Return of which certificates a model can hardly be that has so many votes for their classes; all [inputs].
+    """Return which certificates are hardly of a model with so many votes for their classes; all [inputs].
 
-    It is where limits of its share of votes and of the certificate's lie apart, of which one fails with 2e-9.
+    The limits of both shares of votes then lie apart. Under one model that happens with probability 2e-9 at most.
 
     Examples
     --------
