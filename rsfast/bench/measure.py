@@ -233,7 +233,10 @@ class Measurement:
         base = self.measured.lines[DEFAULT].change
         assert base is not None
         self.say(f"trying {change.name}")
-        limit, compiles = self._began + self.seconds - self._clock(), change.options.get("compile")
+        compiles = change.options.get("compile")
+        if compiles:
+            from torch._inductor import compile_fx  # noqa: F401 - before the limit: half imported, torch stays broken
+        limit = self._began + self.seconds - self._clock()
         if compiles:
             limit = min(self.seconds * _COMPILE, limit)
         if limit <= 0:
@@ -310,7 +313,7 @@ class _Long(Dataset[torch.Tensor]):
 @contextmanager
 def _compiling_here() -> Iterator[None]:
     """Compile in this process only: workers of the compiler would go on after a limit, and take the cores of all others."""
-    from torch._inductor import config  # loads the compiler
+    from torch._inductor import config
 
     with config.patch(compile_threads=1):
         yield
