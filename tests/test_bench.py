@@ -499,6 +499,24 @@ def test_the_command_line(folder):
     assert "CUDA graph" in found["skipped"]
 
 
+@pytest.mark.slow
+def test_the_compiler_is_loaded_before_its_time_begins():
+    """An import that a limit cuts off leaves torch broken, and undoing the compilation then fails."""
+    code = """
+        import torch
+        from rsfast import Gaussian
+        from rsfast.bench.measure import Measurement
+        from rsfast.bench.subject import Change, Subject, random_inputs
+        images = random_inputs(1, [3], torch.device("cpu"))
+        subject = Subject(torch.nn.Flatten(), images, Gaussian(0.5), 3, proof={"n0": 100, "n": 1000, "alpha": 0.001})
+        compiling = [Change("compile", {"compile": True})]
+        measured = Measurement(subject, seconds=0.8, single=lambda *_: compiling, say=str).measure()
+        assert "--seconds" in measured.skipped["compile"], measured.skipped
+        torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
+
+
 def test_peak_memory_is_that_since_it_was_forgotten():
     """In a process of its own, which has freed no memory before."""
     code = """
