@@ -1,4 +1,4 @@
-"""README's loop of one's own: ops and Tally are enough for what sample and certify do."""
+"""The guide's loop of one's own (docs/guide/building-blocks.md): ops and Tally are enough for what sample and certify do."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ HEADS = [rsfast.Votes(), rsfast.Softmax(0.5)]
 
 
 def draw(model, images, stream, n, heads=HEADS[:1], tracked=None):
-    """As README has it, but for its arguments."""
+    """As the guide has it, but for its arguments."""
     provenance = rsfast.Provenance(NOISE, seed=1, stream=stream, samples=range(n), input_ids=range(len(images)))
     tally = rsfast.Tally(len(images), 10, heads, tracked_classes=tracked, provenance=provenance)
     for places in torch.arange(len(images) * n).split(256):  # rows of several images share a batch

@@ -80,8 +80,8 @@ class Batches:
         What `ops.perturber` takes from scale to backend.
     pad : bool
         Give the model a full batch always, whatever is left in the buffer of earlier rows behind the last. Kernels mostly
-        compute a row to the same bits wherever it stands in a batch of one shape (README, Pitfalls), and mostly not in
-        one of another.
+        compute a row to the same bits wherever it stands in a batch of one shape, and mostly not in one of another
+        (docs/promises.md, Bits of rows).
     timer : StageTimer, optional
         Where times go.
 
