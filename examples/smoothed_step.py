@@ -1,11 +1,11 @@
-"""
+r"""
 The heat equation: a step becomes smooth
 ========================================
 
-Average a function over Gaussian noise, and you have let heat flow. With noise of variance :math:`t = \\sigma^2` the average
-:math:`u(t, x) = \\mathbb{E} f(x + \\mathcal{N}(0, t))` solves the heat equation :math:`\\partial_t u = \\frac12 \\Delta u`,
+Average a function over Gaussian noise, and you have let heat flow. With noise of variance :math:`t = \sigma^2` the average
+:math:`u(t, x) = \mathbb{E} f(x + \mathcal{N}(0, t))` solves the heat equation :math:`\partial_t u = \frac12 \Delta u`,
 and starts from :math:`u(0, x) = f(x)`. So even a step, the decision of a classifier, becomes smooth: it becomes
-:math:`\\Phi(x / \\sigma)`, with the normal distribution function :math:`\\Phi`.
+:math:`\Phi(x / \sigma)`, with the normal distribution function :math:`\Phi`.
 
 Source: the encyclopedia article on randomized smoothing; the kernel is that of Fourier (1822) and Weierstrass (1885).
 You will see the step at three times, then that two smoothings in a row are one, and last both sides of the equation.
