@@ -7,9 +7,9 @@ itself, whatever sigma. Its radius is the margin :math:`|f(x)| / \|w\|`, the dis
 makes it the yardstick of the encyclopedia article on randomized smoothing, with the radius of Cohen, Rosenfeld and Kolter
 (2019, Theorem 1).
 
-You will see three things. Certified radii stay below the margin, by an amount that depends on margin over sigma. The radius
-falls as :math:`1 / \sqrt d` with the dimension d, under a condition. And for a classifier that is not linear, a sigma in the
-middle is best.
+You will see three things. Certified radii stay below the margin, except with probability alpha, and by an amount that
+depends on margin over sigma. The radius falls as :math:`1 / \sqrt d` with the dimension d, under a condition. And for a
+classifier that is not linear, a sigma in the middle is best.
 """
 
 import warnings
