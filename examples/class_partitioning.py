@@ -1,12 +1,12 @@
-"""
+r"""
 Class partitioning, and what many classes cost
 ==============================================
 
 A radius from two classes needs a lower bound on the first score and an upper bound on every other one. Bonferroni's
-correction divides :math:`\\alpha` by the number of classes. The class partitioning method (CPM) of Delattre et al. ("Bridging
-the Theoretical Gap in Randomized Smoothing", 2025) puts classes into few buckets and divides by the number of these.
+correction divides :math:`\alpha` by the number of classes. The class partitioning method (CPM) of Delattre et al.
+("Bridging the Theoretical Gap in Randomized Smoothing", 2025) puts classes into few buckets and divides by their number.
 
-You will see both beside one-vs-rest and rsfast's rule top-two, which divides :math:`\\alpha` by two, however many classes
+You will see both beside one-vs-rest and rsfast's rule top-two, which divides :math:`\alpha` by two, however many classes
 there are. Then all 66 outcomes of ten votes show what must be paid for, and how a rule fails that does not pay.
 """
 
