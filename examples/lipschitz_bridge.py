@@ -4,7 +4,7 @@ Lipschitz scores: bridging the gap between certificates and attacks
 
 The radius of Cohen et al. holds for every base classifier, also for the worst one. If the scores are known to be
 :math:`L`-Lipschitz, more can be proved. Delattre et al. ("Bridging the Theoretical Gap in Randomized Smoothing", 2025)
-divide :math:`\Phi^{-1}(p)` by a Lipschitz constant at the centre of the ball. rsfast integrates instead: its potential is exact.
+divide :math:`\Phi^{-1}(p)` by a Lipschitz constant at the centre of the ball. rsfast integrates: its potential is exact.
 
 You will see both formulas as numbers. Then a network of orthogonal layers on MNIST is certified by votes, by scores, and by
 scores with their constant, and attacked: the area between certified and attacked accuracy is what is not known.
