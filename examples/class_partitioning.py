@@ -77,8 +77,8 @@ without_second = radii(expected_votes(no_second, n0), expected_votes(no_second, 
 rng = np.random.default_rng(1)
 drawn = [radii(rng.multinomial(n0, scores), rng.multinomial(n, scores)) for _ in range(20 if QUICK else 200)]
 means = {rule: np.mean([each[rule] for each in drawn]) for rule in RULES}
-wrong = {rule: sum(each[rule] > limit for each in drawn) for rule in RULES}
-print({rule: round(mean, 4) for rule, mean in means.items()}, wrong)
+wrong = {rule: int(sum(each[rule] > limit for each in drawn)) for rule in RULES}
+print({rule: f"mean radius {means[rule]:.4f}, {wrong[rule]} above the limit" for rule in RULES})
 
 # %%
 # What must be paid for
