@@ -166,4 +166,4 @@ assert just_beyond > 50, "so no certificate here could be larger by one"
 assert first_class.sum() > 1000
 for name, most in (("masks, keep = .05", 13), ("masks, keep = .1", 6), ("masks, keep = .2", 3), ("dropout, keep = .1", 6)):
     assert radii[name].max() <= most, "(1 - keep)^r is at most 1/2 from the next r on"
-    assert (radii[name] >= 1).mean() > (0.25 if QUICK else 0.4)
+    assert (radii[name] >= 1).mean() > (0.15 if QUICK else 0.4)
