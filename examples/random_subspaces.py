@@ -201,7 +201,7 @@ left.plot(range(M + 1), changed.max(axis=1), "o", color="C0", label="most of all
 left.plot(range(M + 1), changed.mean(axis=1), ".", color="C1", label="mean")
 left.set(xlabel="projections that see the change", ylabel="votes that change, of 15")
 left.legend(frameon=False)
-left.set_title("Huge changes of digits")
+left.set_title("What is unseen changes no vote")
 grid = np.linspace(0.05, 10, 60)
 right_.plot(grid, [score_left(r) for r in grid], color="C0")
 right_.plot(grid, norm.cdf(norm.ppf(0.99) - grid), color="C1")
