@@ -6,7 +6,7 @@ The theorem is about real numbers. In float32 the set of values that ``x + noise
 is built to look at the last bits tells two neighbouring images apart from their noisy copies, which the theorem says nobody
 can (Jin et al., 2022; Voracek and Hein, 2023).
 
-You will see a photograph with a certified radius of 0.8, and another one at distance 0.03 where another class is as certain.
+You will see a photograph with a certified radius of 0.8, and another one at distance 0.03 where another class is certified.
 Then you will see the same classifier with ``GridGaussian``, noise on the grid of 8-bit images, whose sums are exact.
 """
 
@@ -18,7 +18,7 @@ from skimage.data import chelsea
 
 import rsfast
 
-SIGMA = 0.25
+SIGMA = float(np.float32(0.25))  # as the kernels apply it
 torch.set_num_threads(1)
 
 # %%
@@ -96,10 +96,10 @@ grid_x, grid_attacked = rsfast.certify(classifier, torch.stack([x, attacked]), g
 grid_sums = rsfast.ops.perturb(torch.stack([x, attacked]), grid, seed=4, samples=[0, 0])
 
 # %%
-# Is that because the classifier looks for the wrong thing? The theorem's worst case is a half-space: a class for pictures
-# whose mean is above a threshold. From a grey picture it takes d levels to that threshold, at distance
-# :math:`d \sqrt{3072} / 255`. The certificate must stay below, and comes close.
-grey = torch.full(x.shape, 100 / 255)
+# Is that because the classifier looks for the wrong thing? The theorem's worst case is a half-space: here, pictures whose
+# mean is above a threshold. From a grey picture it is 1.5 levels to that threshold, so the boundary lies at distance
+# :math:`1.5 \sqrt{3072} / 255`. The certificate must stay below, and comes close. Two levels away the class is the other.
+grey, lighter = torch.full(x.shape, 100 / 255), torch.full(x.shape, 102 / 255)
 boundary = 1.5 * np.sqrt(grey.numel()) / 255
 
 
@@ -108,7 +108,7 @@ def darker(y):
     return torch.stack([margin, -margin], dim=1)
 
 
-[at_grey] = rsfast.certify(darker, grey[None], grid, n=n, **options)
+at_grey, at_lighter = rsfast.certify(darker, torch.stack([grey, lighter]), grid, n=n, **options)
 record("beyond", "GridGaussian: certified radius over the distance of a half-space", at_grey.radius / boundary, "at most 1")
 
 # %%
@@ -153,6 +153,7 @@ assert at_x.radius > (0.5 if QUICK else 0.75)
 assert distance < 0.05, "a false certificate: another class is certified well within the radius"
 assert grid_x.prediction == grid_attacked.prediction != rsfast.ABSTAIN
 assert 0.5 < at_grey.radius / boundary <= 1
+assert (at_grey.prediction, at_lighter.prediction) == (0, 1)
 assert (grid_sums == (255 * grid_sums).round() / 255).all(), "whole numbers over 255, for both pictures"
 assert distances[-1] < min(at_x.radius, grid_x.radius)
 assert np.all(shares["float32 Gaussian noise"][:1] == 1)

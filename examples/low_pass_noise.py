@@ -96,12 +96,12 @@ def certify(network, noise):
 
 torch.set_num_threads(1)
 sigmas = (0.25, 1.0) if QUICK else (0.25, 0.5, 0.75, 1.0)
-white, shaped, untrained, scores = {}, {}, {}, {}
+white, shaped, not_trained_for_it, scores = {}, {}, {}, {}
 for sigma in sigmas:
     network = train(rsfast.Gaussian(sigma))
     white[sigma], scores["white", sigma] = certify(network, rsfast.Gaussian(sigma))
     mean, scores["one network", sigma] = certify(network, low_pass(sigma))
-    untrained[sigma] = three_radii(low_pass(sigma), mean)  # all three are proportional to the radius in deviations
+    not_trained_for_it[sigma] = three_radii(low_pass(sigma), mean)  # all three are proportional to the radius in deviations
     mean, scores["low-pass", sigma] = certify(train(low_pass(sigma)), low_pass(sigma))
     shaped[sigma] = three_radii(low_pass(sigma), mean)
 
@@ -145,7 +145,9 @@ assert np.allclose(list(white_as_ellipsoid.values()), 1, atol=1e-9)
 assert at_equal_score["l2"] < at_equal_score["volume"] < 1 < at_equal_score["low-frequency"]
 assert all(shaped[sigma]["low-frequency"] > 1.5 * white[sigma] for sigma in sigmas)
 assert all(scores["one network", sigma] < scores["white", sigma] - 0.03 for sigma in sigmas), "without training, p falls"
-assert all(max(untrained[sigma]["l2"], untrained[sigma]["volume"]) < 0.8 * white[sigma] for sigma in sigmas)
+assert all(
+    max(not_trained_for_it[sigma]["l2"], not_trained_for_it[sigma]["volume"]) < 0.8 * white[sigma] for sigma in sigmas
+)
 assert scores["low-pass", 0.25] < scores["white", 0.25] + 0.15, "at a small deviation scores rise little"
 assert max(shaped[0.25]["l2"], shaped[0.25]["volume"]) < 0.8 * white[0.25], "so that low-pass noise loses"
 assert scores["low-pass", 1.0] > scores["white", 1.0] + 0.15, "at a large deviation they rise"

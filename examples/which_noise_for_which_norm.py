@@ -110,7 +110,7 @@ for sigma in (0.15, 0.5):
 
 # %%
 # Both panels are in units of the deviation. At deviation 0.15 (solid) most scores are high, and the curve of Laplace noise
-# reaches furthest. At 0.5 (dashed) few are, and it is the lowest up to large radii.
+# reaches furthest. At 0.5 (dashed) few are, and it is the lowest up to about 1.5 deviations.
 figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 4), layout="constrained")
 p = np.concatenate([np.linspace(0.5, 0.95, 50), 1 - np.geomspace(0.05, 0.001, 50)])
 for i, (name, noise) in enumerate(unit.items()):
