@@ -92,17 +92,21 @@ def huge_change(axes):
 all_votes = np.stack([votes(image) for image in test_images])
 same_bits = np.zeros(len(test_images), dtype=bool)
 changed = np.zeros((M + 1, len(test_images)), dtype=int)
+elsewhere = 0  # votes that change in projections that do not see the change
 for i, image in enumerate(test_images):
     for seen in range(M + 1):
         chosen = rng.permutation(M)[:seen]
         delta = huge_change(np.concatenate([unseen, *projections[chosen]]))
         assert noise.size(delta) == seen, "products with the axes of other projections are 0 exactly"
-        changed[seen, i] = (votes(image + delta) != all_votes[i]).sum()
+        is_changed = votes(image + delta) != all_votes[i]
+        changed[seen, i] = is_changed.sum()
+        elsewhere += np.delete(is_changed, chosen).sum()
         if seen == 0:
             same_bits[i] = torch.equal(views(image + delta), views(image))
 record("article", "share of images that look the same, bit for bit, after a change in the complement", same_bits.mean(), 1)
 record("article", "most votes that a change in the complement changes", int(changed[0].max()), 0)
 record("article", "most votes that a change changes that one projection sees", int(changed[1].max()), "at most 1")
+record("article", "votes of projections that do not see a change, and change", int(elsewhere), 0)
 
 # %%
 # Is the certificate tight? This attacker makes s projections see another image in place of the one that is certified. A
@@ -218,6 +222,7 @@ right_.set_title("Random subspaces, p = .99")
 # is above its distance with a probability of at most 0.001.
 assert same_bits.all()
 assert not changed[0].any()
+assert elsewhere == 0
 assert np.all(changed <= np.arange(M + 1)[:, None])
 assert changed[1].max() == 1, "one projection that sees a change may change its vote"
 assert radii.max() >= 2, "else there would be nothing to attack"
