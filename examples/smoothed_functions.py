@@ -135,7 +135,13 @@ direction = torch.ones(3) / 3**0.5
 original = [eigenvalues(own_gradient, t * direction) for t in away]
 smooth = [eigenvalues(lambda x: g.gradient(x).mean, t * direction) for t in away]
 least, largest = min(each[0] for each in smooth), max(each[-1] for each in smooth)
-record("article", "smoothed convex loss: smallest eigenvalue of the Hessian", least, ">= 0", f"logistic loss, {len(away)} points")
+record(
+    "article",
+    "smoothed convex loss: smallest eigenvalue of the Hessian",
+    least,
+    ">= 0",
+    f"logistic loss, {len(away)} points",
+)
 record(
     "article",
     "smoothed convex loss: largest eigenvalue of the Hessian",
@@ -150,11 +156,12 @@ record(
 
 fig, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
 for colour, (name, (_, second)) in zip(("C0", "C1"), FUNCTIONS.items(), strict=True):
-    axes[0].loglog(SIGMAS, biases[name], f"{colour}o", label=name)
-    axes[0].loglog(SIGMAS, [second * sigma**2 / 2 for sigma in SIGMAS], colour, label=f"sigma^2 f'' / 2, {name}")
+    axes[0].loglog(SIGMAS, biases[name], f"{colour}o", label=f"{name}; line: sigma^2 f'' / 2")
+    axes[0].loglog(SIGMAS, [second * sigma**2 / 2 for sigma in SIGMAS], colour)
 axes[0].set(title="The bias is sigma^2 f'' / 2", xlabel="sigma", ylabel="smoothed value minus value, at x = 1")
 axes[0].set_xticks(SIGMAS, [str(sigma) for sigma in SIGMAS])
 axes[0].minorticks_off()
+axes[0].set_ylim(1e-3, 20)
 axes[0].legend()
 axes[1].plot(FREQUENCIES, [factor for factor, _ in damping], "C0o", label="measured")
 curve = torch.linspace(0, 9, 91)
