@@ -111,8 +111,8 @@ with torch.no_grad():
 # ``top_k=3`` certifies that the step stays among the three most likely. The semitone is another classifier, which runs on
 # its own.
 #
-# The standard deviation of the noise is 0.3, that is -10 dB of full scale: the noise is about as strong as the sounds. Weaker
-# noise divides the votes less, but then the number of samples limits the radius, to 2.46 sigma at 1,000.
+# The standard deviation of the noise is 0.3, that is -10 dB of full scale: the noise is about as strong as the sounds.
+# Weaker noise divides the votes less, but then the number of samples limits the radius, to 2.46 sigma at 1,000.
 
 noise = rsfast.Gaussian(SIGMA)
 selection = rsfast.sample(pitch, x, noise, num_classes=360, n=N0, seed=1, stream="selection")
