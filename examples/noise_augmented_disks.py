@@ -24,9 +24,9 @@ import rsfast
 # The construction is that of the authors' published notebook. Points lie in a square of 100 x 100 cells. Class 1 fills
 # disks of radius 10, and class 0 the rest, outside the square as well. Centres are drawn one after the other, 10,000
 # times. A centre is kept if no earlier one is within :math:`20 + \zeta` of it in both coordinates, so that the square
-# ends up full of disks, with gaps of :math:`\zeta` or more. Two things differ. In the notebook a disk that crosses the
-# left or upper edge goes on at the opposite one; here it is cut off. And its curves are means of 10 squares; ours are
-# means of 200.
+# ends up full of disks, with gaps of :math:`\zeta` or more. Little differs. In the notebook a disk that crosses the left
+# or upper edge goes on at the opposite one, and disks lack their last row and column. And its curves are means of 10
+# squares; ours are means of 200.
 
 SIDE, RADIUS, TRIES, SQUARES = 100, 10, 10_000, 20 if QUICK else 200
 ZETAS, BETAS, ALPHAS = (0, 1, 2, 3), (8, 11, 14), np.arange(21)

@@ -142,7 +142,7 @@ left.set(title="A smoothed critic has tame gradients", xlabel="step of the gener
 left.set_ylabel("largest norm of the critic's gradient")
 right.set(title="and trains steadily", xlabel="step of the generator", yscale="log")
 right.set_ylabel("energy distance of the generator")
-left.legend(title="critic", loc="lower left")
+fig.legend(loc="outside lower center", ncols=3, title="critic")
 
 # %%
 # Smoothing tames the gradients, and the spread shrinks with them. Clipping tames them by itself. Training differs in its
