@@ -182,8 +182,9 @@ left.legend()
 
 # %%
 # At a :math:`\beta` of 0.5 or more, the smoothed classifier is worse without noise in training. At :math:`\beta = 0.9`,
-# it is worse with :math:`\alpha = \beta` than with an :math:`\alpha` of 0.3 to 0.5. Radii go the other way. Quick mode
-# has too few images to show this, so there it asks only that they do not show the contrary, by three standard errors.
+# it is worse with :math:`\alpha = \beta` than with an :math:`\alpha` of 0.3 to 0.5, by more than at :math:`\beta = 0.3`.
+# Radii go the other way. Quick mode has too few images to show this, so there it asks only that they do not show the
+# contrary, by three standard errors.
 
 slack = 3 if QUICK else 0
 middle = [ALPHAS.index(alpha) for alpha in (0.3, 0.4, 0.5)]
