@@ -21,6 +21,7 @@ extensions = [
 root_doc = "docs/index"
 include_patterns = ["docs/**", "*.md", "benchmarks/results/*.md"]
 exclude_patterns = ["README.md", "docs/_build", ".*", "build", "dist", "demo"]
+toc_object_entries_show_parents = "hide"
 default_role = "py:obj"  # `certify` in a docstring is a link to it
 
 myst_enable_extensions = ["dollarmath"]
@@ -50,6 +51,8 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = "rsfast"
 html_extra_path = ["_root"]
+html_static_path = ["_static"]
+html_css_files = ["rsfast.css"]
 html_context = {"default_mode": "auto"}
 html_copy_source = False
 html_theme_options = {
@@ -59,5 +62,4 @@ html_theme_options = {
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
-    "show_toc_level": 2,
 }

@@ -244,6 +244,9 @@ for (const frame of document.querySelectorAll("iframe")) {
   const shown = (each) => each.getBoundingClientRect().width > 0;
   found[frame.id] = {
     overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
+    cut: [...page.querySelectorAll("main :is(p, li, dt, dd, h1, h2, h3)")].filter(
+      (each) => !each.closest("table, pre") && each.getBoundingClientRect().right > frame.clientWidth
+    ).length,
     paper: look.backgroundColor,
     ink: look.color,
     formulas: page.querySelectorAll(".math").length,
@@ -288,6 +291,7 @@ def test_pages_in_a_browser(site, dark, tmp_path):
     assert len(found) == 2 * len(VIEWED)
     for name, page in found.items():
         assert page["overflow"] <= 0, name
+        assert page["cut"] == 0, name
         low, high = sorted([luminance(page["paper"]), luminance(page["ink"])])
         assert low < 250 < 500 < high, name
         assert (luminance(page["paper"]) < 250) == dark, name
