@@ -3,6 +3,8 @@
 `make docs` runs `sphinx-build -c docs . docs/_build`. Nothing is fetched from a network, and neither does a page.
 """
 
+import re
+
 import rsfast
 
 project = "rsfast"
@@ -64,3 +66,12 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
 }
+
+
+def show_examples(_app, _docname, source):
+    """Let a link to the file of an example lead to its page in the gallery, where its figure is."""
+    source[0] = re.sub(r"\]\((\.\./)*examples/(?!paper)(\w+)\.py\)", r"](/docs/gallery/\2.rst)", source[0])
+
+
+def setup(app):
+    app.connect("source-read", show_examples)
