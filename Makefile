@@ -6,7 +6,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # A worker for each core, at most 8, and one thread in each; a worker whose own tests are done takes some of another's.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: browser demo test test-all check check-noise bench build clean
+.PHONY: browser demo docs test test-all check check-noise bench build clean
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
@@ -34,7 +34,10 @@ check: $(VENV)/installed  ## format, lint, types; import boundaries and forbidde
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 	$(BIN)/python -m pytest tests/test_structure.py
 
-browser:  ## as root: Chromium, in which tests/test_browser.py looks at reports (Debian)
+docs: $(VENV)/installed  ## the site, in docs/_build: runs the examples that changed since the last time, each up to a minute
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going -c docs . docs/_build
+
+browser:  ## as root: Chromium, in which tests look at reports and the site (Debian)
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends chromium
 
@@ -49,4 +52,4 @@ build: $(VENV)/installed  ## sdist, and a wheel built from it
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info rsfast/ops/*.so
+	rm -rf $(VENV) build dist demo docs/_build docs/gallery *.egg-info rsfast/ops/*.so

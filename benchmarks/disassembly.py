@@ -232,6 +232,8 @@ def main() -> None:
     pipes, version = ["issue", *PIPES], re.findall(r"release [\d.]+", output_of(nvcc, "--version"))[-1]
     rates = ", ".join(f"{pipe} {lanes}" for pipe, (lanes, _) in PIPES.items())
     lines = [
+        "# What the kernels for sm_90 could reach",
+        "",
         f"Instructions an element, sm_90, nvcc {version}: perturb without scale and clamp, rows of whole 16-byte pieces.",
         f"The time is that of an H200 ({MULTIPROCESSORS} processors at {CLOCK / 1e9} GHz) whose busiest pipe never waits:",
         f"a bound from below, not a measurement. Rates: {rates}, issue {ISSUE} lanes a clock and multiprocessor.",

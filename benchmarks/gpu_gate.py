@@ -214,6 +214,8 @@ class Gate:
         about = self.about
         versions = ", ".join(f"{name} {about[name]}" for name in ("driver", "torch", "triton", "cuda", "nvcc", "python"))
         lines = [
+            f"# Ratios on {about['device']}",
+            "",
             f"{about['device']}, {versions}, commit {about['commit']}{' (tree dirty)' if about['dirty'] else ''}, "
             f"{about['date']}.",
             f"Build: {about.get('build')}. Tests: {about.get('tests')}. Checks: {self.checks['equal']} equal bit for bit to "
@@ -221,7 +223,7 @@ class Gate:
             f"Medians of alternating rounds in one process, {self.clock.name}; settings of torch (TF32 too) as it ships.",
         ]
         if self.dry:
-            lines.insert(0, "Dry run on the CPU with tiny sizes: no claim of speed.\n")
+            lines.insert(2, "Dry run on the CPU with tiny sizes: no claim of speed.\n")
         lines += ["", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *map(line, self.rows)]
         rows = [{**asdict(row), "reached": row.reached, "dry_run": self.dry} for row in self.rows]
         self.path.parent.mkdir(parents=True, exist_ok=True)

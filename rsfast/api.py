@@ -63,8 +63,8 @@ def sample(
     Parameters
     ----------
     model : callable
-        From a batch [B, *shape] to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
-    inputs : float32 tensor [I, *shape]
+        From a batch ``[B, *shape]`` to logits [B, num_classes]. A torch.nn.Module is put into eval mode meanwhile.
+    inputs : float32 tensor ``[I, *shape]``
         Finite, no value beyond ``noise.largest_input``, none outside ``noise.input_range``; first axis of shape is the
         channel. With `GridGaussian` noise uint8 images, or float32 multiples of 1/255.
     noise : Noise
@@ -153,7 +153,7 @@ def certify(
     ----------
     model, noise, num_classes, **options
         As in `sample`.
-    inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
+    inputs : float32 tensor ``[I, *shape]``, Dataset, DataLoader or iterable
         A tensor, or anything that `inputs.Inputs` reads: ahead of the model, and never all in memory. With `GridGaussian`
         noise uint8 images, or float32 multiples of 1/255.
     n0, n : int
@@ -343,7 +343,7 @@ def tune_head(
     ----------
     model, noise, num_classes, **options
         As in `certify`, and best as they will be in deployment; but n is 10,000 by default, and there is no radius or rtol.
-    inputs : float32 tensor [I, *shape]
+    inputs : float32 tensor ``[I, *shape]``
         Calibration inputs; not those that are certified later.
     labels : int64 [I]
         Their true classes.

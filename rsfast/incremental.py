@@ -54,7 +54,7 @@ def compare(
         where its votes do not tell it from another, so no copy of the changed model will do.
     model_b : callable
         The changed model, given the same batches. One that takes another dtype converts its input.
-    inputs : float32 tensor [I, *shape], Dataset, DataLoader or iterable
+    inputs : float32 tensor ``[I, *shape]``, Dataset, DataLoader or iterable
         The inputs of the certificates, in their order.
     certificates : sequence of Certificate
         Those of model_a, one an input, of votes under random noise; what `certify` returned, or a list of one head.

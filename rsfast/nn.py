@@ -83,7 +83,7 @@ class _NoiseLayer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x [B, *shape] with noise, of the same type and memory format; x itself in eval mode."""
+        """Return x ``[B, *shape]`` with noise, of the same type and memory format; x itself in eval mode."""
         _check_tensor("x", x)
         if not self.training:
             return x
@@ -329,7 +329,7 @@ class SmoothedCritic(nn.Module):
     Parameters
     ----------
     critic : nn.Module
-        From a batch [B, *shape] to [B, ...], row by row.
+        From a batch ``[B, *shape]`` to [B, ...], row by row.
     sigma : float
         Standard deviation of the noise, in the units of x.
     samples : int
@@ -378,7 +378,7 @@ class SmoothedCritic(nn.Module):
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mean [B, ...] of the critic over noisy copies of x [B, *shape]."""
+        """Return the mean [B, ...] of the critic over noisy copies of x ``[B, *shape]``."""
         _check_batch("x", x)
         copies = self.noise(x.repeat_interleave(self.samples, dim=0))
         values: torch.Tensor = self.critic(copies)

@@ -92,7 +92,7 @@ class Smoothed:
         return _estimate(self._evaluate(self._check(x)).mean(dim=1))
 
     def gradient(self, x: torch.Tensor) -> Estimate:
-        """Return the estimate of the gradient [*shape] of g at x: ``E (f(x + z) - f(x - z)) / 2 score(z)``.
+        """Return the estimate of the gradient ``[*shape]`` of g at x: ``E (f(x + z) - f(x - z)) / 2 score(z)``.
 
         Raises
         ------
@@ -198,8 +198,8 @@ def smoothed(
     Parameters
     ----------
     f : callable
-        From a batch [B, *shape] to one finite real number a row, [B]. It is never differentiated. A torch.nn.Module is put
-        into eval mode meanwhile.
+        From a batch ``[B, *shape]`` to one finite real number a row, [B]. It is never differentiated. A torch.nn.Module is
+        put into eval mode meanwhile.
     noise : Noise
         Its parameters are in the units of x. The value takes any random noise, the gradient `Gaussian`,
         `AnisotropicGaussian` or `Laplace` noise, and the curvature one of the first two. Deterministic noise is an error: f
@@ -221,7 +221,7 @@ def smoothed(
     Returns
     -------
     Smoothed
-        It takes one x at a time: a float32 tensor [*shape], finite, within ``noise.largest_input`` and
+        It takes one x at a time: a float32 tensor ``[*shape]``, finite, within ``noise.largest_input`` and
         ``noise.input_range``. A batch of inputs is ``torch.stack([g(x) for x in inputs])``.
 
     Raises

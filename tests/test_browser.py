@@ -74,10 +74,11 @@ def page(tmp_path_factory):
 
 
 def chromium(folder, *arguments):
+    """What the browser wrote, and what it told about itself."""
     command = [CHROMIUM, *OPTIONS, f"--user-data-dir={folder / 'profile'}", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.decode()
+    return done.stdout.decode(), done.stderr.decode()
 
 
 def probed(page, tmp_path, *arguments):
@@ -88,7 +89,7 @@ def probed(page, tmp_path, *arguments):
     )
     outside = tmp_path / "frames.html"
     outside.write_text(f"<body>{frames}<script>addEventListener('load', () => {{ {PROBE} }})</script></body>")
-    dom = chromium(tmp_path, "--window-size=1600,900", *arguments, "--dump-dom", outside.as_uri())
+    dom, _ = chromium(tmp_path, "--window-size=1600,900", *arguments, "--dump-dom", outside.as_uri())
     return json.loads(html.unescape(re.search(r"<body>(.*)</body>", dom, re.S)[1]))
 
 

@@ -118,7 +118,8 @@ def test_dry_run_prints_its_table_last(dry_run):
     table = (folder / "gpu_dry_run.md").read_text()
     assert output.endswith(table)
     lines = table.splitlines()
-    assert lines[0] == "Dry run on the CPU with tiny sizes: no claim of speed."
+    assert lines[0] == "# Ratios on CPU"
+    assert lines[2] == "Dry run on the CPU with tiny sizes: no claim of speed."
     assert torch.__version__ in table
     assert "seed 7." in table
     rows = [text for text in lines if text.startswith("|")]

@@ -54,7 +54,7 @@ class Smooth(cohen.Smooth):
     sigma : tensor or array_like
         One element: the standard deviation of Gaussian noise, or the lambda of uniform noise on
         [-lambda, lambda]. Or, for Gaussian noise, one standard deviation of each element of x,
-        [*shape] or [1, *shape], or of each channel, [C, 1, 1] or [C]. It must not depend on x.
+        ``[*shape]`` or ``[1, *shape]``, or of each channel, [C, 1, 1] or [C]. It must not depend on x.
     certificate : L1Certificate or L2Certificate
         Its attribute `norm`, "l1" or "l2", names the noise.
 

@@ -108,7 +108,7 @@ class PyTorchRandomizedSmoothing(_Original):  # type: ignore[misc]  # ART has no
 
         Parameters
         ----------
-        x : ndarray [N, *shape]
+        x : ndarray ``[N, *shape]``
         n : int
             Samples that bound the class. `sample_size` others choose it.
         batch_size : int
@@ -123,7 +123,7 @@ class PyTorchRandomizedSmoothing(_Original):  # type: ignore[misc]  # ART has no
 
         Parameters
         ----------
-        x : ndarray [N, *shape]
+        x : ndarray ``[N, *shape]``
         batch_size : int
         verbose : bool
             Show progress.

@@ -149,7 +149,7 @@ class Smooth:
     Parameters
     ----------
     base_classifier : callable
-        From a batch [B, *shape] to logits [B, num_classes].
+        From a batch ``[B, *shape]`` to logits [B, num_classes].
     num_classes : int
     sigma : float or Noise
         Standard deviation of Gaussian noise, in the units of x; or a noise, whose norm radii are then in.

@@ -22,7 +22,7 @@ _UNUSED = ("scale", "shift", "clamp")  # of noisy inputs, which a model that dra
 
 @dataclass(frozen=True, eq=False)
 class _AtTime:
-    """A model at a time; with `row` [1, *shape] it gets copies of that, in place of noisy inputs."""
+    """A model at a time; with `row` ``[1, *shape]`` it gets copies of that, in place of noisy inputs."""
 
     model: TimedModel
     t: Any
@@ -57,7 +57,7 @@ class Smooth(cohen.Smooth):
     Parameters
     ----------
     base_classifier : callable
-        From a batch of images [B, *shape] in [0, 1] and a time to logits [B, num_classes]. It adds
+        From a batch of images ``[B, *shape]`` in [0, 1] and a time to logits [B, num_classes]. It adds
         the noise of that time itself, to ``2 x - 1``, and denoises.
     num_classes : int
     sigma : float

@@ -58,7 +58,7 @@ def certify(
     Parameters
     ----------
     base_classifier : callable
-        From a batch [B, *shape] to logits [B, num_classes].
+        From a batch ``[B, *shape]`` to logits [B, num_classes].
     x : float32 tensor [C, H, W], [1, C, H, W], [H, W] or [D]
     sigma : float
         Standard deviation of the noise, in the units of x.

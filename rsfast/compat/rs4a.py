@@ -106,7 +106,7 @@ class Noise:
         return type(self).__name__
 
     def sample(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x [N, *shape] with noise, other noise in every call: for training."""
+        """Return x ``[N, *shape]`` with noise, other noise in every call: for training."""
         drawn = ops.perturb(
             torch.zeros_like(x), self.noise, seed=self._seed, samples=torch.full((len(x),), self._drawn), stream="training"
         )
@@ -249,8 +249,8 @@ def smooth_predict_hard(
     Parameters
     ----------
     model : callable
-        From a batch [B, *shape] to logits [B, K].
-    x : float32 tensor [I, *shape]
+        From a batch ``[B, *shape]`` to logits [B, K].
+    x : float32 tensor ``[I, *shape]``
     noise : Noise
         Of this module, of rs4a's own, or of rsfast.
     sample_size : int

@@ -89,7 +89,7 @@ class Certifier:
         Parameters
         ----------
         model : callable
-            From a batch [B, *shape] to logits [B, K].
+            From a batch ``[B, *shape]`` to logits [B, K].
         dataset : Dataset
             Of items (x, label); or the name that ``get_dataset(name, "test")`` of the script's own module `datasets` takes.
         bs : int

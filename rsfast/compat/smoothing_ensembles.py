@@ -30,7 +30,7 @@ class Ensemble(torch.nn.Module):
     Parameters
     ----------
     base_classifiers : sequence of callable
-        Each from a batch [B, *shape] to logits [B, num_classes].
+        Each from a batch ``[B, *shape]`` to logits [B, num_classes].
     k : int, optional
         From 1 to their number, which is the default.
 
@@ -155,7 +155,7 @@ class SmoothEnsembleAdaptive(_SmoothEnsemble):
     Parameters
     ----------
     base_classifiers : sequence of callable
-        The ensemble, whose logits are added. Each from a batch [B, *shape] to logits [B, num_classes].
+        The ensemble, whose logits are added. Each from a batch ``[B, *shape]`` to logits [B, num_classes].
     num_classes, sigma, seed, **options
         As in `cohen.Smooth`, as are the attributes.
 

@@ -59,7 +59,7 @@ def load_data(
     name : str or path-like
         One of these:
 
-        - ``FILE.npz``: images (or x), float32 or uint8 [N, *shape], and perhaps labels (or y), integers [N];
+        - ``FILE.npz``: images (or x), float32 or uint8 ``[N, *shape]``, and perhaps labels (or y), integers [N];
         - ``FILE.npy``: images, which are mapped from the file, not read into memory;
         - ``FILE.pt``: a tensor of images, or a dict as in an .npz file, which torch.save wrote; mapped as well;
         - a folder of class folders, whose sorted names are the classes, as in torchvision's ImageFolder;
@@ -80,8 +80,8 @@ def load_data(
     Returns
     -------
     Data
-        Inputs [*shape] as float32; those stored as uint8, as pictures are, are x / 255, so that they lie in [0, 1]. It has
-        the attributes `labels`, `names`, `class_names`, `digest` and `description`.
+        Inputs ``[*shape]`` as float32; those stored as uint8, as pictures are, are x / 255, so that they lie in [0, 1]. It
+        has the attributes `labels`, `names`, `class_names`, `digest` and `description`.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from .._check import as_int
 
 
 class Items(Protocol):
-    """Tensors [*shape], float32 or uint8, by their numbers: a tensor [N, *shape], or what reads them from files.
+    """Tensors ``[*shape]``, float32 or uint8, by their numbers: a tensor ``[N, *shape]``, or what reads them from files.
 
     It can be pickled for a worker process, which opens the files again.
     """
@@ -69,7 +69,7 @@ class Data(Dataset[torch.Tensor]):
         return len(self.items)
 
     def __getitem__(self, place: int) -> torch.Tensor:
-        """Return an input [*shape] as float32, in [0, 1] if it is stored as uint8; with `bytes` that as it is.
+        """Return an input ``[*shape]`` as float32, in [0, 1] if it is stored as uint8; with `bytes` that as it is.
 
         Raises
         ------

@@ -13,7 +13,7 @@ class FixedBatch(torch.nn.Module):
     Parameters
     ----------
     model : callable
-        From [size, *shape] to [size, K].
+        From ``[size, *shape]`` to [size, K].
     size : int
 
     Examples

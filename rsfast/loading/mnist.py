@@ -68,7 +68,7 @@ def _files(folder: str, prefix: str) -> tuple[Path, Path]:
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return the bytes [N, *shape] of an idx file."""
+    """Return the bytes ``[N, *shape]`` of an idx file."""
     with open_file(file) as opened:
         zipped = file.suffix == ".gz"
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if zipped else opened

@@ -35,7 +35,7 @@ class AnisotropicGaussian(Noise):
     ----------
     sigmas : array_like
         Standard deviations, in the units of the input, before any ``scale`` and ``shift``: of shape
-        [*shape], one of each element; or [C], one of each channel, the first axis of shape. For
+        ``[*shape]``, one of each element; or [C], one of each channel, the first axis of shape. For
         inputs of one axis both are the same. Positive, finite and representable in float32.
 
     Raises
@@ -91,7 +91,7 @@ class AnisotropicGaussian(Noise):
         return float(self.applied.min())
 
     def of_elements(self, shape: Sequence[int]) -> NDArray[np.float32]:
-        """Return the sigma of each element [*shape]; raise ValueError if sigmas do not fit.
+        """Return the sigma of each element ``[*shape]``; raise ValueError if sigmas do not fit.
 
         Examples
         --------

@@ -319,7 +319,7 @@ class Noise:
 
         Parameters
         ----------
-        delta : array_like [*shape]
+        delta : array_like ``[*shape]``
             What is added to the input that is certified, of its shape and in its units: finite
             floating-point numbers, of an array, nested lists or a tensor of any device. Nothing is
             broadcast: delta is measured as it is.
@@ -372,12 +372,12 @@ class Noise:
 
         Parameters
         ----------
-        z : float64 tensor [m, *shape]
+        z : float64 tensor ``[m, *shape]``
             Noise of m samples, in the units of the input.
 
         Returns
         -------
-        float64 tensor [m, *shape]
+        float64 tensor ``[m, *shape]``
 
         Raises
         ------

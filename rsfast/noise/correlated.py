@@ -344,6 +344,6 @@ class CorrelatedGaussian(Noise):
 
 
 def _negative_frequencies(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return values [C, *others] at the frequencies -k of others."""
+    """Return values ``[C, *others]`` at the frequencies -k of others."""
     axes = tuple(range(1, values.ndim))
     return np.asarray(np.roll(np.flip(values, axes), 1, axes))

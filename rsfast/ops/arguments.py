@@ -74,7 +74,7 @@ def as_floats(x: torch.Tensor) -> torch.Tensor:
 def check_inputs(
     name: str, x: object, *, single: bool = False, given: str | None = None, form: str = "{}", noise: Noise | None = None
 ) -> torch.Tensor:
-    """Return `x` contiguous if it is a float32 tensor [I, *shape], or if `single` [*shape], shape of rank 1 or more.
+    """Return `x` contiguous if it is a float32 tensor ``[I, *shape]``, or if `single` ``[*shape]``, shape of rank 1 or more.
 
     Where the noise takes bytes it may be uint8, for `as_floats`.
 

@@ -22,7 +22,7 @@ def changed(x: torch.Tensor, other: torch.Tensor, noise: Noise, *, seed: int = 0
 
     Parameters
     ----------
-    x, other : float32 tensor [*shape]
+    x, other : float32 tensor ``[*shape]``
         The input that is certified, and the one that is compared.
     noise : Noise
         Deterministic: its `evaluations` is a number.

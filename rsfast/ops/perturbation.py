@@ -53,7 +53,7 @@ def perturb(
 
     Parameters
     ----------
-    x : float32 tensor [I, *shape]
+    x : float32 tensor ``[I, *shape]``
         The inputs; or uint8, for `GridGaussian` noise. The first axis of shape is the channel. Never modified, and taken as
         detached: no gradient reaches it (`nn.GaussianNoise` passes one on).
     noise : Noise
@@ -76,14 +76,14 @@ def perturb(
         float32 (default), float16, bfloat16 or float64, or its name.
     channels_last : bool
         Lay the result out as torch.channels_last (inputs of 3 axes) or torch.channels_last_3d (4 axes).
-    out : tensor [B, *shape], optional
+    out : tensor ``[B, *shape]``, optional
         Written and returned instead of a new tensor. It must share no memory with another argument, nor require grad.
     backend : str
         "auto", "cuda", "triton", "cpu" or "reference".
 
     Returns
     -------
-    tensor [B, *shape]
+    tensor ``[B, *shape]``
 
     Raises
     ------
@@ -168,7 +168,7 @@ def perturber(
 
     Parameters
     ----------
-    x : float32 tensor [I, *shape]
+    x : float32 tensor ``[I, *shape]``
         Contiguous, and detached.
     noise, seed, input_ids, scale, shift, clamp, dtype, channels_last, backend
         As in `perturb`, as are the errors raised.
@@ -176,7 +176,7 @@ def perturber(
     Returns
     -------
     callable
-        ``run(out, places, stream)`` fills `out`, [B, *shape] of that dtype and layout, for B inputs, ``places[0]`` in
+        ``run(out, places, stream)`` fills `out`, ``[B, *shape]`` of that dtype and layout, for B inputs, ``places[0]`` in
         [0, I), and samples, ``places[2]`` in [0, 2^56). `places` is int64 [3, B] on the device of x, each row contiguous.
 
     Examples

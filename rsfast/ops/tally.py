@@ -356,7 +356,7 @@ class Tally:
         """Return the sums and squares [I, K] of a head's scores, and the trials [I, 1], as NumPy arrays.
 
         Scores and squares are in units of ``2**-head.bits``: of a head that is not soft they are the counts of votes.
-        Several heads are stacked along the first axis, [heads * I, ...]: all inputs of the first head come first.
+        Several heads are stacked along the first axis, ``[heads * I, ...]``: all inputs of the first head come first.
 
         Raises
         ------
@@ -394,7 +394,7 @@ class Tally:
         return tracked, counts, sums
 
     def _stacked(self, heads: tuple[Head, ...], *tensors: torch.Tensor) -> list[Integers]:
-        """Return tensors [I, M, ...] as arrays [heads * I, ...]."""
+        """Return tensors [I, M, ...] as arrays ``[heads * I, ...]``."""
         places: slice | list[int] = slice(None)
         if heads != self.soft_heads:  # which takes next to no time where these are the same objects
             known = {head: place for place, head in enumerate(self.soft_heads)}

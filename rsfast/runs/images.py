@@ -41,7 +41,7 @@ class Images:
 
     Attributes
     ----------
-    first : tensor [1, *shape], or all images of a tensor [N, *shape]
+    first : tensor ``[1, *shape]``, or all images of a tensor ``[N, *shape]``
         The first that can be read.
     labels : list of int, or None
         Those that are known before an image is read.

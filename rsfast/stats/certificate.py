@@ -264,7 +264,7 @@ class Certificate:
 
         Parameters
         ----------
-        delta : array_like [*shape]
+        delta : array_like ``[*shape]``
             What is added to the input, of the input's full shape and in its units: finite
             floating-point numbers, which `Noise.size` measures. A certificate does not know the
             shape of its input. So what would have to be broadcast is refused only where the noise's
