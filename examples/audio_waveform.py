@@ -169,9 +169,11 @@ drowned = sum(
     new not in (rsfast.ABSTAIN, old)
     for new, old in zip(rsfast.predict(semitone, torch.stack(loud), noise, **OPTIONS), before, strict=True)
 )
-record("beyond", "hum, or another tone, at the certified norm: semitones that change", changed, 0, f"of {len(after)}")
+record("beyond", "hum, or another tone, at the certified norm: semitones that change", f"{changed} of {len(after)}", 0)
 record(
-    "beyond", "another tone, three times as strong as the sound: semitones that change", drowned, note=f"of {len(before)}"
+    "beyond",
+    "another tone, three times as strong as the sound: semitones that change",
+    f"{drowned} of {len(before)}",
 )
 
 # %%

@@ -38,8 +38,8 @@ def record(source, claim, ours, published=None, note=""):
     """
     assert source in SOURCES, source
     row = {"source": source, "claim": claim, "published": "" if published is None else _text(published), "ours": _text(ours)}
-    beside = f" ({row['published']} published)" if row["published"] else ""
-    print(f"{claim}: {row['ours']}{beside}{f'. {note}' if note else ''}")
+    beside = f"; published: {row['published']}" if row["published"] else ""
+    print(f"{claim}: {row['ours']}{beside}{f' ({note})' if note else ''}")
     if folder := os.environ.get("RSFAST_PAPER"):
         with Path(folder, f"{Path(sys.argv[0]).stem}.jsonl").open("a") as file:
             file.write(json.dumps(row | {"note": note}) + "\n")
