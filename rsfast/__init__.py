@@ -1,4 +1,4 @@
-"""rsfast: randomized-smoothing certificates as fast as the classifier runs. README.md has the tour."""
+"""rsfast: randomized-smoothing certificates as fast as the classifier runs. docs/quickstart.md is the place to begin."""
 
 from __future__ import annotations
 
