@@ -128,9 +128,9 @@ for question, certificates in found.items():
     abstained = sum(certificate.prediction == rsfast.ABSTAIN for certificate in certificates)
     record(
         "beyond",
-        f"six sounds, {question}: mean radius at the waveform",
+        f"CREPE, six sounds, sigma {SIGMA}: mean radius at the waveform, {question}",
         sum(radii) / len(radii),
-        note=f"abstained on {abstained}; n = {N:,}",
+        note=f"{abstained} of {len(radii)} abstain; n = {N:,}",
     )
 
 # %%
@@ -143,7 +143,10 @@ decibels = [
     20 * math.log10(norm / each.radius) for norm, each in zip(loudness, found["semitone"], strict=True) if each.radius
 ]
 record(
-    "beyond", "signal to perturbation of the best semitone certificate, dB", min(decibels), note="any sound weaker than that"
+    "beyond",
+    "CREPE, the largest semitone certificate: sound over perturbation, dB",
+    min(decibels),
+    note="no weaker sound changes the smoothed classifier's semitone",
 )
 
 # %%
@@ -169,10 +172,12 @@ drowned = sum(
     new not in (rsfast.ABSTAIN, old)
     for new, old in zip(rsfast.predict(semitone, torch.stack(loud), noise, **OPTIONS), before, strict=True)
 )
-record("beyond", "hum, or another tone, at the certified norm: semitones that change", f"{changed} of {len(after)}", 0)
+record(
+    "beyond", "CREPE: semitones that hum, or another tone, of the certified norm changes", f"{changed} of {len(after)}", 0
+)
 record(
     "beyond",
-    "another tone, three times as strong as the sound: semitones that change",
+    "CREPE: semitones that another tone, three times as strong as the sound, changes",
     f"{drowned} of {len(before)}",
 )
 

@@ -171,7 +171,6 @@ ax.set_yticks([-place for place in range(len(rates))], list(rates))
 ax.set(xlim=(0, None), ylim=(-len(rates) + 0.4, 0.6))
 ax.set(xlabel="share of certificates that are wrong (99.9 % interval)")
 ax.set_title("The largest of 409 radii errs more often than alpha")
-plt.show()
 
 for claim, rate, bound in (
     ("error rate of the largest of 409 radii, hostile scores, alpha = 0.05", largest, "above alpha"),

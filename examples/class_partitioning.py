@@ -157,32 +157,30 @@ right.legend(fontsize="small")
 # ------------------------
 
 published = {"one_vs_rest": 0.2141, "bonferroni": 0.3274, "class_partitioning": 0.3448, "top_two": 0.3462}
+setting = "1,000 classes, pA = .6, pB = .3, sigma 1"
 for rule, name in RULES.items():
-    record("bridging", f"1,000 classes, n = 10,000, alpha = 0.001: radius by {name}", found[rule], published[rule])
-record("bridging", "1,000 classes: the radius as n grows", limit, 0.3889)
+    record("bridging", f"{setting}, n = 10,000, alpha = 0.001: radius by {name}", found[rule], published[rule])
+record("bridging", f"{setting}: limit of the radius as n grows", limit, 0.3889)
 record(
     "beyond",
-    "1,000 classes, no second one: radius by CPM over that by top-two",
+    "1,000 classes, pA = .6, all others equal: radius by CPM over that by top-two",
     without_second["class_partitioning"] / without_second["top_two"],
     None,
-    "where CPM does not help: it takes what 960 equal classes have together for the score of one",
+    "CPM bounds what 960 equal classes have together, as if it were the score of one",
 )
+bound = "margin of scores .5, .05, .45: coverage of a 95 % bound"
 record(
-    "bridging", "multiplicity, 10 votes: coverage uncorrected", uncorrected, 0.9537, "class 1 taken as the second, at 0.025"
+    "bridging", f"{bound}, 10 votes, uncorrected", uncorrected, 0.9537, "class 1 is taken for the second, at 0.025 a bound"
 )
 rounded = "the published figure cuts .98926 off, which rounds to .9893"
-record("bridging", "multiplicity, 10 votes: coverage by Bonferroni", bonferroni, 0.9892, rounded)
-record("bridging", "multiplicity, 10 votes: coverage by top-two", top_two, 0.9892, rounded)
+record("bridging", f"{bound}, 10 votes, Bonferroni", bonferroni, 0.9892, rounded)
+record("bridging", f"{bound}, 10 votes, top-two", top_two, 0.9892, rounded)
 record(
-    "beyond",
-    "multiplicity, 10 votes: coverage uncorrected, at 0.05 a bound",
-    uncorrected_at_alpha,
-    None,
-    "the rule fails: less than .95",
+    "beyond", f"{bound}, 10 votes, uncorrected, at 0.05 a bound", uncorrected_at_alpha, None, "the rule fails: less than .95"
 )
 record(
     "beyond",
-    "multiplicity, 80 votes: coverage uncorrected",
+    f"{bound}, 80 votes, uncorrected",
     curves["one rival, not the true one"][sizes.index(80)],
     None,
     "at 0.025 a bound, too; top-two stays above .95",

@@ -161,13 +161,13 @@ proved["drop-in for Voracek"] = np.array([decision == 1 for decision, _ in decis
 # The radii of the twins are known exactly, so we see whether a decision is wrong.
 
 where = "digits, radius 0.5 = 2 sigma" if not sys.argv[1:] else f"{path}, radius {RADIUS:g}"
-record("logs", f"{where}: samples an image, fixed", f"{N0 + N:,}", note=f"{proved_by_fixed:.1%} proved")
+record("early", f"{where}: samples an image, fixed", f"{N0 + N:,}", note=f"{proved_by_fixed:.1%} proved")
 mean = {name: taken.mean() for name, taken in samples.items()}
 for name, taken in samples.items():
     chance = taken.reshape(COPIES, -1).mean(axis=1).std(ddof=1)
     note = f"standard deviation of a run's mean {chance:,.0f}; {proved[name].mean():.1%} proved"
-    record("logs", f"{where}: samples an image, {name}", f"{mean[name]:,.0f}", note=note)
-record("logs", f"{where}: times fewer samples by certify(radius=)", (N0 + N) / mean["certify(radius=)"])
+    record("early", f"{where}: samples an image, {name}", f"{mean[name]:,.0f}", note=note)
+record("early", f"{where}: fixed number of samples over that of certify(radius=)", (N0 + N) / mean["certify(radius=)"])
 
 # %%
 # On the published logs of Cohen et al., ImageNet with a ResNet-50, this program gave the following samples an image in
@@ -199,7 +199,7 @@ if not sys.argv[1:]:
         )
     ]
     note = f"forecast by the twins: {mean['certify(radius=)']:,.0f}"
-    record("logs", f"{where}: samples an image, certify(radius=) on the network", f"{np.mean(true):,.0f}", note=note)
+    record("early", f"{where}: samples an image, certify(radius=) on the network", f"{np.mean(true):,.0f}", note=note)
 
 # %%
 # Every point is a twin. Those whose radius is near the one in question take the most samples, whatever the method;

@@ -108,7 +108,6 @@ axes[1].set(ylabel="share of the radius at the sample mean", title="Certified ra
 for ax in axes:
     ax.set_xlabel("variance of the score")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-plt.show()
 
 place = list(variances).index(0.01)
 widths = {name: float((means - lower[name])[place]) for name in found}

@@ -85,8 +85,8 @@ record(
     "random balls, their outsides and unions of slabs, mass .6, .9 and .99: least mass above the half-space's, exact",
     f"{lowest:.1e}",
     "at least 0",
-    f"{regions} regions in 2, 10 and 100 dimensions, {len(shifts)} shifts up to 3 sigma; off by rounding only. The region "
-    f"nearest to a half-space is never more than {nearest:.1e} above it",
+    f"{regions} regions, {len(shifts)} shifts up to 3 sigma; below 0 by rounding only; the region that is nearest to a "
+    f"half-space keeps at most {nearest:.1e} more",
 )
 
 # %%

@@ -257,9 +257,12 @@ for sigma, found in ((0.1, means), (0.25, means_at_quarter)):
         )
 record("bridging", "1-Lipschitz MNIST network, sigma = 0.1: mean radius of an attack", float(attack_radii.mean()))
 for name in ("votes", "published", "exact"):
-    note = "the attack is one on the smoothed scores; votes are another classifier" if name == "votes" else ""
+    note = "the attack is on the smoothed scores; votes are another classifier" if name == "votes" else ""
     record(
-        "bridging", f"1-Lipschitz MNIST network, sigma = 0.1: area from certified to attacked, {name}", gap[name], note=note
+        "bridging",
+        f"1-Lipschitz MNIST network, sigma = 0.1: area between {name} and attacked accuracy",
+        gap[name],
+        note=note,
     )
 record("bridging", "1-Lipschitz MNIST network: attacks of the certified radius that succeed", broken_certificates, 0)
 

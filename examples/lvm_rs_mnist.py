@@ -149,7 +149,6 @@ ax.set(
     xlabel="l2 radius, sigma = 0.5", ylabel="certified accuracy", title="MNIST, n = 10,000: the second class is what gains"
 )
 ax.legend(title="average certified radius", fontsize=8, title_fontsize=8)
-plt.show()
 
 for n in settings:
     size = f"n = 10^{len(str(n)) - 1}"

@@ -1,14 +1,14 @@
-"""
+r"""
 When noise in training helps
 ============================
 
-Train with noise of standard deviation :math:`\\alpha`, smooth with noise of standard deviation :math:`\\beta`: does the
+Train with noise of standard deviation :math:`\alpha`, smooth with noise of standard deviation :math:`\beta`: does the
 first noise help? Pal and Sulam ("Understanding Noise-Augmented Training for Randomized Smoothing", TMLR 2023) prove that
 in general it does not. It helps where the interference distance is low: where parts of one class lie close together.
-Their example in the plane is a class that fills disks, at least :math:`\\zeta` apart.
+Their example in the plane is a class that fills disks, at least :math:`\zeta` apart.
 
 This example computes the risk on such disks by numerical integration. So there is no network, no data set and no chance,
-except in where the disks lie. The gain turns out to need a low interference distance **and** a large :math:`\\beta`: both
+except in where the disks lie. The gain turns out to need a low interference distance **and** a large :math:`\beta`: both
 sides of each condition are shown.
 """
 
@@ -121,10 +121,10 @@ for b, beta in enumerate(BETAS):
     alphas = " / ".join(map(str, best[b]))
     record(
         "augmentation",
-        f"Disks, smoothed with beta = {beta}: risk at the best alpha minus risk at alpha = 0, for zeta = 0 / 1 / 2 / 3",
+        f"disks, smoothed with beta = {beta}: risk at the best alpha minus risk at alpha = 0, for zeta = 0 / 1 / 2 / 3",
         " / ".join(f"{value:.4f}" if best[b, z] else "none" for z, value in enumerate(gain[b])),
         published,
-        f"Standard errors {errors}; those of 10 squares, as in the notebook, {of_ten}. The best alpha is {alphas}",
+        f"standard errors {errors}; of 10 squares, as in the notebook, {of_ten}; best alpha {alphas}",
     )
 
 # %%

@@ -1,15 +1,15 @@
-"""
+r"""
 Train with less noise than you smooth with
 ==========================================
 
-A classifier is trained on images with Gaussian noise of standard deviation :math:`\\alpha`, and then smoothed with noise
-of standard deviation :math:`\\beta`. Most papers take :math:`\\alpha = \\beta`. Pal and Sulam ("Understanding
+A classifier is trained on images with Gaussian noise of standard deviation :math:`\alpha`, and then smoothed with noise
+of standard deviation :math:`\beta`. Most papers take :math:`\alpha = \beta`. Pal and Sulam ("Understanding
 Noise-Augmented Training for Randomized Smoothing", TMLR 2023) found on MNIST that the risk of the smoothed classifier,
-which is the share of test images that it misclassifies, is lowest for an :math:`\\alpha` below :math:`\\beta`.
+which is the share of test images that it misclassifies, is lowest for an :math:`\alpha` below :math:`\beta`.
 
 This example repeats their experiment in small: 5,000 MNIST digits instead of 70,000, a network with one hidden layer
 instead of a convolutional one, and 12 noisy copies of an image instead of 900. It adds a question of its own: does an
-:math:`\\alpha` below :math:`\\beta` also raise the certified radius?
+:math:`\alpha` below :math:`\beta` also raise the certified radius?
 """
 
 import matplotlib.pyplot as plt
@@ -92,6 +92,8 @@ for fold in range(FOLDS):
 # :math:`\alpha` is smaller at :math:`\beta = 0.3`, and larger at 0.9. With few images, noise in training may do something
 # else as well: it regularises, as weight decay does.
 #
+# Our best :math:`\alpha` is chosen on other images. Theirs is the best of 100 on the images that are reported.
+#
 # The standard error of a difference is that over test images, as both classifiers are tested on the same ones. It does
 # not hold what another training would change; the differences by fold show that.
 
@@ -120,12 +122,10 @@ for b, beta in enumerate(BETAS):
         f"{setting}: risk in % at alpha = 0 / alpha = beta / the best alpha",
         found,
         " / ".join(f"{value:.2f}" for value in published),
-        f"The last two differ by {gain:.2f}, standard error {error:.2f}; by fold {by_fold}. Our level is higher as we train "
-        f"on {TRAIN:,} images instead of 60,000. Our best alpha is "
-        "chosen on other images; theirs is the best of 100 on those reported",
+        f"the last two differ by {gain:.2f} +- {error:.2f}, by fold {by_fold}; {TRAIN:,} training images, theirs 60,000",
     )
     record(
-        "augmentation", f"{setting}: the best alpha", ALPHAS[best[b]], published_best, f"One of {len(ALPHAS)} that are tried"
+        "augmentation", f"{setting}: the best alpha", ALPHAS[best[b]], published_best, f"one of {len(ALPHAS)} that are tried"
     )
     record(
         "augmentation",
@@ -155,10 +155,10 @@ for c, beta in enumerate(CURVES):
     same, least = ALPHAS.index(beta), ALPHAS.index(0.4)
     loss, error = paired(radii[c, same], radii[c, least])
     record(
-        "augmentation",
+        "beyond",
         f"MNIST, smoothed with beta = {beta}: average certified radius at alpha = 0 / 0.4 / beta",
         " / ".join(f"{value:.3f}" for value in average[c, [0, least, same]]),
-        note=f"alpha < beta does not raise it: the last two differ by {loss:.3f}, standard error {error:.3f}",
+        note=f"alpha < beta does not raise it: the last two differ by {loss:.3f} +- {error:.3f}",
     )
 
 # %%

@@ -1,4 +1,4 @@
-"""
+r"""
 Noise on a recurrent state is a penalty on its weights
 ======================================================
 
@@ -6,7 +6,7 @@ Add Gaussian noise to the state of a recurrent network before each step of train
 without noise plus a penalty on the recurrent weights :math:`W` (Jim, Giles and Horne, "An Analysis of Noise in Recurrent
 Neural Networks", 1996; Lim et al., "Noisy Recurrent Neural Networks", 2021). In short this is an l2 penalty, but only
 where the Hessian :math:`H` of the loss is a multiple of the identity. In general the penalty is
-:math:`\\tfrac{\\sigma^2}{2} \\operatorname{tr}(W^\\top H W)`.
+:math:`\tfrac{\sigma^2}{2} \operatorname{tr}(W^\top H W)`.
 
 A linear network with a squared loss shows both, as the formula is exact there: the mean gradient over many noisy runs is
 compared with the gradient of the penalised loss. A third case has a Hessian that looks harmless, and an l2 penalty that
@@ -100,13 +100,13 @@ for name, (added, error, by_trace, by_l2) in found.items():
     worst[name] = [float(((added - penalty).abs() / error).max()) for penalty in (by_trace, by_l2)]
     record(
         "article",
-        f"Noise on an RNN's state, {name}: largest error of the gradient of tr(W' H W) sigma^2 / 2, in standard errors",
+        f"noise on an RNN's state, {name}: largest error of the gradient of tr(W' H W) sigma^2 / 2, in standard errors",
         worst[name][0],
         "within its interval",
     )
     record(
         "article",
-        f"Noise on an RNN's state, {name}: largest error of the gradient of the best l2 penalty, in standard errors",
+        f"noise on an RNN's state, {name}: largest error of the gradient of the best l2 penalty, in standard errors",
         worst[name][1],
         "within its interval" if name == "isotropic, 1 step" else "beyond it",
     )

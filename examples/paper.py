@@ -13,7 +13,7 @@ SOURCES = {
     "bridging": "Bridging the Theoretical Gap in Randomized Smoothing (Delattre et al., 2025)",
     "article": "Randomized smoothing, an encyclopedia article",
     "augmentation": "Noise-augmented training (TMLR, 2023)",
-    "logs": "Published logs of runs",
+    "early": "Early decisions (Horvath et al., 2022; Voracek, 2024)",
     "beyond": "What the sources leave open",
 }
 

@@ -114,17 +114,17 @@ for kind, (gradient, distance, spread) in found.items():
         note += "; clipping by itself tames the gradients"
     if kind == "dropout":
         note += "; dropout smooths over the critic's own units, not over its input"
-    record("article", f"Critic of a GAN, {kind}: largest norm of its gradient", gradient)
-    record("article", f"Critic of a GAN, {kind}: spread of the generator's distance over seeds and steps", spread, note=note)
+    record("article", f"critic of a GAN, {kind}: largest norm of its gradient", gradient)
+    record("article", f"critic of a GAN, {kind}: spread of the generator's distance over seeds and steps", spread, note=note)
 record(
     "article",
-    "Critic of a GAN: largest gradient of the smoothed one, as a share of the plain one's",
+    "critic of a GAN: largest gradient of the smoothed one, as a share of the plain one's",
     found["smoothed"][0] / found["plain"][0],
     "below 1",
 )
 record(
     "article",
-    "Critic of a GAN: spread over seeds and steps with the smoothed one, as a share of the plain one's",
+    "critic of a GAN: spread over seeds and steps with the smoothed one, as a share of the plain one's",
     found["smoothed"][2] / found["plain"][2],
     "below 1",
 )

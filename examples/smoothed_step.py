@@ -151,8 +151,8 @@ record(
     "du/dt against u''/2 of a smoothed step, sigma 1, 20 points: largest difference in standard errors",
     equation.max(),
     "below 5",
-    f"after {bias(1):.4f} for the finite difference; the sides reach {np.abs(exact).max():.3f}, "
-    f"the largest standard error is {sides[:, 2].max():.4f}, their correlation {correlation:.4f}",
+    f"after {bias(1):.4f} for the finite difference; the sides reach {np.abs(exact).max():.3f}, with standard errors up to "
+    f"{sides[:, 2].max():.4f}, and correlate by {correlation:.4f}",
 )
 
 # %%

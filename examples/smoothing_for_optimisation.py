@@ -79,7 +79,7 @@ def smoothed_descent(kind):
 smoothed = {name: smoothed_descent(kind) for name, kind in OPTIMISERS.items()}
 for name in OPTIMISERS:
     note = f"from {value(START):.3g}; {plain[name][0]:.3g} on the function itself, at the best of four learning rates"
-    record("article", f"jagged function: value that {name} reaches on the smoothed function", smoothed[name][0], note=note)
+    record("beyond", f"jagged function: value that {name} reaches on the smoothed function", smoothed[name][0], note=note)
 
 # %%
 # What the optimiser sees

@@ -128,7 +128,6 @@ axes[2].axline((0, 0.5), slope=code, color="C2", linestyle=":", label=f"the code
 axes[2].set(title="Slope of a smoothed ramp", xlabel="x", ylabel="score", xlim=(-3, 3), ylim=(-0.3, 1.3))
 for ax in axes:
     ax.legend(fontsize=8)
-plt.show()
 
 for n in (least, SIZES[1]):
     record(
@@ -152,7 +151,13 @@ record(
     0.3413,
     f"+- {error:.4f}",
 )
-record("margin", "the same with sqrt 2 as in the published code: true, but not tight", code, 0.4772, "the formula")
+record(
+    "margin",
+    "smoothed Lipschitz constant, L = 0.5, r = sigma = 1: with sqrt 2, as in the published code",
+    code,
+    0.4772,
+    "the formula; true of the ramp, but not tight",
+)
 
 # %%
 # The ramp's slope lies within five standard errors, which chance misses once in a million.

@@ -97,7 +97,6 @@ for ax, sigma in zip(axes, sigmas, strict=True):
     ax.set_xticks(range(len(values)), names["certified"])
     ax.set(title=f"EfficientNet-lite0, sigma = {sigma}", xlabel="photograph", ylabel="certified radius (l2)")
 axes[0].legend(fontsize=8)
-plt.show()
 
 for sigma in sigmas:
     chosen = tuned[sigma].head
