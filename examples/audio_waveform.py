@@ -184,15 +184,13 @@ record(
 # %%
 # The radii at a glance
 # ---------------------
-# Only between two semitones does the question for the semitone gain nothing.
+# Neighbouring steps of pitch share the votes. The question for the semitone gains nothing only between two semitones.
 
 fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
 for i, (question, certificates) in enumerate(found.items()):
     ax.barh([place + 0.25 * i for place in range(len(x))], [each.radius for each in certificates], 0.25, label=question)
 ax.set(
-    title="Neighbouring steps of pitch share the votes",
-    xlabel="certified l2 radius at the waveform (0: abstains)",
-    xlim=(0, 1.35),
+    title="A coarser question has a larger radius", xlabel="certified l2 radius at the waveform (0: abstains)", xlim=(0, 1.5)
 )
 ax.set_yticks([place + 0.25 for place in range(len(x))], list(SOUNDS))
 ax.invert_yaxis()

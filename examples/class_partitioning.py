@@ -144,7 +144,7 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 4), layout="constrained")
 for rule, name in RULES.items():
     left.plot(numbers, [each[rule] for each in by_number], "o-", label=name)
 left.axhline(limit, color="C7", linestyle=":", label="n = infinity")
-left.set(xscale="log", xlabel="classes", ylabel="l2 radius (sigma = 1)", title="Same votes, four rules")
+left.set(xscale="log", xlabel="classes", ylabel="l2 radius (sigma = 1)", title="More classes cost Bonferroni")
 left.legend(fontsize="small")
 for (name, values), colour in zip(curves.items(), ("C4", "C1", "C3"), strict=True):
     right.plot(sizes, values, "o-", color=colour, label=name)

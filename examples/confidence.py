@@ -145,7 +145,7 @@ for size, style in [(100, ":"), (10_000, "-")]:
     right.semilogy(p, rate[size], style, color="C0", linewidth=1, label=f"certified, n = {size:,}")
 right.axhline(alpha, color="k", linewidth=1)
 right.annotate("$\\alpha$", (0.5, alpha), xytext=(0, 3), textcoords="offset points")
-right.set(title="Exact failure probability", xlabel="$p$", ylabel="P(radius above the truth)", ylim=(1e-5, 3))
+right.set(title="Certificates keep to alpha", xlabel="$p$", ylabel="P(radius above the truth)", ylim=(1e-5, 3))
 right.legend(loc=(0.1, 0.56), fontsize="small")
 
 # %%

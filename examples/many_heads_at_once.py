@@ -104,7 +104,7 @@ fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
 for place, name in enumerate(("one head at a time", "accumulate")):
     heights = [times[classes][place] for classes in ROWS]
     bars = ax.bar(np.arange(2) + 0.4 * place - 0.2, heights, 0.4, label=name, color=f"C{place}")
-    ax.bar_label(bars, [f"{height:.3g}" for height in heights])
+    ax.bar_label(bars, [f"{height:,.1f}" for height in heights])
 ax.set_xticks(range(2), [f"{classes} classes" for classes in ROWS])
 ax.set(
     yscale="log",

@@ -88,11 +88,9 @@ for fold in range(FOLDS):
 # %%
 # The risk is at its lowest for an :math:`\alpha` of 0.3 to 0.5, almost whatever :math:`\beta` is. So where :math:`\beta`
 # is large, less noise in training is better: at :math:`\beta = 0.9` it saves about two points. How large the gap is
-# depends on the training: in two trials with 30 noisy copies of each image it was 0.7 and 2 points. In the paper the best
-# :math:`\alpha` is smaller at :math:`\beta = 0.3`, and larger at 0.9. With few images, noise in training may do something
-# else as well: it regularises, as weight decay does.
-#
-# Our best :math:`\alpha` is chosen on other images. Theirs is the best of 100 on the images that are reported.
+# depends on the training, as the folds show. In the paper the best :math:`\alpha` is smaller at :math:`\beta = 0.3`, and
+# larger at 0.9. It is the best of 100 on the images that are reported; ours is chosen on other images. With few images,
+# noise in training may do something else as well: it regularises, as weight decay does.
 #
 # The standard error of a difference is that over test images, as both classifiers are tested on the same ones. It does
 # not hold what another training would change; the differences by fold show that.

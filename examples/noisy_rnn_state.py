@@ -112,7 +112,7 @@ for name, (added, error, by_trace, by_l2) in found.items():
     )
 
 # %%
-# On the diagonal a penalty predicts what noise does.
+# On the diagonal a penalty predicts what noise does. "Isotropic" is the Hessian with respect to the last state.
 
 fig, axes = plt.subplots(1, 3, figsize=(9, 3.6), layout="constrained")
 for axis, (name, (added, error, by_trace, by_l2)) in zip(axes, found.items(), strict=True):
@@ -120,7 +120,9 @@ for axis, (name, (added, error, by_trace, by_l2)) in zip(axes, found.items(), st
     axis.plot(ends, ends, color="gray", linewidth=0.8)
     axis.errorbar(by_l2, added, 2 * error, fmt="o", color="C1", fillstyle="none", label="best l2 penalty")
     axis.errorbar(by_trace, added, 2 * error, fmt=".", color="C0", label=r"$\frac{\sigma^2}{2}$ tr(W$^\top$ H W)")
-    axis.set(title=f"Hessian {name}", xlabel="gradient of the penalty")
+    axis.set(
+        title=f"{name.capitalize()}: l2 {'fits' if worst[name][1] < 4.5 else 'fails'}", xlabel="gradient of the penalty"
+    )
 axes[0].set_ylabel("what noise adds to the gradient")
 axes[0].legend()
 

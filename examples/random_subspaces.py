@@ -218,8 +218,8 @@ right_.plot(certified, 0.5, "o", color="C0")
 right_.annotate(f"{certified:.2f}", (certified, 0.5), xytext=(4, 4), textcoords="offset points", color="C0")
 right_.annotate("10 of 100\ndimensions", (5.6, 0.85), color="C0")
 right_.annotate("Gaussian", (2.9, 0.3), color="C1")
-right_.set(xlabel="l2 shift, in deviations", ylabel="least score that is left", xlim=(0, 10), ylim=(0, 1))
-right_.set_title("Random subspaces, p = .99")
+right_.set(xlabel="l2 shift, in deviations", ylabel="least score that is left of .99", xlim=(0, 10), ylim=(0, 1))
+right_.set_title("Random subspaces last longer")
 
 # %%
 # All but the last line is exact: projections are evaluated once each, without chance. The radius of the linear classifier
