@@ -1,6 +1,6 @@
 """Sphinx's settings. The source folder is the repository, so that a link in Markdown means here what it means on its own.
 
-`make docs` runs `sphinx-build -c docs . docs/_build`. Nothing is fetched from a network, and neither does a page.
+`make docs` runs `sphinx-build -c docs . docs/_build`. Neither the build nor a page needs a network.
 """
 
 import re

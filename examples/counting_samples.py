@@ -72,9 +72,9 @@ else:
 # %%
 # The twins
 # ---------
-# Where the run abstained nothing is known but that the share is near 1/2 or below. Then the twin stands at 0, which is the
-# nearest to the radius in question, and so the dearest. The few images near that radius take most of the samples, so a
-# single run says little of the mean: each image has several twins.
+# Of an abstention we know only that the share is near 1/2 or below. The twin then stands at 0. Of all such places this is
+# the nearest to the radius in question, and takes the most samples. The few images near that radius take most samples of a
+# run, so a single run says little of the mean: each image has several twins.
 
 COPIES = 4 if QUICK else 10
 run = rsfast.results.read(path)

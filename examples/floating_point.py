@@ -140,11 +140,11 @@ right.axvspan(distances[1] / 1.2, at_x.radius, color="0.9")
 right.annotate("certified", (at_x.radius, 0.5), xytext=(-4, 0), textcoords="offset points", ha="right", color="0.3")
 right.set(xscale="log", xlabel="l2 distance from x", ylabel="share of votes of the class at x", ylim=(-0.03, 1.25))
 right.legend(frameon=False, loc="upper left")
-right.set_title("Where the class is lost")
+right.set_title("float32 breaks its radius")
 
 # %%
-# Certificates are wrong by chance with a probability of 0.001 each. The two of float32 noise contradict each other, and no
-# chance is in that: at x no sum is ever one that x cannot have.
+# Certificates are wrong by chance with a probability of 0.001 each. The two of float32 noise contradict each other, but not by
+# chance: at x no sum is ever one that x cannot have.
 assert shared == 0
 assert at_x.prediction == 0
 assert at_x.counts == (n, 0)

@@ -144,7 +144,7 @@ record("article", "digits moved by their certified radius: predictions that chan
 # The three radii at a glance
 # ---------------------------
 # Where the softmax is steep, the margin certificate loses to the quantiles, which know the noise. Where it is flat, it wins:
-# then the noise forgets how slowly the scores change. The exact potential knows both.
+# the quantiles do not know how slowly the scores change. The exact potential knows both.
 
 fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
 for label, radii in zip(
@@ -152,7 +152,7 @@ for label, radii in zip(
 ):
     ax.semilogx(TEMPERATURES, radii, "o-", base=2, label=label)
 ax.set(
-    title="The exact potential beats both of its limits",
+    title="The exact potential certifies more than either radius",
     xlabel="temperature of the softmax",
     ylabel="mean certified l2 radius",
 )

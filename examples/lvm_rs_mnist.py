@@ -146,9 +146,9 @@ for place, (way, line) in enumerate(zip(ways, ("-", "-", "--", "-", ":"), strict
     of_way = radii[first][:, place].ravel()
     ax.plot(at, [(of_way > r).mean() for r in at], line, color=f"C{place}", label=f"{way}: {average[first][place]:.4f}")
 ax.set(
-    xlabel="l2 radius, sigma = 0.5", ylabel="certified accuracy", title="MNIST, n = 10,000: the second class is what gains"
+    xlabel="l2 radius, sigma = 0.5", ylabel="certified accuracy", title="The gain is from the second class, not from scores"
 )
-ax.legend(title="average certified radius", fontsize=8, title_fontsize=8)
+ax.legend(title="MNIST, n = 10,000: average radius", fontsize=8, title_fontsize=8)
 
 for n in settings:
     size = f"n = 10^{len(str(n)) - 1}"

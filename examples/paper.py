@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 QUICK = os.environ.get("RSFAST_QUICK", "0") != "0"
-"""Whether an example shall take a few seconds, with less data and fewer samples, instead of up to a minute."""
+"""Whether examples take a few seconds, with less data and fewer samples, instead of up to a minute."""
 
 SOURCES = {
     "margin": "The Lipschitz-Variance-Margin Tradeoff (Delattre et al., 2024)",

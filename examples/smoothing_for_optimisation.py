@@ -65,8 +65,8 @@ plain = {
 # %%
 # Gradient descent on the smoothed function
 # -----------------------------------------
-# ``g(x)`` draws 100 pairs of samples; its backward pass is the gradient that these samples give. The noise falls from 0.5
-# over 0.2 to 0.05, a third of the steps each.
+# ``g(x)`` draws 100 pairs of samples; its backward pass is the gradient that these samples give. The noise is 0.5,
+# then 0.2, then 0.05, for a third of the steps each.
 
 SIGMAS = (0.5, 0.2, 0.05)
 
@@ -93,7 +93,7 @@ left.plot(grid, jagged(grid[:, None]), color="0.7", label="f")
 for colour, sigma in zip(("C0", "C1", "C2"), SIGMAS, strict=True):
     g = rsfast.smoothed(jagged, rsfast.Gaussian(sigma), n=2000, seed=1, common_random_numbers=True)
     left.plot(grid, [float(g(x)) for x in grid[:, None]], color=colour, label=f"smoothed, sigma = {sigma}")
-left.set(title="One coordinate of the function", xlabel="x", ylabel="value")
+left.set(title="Noise of 0.5 removes the waves", xlabel="x", ylabel="value")
 left.legend()
 for name, line in (("SGD", "-"), ("Adam", "--")):
     right.plot(plain[name][1], f"C3{line}", label=f"{name} on f")

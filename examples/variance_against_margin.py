@@ -125,9 +125,9 @@ x = np.linspace(-3, 3, 200)
 axes[2].plot(x, (0.5 + lipschitz * x).clip(0, 1), "C0", label="ramp of slope 0.5")
 axes[2].axline((0, 0.5), slope=slope, color="C1", label=f"slope once smoothed: {slope:.3f}")
 axes[2].axline((0, 0.5), slope=code, color="C2", linestyle=":", label=f"the code's constant: {code:.3f}")
-axes[2].set(title="Slope of a smoothed ramp", xlabel="x", ylabel="score", xlim=(-3, 3), ylim=(-0.3, 1.3))
-for ax in axes:
-    ax.legend(fontsize=8)
+axes[2].set(title="A ramp attains the theorem", xlabel="x", ylabel="score", xlim=(-3, 3), ylim=(-0.3, 1.3))
+for ax, place in zip(axes, ("best", "best", "lower right"), strict=True):
+    ax.legend(loc=place, fontsize=8)
 
 for n in (least, SIZES[1]):
     record(

@@ -95,7 +95,7 @@ for ax, sigma in zip(axes, sigmas, strict=True):
         bars = ax.bar(at, values, 0.25, color=f"C{place}", label=way)
         ax.bar_label(bars, ["" if value > 0 else "abstains" for value in values], rotation=90, padding=3, fontsize=8)
     ax.set_xticks(range(len(values)), names["certified"])
-    ax.set(title=f"EfficientNet-lite0, sigma = {sigma}", xlabel="photograph", ylabel="certified radius (l2)")
+    ax.set(title=f"Scores gain nothing, sigma = {sigma}", xlabel="photograph", ylabel="certified radius (l2)")
 axes[0].legend(fontsize=8)
 
 for sigma in sigmas:

@@ -275,8 +275,8 @@ class NoisyStateCell(nn.Module):
     -----
     For a loss l of ``W h`` the expected loss is that without noise plus ``sigma^2 / 2 tr(W' H W)``, up to terms in
     ``sigma^4``, H the Hessian of l: a penalty on the recurrent weights W. Where H is a multiple of the identity, it is an
-    l2 penalty. Of several steps each adds such a term, with the Hessian of l as a function of the state after that step:
-    the later steps are part of it, so that it is seldom a multiple of the identity.
+    l2 penalty. Each of several steps adds such a term, with H the Hessian of l with respect to the state after that step.
+    The later steps are part of this function, so H is seldom a multiple of the identity.
 
     References
     ----------

@@ -1,8 +1,7 @@
-"""The documentation: its code runs, its commands parse, its links lead somewhere, and the site looks well in a browser."""
+"""The documentation: its code runs, its commands parse, its links lead somewhere, and the site looks right in a browser."""
 
 import fcntl
 import html
-import http.server
 import json
 import os
 import re
@@ -10,8 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
-from functools import cache, partial
+from functools import cache
 from html.parser import HTMLParser
 from itertools import takewhile
 from pathlib import Path
@@ -205,15 +203,16 @@ class Page(HTMLParser):
         ]
 
 
+@pytest.fixture(scope="module")
+def pages(site):
+    found = {path: Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
+    assert site / "docs" / "reference" / "certify.html" in found
+    return found
+
+
 @pytest.mark.slow
-def test_the_site_is_whole(site):
-    """Every link within it leads to a place that exists, every picture has a text, and no page needs a network."""
-    pages = {path: Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
-    assert site / "docs" / "reference" / "certify.html" in pages
+def test_links_of_the_site_lead_somewhere(pages):
     for path, page in pages.items():
-        # A thumbnail stands beside its title, and has the empty text of a picture that adds nothing.
-        assert all(picture.get("alt", "") or "_thumb." in picture["src"] for picture in page.pictures), path
-        assert not [each for each in page.resources if urlsplit(each).netloc], path
         for link in page.links:
             target = urlsplit(unquote(link))
             if target.scheme or target.netloc:
@@ -222,6 +221,19 @@ def test_the_site_is_whole(site):
             assert other.exists(), (path, link)
             if target.fragment and other in pages:
                 assert target.fragment in pages[other].ids, (path, link)
+
+
+@pytest.mark.slow
+def test_pictures_of_the_site_have_a_text(pages):
+    for path, page in pages.items():
+        # A thumbnail stands beside its title, and has the empty text of a picture that adds nothing.
+        assert all(picture.get("alt", "") or "_thumb." in picture["src"] for picture in page.pictures), path
+
+
+@pytest.mark.slow
+def test_the_site_needs_no_network(pages):
+    for path, page in pages.items():
+        assert not [each for each in page.resources if urlsplit(each).netloc], path
 
 
 @pytest.mark.slow
@@ -235,7 +247,7 @@ def test_the_reference_has_every_public_name(site):
     assert {"rsfast-certify", "rsfast-report"} <= commands
 
 
-# What pages in frames of two widths say of themselves, once their formulas are set.
+# Measures pages in frames of two widths, once their formulas are set.
 PROBE = """
 const found = {};
 for (const frame of document.querySelectorAll("iframe")) {
@@ -262,31 +274,15 @@ document.body.textContent = JSON.stringify(found);
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_pages_in_a_browser(site, dark, tmp_path):
     """On a phone and a desk: nothing is wider than the window, formulas show, and the console is empty."""
-    frames = "".join(
-        f'<iframe id="{page} {width}" style="width:{width}px;height:800px;border:0" src="/{page}.html"></iframe>'
-        for page in VIEWED
-        for width in (390, 1200)
-    )
-    outside = f"<body>{frames}<script>addEventListener('load', async () => {{ {PROBE} }})</script></body>"
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self):
-            if self.path != "/frames.html":
-                return super().do_GET()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(outside.encode())
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=site)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        arguments = ["--enable-logging=stderr", "--virtual-time-budget=20000", "--window-size=1600,900", "--dump-dom"]
-        arguments += ["--blink-settings=preferredColorScheme=0"] * dark
-        dom, log = chromium(tmp_path, *arguments, f"http://127.0.0.1:{server.server_port}/frames.html")
-        server.shutdown()
+    body = "<style>iframe {height: 800px; border: 0}</style>"
+    for page in VIEWED:
+        for width in (390, 1200):
+            body += f'<iframe id="{page} {width}" style="width: {width}px" src="{site.as_uri()}/{page}.html"></iframe>'
+    outside = tmp_path / "frames.html"
+    outside.write_text(f"<body>{body}<script>addEventListener('load', async () => {{ {PROBE} }})</script></body>")
+    arguments = ["--allow-file-access-from-files", "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"]
+    arguments += ["--window-size=1600,900", *["--blink-settings=preferredColorScheme=0"] * dark]
+    dom, log = chromium(tmp_path, *arguments, outside.as_uri())
     found = json.loads(html.unescape(re.search(r"<body>(.*)</body>", dom, re.S)[1]))
     assert len(found) == 2 * len(VIEWED)
     for name, page in found.items():
