@@ -143,8 +143,8 @@ right.legend(frameon=False, loc="upper left")
 right.set_title("float32 breaks its radius")
 
 # %%
-# Certificates are wrong by chance with a probability of 0.001 each. The two of float32 noise contradict each other, but not by
-# chance: at x no sum is ever one that x cannot have.
+# Certificates are wrong by chance with a probability of 0.001 each. The two of float32 noise contradict each other, and not
+# by chance: at x no sum is ever one that x cannot have.
 assert shared == 0
 assert at_x.prediction == 0
 assert at_x.counts == (n, 0)
