@@ -29,7 +29,7 @@ FACTORS = (1.0, *np.linspace(0.1, 50, 100).tolist(), 1e7)
 """What the original multiplies logits by."""
 
 HEADS: tuple[Head, ...] = (Votes(), *(head(1 / factor) for head in (Sparsemax, Softmax) for factor in FACTORS))
-"""What it averages: votes, and both maps at 102 temperatures."""
+"""What the original averages: votes, and Sparsemax and Softmax at 102 temperatures."""
 
 
 class Smooth(denoised.Smooth):
