@@ -150,7 +150,7 @@ record(
 np.testing.assert_allclose(in_rsfast, formula, rtol=0, atol=1e-12)
 np.testing.assert_allclose(lower["empirical Bernstein"], formula, rtol=0, atol=1e-6)
 assert (in_rsfast <= formula + 1e-15).all()
-assert (lower["betting"] > lower["empirical Bernstein"]).all(), "betting is tighter at every variance"
+assert (lower["betting"] > np.maximum(lower["empirical Bernstein"], lower["Hoeffding"])).all(), "betting is the tightest"
 assert (radii["betting"] > radii["empirical Bernstein"]).all()
 assert (radii["betting, rsfast's default"] > radii["betting"]).all(), "dividing alpha by K costs radius"
 assert widths["Hoeffding"] > 2 * widths["empirical Bernstein"], "a small variance pays"
