@@ -96,7 +96,7 @@ for ax, sigma in zip(axes, sigmas, strict=True):
         ax.bar_label(bars, ["" if value > 0 else "abstains" for value in values], rotation=90, padding=3, fontsize=8)
     ax.set_xticks(range(len(values)), names["certified"])
     ax.set(title=f"Scores gain nothing, sigma = {sigma}", xlabel="photograph", ylabel="certified radius (l2)")
-axes[0].legend(fontsize=8)
+axes[0].legend(title="EfficientNet-lite0", fontsize=8)
 
 for sigma in sigmas:
     chosen = tuned[sigma].head
