@@ -311,7 +311,8 @@ def certify_each(
 def _heads(head: Head | Sequence[Head], name: str = "head") -> tuple[Head, ...]:
     heads = (head,) if isinstance(head, Head) else head
     if isinstance(heads, str) or not isinstance(heads, Sequence):
-        raise TypeError(f"{name} must be one of {', '.join(HEADS)}, or a list of them, got {head!r}")
+        hint = "pass an object, such as rsfast.Softmax(0.5)"
+        raise TypeError(f"{name} must be one of {', '.join(HEADS)}, or a list of them, got {head!r}; {hint}")
     return check_heads(heads, name)
 
 

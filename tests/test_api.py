@@ -145,7 +145,12 @@ def test_several_heads_share_alpha():
         ({"head": []}, ValueError, "head must hold at least one head, and none twice"),
         ({"head": [Votes(), Votes()]}, ValueError, "none twice"),
         ({"head": ["votes"]}, TypeError, "each of head must be one of Votes, .*, got 'votes'"),
-        ({"head": "votes"}, TypeError, "head must be one of Votes, .* or a list of them, got 'votes'"),
+        (
+            {"head": "votes"},
+            TypeError,
+            "head must be one of Votes, .* or a list of them, got 'votes'; pass an object, such as",
+        ),
+        ({"head": Softmax}, TypeError, "head must be one of .*, got <class .*>; pass an object, such as rsfast.Softmax"),
         ({"head": [Votes(), Softmax()], "bound": "clopper_pearson"}, ValueError, "with the head Softmax"),
         ({"radius": 0.5, "bound": "clopper_pearson"}, ValueError, "it holds for one analysis"),
         ({"radius": 0.5, "rtol": 0.5}, ValueError, "rtol must be None where radius is given"),
@@ -818,7 +823,9 @@ def test_a_model_on_another_device_is_named():
 
 
 def test_noise_and_model_are_checked():
-    with pytest.raises(TypeError, match=r"noise must be one of Gaussian.*, got 0.25"):
+    with pytest.raises(
+        TypeError, match=r"noise must be one of Gaussian.*, got 0\.25; pass an object, such as rsfast\.Gaussian"
+    ):
         certify(first_three, X, 0.25, **GOOD)
     with pytest.raises(TypeError, match=r"model must be callable on a batch, got 3"):
         certify(3, X, Gaussian(0.25), **GOOD)

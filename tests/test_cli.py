@@ -694,14 +694,14 @@ def test_the_commands_are_listed(capsys):
     ("options", "message"),
     [
         ("--sigma 0", "sigma must be positive, finite and a normal float32, got 0.0"),
-        ("--sigma x", "argument --sigma: invalid float value: 'x'"),
+        ("--sigma x", "argument --sigma: must be a number, got 'x'"),
         ("--noise laplace:1", "argument --noise: not allowed with argument --sigma"),
         ("--num-classes 5", "num_classes must be 4, the logits that model returns a row, got 5"),
         ("--num-classes 1", "num_classes must be at least 2, got 1"),
         ("--alpha 1.5", "alpha must be a finite number above 0 and below 1, got 1.5"),
         ("--alpha 1.5 --head softmax", "alpha must be a finite number above 0 and below 1, got 1.5"),
         ("--n 0", "n must be from 1 to 8589934591, got 0"),
-        ("--n0 1e3", "argument --n0: invalid int value: '1e3'"),
+        ("--n0 1e3", "argument --n0: must be an integer, got '1e3'"),
         ("--n 8589934592", "n must be from 1 to 8589934591, got 8589934592"),
         ("--batch-size 0", "batch_size must be from 1 to 8589934591, got 0"),
         ("--seed -1", "seed must be in [0, 2^64), got -1"),
@@ -716,7 +716,6 @@ def test_the_commands_are_listed(capsys):
         ("--backend cuda", "backend must be one that can run on 'cpu', got 'cuda': its tensors must be on a GPU"),
         ("--device nonsense", "--device must be cpu, cuda or cuda:N, got 'nonsense'"),
         ("--device mps", "--device must be cpu, cuda or cuda:N, got 'mps'"),
-        ("--device cuda:99", "GPUs that torch sees here, got 'cuda:99'"),
         ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
         ("--model tiny_nets:doubles", "pass dtype=torch.float64, or"),
         ("--start 7", "start and end must be 0 <= start < end <= 7, the number of images, got 7 and 7"),
@@ -733,7 +732,7 @@ def test_the_commands_are_listed(capsys):
         ("--clamp 0 nan", "clamp must be (low, high) with low <= high, got [0.0, nan]"),
         ("--clamp inf 0", "clamp must be (low, high) with low <= high, got [inf, 0.0]"),
         ("--clamp 0", "argument --clamp: expected 2 arguments"),
-        ("--clamp 0 x", "argument --clamp: invalid float value: 'x'"),
+        ("--clamp 0 x", "argument --clamp: must be a number, got 'x'"),
         ("--mean nan --std 1", "shift must be finite, got [nan, nan, nan]"),
         ("--model tiny_nets", "--model must be MODULE:FACTORY"),
         ("--model no_such_module:Net", "--model no_such_module:Net: ModuleNotFoundError: No module named"),
@@ -801,7 +800,7 @@ def test_an_existing_run_is_refused_and_kept(capsys):
     capsys.readouterr()
     before = {file.name: file.read_bytes() for file in Path("run").iterdir()}
     for command in ("certify", "predict"):
-        assert "run must be a folder without a run, got one with results.tsv; name another" in fail(
+        assert "--out run must be a folder without a run, got one with results.tsv; name another" in fail(
             capsys, f"{command} {BASE} --n 20 --out run"
         )
     assert {file.name: file.read_bytes() for file in Path("run").iterdir()} == before
@@ -833,14 +832,24 @@ def test_a_radius_that_no_votes_prove_is_warned_of(capsys, head):
 
 
 @pytest.mark.parametrize(
+    ("gpus", "must_be"), [(0, "cpu, as torch sees no GPU here"), (2, "one of the 2 GPUs that torch sees here")]
+)
+def test_a_missing_gpu_is_named(capsys, monkeypatch, gpus, must_be):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert fail(capsys, f"certify {BASE} --device cuda:99 --out run") == f"--device must be {must_be}, got 'cuda:99'\n"
+
+
+@pytest.mark.parametrize(
     ("command", "message"),
     [
         ("analyze missing", "missing must be a run folder or a table, but there is none of that name"),
         ("analyze a ./a a", "runs must have different names, got 'a' twice; write NAME=RUN"),
+        ("analyze a --radii x", "argument --radii: must be a number, got 'x'"),
+        ("plot a --out missing/a.png", "--out must be in a folder that exists, got 'missing/a.png'"),
         ("analyze a --radii -1", "radii must be finite and at least 0, got [-1.0]"),
         ("analyze a --format html", "argument --format: invalid choice: 'html'"),
         ("analyze tiny_nets.py", "tiny_nets.py, line 1: the header is"),
-        ("plot a --out a.svg --out a.jpg", "path must end in one of .png, .pdf, .svg, got 'a.jpg'"),
+        ("plot a --out a.svg --out a.jpg", "--out must end in one of .png, .pdf, .svg, got 'a.jpg'"),
         ("analyze a --radii 0 inf", "radii must be finite and at least 0, got [0.0, inf]"),
         ("analyze a --radii nan", "radii must be finite and at least 0, got [nan]"),
         ("plot a", "the following arguments are required: --out"),

@@ -157,15 +157,15 @@ def test_a_run_in_out_is_refused_before_anything_is_loaded(capsys):
     Path("runs/parts/0-of-2/results.json").write_text("{}")
     refused = "must be a folder without a run, got one with"
     for options, message in (
-        (f"{SMALL} --out runs/sigma=0.5", f"runs/sigma=0.5 {refused} results.tsv; name another"),
+        (f"{SMALL} --out runs/sigma=0.5", f"--out runs/sigma=0.5 {refused} results.tsv; name another"),
         (f"{SMALL} --sigma 0.25 0.5 --out runs", f"runs/sigma=0.5 {refused} results.tsv; name another"),
-        (f"{SMALL} --out runs", f"runs {refused} runs/parts/0-of-2; name another"),
-        (f"{SMALL} --out net.tar", "net.tar must be a folder without a run, got a file; name another"),
+        (f"{SMALL} --out runs", f"--out runs {refused} runs/parts/0-of-2; name another"),
+        (f"{SMALL} --out net.tar", "--out net.tar must be a folder without a run, got a file; name another"),
         (f"{SMALL} --sigma 0.25 0.5 --out runs --resume", "--data missing: "),
     ):
         assert fails(capsys, f"{command} {options} --data missing").startswith(message)
     changed = "recertify runs/sigma=0.5 --model torchvision:missing --out runs/sigma=0.5"
-    assert fails(capsys, changed).startswith(f"runs/sigma=0.5 {refused} results.tsv; name another")
+    assert fails(capsys, changed).startswith(f"--out runs/sigma=0.5 {refused} results.tsv; name another")
     assert not Path("runs/sigma=0.25").exists()
 
 

@@ -779,7 +779,11 @@ ERRORS = {
     ),
     "samples range to 2^56": (ValueError, r"^samples must lie in .*, got range", {"samples": range(2**56 - 1, 2**56 + 1)}),
     "samples beyond int64": (TypeError, r"^samples must be int64 ", {"samples": [0, 2**70]}),
-    "samples a number": (ValueError, r"^samples must have shape .*, got \[\]", {"samples": 3}),
+    "samples a number": (
+        TypeError,
+        r"^samples must be int64 \[B\], got 3; pass a list, a range or a tensor",
+        {"samples": 3},
+    ),
     "samples None": (TypeError, r"^samples must be .*, got None", {"samples": None}),
     "samples of int32": (
         TypeError,

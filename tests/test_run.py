@@ -14,7 +14,7 @@ from conftest import LINEAR_NETS
 import rsfast
 from rsfast import Gaussian, Run, cli
 from rsfast.engine.modes import device_of
-from rsfast.runs import results
+from rsfast.runs import results, settings
 from rsfast.runs.environment import Environment, Stopped
 
 
@@ -259,3 +259,8 @@ def test_a_run_computes_where_the_model_is():
     assert device_of(torch.nn.Linear(3, 2, device="meta"), images) == torch.device("meta")
     assert device_of(torch.nn.BatchNorm1d(3, affine=False, device="meta"), images) == torch.device("meta")
     assert device_of(torch.nn.Flatten(), images) == device_of(len, images) == torch.device("cpu")
+
+
+def test_a_mean_of_three_channels_does_not_fit_images_of_one():
+    with pytest.raises(ValueError, match=r"^mean must have 1 number, as images have 1 channel here, got 3$"):
+        settings.normalisation([0.5, 0.5, 0.5], [0.2, 0.2, 0.2], channels=1)

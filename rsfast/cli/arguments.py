@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..engine.options import Option
@@ -21,6 +22,11 @@ Commands = Any  # argparse's type has no public name
 
 class Parser(argparse.ArgumentParser):
     """One line for an error, where argparse prints the usage too: a screenful for `certify`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("type", int, integer)  # argparse says "invalid int value", and not what would be valid
+        self.register("type", float, number)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {textwrap.shorten(message, 600)}\n")
@@ -65,6 +71,20 @@ def folder(text: str) -> str:
     return text
 
 
+def integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
@@ -100,6 +120,11 @@ def add_out(parser: Parser) -> None:
 def as_option(args: argparse.Namespace, text: str) -> str:
     """Return an error of the library with the name of an option, --data, in place of the argument's, data, at its start."""
     argument, space, rest = text.partition(" ")
+    if argument == "path" and rest.startswith("must ") and hasattr(args, "out"):
+        return f"--out {rest}"
+    out = getattr(args, "out", None)
+    if isinstance(out, str) and text.startswith(f"{Path(out)} must be a folder "):
+        return f"--out {text}"
     named = argument in ("data", "model", "weights", "checkpoint") and hasattr(args, argument)
     named = named and not rest.startswith("returned ")  # what a model does is not about its option
     return f"--{argument}{space}{rest}" if named else text

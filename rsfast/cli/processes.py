@@ -21,7 +21,9 @@ def find_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device must be one of the {torch.cuda.device_count()} GPUs that torch sees here, got {name!r}")
+        found = torch.cuda.device_count()
+        which = f"one of the {found} GPUs that torch sees here" if found else "cpu, as torch sees no GPU here"
+        raise ValueError(f"--device must be {which}, got {name!r}")
     return device
 
 

@@ -478,7 +478,8 @@ def check_noise(name: str, noise: object) -> Noise:
     Gaussian(sigma=0.5)
     """
     if not isinstance(noise, Noise):
-        raise TypeError(f"{name} must be one of {', '.join(NOISES)}, got {noise!r}")
+        hint = "pass an object, such as rsfast.Gaussian(0.25)"
+        raise TypeError(f"{name} must be one of {', '.join(NOISES)}, got {noise!r}; {hint}")
     return noise
 
 

@@ -58,6 +58,8 @@ def as_indices(name: str, values: object, limit: int, device: torch.device, shap
         tensor = torch.arange(values.start, values.stop, values.step, device=device)
     elif isinstance(values, torch.Tensor):
         tensor = values
+    elif isinstance(values, int):
+        raise TypeError(f"{name} must be int64 {shape}, got {values!r}; pass a list, a range or a tensor")
     else:
         tensor = integers(name, values, shape)
         if not torch.compiler.is_compiling():

@@ -173,7 +173,8 @@ def normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, cha
         raise ValueError(f"mean and std must be given together, got {mean} and {std}; give 0 for no mean, 1 for no std")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
-            raise ValueError(f"{name} must have 1 or {channels} numbers, one a channel, got {len(values)}")
+            count = "1 number, as images have 1 channel here" if channels == 1 else f"1 or {channels} numbers, one a channel"
+            raise ValueError(f"{name} must have {count}, got {len(values)}")
     if not all(0 < s < math.inf for s in std):
         raise ValueError(f"std must be positive and finite, got {std}")
     means, stds = (list(values) * (channels // len(values)) for values in (mean, std))
