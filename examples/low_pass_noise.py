@@ -8,7 +8,7 @@ enough, since the noise is weak at high frequencies.
 
 You will see three radii on handwritten digits, with a network trained for each noise: against low-frequency changes, in l2,
 and the geometric mean over all directions (the radius of the ball that has the volume of the certified ellipsoid, Eiras et
-al., 2021). At a small deviation low-pass noise wins the first only. At a large one it wins all three. Without training for
+al., 2022). At a small deviation low-pass noise wins the first only. At a large one it wins all three. Without training for
 low-pass noise the scores fall, and it loses the other two throughout.
 """
 
