@@ -170,11 +170,7 @@ drowned = sum(
     for new, old in zip(rsfast.predict(semitone, torch.stack(loud), noise, **OPTIONS), before, strict=True)
 )
 record("beyond", "hum, or another tone, at the certified norm: semitones that change", f"{changed} of {len(after)}", 0)
-record(
-    "beyond",
-    "another tone, three times as strong as the sound: semitones that change",
-    f"{drowned} of {len(before)}",
-)
+record("beyond", "another tone, three times as strong as the sound: semitones that change", f"{drowned} of {len(before)}")
 
 # %%
 # The radii at a glance
