@@ -6,9 +6,10 @@ A run of 100,000 samples an image proves a radius. Often the question is only wh
 radius, and most images answer that soon. How much sooner depends on the run, so this example takes the table of any finished
 run and forecasts what early decisions would have cost on its images.
 
-An image enters by its one-dimensional twin: the number :math:`x = \sigma \Phi^{-1}(p)`, where :math:`p` is the share of the
-votes that its class gets, and the sign as classifier. The twin's votes are as those of the image. Its certified radius is
-:math:`\sigma \Phi^{-1}(p)` too, so :math:`x` is just the radius in the table.
+An image enters by its one-dimensional twin: the number :math:`x = \sigma \Phi^{-1}(p)`, with the sign as classifier, where
+:math:`p` is what the table says of the share of votes for the image's class. That is the lower bound, which is close to the
+share after 100,000 samples. The certified radius is :math:`\sigma \Phi^{-1}(p)` too, so :math:`x` is just the radius in the
+table, and the twin's votes are nearly as those of the image.
 
 Compared are a fixed number of samples, the levels of Horvath et al. (2022), the betting sequence of Voracek (2024), and
 ``certify(radius=)``. Give a table of your own as ``python counting_samples.py results.tsv SIGMA RADIUS``.
