@@ -153,6 +153,7 @@ axes[0].legend(loc="lower right")
 # Seeds are fixed, and no network is trained, so the numbers are the same on every machine.
 
 assert (deviations**2).sum() < chi2.isf(1e-6, len(deviations))
+assert (np.diff([disks[zeta].mean() for zeta in ZETAS]) < 0).all(), "larger gaps leave less room for disks"
 assert (mean[0] + 3 * error[0] > -1e-4).all()
 assert (mean[:, 3] + 3 * error[:, 3] > -1e-4).all()
 assert (best[2, :2] > 0).all()
