@@ -89,6 +89,17 @@ record("article", "smoothed scores: largest finite difference, over L", max(smoo
 # The scores of the two leading classes are bounded on the same samples. From these bounds follow the margin certificate,
 # Cohen et al.'s radius, which needs no :math:`L`, and the radius of the exact potential. A softmax at temperature :math:`t`
 # divides both :math:`L` and the margins, more or less, by :math:`t`. So the margin certificate hardly depends on it.
+#
+# The potential of a score is the place on a smoothed ramp of slope :math:`L` where the ramp has that score. The formula of the
+# ramp is written out, to check it.
+
+
+def smoothed_ramp(place, lipschitz):
+    def integral(t):  # of the normal distribution function
+        return t * norm.cdf(t / SIGMA) + SIGMA * norm.pdf(t / SIGMA)
+
+    return lipschitz * (integral(place + 1 / (2 * lipschitz)) - integral(place - 1 / (2 * lipschitz)))
+
 
 TEMPERATURES = [0.5, 1.0, 8.0] if QUICK else [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
 options = {"num_classes": 10, "n": N, "alpha": 0.001, "rule": "top_two"}
@@ -102,6 +113,9 @@ for t in TEMPERATURES:
     margin = (lower - upper) / (2 * L / t)
     quantiles = SIGMA * (norm.ppf(lower) - norm.ppf(upper)) / 2
     assert (potential >= (1 - 1e-6) * np.maximum(margin, quantiles)).all()
+    places = [rsfast.Gaussian(SIGMA).potential(p, L / t) for p in (lower, upper)]
+    np.testing.assert_allclose(potential, (places[0] - places[1]) / 2, rtol=1e-6)
+    np.testing.assert_allclose([smoothed_ramp(place, L / t) for place in places], [lower, upper], atol=1e-6)
     means[t] = [radii.sum() / TEST for radii in (margin, quantiles, potential)]
 for t in (1.0, 8.0):
     record(
