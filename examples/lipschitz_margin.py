@@ -90,8 +90,8 @@ record("article", "smoothed scores: largest finite difference, over L", max(smoo
 # Cohen et al.'s radius, which needs no :math:`L`, and the radius of the exact potential. A softmax at temperature :math:`t`
 # divides both :math:`L` and the margins, more or less, by :math:`t`. So the margin certificate hardly depends on it.
 #
-# The potential of a score is the place on a smoothed ramp of slope :math:`L` where the ramp has that score. The formula of the
-# ramp is written out, to check it.
+# The potential of a score is the place on a smoothed ramp of slope :math:`L` where the ramp has that score. The ramp's
+# formula is written out, to check it.
 
 
 def smoothed_ramp(place, lipschitz):
