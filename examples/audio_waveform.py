@@ -16,6 +16,7 @@ import sys
 import types
 import warnings
 from pathlib import Path
+from statistics import NormalDist
 
 import matplotlib.pyplot as plt
 import torch
@@ -204,5 +205,7 @@ radius = {question: dict(zip(SOUNDS, (each.radius for each in found[question]), 
 assert radius["one step of pitch"]["between two steps"] == 0 < radius["semitone"]["between two steps"]
 assert radius["semitone"]["between two semitones"] < radius["among the first three"]["between two semitones"]
 assert sum(radius["among the first three"].values()) > sum(radius["one step of pitch"].values())
+for question in ("one step of pitch", "semitone"):
+    assert max(radius[question].values()) <= (1 + 1e-6) * SIGMA * NormalDist().inv_cdf(0.001 ** (1 / N)), "as n votes allow"
 assert changed == 0
 assert drowned > 0

@@ -145,11 +145,13 @@ record(
 
 # %%
 # All samples are the same for all bounds. That betting is the tighter one at each variance is no theorem; it is what these
-# samples show.
+# samples show. A bound that is tight because it is wrong would be above the true mean here: one that holds is so for a given
+# variance with probability :math:`\alpha` at most.
 
 np.testing.assert_allclose(in_rsfast, formula, rtol=0, atol=1e-12)
 np.testing.assert_allclose(lower["empirical Bernstein"], formula, rtol=0, atol=1e-6)
 assert (in_rsfast <= formula + 1e-15).all()
+assert all((limits < MEAN).all() for limits in lower.values()), "no limit is above the true mean"
 assert (lower["betting"] > lower["empirical Bernstein"]).all(), "betting is tighter at every variance"
 assert (radii["betting"] > radii["empirical Bernstein"]).all()
 assert (radii["betting, rsfast's default"] > radii["betting"]).all(), "dividing alpha by K costs radius"

