@@ -64,7 +64,7 @@ html_theme_options = {
     "header_links_before_dropdown": 6,
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
-    "secondary_sidebar_items": {"**": ["page-toc"], "docs/gallery/*": []},  # code takes the whole width
+    "secondary_sidebar_items": ["page-toc"],
 }
 
 
