@@ -25,7 +25,7 @@ demo: $(VENV)/installed  ## decide and certify real images, about a minute
 test: $(VENV)/installed  ## the quick tests of everything and the docstrings' examples, four minutes
 	$(PYTEST) -m "not slow and not noise"
 
-test-all: $(VENV)/installed  ## also the slow ones, ten minutes
+test-all: $(VENV)/installed  ## also the slow ones, twelve minutes
 	$(PYTEST) -m "not noise"
 
 check: $(VENV)/installed  ## format, lint, types; import boundaries and forbidden flags
