@@ -13,7 +13,7 @@ $(VENV)/torch:
 	$(BIN)/pip install --quiet torch==2.13.0 torchvision==0.28.0
 	touch $@
 
-# torchcrepe brings torchaudio, which does not load beside torch's CPU build, and which transformers loads where it is.
+# torchcrepe installs torchaudio. It does not load beside torch's CPU build, and then transformers fails.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	$(BIN)/pip uninstall --quiet --yes torchaudio

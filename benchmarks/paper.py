@@ -37,21 +37,21 @@ def examples() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "paper")
 
 
+def rows_of(name: str, *, quick: bool = False) -> list[dict[str, str]]:
+    """Run an example as the program that a reader starts, and return its rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"RSFAST_QUICK": str(int(quick)), "RSFAST_PAPER": folder, "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, FOLDER / f"{name}.py"], env=os.environ | settings, cwd=folder, check=True)
+        return [json.loads(line) for line in Path(folder, f"{name}.jsonl").read_text().splitlines()]
+
+
 def run(name: str) -> dict[str, Any]:
     """Run an example in full; return its rows, its seconds and where it ran."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {
-            "RSFAST_QUICK": "0",
-            "RSFAST_PAPER": folder,
-            "MPLBACKEND": "agg",
-            "PYTHONPATH": str(ROOT),
-        }
-        began = perf_counter()
-        subprocess.run([sys.executable, FOLDER / f"{name}.py"], env=environment, cwd=folder, check=True)
-        seconds = perf_counter() - began
-        rows = [json.loads(line) for line in Path(folder, f"{name}.jsonl").read_text().splitlines()]
+    began = perf_counter()
+    rows = rows_of(name)
+    seconds = round(perf_counter() - began, 1)
     machine = f"{os.cpu_count()} cores of {get_cpu_info()['brand_raw']}, PyTorch {torch.__version__}, {date.today()}"
-    return {"rows": rows, "seconds": round(seconds, 1), "machine": machine}
+    return {"rows": rows, "seconds": seconds, "machine": machine}
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
@@ -80,8 +80,10 @@ def _table(lines: list[list[Any]], headers: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *examples()], metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME")
     names = parser.parse_args().names or examples()
+    if unknown := set(names) - set(examples()):
+        parser.error(f"NAME must be one of {', '.join(examples())}, got {', '.join(sorted(unknown))}")
     path = RESULTS / "paper.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     found = {name: found[name] for name in examples() if name in found}  # those that are still there

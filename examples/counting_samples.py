@@ -15,6 +15,7 @@ Compared are a fixed number of samples, the levels of Horvath et al. (2022), the
 ``certify(radius=)``. Give a table of your own as ``python counting_samples.py results.tsv SIGMA RADIUS``.
 """
 
+import argparse
 import contextlib
 import io
 import sys
@@ -43,7 +44,12 @@ ALPHA, N0, N = 0.001, 100, 100_000
 # is trained on digits, with noise, and `rsfast.Run` certifies some that it has not seen.
 
 if sys.argv[1:]:
-    path, SIGMA, RADIUS = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("table")
+    parser.add_argument("sigma", type=float)
+    parser.add_argument("radius", type=float)
+    given = parser.parse_args()
+    path, SIGMA, RADIUS = given.table, given.sigma, given.radius
 else:
     SIGMA, RADIUS, TEST = 0.25, 0.5, 15 if QUICK else 120
     digits = load_digits()

@@ -19,6 +19,7 @@ import pytest
 from test_browser import CHROMIUM, chromium, luminance
 
 import rsfast
+from benchmarks.paper import examples
 from rsfast.cli import _parser
 
 markdown_it = pytest.importorskip("markdown_it", reason='pip install ".[docs]"')
@@ -35,7 +36,7 @@ def written(pattern):
 
 PAGES = [*sorted(ROOT.glob("*.md")), *written("*.md"), *sorted(ROOT.glob("benchmarks/results/*.md"))]
 TEXTS = [*written("*.rst"), *sorted(ROOT.glob("examples/*.rst"))]
-EXAMPLES = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"paper"}
+EXAMPLES = set(examples())
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
@@ -49,6 +50,14 @@ def blocks(page, *languages):
     for token in tokens(page):
         if token.type == "fence" and token.info in languages:
             yield token.map[0] + 2, token.info, token.content
+
+
+def test_blocks_links_and_pictures_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("[a](b.md#c) ![d](e.png)\n\n```python\nx = 1\n```\n\n```sh\nls\n```\n")
+    assert list(blocks(page, "python", "py")) == [(4, "python", "x = 1\n")]
+    assert [link.attrs["href"] for link in inline(page, "link_open")] == ["b.md#c"]
+    assert [picture.content for picture in inline(page, "image")] == ["d"]
 
 
 @pytest.mark.slow
@@ -207,6 +216,8 @@ class Page(HTMLParser):
 def pages(site):
     found = {path: Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
     assert site / "docs" / "reference" / "certify.html" in found
+    assert all(page.links for page in found.values())
+    assert any(page.pictures for page in found.values())
     return found
 
 
