@@ -22,7 +22,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 demo: $(VENV)/installed  ## decide and certify real images, about a minute
 	$(BIN)/rsfast demo --out demo
 
-test: $(VENV)/installed  ## the quick tests of everything and the docstrings' examples, four minutes
+test: $(VENV)/installed  ## the quick tests of everything and the docstrings' examples, five minutes
 	$(PYTEST) -m "not slow and not noise"
 
 test-all: $(VENV)/installed  ## also the slow ones, twelve minutes
