@@ -14,6 +14,7 @@ import test_perturb as perturbing
 import torch
 from conftest import assert_same_bits, poison
 from test_grid_gaussian import tied
+from test_marks import check_full, check_many_wrong_rows, check_wrong_classes, check_wrong_rows
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import STREAMS, CorrelatedGaussian, Gaussian
@@ -273,16 +274,9 @@ def test_heads_shared_out(monkeypatch):
         check_accumulate(logits, rows)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="a failed assertion ends the process's use of a GPU")
-def test_accumulate_with_rows_out_of_range():
-    """What has no slot is not counted (an assertion tells of it on a GPU)."""
-    for classes in (10, 2100):
-        logits = accumulating.hostile_logits(classes, 6, seed=3)
-        tracked = accumulating.some_classes(classes, 2, slots=2)
-        expected, found = (Tally(2, classes, accumulating.HEADS, tracked_classes=tracked) for _ in range(2))
-        accumulate(logits[:3], expected, rows=[1, 0, 1], backend="reference")
-        accumulate(logits, found, rows=torch.tensor([1, 0, 1, 2, -1, 2**62]), backend="triton")
-        accumulating.assert_same(found, expected)
+@pytest.mark.parametrize("check", [check_wrong_rows, check_many_wrong_rows, check_full, check_wrong_classes])
+def test_what_is_out_of_range_voids_the_tally(check):
+    check("triton", DEVICE)
 
 
 # Compilation, which needs no GPU

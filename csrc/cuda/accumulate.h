@@ -16,6 +16,13 @@ constexpr int kMostTileRows = 128;
 constexpr int64_t kTileBytes = 48 << 10;  // of shared memory: what every device gives a block without being asked
 constexpr int64_t kMaxSamples = (int64_t{1} << 33) - 1;
 
+// Bits of n that make a Tally void, as rsfast/ops/marks.py reads them: a kernel can raise no error, and to stop would end the
+// process's use of the GPU. Later additions leave them.
+constexpr int64_t kRowsMark = int64_t{1} << 40;     // of every n: a slot is out of range. Its row adds nothing
+constexpr int64_t kFullMark = int64_t{1} << 41;     // more than kMaxSamples
+constexpr int64_t kTrackedMark = int64_t{1} << 42;  // a tracked class is out of range. It adds nothing
+constexpr int64_t kUnmarked = kRowsMark - 1;
+
 struct Best {  // of some classes of a row
   float logit;
   int32_t place;    // its class, the lowest of equals; K if there is none
@@ -32,7 +39,7 @@ struct Scratch {
   };
   uint64_t factors[kMostTileRows];   // softmax: the factor. sparsemax: the threshold
   uint64_t supports[kMostTileRows];  // sparsemax: the number of classes above it
-  int64_t slots[kMostTileRows];
+  int64_t slots[kMostTileRows];  // -1 where it is out of range
   float maxima[kMostTileRows];
   int32_t votes[kMostTileRows];  // the class, or K
   int32_t ends[kMostTileRows];   // one past the last of the neighbours that share the row's slot
@@ -132,7 +139,7 @@ struct Tile {
   }
 };
 
-// Read the logits, and find the class that each row votes for.
+// Read the logits, and find the class that each row votes for. A row without a slot does not vote.
 template <class T>
 RSFAST_KERNEL_FN void read_tile(const Block& block, const Tile<T>& tile) {
   const AccumulateGrid& g = tile.g;
@@ -157,15 +164,20 @@ RSFAST_KERNEL_FN void read_tile(const Block& block, const Tile<T>& tile) {
     best.ordered = a.ordered & b.ordered;
     return best;
   });
-  block.each([&](int row) {
-    if (row >= tile.rows) return;
+  const bool wrong = block.any([&](int row) {
+    if (row >= tile.rows) return false;
     const Best best = s.bests[row << g.row_shift];
     const int64_t slot = g.job.slots[tile.first + row];
-    RSFAST_REQUIRE(slot >= 0 && slot < g.job.inputs, "rsfast.accumulate: rows must lie in [0, num_inputs)");
-    s.slots[row] = slot;
+    const bool known = slot >= 0 && slot < g.job.inputs;
+    s.slots[row] = known ? slot : -1;
     s.maxima[row] = best.logit;
-    s.votes[row] = best.ordered && is_finite(best.logit) ? best.place : none;
+    s.votes[row] = known && best.ordered && is_finite(best.logit) ? best.place : none;
+    return !known;
   });
+  if (wrong && block.y == 0)
+    block.apart([&](int thread) {
+      for (int64_t i = thread; i < g.job.inputs; i += g.threads) or_atomically(g.job.n + i, kRowsMark);
+    });
   block.each([&](int row) {
     if (row >= tile.rows) return;
     int end = row + 1;
@@ -180,7 +192,7 @@ RSFAST_KERNEL_FN void count_votes(const Block& block, const Tile<T>& tile) {
   const AccumulateJob& job = tile.g.job;
   const Scratch& s = tile.s;
   block.each([&](int row) {
-    if (row >= tile.rows) return;
+    if (row >= tile.rows || s.slots[row] < 0) return;
     const int64_t slot = s.slots[row];
     const int32_t vote = s.votes[row];
     int same_slot = 0, same_vote = 0;
@@ -194,8 +206,8 @@ RSFAST_KERNEL_FN void count_votes(const Block& block, const Tile<T>& tile) {
       first_of_vote &= i >= row;
     }
     if (first_of_slot) {
-      const int64_t before = add_atomically(job.n + slot, same_slot);
-      RSFAST_REQUIRE(before + same_slot <= kMaxSamples, "rsfast.accumulate: a Tally holds 2^33 - 1 samples of an input");
+      const int64_t before = add_atomically(job.n + slot, same_slot) & kUnmarked;
+      if (before + same_slot > kMaxSamples) or_atomically(job.n + slot, kFullMark);
     }
     if (first_of_vote) add_atomically(job.counts + slot * (job.classes + 1) + vote, same_vote);
   });
@@ -251,9 +263,13 @@ RSFAST_KERNEL_FN void add_bins(const Block& block, const Tile<T>& tile, int64_t 
   block.each([&](int thread) {
     for (int i = thread; i < tile.rows * tracked; i += tile.g.threads) {
       const int row = i / tracked;
-      const int64_t place = (tile.s.slots[row] * job.heads + head) * tracked + i % tracked;
-      const int64_t k = job.tracked[place];
-      RSFAST_REQUIRE(k >= 0 && k < job.classes, "rsfast.accumulate: tracked must lie in [0, num_classes)");
+      const int64_t slot = tile.s.slots[row];
+      if (slot < 0) continue;
+      const int64_t place = (slot * job.heads + head) * tracked + i % tracked, k = job.tracked[place];
+      if (k < 0 || k >= job.classes) {
+        or_atomically(job.n + slot, kTrackedMark);
+        continue;
+      }
       const uint64_t q = score(row, k);
       const int64_t bin = place * kBins + score_bin(static_cast<int32_t>(q));
       add_atomically(job.bin_counts + bin, 1);
@@ -270,6 +286,7 @@ RSFAST_KERNEL_FN void add_scores(const Block& block, const Tile<T>& tile, int64_
   Scratch& s = tile.s;
   for (int begin = 0, end; begin < tile.rows; begin = end) {
     end = s.ends[begin];
+    if (s.slots[begin] < 0) continue;
     const int64_t place = (s.slots[begin] * job.heads + head) * job.classes;
     const auto add = [&](int64_t k, uint64_t sum, uint64_t squares) {
       if (sum == 0) return;  // then no score has a square

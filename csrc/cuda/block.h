@@ -66,6 +66,10 @@ RSFAST_KERNEL_FN int64_t add_atomically(int64_t* to, int64_t value) {
   return static_cast<int64_t>(atomicAdd(reinterpret_cast<Counter*>(to), static_cast<Counter>(value)));
 }
 
+RSFAST_KERNEL_FN void or_atomically(int64_t* to, int64_t bits) {
+  atomicOr(reinterpret_cast<Counter*>(to), static_cast<Counter>(bits));
+}
+
 #else
 
 struct Block {
@@ -97,6 +101,8 @@ RSFAST_KERNEL_FN int64_t add_atomically(int64_t* to, int64_t value) {
   *to += value;
   return before;
 }
+
+RSFAST_KERNEL_FN void or_atomically(int64_t* to, int64_t bits) { *to |= bits; }
 
 #endif
 

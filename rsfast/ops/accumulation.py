@@ -45,7 +45,8 @@ def accumulate(
 
     Notes
     -----
-    On a GPU as `perturb`: rows out of range, and a tally that is full, stop the program with a device-side assertion.
+    On a GPU nothing waits to see whether rows, and the tally's tracked_classes, lie in range and the tally has room. Where
+    that is not so, the kernel marks the tally as void, and reading it on the host raises these errors: see `Tally`, n.
     Threads may add to one tally: their calls, also of the operator itself, take turns. Reading it meanwhile is not safe.
 
     Numerics: logits become float32 first, which makes infinities of float64 values beyond it. A row votes if it holds no NaN

@@ -88,11 +88,13 @@ def perturb(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what it was and what it must be. Indices on a GPU are checked by the kernel, which stops the
-        program with a device-side assertion.
+        Naming the argument, what it was and what it must be. Indices on a GPU raise none: see the notes.
 
     Notes
     -----
+    Where rows, samples or input_ids on a GPU are out of range, the kernel writes NaN into the row of the result that they
+    belong to. Such a row of logits votes for no class: it counts in the last of `Tally.counts`.
+
     Nothing waits for a GPU, and calls whose arguments are all on it may be captured in a CUDA graph. So values of x are not
     looked at: `certify`, `predict` and `sample` check that they are finite, within `Noise.largest_input` and
     `Noise.input_range`, and on the noise's grid. Noise with arrays copies them to the GPU when it first meets a shape, and

@@ -20,6 +20,7 @@ from ..heads import from_dict as head_from_dict
 from ..heads.bins import BINS, bin_edges
 from ..noise.provenance import Provenance
 from .arguments import check_range, integers
+from .marks import check_marks
 
 MAX_TRACKED = 8
 """Most classes of an input and head whose scores have histograms."""
@@ -117,7 +118,8 @@ class Tally:
     Attributes
     ----------
     n : int64 tensor [I]
-        Samples drawn.
+        Samples drawn; 2^40 or more if a kernel on a GPU found a wrong argument of `accumulate`. The Tally is then void:
+        ``to("cpu")``, `select`, `integers`, `head_sums`, `head_histograms`, `save` and + raise the error that a CPU raises.
     counts : int64 tensor [I, K + 1]
         Votes a class; last, the rows that voted for none because a logit was NaN or the largest was not finite.
     sums, squares : int64 tensors [I, M, K]
@@ -193,10 +195,14 @@ class Tally:
             raise ValueError(f"provenance must be of {self.num_inputs} inputs, got one of {len(provenance.input_ids)}")
         self._provenance = provenance
 
+    def _check_marks(self) -> None:
+        check_marks(self.n, self.num_inputs, self.num_classes)
+
     def check_provenance(self, name: str = "tally") -> None:
         """Raise ValueError if n is not what the provenance states, as where samples were added twice."""
         if self.provenance is None:
             return
+        self._check_marks()
         for place, (n, stated) in enumerate(zip(self.n.tolist(), self.provenance.counts(), strict=True)):
             if n != stated:
                 raise ValueError(
@@ -256,6 +262,8 @@ class Tally:
             raise ValueError("tallies that are added must have equal tracked_classes, got one that tracks other classes")
         most = int((self.n + other.n.to(self.n.device)).max())
         if most > MAX_SAMPLES:
+            self._check_marks()
+            other._check_marks()
             raise OverflowError(f"a Tally must hold at most 2^33 - 1 samples of an input, got {most} in the sum")
         mine, theirs = self.tensors(), other.tensors()
         total = {name: mine[name] + theirs[name].to(self.n.device) for name in mine}
@@ -310,6 +318,8 @@ class Tally:
 
     def to(self, device: torch.device | str) -> Tally:
         """Return a copy on `device`."""
+        if torch.device(device).type == "cpu":
+            self._check_marks()
         copies = {name: tensor.to(device, copy=True) for name, tensor in self.tensors().items()}
         return self._like(self.tracked_classes.to(device, copy=True), self.provenance, copies)
 
@@ -321,6 +331,7 @@ class Tally:
         TypeError, ValueError
             If `indices` are not ints in [0, num_inputs), at least one.
         """
+        self._check_marks()
         places = integers("indices", indices, "[B]")
         if places.ndim != 1 or not len(places):
             raise ValueError(f"indices must have shape [B], B at least 1, got {list(places.shape)}")
@@ -373,6 +384,7 @@ class Tally:
         """
         if not heads:
             raise TypeError(f"heads must be given, one or more of {list(self.heads)!r}, got none")
+        self._check_marks()
         repeats, trials = (len(heads), 1), _numpy(self.n)[:, None]
         if not any(head.soft for head in heads):
             votes = np.tile(_numpy(self.counts)[:, :-1], repeats)  # the last column is no class
@@ -390,6 +402,7 @@ class Tally:
         ValueError
             If a head is not one of the tally's soft heads. Votes have no histograms: their counts are all there is.
         """
+        self._check_marks()
         tracked, counts, sums = self._stacked(heads, self.tracked_classes, self.bin_counts, self.bin_sums)
         return tracked, counts, sums
 
@@ -410,6 +423,7 @@ class Tally:
 
         Where classes are tracked, also tracked, and as bins [M][C] the list of [bin, count, sum] of those that hold a score.
         """
+        check_marks(self.n[index], self.num_inputs, self.num_classes)
         integers = {name: getattr(self, name)[index].tolist() for name in _NAMES}
         if self.tracked_classes.numel():
             counts, sums = self.bin_counts[index].tolist(), self.bin_sums[index].tolist()
@@ -433,9 +447,7 @@ class Tally:
             raise ValueError(f"counts must be a list, one a class and one more, got {inputs[0]['counts']!r}")
         binned = {name in each for each in inputs for name in ("tracked", "bins")}
         if len(binned) > 1:
-            raise ValueError(
-                "each of inputs must hold tracked and bins, or none either, got some that lack what others have"
-            )
+            raise ValueError("each of inputs must hold tracked and bins, or none either, got some without what others have")
         tracked = [each["tracked"] for each in inputs] if True in binned else None
         tally = cls(len(inputs), tensors["counts"].shape[1] - 1, heads, tracked_classes=tracked)
         if tracked is not None:
@@ -448,6 +460,7 @@ class Tally:
 
     def save(self, path: str | Path) -> None:
         """Write the tally to a safetensors file."""
+        self._check_marks()
         metadata = {"format": _FORMAT, "heads": json.dumps([head.to_dict() for head in self.heads])}
         if self.provenance is not None:
             metadata["provenance"] = json.dumps(self.provenance.to_dict())
@@ -478,10 +491,8 @@ class Tally:
                 raise ValueError("it must hold tracked where it holds bin_counts, got none")
             stated = metadata.get("provenance")
             provenance = None if stated is None else Provenance.from_dict(json.loads(stated))
-            tally = cls(
-                counts.shape[0], counts.shape[1] - 1, heads, tracked_classes=tracked, provenance=provenance, device=device
-            )
-            return tally._fill_checked(tensors)
+            more: dict[str, Any] = {"tracked_classes": tracked, "provenance": provenance, "device": device}
+            return cls(counts.shape[0], counts.shape[1] - 1, heads, **more)._fill_checked(tensors)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} must be as Tally.save wrote it, got a damaged file ({type(error).__name__}: {error})"

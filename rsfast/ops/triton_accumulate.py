@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .._check import MAX_SAMPLES
 from ..heads.bins import BINS
+from . import marks
 from .calls import Accumulation
 from .triton_base import OPTIONS, coefficients, horner, on
 
@@ -18,6 +19,8 @@ _CHUNK = 1024  # logits that it reads at once where a row has more than that
 _FILL = 512  # programs that fill a large GPU
 _MAX_SAMPLES = tl.constexpr(MAX_SAMPLES)
 _BINS = tl.constexpr(BINS)
+_ROWS_MARK, _FULL_MARK, _TRACKED_MARK = map(tl.constexpr, (marks.ROWS, marks.FULL, marks.TRACKED))
+_MARKED = 1024  # n that a program marks at once
 
 _EXP = coefficients("0x1.6a25cep-10 0x1.1239dep-7 0x1.5558f0p-5 0x1.555492p-3 0x1.fffffcp-2")
 _INVERSE_LN2 = tl.constexpr(float.fromhex("0x1.715476p+0"))
@@ -144,6 +147,31 @@ def add(to_ptr, slot, stride, place, values, one_slot):
 
 
 @triton.jit
+def add_samples(n_ptr, count):
+    """Add to n, and mark those that then are more than a Tally holds."""
+    before = tl.atomic_add(n_ptr, count, mask=count > 0, sem="relaxed") & (_ROWS_MARK - 1)
+    tl.atomic_or(n_ptr, _FULL_MARK, mask=(count > 0) & (before + count > _MAX_SAMPLES), sem="relaxed")
+
+
+@triton.jit
+def mark_rows(n_ptr, slots, wrong):
+    """Mark every n if a row is wrong."""
+    for start in range(0, tl.where(wrong, slots, 0), _MARKED):
+        slot = start + tl.arange(0, _MARKED)
+        tl.atomic_or(n_ptr + slot, _ROWS_MARK, mask=slot < slots, sem="relaxed")
+
+
+@triton.jit
+def read_tracked(tracked_ptr, n_ptr, slot, histogram, classes, inside):
+    """The tracked classes of these histograms, and which of them there are; mark the n of the others."""
+    tracked = tl.load(tracked_ptr + histogram, mask=inside, other=0)
+    known = inside & (tracked >= 0) & (tracked < classes)
+    slot += tl.zeros_like(histogram)
+    tl.atomic_or(n_ptr + slot, _TRACKED_MARK, mask=inside & (known == 0), sem="relaxed")
+    return tracked, known
+
+
+@triton.jit
 def score_bin(score):
     score = score.to(tl.int32)
     below = score < (1 << 29)
@@ -197,7 +225,7 @@ def accumulate_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     slot = tl.load(rows_ptr + row, mask=row < batch, other=-1)
     present = (slot >= 0) & (slot < slots)
-    tl.device_assert(present | (row >= batch), "rows is out of range")
+    wrong = tl.max(((row < batch) & (present == 0)).to(tl.int32), 0) > 0
     # What is left out lies in the slot of the others, so that it does not tell against one_slot.
     some_slot = tl.max(tl.where(present, slot, 0), 0)
     slot = tl.where(present, slot, some_slot)
@@ -209,11 +237,13 @@ def accumulate_kernel(
     scored = inside & valid
 
     if tl.program_id(1) == 0:
-        n = tl.load(n_ptr + slot, mask=present, other=0)
-        tl.device_assert(n + batch <= _MAX_SAMPLES, "a Tally holds 2^33 - 1 samples of an input")
+        mark_rows(n_ptr, slots, wrong)
+        if one_slot:
+            add_samples(n_ptr + some_slot, tl.sum(present.to(tl.int64), 0))
+        else:
+            add_samples(n_ptr + slot, present.to(tl.int64))
         vote = tl.min(tl.where(logits == maximum, k[None, :], BLOCK_SIZE), 1, keep_dims=True)
         zero = tl.arange(0, 1)
-        add(n_ptr, slot, 1, zero, present[:, None].to(tl.int64), one_slot)
         add(counts_ptr, slot, classes + 1, k, (scored & (k[None, :] == vote)).to(tl.int64), one_slot)
         add(counts_ptr + classes, slot, classes + 1, zero, (present[:, None] & (valid == 0)).to(tl.int64), one_slot)
 
@@ -223,10 +253,9 @@ def accumulate_kernel(
         add(squares_ptr + h * classes, slot, heads * classes, k, square_score(score), one_slot)
         for c in range(TRACKED):
             histogram = (slot * heads + h) * TRACKED + c
-            tracked = tl.load(tracked_ptr + histogram)
-            tl.device_assert((tracked >= 0) & (tracked < classes), "tracked is out of range")
+            tracked, known = read_tracked(tracked_ptr, n_ptr, slot, histogram, classes, present)
             tracked_score = tl.sum(tl.where(k[None, :] == tracked[:, None], score, 0), 1)
-            add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, present)
+            add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, known)
 
 
 @triton.jit
@@ -234,14 +263,6 @@ def read_chunk(row_ptr, start, classes, class_stride, BLOCK_SIZE: tl.constexpr):
     """The logits of the classes from `start` on, and which classes those are; -inf beyond the last."""
     k = start + tl.arange(0, BLOCK_SIZE)
     return tl.load(row_ptr + k.to(tl.int64) * class_stride, mask=k < classes, other=float("-inf")).to(tl.float32), k
-
-
-@triton.jit
-def read_tracked(row_ptr, tracked, classes, class_stride):
-    """The logits of a row's tracked classes."""
-    known = (tracked >= 0) & (tracked < classes)
-    tl.device_assert(known, "tracked is out of range")
-    return tl.load(row_ptr + tracked * class_stride, mask=known, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
@@ -344,14 +365,13 @@ def accumulate_wide_kernel(
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(rows_ptr + row)
     present = (slot >= 0) & (slot < slots)
-    tl.device_assert(present, "rows is out of range")
+    if tl.program_id(1) == 0:
+        mark_rows(n_ptr, slots, present == 0)
     row_ptr = logits_ptr + row * row_stride
     maximum, valid = wide_maximum(row_ptr, classes, class_stride, BLOCK_SIZE)
     if present & (tl.program_id(1) == 0):
-        n = tl.load(n_ptr + slot)
-        tl.device_assert(n + tl.num_programs(0) <= _MAX_SAMPLES, "a Tally holds 2^33 - 1 samples of an input")
         vote = tl.where(valid > 0, wide_vote(row_ptr, maximum, classes, class_stride, BLOCK_SIZE), classes)
-        tl.atomic_add(n_ptr + slot, 1, sem="relaxed")
+        add_samples(n_ptr + slot, present.to(tl.int64))
         tl.atomic_add(counts_ptr + slot * (classes + 1) + vote, 1, sem="relaxed")
 
     lane = tl.arange(0, LANES)  # of the tracked classes
@@ -371,15 +391,16 @@ def accumulate_wide_kernel(
             tl.atomic_add(squares_ptr + place, square_score(score), mask=inside, sem="relaxed")
         if TRACKED > 0:
             histogram = (slot * heads + h) * TRACKED + lane
-            tracked = tl.load(tracked_ptr + histogram, mask=lane < TRACKED, other=0)
-            tracked_logits = read_tracked(row_ptr, tracked, classes, class_stride)
-            tracked_score = wide_score(tracked_logits, maximum, total, count, kind, scale, low, high)
-            add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, lane < TRACKED)
+            tracked, known = read_tracked(tracked_ptr, n_ptr, slot, histogram, classes, lane < TRACKED)
+            logits = tl.load(row_ptr + tracked * class_stride, mask=known, other=float("-inf")).to(tl.float32)
+            tracked_score = wide_score(logits, maximum, total, count, kind, scale, low, high)
+            add_bins(bin_counts_ptr, bin_sums_ptr, histogram, tracked_score, known)
     if TRACKED > 0:
         heads_of_zeros = tl.where(present & (valid == 0), heads, 0)
         for h in range(tl.program_id(1), heads_of_zeros, tl.num_programs(1)):
             histogram = (slot * heads + h) * TRACKED + lane
-            tl.atomic_add(bin_counts_ptr + histogram * _BINS, 1, mask=lane < TRACKED, sem="relaxed")
+            _, known = read_tracked(tracked_ptr, n_ptr, slot, histogram, classes, lane < TRACKED)
+            tl.atomic_add(bin_counts_ptr + histogram * _BINS, 1, mask=known, sem="relaxed")
 
 
 def accumulate(job: Accumulation) -> None:
@@ -388,7 +409,7 @@ def accumulate(job: Accumulation) -> None:
     Parameters
     ----------
     job : Accumulation
-        A checked call of `ops.accumulate`. A row out of range fails an assertion on the device, and is not counted.
+        A checked call of `ops.accumulate`. What is out of range is not counted, and marks n (marks.py).
 
     Notes
     -----
