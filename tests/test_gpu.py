@@ -3,14 +3,12 @@
 Without a GPU all of it is skipped: tests/test_grid.py and tests/test_triton.py then run the kernels' code on the CPU.
 """
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from conftest import assert_same_bits
 from test_accumulate import HEADS, SIZES, SLOTS, TYPES, assert_same, edge_logits, hostile_logits, some_classes, some_rows
 from test_accumulate import expected as expected_tally
+from test_marks import check_full, check_many_wrong_rows, check_run, check_wrong_classes, check_wrong_rows
 from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
@@ -22,6 +20,7 @@ from rsfast.ops import BACKENDS
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 GPU = torch.device("cuda", 0)
 NOISE = Gaussian(0.25)
+OTHER_NOISES = [name for name, (noise, *_) in TRANSFORMS.items() if not isinstance(noise, Gaussian)]
 
 
 @pytest.fixture(params=["cuda", "triton"])
@@ -59,6 +58,20 @@ def test_perturb_of_whole_batches_is_the_cpu(shape, dtype, channels_last, backen
     found = ops.perturb(x.to(GPU), NOISE, rows=rows.to(GPU), backend=backend, **options)
     assert found.stride() == wanted.stride()
     assert_same_bits(found.cpu(), wanted)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("transform", OTHER_NOISES)
+def test_other_noises_of_images_are_the_cpu(transform, channels_last, backend):
+    """Into rows that begin at multiples of 16 bytes, and one element past."""
+    for shape, dtype in (((3, 32, 32), torch.float32), ((3, 224, 224), torch.bfloat16)):
+        keywords = arguments(shape, transform, dtype, channels_last)
+        wanted = ops.perturb(**keywords, backend="cpu")
+        assert_same_bits(ops.perturb(**moved(keywords), backend=backend).cpu(), wanted)
+        memory = torch.full((1 + wanted.numel(),), torch.nan, dtype=dtype, device=GPU)
+        out = memory[1:].as_strided(wanted.shape, wanted.stride())
+        assert_same_bits(ops.perturb(**moved(keywords), out=out, backend=backend).cpu(), wanted)
+        assert memory[0].isnan()
 
 
 def test_tensors_that_begin_anywhere(backend):
@@ -194,25 +207,33 @@ def test_the_second_device(backend):
     assert_same_bits(found.cpu(), ops.perturb(x, NOISE, seed=1, samples=range(3)))
 
 
-WRONG_INDEX = """
-import sys, torch
-from rsfast import Gaussian, Tally, ops
-what, backend = sys.argv[1:]
-two = torch.tensor([0, 2], device="cuda")
-if what == "perturb":
-    ops.perturb(torch.zeros(2, 8, device="cuda"), Gaussian(1.0), seed=1, samples=range(2), rows=two, backend=backend)
-else:
-    ops.accumulate(torch.zeros(2, 3, device="cuda"), Tally(2, 3, device="cuda"), rows=two, backend=backend)
-torch.cuda.synchronize()
-"""
+# Indices out of range: the process goes on to use the GPU
 
 
-@pytest.mark.parametrize("what", ["perturb", "accumulate"])
-def test_an_index_out_of_range_stops_the_program(what, backend):
-    """In a process of its own, whose use of the GPU ends with it."""
-    done = subprocess.run([sys.executable, "-c", WRONG_INDEX, what, backend], capture_output=True, text=True)
-    assert done.returncode
-    assert "must lie in [0, " in done.stderr or "out of range" in done.stderr
+WRONG = [("rows", 2), ("rows", -1), ("samples", 2**56), ("samples", -1), ("input_ids", 2**32), ("input_ids", -1)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_an_index_out_of_range_makes_a_row_of_nan(name, value, channels_last, backend):
+    x, right = inputs(2, (3, 8, 8)), {"rows": [0, 1, 0], "samples": [4, 5, 6], "input_ids": [0, 1]}
+    options = {"seed": 3, "scale": 2.0, "clamp": (0.0, 1.0), "channels_last": channels_last}
+    indices = {key: torch.tensor(values) for key, values in right.items()}
+    indices[name][1] = value
+    indices = {key: tensor.to(GPU) for key, tensor in indices.items()}
+    found = ops.perturb(x.to(GPU), NOISE, **indices, **options, backend=backend).cpu()
+    wanted = ops.perturb(x, NOISE, **right, **options)
+    assert found[1].isnan().all()
+    assert_same_bits(found[::2], wanted[::2])
+
+
+@pytest.mark.parametrize("check", [check_wrong_rows, check_many_wrong_rows, check_full, check_wrong_classes])
+def test_what_is_out_of_range_voids_the_tally(check, backend):
+    check(backend, GPU)
+
+
+def test_a_run_with_a_void_tally_ends_and_goes_on(tmp_path, monkeypatch):
+    check_run(6, tmp_path, monkeypatch, GPU)
 
 
 # Through the rest of rsfast

@@ -157,9 +157,8 @@ def shard(request):
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("at", [1, 6, 14])  # the first batch, and one in the middle of the first and of another input
-def test_a_run_ends_and_goes_on(at, shard, tmp_path, monkeypatch):
-    """A kernel that voids a Tally ends the run with the error. The checkpoint before, and rows, are good to go on from."""
+def check_run(at, path, monkeypatch, device="cpu", shard=None):
+    """A kernel that voids a Tally ends a run with the error. The checkpoint before, and rows, are good to go on from."""
     calls = iter(range(10**6))  # the first tries the model
 
     def faulty(tally, *, backend):
@@ -176,17 +175,23 @@ def test_a_run_ends_and_goes_on(at, shard, tmp_path, monkeypatch):
         """Whatever the clock says: a checkpoint after every batch."""
         always = Environment(say=lambda _: None, checkpoint_every=0.0, checkpoint_share=0.0)
         images = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(1))
-        options = {"num_classes": 4, "batch_size": 16, "resume": True, "environment": always, "shard": shard}
-        run = Run(first_elements, images, Gaussian(0.5), tmp_path / folder, seed=3, about={"model": "model"}, **options)
+        options = {"num_classes": 4, "batch_size": 16, "resume": True, "environment": always}
+        options |= {"about": {"model": "model"}, "device": device, "shard": shard}
+        run = Run(first_elements, images, Gaussian(0.5), path / folder, seed=3, **options)
         run.certify(n0=20, n=60, alpha=0.1)
-        return rows(tmp_path / folder), integers(tmp_path / folder)
+        return rows(path / folder), integers(path / folder)
 
     whole = certify("whole")
     with monkeypatch.context() as patched:
         patched.setattr(Batches, "accumulator", staticmethod(faulty))
         with pytest.raises(ValueError, match=VOID):
             certify("run")
-    if not shard:  # else it is due by the clock, so that all processes agree
-        assert (tmp_path / "run" / CHECKPOINT).exists() == (at > 1)
-    assert len(rows(tmp_path / "run")) < len(whole[0])
+    if shard is None:  # else it is due by the clock, so that all processes agree
+        assert (path / "run" / CHECKPOINT).exists() == (at > 1)
+    assert len(rows(path / "run")) < len(whole[0])
     assert certify("run") == whole
+
+
+@pytest.mark.parametrize("at", [1, 6, 14])  # the first batch, and one in the middle of the first and of another input
+def test_a_run_ends_and_goes_on(at, shard, tmp_path, monkeypatch):
+    check_run(at, tmp_path, monkeypatch, shard=shard)

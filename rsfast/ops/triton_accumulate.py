@@ -20,7 +20,7 @@ _FILL = 512  # programs that fill a large GPU
 _MAX_SAMPLES = tl.constexpr(MAX_SAMPLES)
 _BINS = tl.constexpr(BINS)
 _ROWS_MARK, _FULL_MARK, _TRACKED_MARK = map(tl.constexpr, (marks.ROWS, marks.FULL, marks.TRACKED))
-_MARKED = 1024  # n that a program marks at once
+_MARKED = tl.constexpr(1024)  # n that a program marks at once
 
 _EXP = coefficients("0x1.6a25cep-10 0x1.1239dep-7 0x1.5558f0p-5 0x1.555492p-3 0x1.fffffcp-2")
 _INVERSE_LN2 = tl.constexpr(float.fromhex("0x1.715476p+0"))
