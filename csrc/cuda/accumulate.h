@@ -13,11 +13,12 @@ namespace rsfast {
 constexpr int kTileThreads = 256;  // for a tile of several rows
 constexpr int kRowThreads = 512;   // for one that is a single row
 constexpr int kMostTileRows = 128;
+constexpr int kResidentThreads = 1024;    // a multiprocessor runs at least these at once: 64 registers each are enough
 constexpr int64_t kTileBytes = 48 << 10;  // of shared memory: what every device gives a block without being asked
 constexpr int64_t kMaxSamples = (int64_t{1} << 33) - 1;
 
-// Bits of n that make a Tally void, as rsfast/ops/marks.py reads them: a kernel can raise no error, and to stop would end the
-// process's use of the GPU. Later additions leave them.
+// Bits of n that make a Tally void, as rsfast/ops/marks.py reads them: a kernel can raise no error, and to stop would end
+// the process's use of the GPU. Later additions leave them.
 constexpr int64_t kRowsMark = int64_t{1} << 40;     // of every n: a slot is out of range. Its row adds nothing
 constexpr int64_t kFullMark = int64_t{1} << 41;     // more than kMaxSamples
 constexpr int64_t kTrackedMark = int64_t{1} << 42;  // a tracked class is out of range. It adds nothing
@@ -39,7 +40,7 @@ struct Scratch {
   };
   uint64_t factors[kMostTileRows];   // softmax: the factor. sparsemax: the threshold
   uint64_t supports[kMostTileRows];  // sparsemax: the number of classes above it
-  int64_t slots[kMostTileRows];  // -1 where it is out of range
+  int64_t slots[kMostTileRows];      // -1 where it is out of range
   float maxima[kMostTileRows];
   int32_t votes[kMostTileRows];  // the class, or K
   int32_t ends[kMostTileRows];   // one past the last of the neighbours that share the row's slot
@@ -74,9 +75,10 @@ inline AccumulateGrid make_grid(const AccumulateJob& job, int multiprocessors, i
   g.staged = bytes(g.rows) + scratch <= most_shared;
   g.shared = scratch + (g.staged ? bytes(g.rows) : 0);
   g.tiles = blocks_of(job.batch, g.rows);
-  // Enough groups of heads to fill the device twice. Where there are several, each reads the logits: batches that are too
-  // small to fill it otherwise are in L2.
-  const int64_t most = job.heads < 65535 ? job.heads : 65535, wanted = blocks_of(2 * multiprocessors, g.tiles);
+  // Enough groups of heads to fill the device. Where there are several, each reads the logits: batches that are too small to
+  // fill it otherwise are in L2.
+  const int64_t most = job.heads < 65535 ? job.heads : 65535;
+  const int64_t wanted = blocks_of(int64_t{multiprocessors} * (kResidentThreads / g.threads), g.tiles);
   g.head_groups = wanted < most ? wanted : most > 1 ? most : 1;
   g.group_heads = blocks_of(job.heads, g.head_groups);
   return g;
@@ -180,8 +182,9 @@ RSFAST_KERNEL_FN void read_tile(const Block& block, const Tile<T>& tile) {
     });
   block.each([&](int row) {
     if (row >= tile.rows) return;
-    int end = row + 1;
-    while (end < tile.rows && s.slots[end] == s.slots[row]) ++end;
+    const int64_t slot = s.slots[row];
+    int end = tile.rows;
+    for (int i = tile.rows - 1; i > row; --i) end = s.slots[i] == slot ? end : i;  // no load waits for the one before
     s.ends[row] = end;
   });
 }
@@ -198,12 +201,9 @@ RSFAST_KERNEL_FN void count_votes(const Block& block, const Tile<T>& tile) {
     int same_slot = 0, same_vote = 0;
     bool first_of_slot = true, first_of_vote = true;
     for (int i = 0; i < tile.rows; ++i) {
-      if (s.slots[i] != slot) continue;
-      ++same_slot;
-      first_of_slot &= i >= row;
-      if (s.votes[i] != vote) continue;
-      ++same_vote;
-      first_of_vote &= i >= row;
+      const bool shares_slot = s.slots[i] == slot, shares_vote = shares_slot & (s.votes[i] == vote);
+      same_slot += shares_slot, same_vote += shares_vote;
+      first_of_slot &= !shares_slot | (i >= row), first_of_vote &= !shares_vote | (i >= row);
     }
     if (first_of_slot) {
       const int64_t before = add_atomically(job.n + slot, same_slot) & kUnmarked;
