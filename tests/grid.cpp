@@ -1,6 +1,5 @@
 // The CUDA kernels on the host: block after block, and within a block, between two barriers, thread after thread.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "../csrc/cuda/accumulate.h"
@@ -13,39 +12,15 @@ namespace {
 // Runs kernel(block) on x by y blocks, with shared memory that starts as NaN. Returns what went wrong, or null.
 template <class Kernel>
 const char* run(int64_t x, int64_t y, int threads, size_t shared, bool backwards, const Kernel& kernel) {
-  static char message[256];
   std::vector<Sixteen> memory(shared / sizeof(Sixteen) + 2);
   char* begin = reinterpret_cast<char*>(memory.data());
-  try {
-    for (int64_t i = 0; i < x * y; ++i) {
-      const int64_t at = backwards ? x * y - 1 - i : i;
-      std::fill(begin, begin + memory.size() * sizeof(Sixteen), '\xFF');
-      kernel(Block{at % x, at / x, threads, begin, backwards});
-      if (std::count(begin + shared, begin + shared + 16, '\xFF') != 16) return "wrote past the end of shared memory";
-    }
-  } catch (const std::out_of_range& error) {
-    std::strncpy(message, error.what(), sizeof message - 1);
-    return message;
+  for (int64_t i = 0; i < x * y; ++i) {
+    const int64_t at = backwards ? x * y - 1 - i : i;
+    std::fill(begin, begin + memory.size() * sizeof(Sixteen), '\xFF');
+    kernel(Block{at % x, at / x, threads, begin, backwards});
+    if (std::count(begin + shared, begin + shared + 16, '\xFF') != 16) return "wrote past the end of shared memory";
   }
   return nullptr;
-}
-
-template <Draw D, Type T>
-void perturb_block(const Block& block, const PerturbGrid& g) {
-  if (g.job.channels_last)
-    g.aligned ? perturb_channels_last<D, T, true>(block, g) : perturb_channels_last<D, T, false>(block, g);
-  else
-    g.aligned ? perturb_contiguous<D, T, true>(block, g) : perturb_contiguous<D, T, false>(block, g);
-}
-
-template <Draw D>
-void perturb_block(const Block& block, const PerturbGrid& g) {
-  switch (g.job.type) {
-    case Type::float16: return perturb_block<D, Type::float16>(block, g);
-    case Type::bfloat16: return perturb_block<D, Type::bfloat16>(block, g);
-    case Type::float64: return perturb_block<D, Type::float64>(block, g);
-    default: return perturb_block<D, Type::float32>(block, g);
-  }
 }
 
 }  // namespace
@@ -55,7 +30,7 @@ extern "C" const char* run_perturb(const PerturbJob* job, int backwards, int64_t
   const PerturbGrid g = make_grid(*job);
   return run(g.pieces - first, job->batch, g.threads, g.shared, backwards, [&](Block block) {
     block.x += first;
-    with_draw(job->noise.draw, [&](auto is) { perturb_block<decltype(is)::draw>(block, g); });
+    with_kernel(g, [&](auto kernel) { kernel.run(block, g); });
   });
 }
 
@@ -71,12 +46,18 @@ extern "C" const char* run_accumulate(const AccumulateJob* job, int multiprocess
   });
 }
 
-// Of perturb: pieces, threads, shared, aligned, channels_last, tile_positions, position_tiles, channel_tiles.
+// Of perturb: pieces, threads, shared, aligned, layout, options, tile_positions, position_tiles, channel_tiles.
 extern "C" void perturb_grid(const PerturbJob* job, int64_t* out) {
   const PerturbGrid g = make_grid(*job);
-  const int64_t values[] = {g.pieces,         g.threads,           static_cast<int64_t>(g.shared),
-                            g.aligned,        g.job.channels_last, g.tile_positions,
-                            g.position_tiles, g.channel_tiles};
+  const int64_t values[] = {g.pieces,
+                            g.threads,
+                            static_cast<int64_t>(g.shared),
+                            g.aligned,
+                            static_cast<int64_t>(g.layout),
+                            static_cast<int64_t>(g.options),
+                            g.tile_positions,
+                            g.position_tiles,
+                            g.channel_tiles};
   std::copy(std::begin(values), std::end(values), out);
 }
 

@@ -6,14 +6,9 @@
 #include <stdint.h>
 
 #if defined(__CUDACC__)
-#include <assert.h>
 #define RSFAST_MEMBER_FN __device__ __forceinline__
-#define RSFAST_REQUIRE(condition, message) assert((condition) && message)
 #else
-#include <stdexcept>
 #define RSFAST_MEMBER_FN inline
-#define RSFAST_REQUIRE(condition, message) \
-  if (!(condition)) throw std::out_of_range(message)
 #endif
 #define RSFAST_KERNEL_FN static RSFAST_MEMBER_FN
 
