@@ -12,10 +12,11 @@ from test_marks import check_full, check_many_wrong_rows, check_run, check_wrong
 from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
+from test_words import hostile_words
 
 import rsfast
 from rsfast import CorrelatedGaussian, Gaussian, Softmax, Tally, Votes, ops
-from rsfast.ops import BACKENDS
+from rsfast.ops import BACKENDS, words
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 GPU = torch.device("cuda", 0)
@@ -140,6 +141,33 @@ def test_strides_and_slots_in_any_order(classes, backend):
         ops.accumulate(view(logits), tallies[0], rows=rows, backend="reference")
         ops.accumulate(view(logits.to(GPU)), tallies[1], rows=rows.to(GPU), backend=backend)
         assert_same(tallies[1].to("cpu"), tallies[0])
+
+
+# Given words
+
+
+@pytest.mark.parametrize("draw", words.DRAWS)
+def test_hostile_words(draw, backend):
+    given = hostile_words(draw)
+    found = words.noise_of_words(draw, given.to(GPU), backend=backend)
+    assert_same_bits(found.cpu(), words.noise_of_words(draw, given, backend="reference"))
+
+
+@pytest.mark.parametrize("draw", words.DRAWS)
+def test_any_number_of_blocks_of_words(draw, backend):
+    """Of which the last few are less than a program has; nothing is written past the end."""
+    for count in (0, 4, 12, 68, 1028, 300_004):
+        given = torch.randint(-(2**31), 2**31, (count,), dtype=torch.int32, generator=torch.Generator().manual_seed(count))
+        room = torch.full((count + 4,), torch.nan, device=GPU)
+        words.noise_of_words(draw, given.to(GPU), out=room[:count], backend=backend)
+        assert_same_bits(room[:count].cpu(), words.noise_of_words(draw, given, backend="cpu"))
+        assert room[count:].isnan().all()
+
+
+@pytest.mark.parametrize("name", words.SWEEPS)
+def test_all_words(name, backend):
+    """All 2^32, by their checksum."""
+    assert words.sweep(name, backend=backend, device=GPU) == words.SWEEPS[name].checksum
 
 
 # The device, its streams and graphs
