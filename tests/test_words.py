@@ -12,7 +12,7 @@ from conftest import assert_same_bits
 from rsfast import noise
 from rsfast.ops import BACKENDS, cpu, words
 from rsfast.ops.registry import Backend
-from rsfast.ops.words import ALL, LINE, SWEEPS, check_all, first_difference, noise_of_words, sweep
+from rsfast.ops.words import ALL, LINE, SWEEPS, first_difference, noise_of_words, sweep
 
 # 0, 2^32 - 1, the ends of quadrants and of eighths, 3/4 of 2^32, where the complement is taken, and every power of 2.
 HOSTILE = sorted(
@@ -132,16 +132,6 @@ def test_where_the_first_difference_is(altered):
     assert first_difference("Gaussian angle", 5 * LINE, LINE, backend="altered") is None
     altered(lambda bits: bits[2 * LINE + 7].add_(1))  # the sine of the fourth word after the first line
     assert first_difference("Gaussian angle", 5 * LINE, 2 * LINE, backend="altered") == 6 * LINE + 3
-
-
-def test_all_sweeps_are_compared(altered, monkeypatch):
-    """Of as many words as a test has time for: of each sweep alone, one wrong checksum shows."""
-    monkeypatch.setattr(words, "sweep", lambda name, **place: sweep(name, 0, LINE, **place))
-    right = {name: each._replace(checksum=sweep(name, 0, LINE)) for name, each in SWEEPS.items()}
-    monkeypatch.setattr(words, "SWEEPS", right)
-    assert check_all("reference", "cpu") == [(name, True) for name in SWEEPS]
-    altered(lambda bits: bits[-1:].add_(1))
-    assert check_all("altered") == [(name, False) for name in SWEEPS]
 
 
 @pytest.mark.noise

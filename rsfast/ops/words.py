@@ -33,7 +33,7 @@ class Sweep(NamedTuple):
     words : tuple of int or None
         The words that the draw is given, again and again: None is the word that is swept.
     checksum : int
-        What `sweep` returns for all 2^32 words.
+        What `sweep` returns for all 2^32 words, by the CPU's kernels.
     """
 
     draw: str
@@ -184,11 +184,6 @@ def first_difference(
         if len(different):
             return start + int(different[0]) // len(each.words)
     return None
-
-
-def check_all(backend: str = "auto", device: torch.device | str = "cpu") -> list[tuple[str, bool]]:
-    """Return, for each of `SWEEPS`, its name and whether a backend's checksum of all 2^32 words is the CPU kernels'."""
-    return [(name, sweep(name, backend=backend, device=device) == each.checksum) for name, each in SWEEPS.items()]
 
 
 def _sweep_of(name: str) -> Sweep:
