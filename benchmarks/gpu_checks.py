@@ -61,7 +61,9 @@ def checksums(job: Job) -> None:
                 yield Row(f"words of {name}", status=PASSED if wrong is None else FAILED, note=f"first wrong: {wrong}")
             else:
                 equal = words.sweep(name, backend=job.backend, device=device) == words.SWEEPS[name].checksum
-                yield Row(f"all 2^32 words of {name}", status=PASSED if equal else FAILED)
+                where = "" if equal else words.first_difference(name, 0, 1 << 24, backend=job.backend, device=device)
+                note = "" if equal else f"first wrong of 2^24: {where}"
+                yield Row(f"all 2^32 words of {name}", status=PASSED if equal else FAILED, note=note)
 
     if job.backend != "triton":  # the doctor tests every backend
         job.run("doctor", self_test)

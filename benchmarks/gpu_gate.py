@@ -43,7 +43,7 @@ BUDGET = 570.0
 RESERVE = 5.0  # seconds of the budget that are kept for the report
 TRIES = 5  # processes of a section: each that is lost costs a case
 DEVICE_FAULT = "the device has a fault"  # the case that met it has told so
-PRINTED = 9000  # characters of the table at the end: a terminal that keeps little keeps all of it
+PRINTED = 6000  # characters of the table at the end: a terminal that keeps little keeps all of it
 
 
 class Interrupted(BaseException):
@@ -189,9 +189,15 @@ def conclude(report: Report, sections: Sequence[Section], shown: int) -> int:
     left = [each.name for each in sections if not report.section(each.name)["state"]]
     given_up = [name for name, each in report.sections.items() if each["state"] == "given up"]
     print(f"\nReport: {report.file.with_suffix('.md')} and .json, {len(report.rows)} rows")
-    for title, names in (("FAILED", [short(row)[:200] for row in report.failures]), ("Given up", given_up)):
+    slow = [f"{row.what} {row.backend} {row.mode}: {', '.join(row.missed)}" for row in report.rows if row.missed]
+    failed = [short(row)[:200] for row in report.failures]
+    for title, names in (
+        ("Targets not reached", slow),
+        ("FAILED, for --retry", failed),
+        ("Given up, for --retry", given_up),
+    ):
         if names:
-            print(f"{title}, for --retry:", *names, sep="\n  ")
+            print(f"{title}:", *names[:20], *(["..."] if len(names) > 20 else []), sep="\n  ")
     print(f"Left for the next call: {', '.join(left) or 'nothing'}", flush=True)
     return 1 if report.failures else 3 if left else 0
 

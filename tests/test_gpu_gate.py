@@ -530,6 +530,24 @@ def test_waits_are_counted(monkeypatch, job, more, status):
     assert row.note.startswith(f"1 with n = 10, {1 + more} with twice that; {{'tests/test_gpu_gate.py:")
 
 
+class Averages(list):
+    def table(self, **options):
+        return "a table"
+
+
+def test_the_profile_counts_kernels_once(job):
+    """Of a GPU: the operator that launched a kernel has its time, too."""
+
+    def event(key, kind, microseconds):
+        device = types.SimpleNamespace(name=kind)
+        return types.SimpleNamespace(key=key, device_type=device, self_device_time_total=microseconds)
+
+    events = Averages([event("aten::conv", "CPU", 9e5), event("gemm", "CUDA", 9e5), event("perturb_kernel", "CUDA", 1e5)])
+    row = gpu_certify.busy_part(job, events, 2.0, "CUDA")
+    assert row.note == "device busy 50% of 2 s, profiled: gemm 90.0%, perturb_kernel 10.0%"
+    assert gpu_certify.busy_part(job, Averages(events[:1]), 2.0, "CUDA").status == ABSENT
+
+
 # Other programs
 
 
@@ -713,11 +731,13 @@ def test_the_larger_floor_counts(claims):
 
 def test_a_report_that_is_long_ends_with_what_is_left(tmp_path, capsys):
     report = Report(tmp_path)
-    report.rows = [Row(f"case {number}", note="x" * 90) for number in range(300)]
+    slow = {"of_floor": 0.1, "targets": {"floor": 0.7}}
+    report.rows = [Row(f"case {number}", note="x" * 90, **slow) for number in range(300)]
     assert gpu_gate.conclude(report, [fake("good")], 0) == 3
     printed = capsys.readouterr().out
     assert len(printed) < 12_000
-    assert "case 299" in printed
+    assert "case 299; of floor 0.1; missed floor 0.7" in printed
+    assert "Targets not reached:" in printed
     assert printed.endswith("Left for the next call: good\n")
 
 
