@@ -41,6 +41,7 @@ from benchmarks.report import FAILED, ROOT, Report, Row, short
 
 BUDGET = 570.0
 RESERVE = 5.0  # seconds of the budget that are kept for the report
+EXIT = 15.0  # seconds that a process may take to end when it is done
 TRIES = 5  # processes of a section: each that is lost costs a case
 DEVICE_FAULT = "the device has a fault"  # the case that met it has told so
 PRINTED = 6000  # characters of the table at the end: a terminal that keeps little keeps all of it
@@ -108,9 +109,11 @@ class Runner:
         until = min(self.deadline, time.monotonic() + section.limit)
         for _ in range(TRIES):
             why = self.process(section, until)
-            if not why:  # the section has noted that it is done
-                return
             known, late = self.report.section(section.name), time.monotonic() >= until
+            if known["state"]:  # it is done, in whatever way its process ended then
+                known["note"] = why
+                self.report.write()
+                return
             case, known["current"] = known["current"], None
             self.report.write()
             if late and until == self.deadline:  # the budget's end, not the section's: the next call goes on
@@ -157,7 +160,10 @@ class Runner:
     def too_long(self, section: Section, until: float) -> str:
         """Return why the running process must end now, or ""."""
         self.report.load()
-        current = self.report.section(section.name)["current"]
+        known = self.report.section(section.name)
+        if known["state"] and time.time() - known["ended"] > EXIT:
+            return f"done, but its process did not end within {EXIT:g} s"
+        current = known["current"]
         if current and time.time() - current[1] > section.case_limit:
             return f"took longer than {section.case_limit:g} s"
         return f"the section took longer than {section.limit:g} s" if time.monotonic() >= until else ""

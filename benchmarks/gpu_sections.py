@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def main(folder: str, name: str, function: str, backend: str = "") -> None:
     module, attribute = function.split(":")
     getattr(import_module(module), attribute)(job)
     known["clocks"].append(clocks())
-    known["state"] = "done"
+    known["state"], known["ended"] = "done", time.time()
     report.write()
 
 

@@ -112,7 +112,7 @@ class Report:
 
     def section(self, name: str) -> dict[str, Any]:
         """Return what is known of a section: its state, its finished cases, and the one that is running."""
-        empty = {"state": "", "seconds": 0.0, "finished": [], "current": None, "clocks": [], "note": ""}
+        empty = {"state": "", "seconds": 0.0, "finished": [], "current": None, "clocks": [], "note": "", "ended": 0.0}
         return self.sections.setdefault(name, empty)
 
     def add(self, row: Row) -> None:
@@ -168,7 +168,7 @@ class Report:
         ]
         for name, each in self.sections.items():
             clocks = "; ".join(each["clocks"])
-            state = " ".join(filter(None, (each["state"] or "not finished", each["note"])))
+            state = "; ".join(filter(None, (each["state"] or "not finished", each["note"])))
             lines.append(f"| {name} | {state} | {each['seconds']:.0f} | {len(each['finished'])} | {clocks} |")
         lines += ["", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in self.rows]

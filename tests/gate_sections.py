@@ -1,5 +1,6 @@
 """Sections for the tests of the GPU gate: they write rows, hang, crash, or leave a case half done. See test_gpu_gate.py."""
 
+import atexit
 import os
 import sys
 import time
@@ -76,3 +77,13 @@ def fails_once(job):
 
     one(job, "a", fail)
     one(job, "b")
+
+
+def lingers(job):
+    one(job, "a")
+    atexit.register(time.sleep, 60)
+
+
+def crashes_at_its_end(job):
+    one(job, "a")
+    atexit.register(os.abort)

@@ -160,6 +160,21 @@ def test_a_section_that_takes_too_long_is_given_up(about, tmp_path):
     assert [report["sections"][name]["state"] for name in ("slow", "good")] == ["given up", "done"]
 
 
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("lingers", "done, but its process did not end within 0.5 s"),
+        ("crashes_at_its_end", "its process ended with SIGABRT"),
+    ],
+)
+def test_a_process_that_ends_badly_after_its_last_case(about, tmp_path, monkeypatch, name, note):
+    monkeypatch.setattr(gpu_gate, "EXIT", 0.5)
+    status, report = gate(tmp_path, fake(name))
+    assert (status, results(report, name)) == (0, more("a"))
+    assert (report["sections"][name]["state"], report["sections"][name]["note"]) == ("done", note)
+    assert f"| {name} | done; {note} |" in (tmp_path / "report.md").read_text()
+
+
 def test_a_section_that_does_not_fit_waits_for_the_next_call(about, tmp_path):
     status, report = gate(tmp_path, fake("hangs", least=1000), fake("good"))
     assert (status, list(report["sections"])) == (3, ["good"])
