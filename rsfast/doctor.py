@@ -27,7 +27,7 @@ from .noise import (
     Uniform,
     philox,
 )
-from .ops import arithmetic
+from .ops import words
 from .ops.tally import Tally
 
 # (counter, key, words): the three Philox4x32-10 vectors of Random123's kat_vectors, and a counter as rsfast forms it.
@@ -81,6 +81,7 @@ CHECKSUMS = {
     "perturb Splitting": "06cc1ec38284d4d6",
     "perturb deterministic Splitting": "9f30a36529067458",
     "accumulate": "d2a201a8a4afde0f",
+    "words": "611176bd19d81b18",
 }
 
 EXTRAS = {
@@ -152,18 +153,18 @@ def _failures(backend: str, device: str) -> list[str]:
     """Return the names of the tests that a backend fails."""
     tests = {name: _perturb(backend, device, *call) == CHECKSUMS[name] for name, call in _PERTURB.items()}
     tests["accumulate"] = _accumulate(backend, device) == CHECKSUMS["accumulate"]
-    if backend in ("reference", "cpu"):  # on a GPU the words and the normals do not leave the kernel
-        got, exact = _normals(backend), np.array([z for _, _, *z in NORMALS])
-        tests["philox"] = all(_philox(backend, counter, key) == words for counter, key, words in PHILOX)
-        tests["normals"] = bool((np.abs(got - exact) <= np.maximum(2e-7, 4 * np.spacing(np.abs(got)))).all())
+    tests["words"] = _words(backend, device) == CHECKSUMS["words"]
+    if backend in ("reference", "cpu"):  # on a GPU the words of Philox do not leave the kernel
+        tests["philox"] = all(_philox(backend, counter, key) == known for counter, key, known in PHILOX)
+    got, exact = _normals(backend, device), np.array([z for _, _, *z in NORMALS])
+    tests["normals"] = bool((np.abs(got - exact) <= np.maximum(2e-7, 4 * np.spacing(np.abs(got)))).all())
     return [name for name, passed in tests.items() if not passed]
 
 
 def _philox(backend: str, counter: tuple[int, int, int, int], key: int) -> tuple[int, ...]:
     c0, c1, c2, c3 = counter
     if backend == "reference":
-        words = philox((torch.tensor(c0), torch.tensor(c1), torch.tensor(c2), torch.tensor(c3)), key)
-        return tuple(int(word) for word in words)
+        return tuple(map(int, philox((torch.tensor(c0), torch.tensor(c1), torch.tensor(c2), torch.tensor(c3)), key)))
     from .ops import _cpu
 
     out = np.zeros(4, dtype=np.uint32)
@@ -171,16 +172,16 @@ def _philox(backend: str, counter: tuple[int, int, int, int], key: int) -> tuple
     return tuple(out.tolist())
 
 
-def _normals(backend: str) -> NDArray[np.float32]:
-    words = np.array([pair for *pair, _, _ in NORMALS])
-    if backend == "reference":
-        radius, angle = torch.from_numpy(words).unbind(1)
-        return torch.stack(arithmetic.box_muller(radius, angle), dim=1).numpy()
-    from .ops import _cpu
+def _normals(backend: str, device: str) -> NDArray[np.float32]:
+    pairs = torch.tensor([pair for *pair, _, _ in NORMALS], device=device).to(torch.int32)
+    return words.noise_of_words("gaussian", pairs.view(-1), backend=backend).view(-1, 2).cpu().numpy()
 
-    pairs, out = words.astype(np.uint32), np.zeros(words.shape, dtype=np.float32)
-    _cpu.noise_of_words(draw=_cpu.draws().index("gaussian"), words=pairs.ctypes.data, count=pairs.size, out=out.ctypes.data)
-    return out
+
+def _words(backend: str, device: str) -> str:
+    """Return the checksum of what draws make of the words around each eighth of 2^32, where the parts of draws meet."""
+    around = (torch.arange(8, device=device)[:, None] * 2**29 + torch.arange(-128, 128, device=device)).view(-1) % 2**32
+    draws = ((each.draw, each.make_words(around)) for each in words.SWEEPS.values())
+    return _checksum(*(words.noise_of_words(draw, given, backend=backend) for draw, given in draws))
 
 
 def _perturb(backend: str, device: str, dtype: torch.dtype, noise: Noise) -> str:

@@ -5,6 +5,7 @@
 
 #include "../csrc/cuda/accumulate.h"
 #include "../csrc/cuda/perturb.h"
+#include "../csrc/cuda/words.h"
 
 using namespace rsfast;
 
@@ -85,3 +86,10 @@ extern "C" int bins() { return kBins; }
 extern "C" int32_t bin_of(int32_t score) { return score_bin(score); }
 
 extern "C" uint64_t divided(uint64_t n, int64_t by) { return quotient(n, make_divider(by)); }
+
+extern "C" void run_noise_of_words(int draw, const uint32_t* words, int64_t count, float* out, int backwards) {
+  run(blocks_of(count, 4 * kWordsThreads), 1, kWordsThreads, 0, backwards, [&](const Block& block) {
+    with_draw_of_words(static_cast<Draw>(draw),
+                       [&](auto is) { noise_of_words<decltype(is)::draw>(block, words, count, out); });
+  });
+}

@@ -29,9 +29,10 @@ from test_grid_gaussian import tied
 from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
+from test_words import hostile_words
 
 from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, noise, ops, sequences
-from rsfast.ops import _cpu, arithmetic, jobs
+from rsfast.ops import _cpu, arithmetic, jobs, words
 from rsfast.ops.calls import Perturbation
 from rsfast.ops.registry import Backend
 
@@ -300,3 +301,18 @@ def test_a_full_tally_stops_the_kernel(grid):
     ops.accumulate(torch.zeros(2, 3), tally, backend="cpu")
     with pytest.raises(IndexError, match=r"^rsfast.accumulate: a Tally holds 2\^33 - 1 samples"):
         ops.accumulate(torch.zeros(1, 3), tally, backend="cpu")
+
+
+# words
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("draw", words.DRAWS)
+def test_noise_of_words_is_the_reference(draw, backwards, library):
+    given = hostile_words(draw)
+    for count in (4, 1024, 1028, len(given)):
+        out = torch.full((count + 4,), torch.nan)
+        addresses = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (given, out)]
+        library.run_noise_of_words(DRAWS[draw], addresses[0], ctypes.c_int64(count), addresses[1], backwards)
+        assert_same_bits(out[:count], words.noise_of_words(draw, given[:count], backend="reference"))
+        assert out[count:].isnan().all()

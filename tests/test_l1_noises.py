@@ -93,9 +93,9 @@ def test_elements_are_independent(name):
 
 @pytest.mark.noise
 def test_all_words(draw, threads):
-    """All 2^32 words, on every instruction set: exact magnitudes within what is allowed, the top bit their sign."""
+    """All 2^32 words: magnitudes within what is allowed, the top bit their sign. test_words.py has all instruction sets."""
     threads(1)
-    part, best = 1 << 20, _cpu.isa()
+    part = 1 << 20
 
     def values(start):
         return kernel_values(draw, np.arange(start, start + part, dtype=np.uint32))
@@ -106,20 +106,9 @@ def test_all_words(draw, threads):
         assert np.all(np.abs(positive - exact) <= WORD_DRAWS[draw].allowed(exact)), start
         assert np.array_equal(values(start + (1 << 31)), -positive), start
 
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            for _ in pool.map(check, range(0, 1 << 31, part)):
-                pass
-            for first in range(0, 1 << 32, 64 * part):
-                starts = range(first, first + 64 * part, part)
-                _cpu.use_isa(best)
-                wanted = list(pool.map(values, starts))
-                for isa in set(_cpu.isas()) - {best}:
-                    _cpu.use_isa(isa)
-                    for one, other in zip(wanted, pool.map(values, starts), strict=True):
-                        assert np.array_equal(one.view(np.uint32), other.view(np.uint32)), (isa, first)
-    finally:
-        _cpu.use_isa(best)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(check, range(0, 1 << 31, part)):
+            pass
 
 
 @pytest.mark.noise

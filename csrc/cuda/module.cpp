@@ -105,6 +105,13 @@ void philox_floor_on(int64_t blocks, uint64_t seed, uintptr_t out, int device, u
   check(philox_floor(seed, blocks, at<uint32_t>(out), at<CUstream_st>(stream)), "philox_floor");
 }
 
+void noise_of_words_on(int draw, uintptr_t words, int64_t count, uintptr_t out, int device, uintptr_t stream) {
+  const py::gil_scoped_release release;
+  const OnDevice on(device);
+  check(noise_of_words(draw, at<const uint32_t>(words), count, at<float>(out), at<CUstream_st>(stream)),
+        "noise_of_words of " + shape("words", {count}));
+}
+
 }  // namespace
 }  // namespace rsfast
 
@@ -130,4 +137,6 @@ PYBIND11_MODULE(_cuda, m) {
         "job: the address of an AccumulateJob.");
   m.def("philox_floor", &philox_floor_on, py::kw_only(), py::arg("blocks"), py::arg("seed"), py::arg("out"),
         py::arg("device"), py::arg("stream"), "Random words alone, for benchmarks; out: uint32 [2^20].");
+  m.def("noise_of_words", &noise_of_words_on, py::kw_only(), py::arg("draw"), py::arg("words"), py::arg("count"),
+        py::arg("out"), py::arg("device"), py::arg("stream"), "What a draw makes of words: blocks of four.");
 }

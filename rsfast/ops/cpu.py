@@ -76,6 +76,11 @@ def accumulator(job: Accumulation) -> Accumulator:
     return add
 
 
+def noise_of_words(draw: str, words: torch.Tensor, out: torch.Tensor) -> None:
+    """Fill `out` with what a draw makes of words: `ops.words.noise_of_words`."""
+    _cpu.noise_of_words(draw=_DRAWS[draw], words=words.data_ptr(), count=words.numel(), out=out.data_ptr())
+
+
 def _struct(job: Perturbation) -> tuple[PerturbJob, object]:
     """Return the struct, and what it holds addresses of besides the job's tensors."""
     scale, shift = job.scale, job.shift

@@ -40,3 +40,10 @@ def accumulate(job: Accumulation) -> None:
     """Queue the work that adds every row of the logits to its input's slot."""
     struct = accumulate_job(job)
     _cuda.accumulate(ctypes.addressof(struct), *_place(job.n.device))
+
+
+def noise_of_words(draw: str, words: torch.Tensor, out: torch.Tensor) -> None:
+    """Queue the work that fills `out` with what a draw makes of words: `ops.words.noise_of_words`."""
+    index, stream = _place(words.device)
+    addresses = {"words": words.data_ptr(), "out": out.data_ptr()}
+    _cuda.noise_of_words(draw=_DRAWS[draw], count=words.numel(), device=index, stream=stream, **addresses)

@@ -12,7 +12,8 @@ import torch
 
 from ..heads import HEADS, Pointwise, Sparsemax
 from ..heads.bins import BINS, bin_edges
-from ..noise import DRAWS, philox
+from ..noise import DRAWS, NoiseParameters, philox
+from ..noise.base import Draw
 from ..noise.streams import FIXED_STREAM
 from . import arithmetic
 from .arithmetic import fma, horner
@@ -60,12 +61,31 @@ class Words(NamedTuple):
         return self._replace(samples=zeros, input_ids=zeros, stream=FIXED_STREAM)
 
 
+class GivenWords(NamedTuple):
+    """Words that are given, of Philox blocks [N]: four int64 tensors. What draws take of `Words` that need nothing else."""
+
+    of_blocks: Sequence[Tensor]
+
+    def in_fours(self, plain: Callable[[Sequence[Tensor], object], Sequence[Tensor]]) -> Tensor:
+        """Return [4 N] of a function that makes four elements of the four words of a block."""
+        return torch.stack([*plain(self.of_blocks, arithmetic)], dim=-1).flatten()
+
+
+def noise_of_words(draw: str, words: Tensor, out: Tensor) -> None:
+    """Fill `out` with what a draw makes of words: `ops.words.noise_of_words`."""
+    out.copy_(standard(DRAWS[draw], GivenWords((words.long() & _MASK).view(-1, 4).unbind(1)), NoiseParameters(draw, ())))
+
+
+def standard(draw: Draw, words: Words | GivenWords, noise: NoiseParameters) -> Tensor:
+    """Return the standard noise of words: what a draw makes of them."""
+    return words.in_fours(draw.plain) if draw.plain else draw.standard(words, noise, arithmetic)  # type: ignore[misc]
+
+
 def noisy(job: Perturbation) -> Tensor:
     """Return x with its noise, float32 [B, elements]."""
     words = Words(job.samples, job.input_ids[job.rows], job.x.shape[1:].numel(), job.seed, job.stream)
     draw = DRAWS[job.noise.draw]
-    z = words.in_fours(draw.plain) if draw.plain else draw.standard(words, job.noise, arithmetic)  # type: ignore[misc]
-    y: Tensor = draw.combine(z, job.x.flatten(1)[job.rows], job.noise, arithmetic)
+    y: Tensor = draw.combine(standard(draw, words, job.noise), job.x.flatten(1)[job.rows], job.noise, arithmetic)
     return y
 
 

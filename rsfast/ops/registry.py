@@ -16,7 +16,8 @@ from .calls import Accumulation, Accumulator, Perturbation, Perturber
 class Kernels(Protocol):
     """What a backend's module holds. All backends give the same bits.
 
-    It may also hold `perturber` and `accumulator`, which `Backend` makes of these otherwise.
+    It may also hold `perturber` and `accumulator`, which `Backend` makes of these otherwise, and `noise_of_words` for the
+    tests of `ops.words`.
     """
 
     def perturb(self, job: Perturbation) -> None:
