@@ -29,6 +29,7 @@ from benchmarks.race import LEAST_ROUNDS, EventClock, HostClock, race, timing
 from benchmarks.report import ABSENT, FAILED, MEASURED, PASSED, Report, Row, cells, short
 from rsfast import Tally, ops
 from rsfast.noise import DRAWS
+from rsfast.ops.words import SWEEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 ABOUT = {"device": "CPU", "commit": "unknown", "sources": "abc"}
@@ -281,6 +282,10 @@ def test_dry_run_measures_every_case(dry_run):
     assert measured == {case.what for case in cases} | floors
     checked = {row.what for row in rows if row.status == PASSED and row.section != "checksums cpu"}
     assert checked == {each.what for each in DRY_RUN.perturb if not each.timed} | {"waits in a run", "trace", "profile"}
+    assert {row.what for row in rows if row.section == "checksums cpu"} == {
+        "doctor",
+        *(f"words of {name}" for name in SWEEPS),
+    }
     assert {row.what for row in rows if row.status == ABSENT} >= {"build", "memcheck perturb", "ncu accumulate"}
     for row in rows:
         assert row.targets == {}  # no claim
