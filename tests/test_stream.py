@@ -21,7 +21,7 @@ def device(monkeypatch):
     return FakeDevice(monkeypatch)
 
 
-def sampler(device, of, size, *, inputs=X, lag=None, saved=None):
+def sampler(device, of, size, *, source=None, lag=None, saved=None):
     def model(batch):
         device.now += LAUNCH
         device.run(BATCH)
@@ -32,7 +32,7 @@ def sampler(device, of, size, *, inputs=X, lag=None, saved=None):
         batches = Batches(Forward(model, 4, CUDA), NOISE, seed=5, size=size, preparation=how, pad=True, timer=timer)
         batches.perturber, batches.accumulator = perturber, accumulator
         pacing, bar = Pacing(lag=lag, clock=lambda: device.now), progress_bar(total=None, disable=True)
-        source = enumerate(inputs.clone())
+        source = enumerate(X) if source is None else source
         return Sampler(of, source, X.shape[1:], None, batches, pacing=pacing, ranks=Ranks(), bar=bar, saved=saved)
 
 
@@ -41,8 +41,9 @@ def results(outcomes, head):
     return found if head == "both" else [each for [each] in found]
 
 
-@pytest.mark.parametrize("lag", [None, 1, 2, 5])
-@pytest.mark.parametrize(("head", "stopping"), [("votes", "n"), ("both", "radius")])
+@pytest.mark.parametrize(
+    ("head", "stopping", "lag"), [("votes", "n", 1), ("votes", "n", 5), ("both", "radius", None), ("both", "radius", 2)]
+)
 def test_nothing_waits_and_nothing_shows(device, head, stopping, lag):
     """And a batch is launched before the Tallies of the one before are waited for."""
     the_sampler = sampler(device, plan(head, stopping), 50, lag=lag)
@@ -75,7 +76,7 @@ def test_while_tallies_are_evaluated_the_device_has_batches(device, monkeypatch)
             return Prediction.evaluate(of, *given)
 
         of.evaluate = evaluate
-        the_sampler = sampler(device, of, 16, inputs=X.repeat(5, 1, 1), lag=lag)
+        the_sampler = sampler(device, of, 16, source=enumerate(X.repeat(5, 1, 1)), lag=lag)
         with device:
             idle[lag] = [each.result for each in the_sampler], device.idle
     assert idle[1][0] == idle[None][0]
@@ -87,7 +88,7 @@ def test_a_checkpoint_while_batches_are_under_way(device):
     """It holds what was launched; a run that goes on from it finds the same."""
     first, saved, held = sampler(device, plan("both", "radius"), 50), [], []
 
-    class Stop(Exception):
+    class Stop(BaseException):  # as a signal, after which nothing is finished
         pass
 
     def after_batch():
@@ -103,9 +104,8 @@ def test_a_checkpoint_while_batches_are_under_way(device):
     assert any(each["asked"] for each in saved)
     found = {each.input_id: each.result for each in outcomes + held}
     begun = {each["idx"]: each for each in saved}
-    left = [place for place in range(COUNT) if place not in found]
-    again = sampler(device, plan("both", "radius"), 50, saved=begun)
-    again._inputs = ((place, X[place]) for place in left)
+    left = [(place, X[place]) for place in range(COUNT) if place not in found]
+    again = sampler(device, plan("both", "radius"), 50, source=left, saved=begun)
     with device:
         found |= {each.input_id: each.result for each in again}
     assert [found[place] for place in range(COUNT)] == plainly("both", "radius")
