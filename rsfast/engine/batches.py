@@ -189,12 +189,14 @@ class Batches:
             torch.cuda.empty_cache()
 
 
+def staged(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the values from where a copy to the device can be queued, so that nobody waits for it: pinned memory."""
+    return values.pin_memory() if device.type != "cpu" and values.device.type == "cpu" else values
+
+
 def to_device(values: torch.Tensor | Integers, device: torch.device) -> torch.Tensor:
-    """Return the values as a tensor there; to a GPU through pinned memory, so that nobody waits for it."""
-    values = torch.as_tensor(values)
-    if device.type == "cpu" or values.device == device:
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
+    """Return the values as a tensor there; nobody waits for the copy."""
+    return staged(torch.as_tensor(values), device).to(device, non_blocking=device.type != "cpu")
 
 
 def to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
@@ -202,6 +204,13 @@ def to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None
     if not values.is_cuda:
         return values, None
     pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    return pinned, recorded_event(values.device)
+
+
+def recorded_event(device: torch.device) -> torch.cuda.Event | None:
+    """Return, from a GPU, an event that happens when it has done what it was given."""
+    if device.type != "cuda":
+        return None
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(values.device))  # of the device, which need not be the current one
-    return pinned, event
+    event.record(torch.cuda.current_stream(device))  # of the device, which need not be the current one
+    return event

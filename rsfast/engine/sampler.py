@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import time
 import warnings
-from bisect import bisect_left
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ..ops.tally import Tally, row_bytes
+from ..ops.tally import Tally
 from ..stats.estimates import leading_classes
 from .batch_size import FULL
-from .batches import Batches, RowGroup, expand, slice_groups, to_device, to_host
+from .batches import Batches, RowGroup, expand, slice_groups, staged, to_device
 from .plan import SamplingPlan
 from .ranks import Ranks
 from .scheduler import InFlight, Scheduler, Segment
+from .slots import SlotTallies, by_tally, slot_bytes
+
+MOST_AHEAD = 32
+"""Batches, at most, that are launched on a GPU before the Tallies of one are received."""
 
 
 def draw(
@@ -69,7 +70,8 @@ class Pacing:
     Parameters
     ----------
     lag : int, optional
-        Batches that are launched before the Tallies of one are received; by default 0 on a CPU, otherwise 1.
+        Batches that are launched before the Tallies of one are received; by default 0 on a CPU, otherwise 1, or on a GPU as
+        many as keep it busy while Tallies are evaluated.
     rows, seconds : int, float
         Tallies that were received are evaluated at least every so many seconds, or, where ranks divide the samples, rows.
     memory : int
@@ -85,23 +87,13 @@ class Pacing:
     clock: Callable[[], float] = time.monotonic
 
 
-_NOTHING = torch.empty(0, dtype=torch.int64)
-
-
-class _Transfer(NamedTuple):
-    """Tallies of these segments' stages on their way to the host, their integers in one row, or none if they are there."""
-
-    segments: list[Segment]
-    integers: torch.Tensor
-    event: torch.cuda.Event | None
-
-
 class Sampler:
     """Take many inputs through a plan, in full batches, and yield the results in the order of the inputs.
 
     Each input in flight has a slot: its pixels, a row in the Tally of the selections and one in the Tally of each sample
     range. When the last sample of a stage is in a batch, its row is copied to the host. The host receives it a batch later,
-    so the device never waits for a decision. On a CPU, which gains nothing by waiting, the host receives it at once.
+    so the device never waits for a decision. On a GPU the host evaluates while batches wait for the device, and launches
+    more ahead if that took longer than they did. On a CPU, which gains nothing by waiting, it receives a row at once.
 
     Parameters
     ----------
@@ -153,44 +145,30 @@ class Sampler:
         # A batch takes about as long a row on a CPU if it is not full, so few rows there are worth a guess.
         self._least = max(1, min(self._size // 4, FULL)) if device.type == "cpu" and not batches.pad else self._size
         self._lag = (0 if device.type == "cpu" else 1) if pacing.lag is None else pacing.lag
-        self._analyses = len(plan.stages) - 1
+        self._ahead = device.type == "cuda" and pacing.lag is None and not ranks.by_samples
         self.slots = self._count_slots(shape, count, num_classes)
-        self._tallies = self._make_tallies(self.slots, num_classes, device)
-        # On a CPU the host has what a Tally's row holds: rows of a stage that is complete change no more.
-        self._on_host = device.type == "cpu" and not ranks.by_samples
-        self._received = self._tallies if self._on_host else self._make_tallies(self.slots, num_classes, "cpu")
+        self._tallies = SlotTallies(plan, self.slots, num_classes, device, ranks)
         if plan.early:
             self._totals = Tally(self.slots, num_classes, plan.heads)  # of the ranges up to the last analysis
         self._x = torch.zeros(self.slots, *shape, dtype=torch.float32, device=device)
         self._input_ids = np.zeros(self.slots, dtype=np.int64)
-        self._ids = torch.from_numpy(self._input_ids).to(device)  # on a CPU the same memory
+        self._ids = to_device(self._input_ids, device)  # on a CPU the same memory
         lengths = [len(samples) for _, samples in plan.stages]
         self.scheduler = Scheduler(lengths, self.slots, early=plan.early, waits=plan.tracks)
         self._inputs, self._saved = iter(inputs), dict(saved or {})
         self._failure: BaseException | None = None
-        self._pending: deque[_Transfer] = deque()
         self._results: dict[int, Outcome] = {}
         self._due = self._rows_since = 0
         self._warned = False
         self._last_evaluation = pacing.clock()
 
-    def _make_tallies(self, slots: int, num_classes: int, device: torch.device | str) -> tuple[Tally, Tally]:
-        """Return Tallies of the selections [slots] and of the estimations [analyses * slots]."""
-        heads, rows = self.plan.heads, self._analyses * slots
-        tracked = None
-        if self.plan.tracks:
-            tracked = torch.zeros(rows, sum(head.soft for head in heads), 2, dtype=torch.int64)
-        return (
-            Tally(slots, num_classes, heads, device=device),
-            Tally(rows, num_classes, heads, tracked_classes=tracked, device=device),
-        )
-
     def _count_slots(self, shape: torch.Size, count: int | None, num_classes: int) -> int:
-        """Return how many inputs may be in flight: as many as fill a batch where each offers but a short range."""
-        heads = self.plan.heads
-        nbytes = row_bytes(num_classes, heads) + self._analyses * row_bytes(num_classes, heads, 2 * self.plan.tracks)
-        nbytes += 4 * shape.numel()
-        most = min(self._size // 8 + 2, self.pacing.memory // nbytes)
+        """Return how many inputs may be in flight.
+
+        As many as fill a batch where each offers but a short range, or where batches are launched ahead, several.
+        """
+        nbytes = slot_bytes(self.plan, num_classes) + 4 * shape.numel()
+        most = min(self._size // (2 if self._ahead else 8) + 2, self.pacing.memory // nbytes)
         return max(2, most if count is None else min(most, count))
 
     def __iter__(self) -> Iterator[Outcome]:
@@ -202,8 +180,7 @@ class Sampler:
                         going = self._step()
                 except Exception as error:  # for later: inputs that have all their samples are finished first
                     self._failure, going = error, False
-                    while self._pending:
-                        self._receive(self._pending.popleft())
+                    self._tallies.receive(0)
                     self._evaluate_ready()
             while self._due in self._results:
                 yield self._results.pop(self._due)
@@ -218,22 +195,33 @@ class Sampler:
     def _step(self) -> bool:
         """Launch a batch and receive Tallies that are due; return whether there was anything to do."""
         segments = self._fill()
-        if not segments and not self._pending:
+        if not segments and not self._tallies.under_way:
             return False
         if segments:
             self._launch(segments)
-            self._pending.append(self._send([s for s in segments if s.stop == len(self.plan.stages[s.stage][1])]))
-        while len(self._pending) > (self._lag if segments else 0):
-            self._receive(self._pending.popleft())
+            self._tallies.send([s for s in segments if s.stop == len(self.plan.stages[s.stage][1])])
+        self._tallies.receive(self._lag if segments else 0)
+        if self._ahead and self._tallies.under_way >= self._lag:
+            self._evaluate_meanwhile()
         self.after_batch()
         return True
+
+    def _evaluate_meanwhile(self) -> None:
+        """Evaluate while the device runs batches; if they end first, launch twice as many ahead from now on.
+
+        A thread of its own would hold Python's lock, and so keep this one from launching, for milliseconds at a time.
+        """
+        if self._evaluate_ready():
+            self._tallies.receive(self._lag)
+            if not self._tallies.under_way:
+                self._lag = min(2 * self._lag, MOST_AHEAD)
 
     def _fill(self) -> list[Segment]:
         """Return the segments of the next batch.
 
         Bounds cost less the more inputs they are taken of at once. So Tallies that were received are evaluated when that is
-        needed to fill the batch, or as `Pacing` says. Where ranks divide the samples, the clock plays no part, as all must
-        do the same.
+        needed to fill the batch, or as `Pacing` says; on a GPU also while it has batches to run. Where ranks divide the
+        samples, neither clock nor device plays a part, as all must do the same.
         """
         room, segments = self._size, list[Segment]()
         self._rows_since += room
@@ -248,7 +236,9 @@ class Sampler:
             room -= sum(segment.stop - segment.start for segment in new)
             segments += new
             if not new and not self._evaluate_ready():
-                break
+                if not self._ahead or self._tallies.under_way < 2:
+                    break
+                self._tallies.receive(self._tallies.under_way - 1)  # rather than to guess while the device has work
         return segments + self.scheduler.speculate(max(0, room - self._size + self._least))
 
     def _load(self, active: InFlight) -> bool:
@@ -260,9 +250,10 @@ class Sampler:
         if item is None:
             return False
         input_id, pixels = item
-        self._x[active.slot].copy_(to_device(pixels, self._x.device))
+        device = self._x.device
+        self._x[active.slot].copy_(staged(pixels, device), non_blocking=device.type != "cpu")
         self._input_ids[active.slot] = input_id
-        if self._ids.device.type != "cpu":
+        if device.type != "cpu":
             self._ids[active.slot].fill_(input_id)  # where to assign would be to wait for it
         if self._saved and (saved := self._saved.pop(input_id, None)) is not None:
             self._restore(active, saved)
@@ -277,12 +268,7 @@ class Sampler:
 
         To be read before the next batch. Where ranks divide the samples, all must call this after the same batch.
         """
-        tallies = self._tallies
-        if self.ranks.by_samples:
-            tallies = tallies[0].to(self._x.device), tallies[1].to(self._x.device)  # copies, to add up
-            for tensor in (tensor for tally in tallies for tensor in tally.tensors().values()):
-                self.ranks.all_reduce_sum(tensor)
-        selection, estimation = (tally.to("cpu") for tally in tallies)
+        selection, estimation = self._tallies.on_host()
         in_flight = (
             {
                 "idx": int(self._input_ids[active.slot]),
@@ -307,23 +293,15 @@ class Sampler:
         selection = Tally.from_integers([saved["selection"]], heads)
         drawn = [selection]
         if begun:
-            drawn.append(estimation := Tally.from_integers(saved["estimation"], heads))
+            drawn.append(Tally.from_integers(saved["estimation"], heads))
         if (held := [n for tally in drawn for n in tally.n.tolist()]) != (stated := self._drawn(active.sampled)):
             raise ValueError(
                 f"the checkpoint's Tallies of idx {saved['idx']} must hold {stated} samples, as its 'asked' says, got {held}"
                 "; if a version of rsfast with other interim analyses wrote it, resume with that, or remove the checkpoint"
             )
-        stages = [Segment(active, stage, 0, 0) for stage in range(begun + 1)]
-        if self.ranks.rank == 0 or not self.ranks.by_samples:  # else it is a part of the sum that rank 0 has all of
-            restored = (tensor for tally in drawn for tensor in tally.tensors().values())
-            for (tensor, rows), values in zip(self._tensors(self._tallies, stages), restored, strict=True):
-                tensor[rows] = to_device(values, tensor.device)
-        if self.plan.tracks and begun:
-            _, tally = self._tallies
-            tally.tracked_classes[to_device(self._rows(stages[1:]), tally.n.device)] = to_device(
-                estimation.tracked_classes, tally.n.device
-            )
-        self._pending.append(self._send([each for each in stages if self.scheduler.ends[each.stage] <= active.sampled]))
+        self._tallies.restore(active, drawn)
+        done = bisect_right(self.scheduler.ends, active.sampled)
+        self._tallies.send([Segment(active, stage, 0, 0) for stage in range(done)])
 
     def _drawn(self, sampled: int) -> list[int]:
         """Return how many samples each stage has that an input has begun, when so many have been drawn."""
@@ -331,65 +309,21 @@ class Sampler:
         return [min(sampled, end) - start for start, end in zip(starts, self.scheduler.ends, strict=False)]
 
     def _launch(self, segments: Sequence[Segment]) -> None:
-        table, sizes = [], [0, 0]
-        for number, of_tally in enumerate(_by_tally(segments)):
-            for active, stage, start, stop in of_tally:
-                first = self.plan.stages[stage][1].start + start
-                table.append((active.slot, self._row(active, stage), first, stop - start))
-                sizes[number] += stop - start
+        table = [
+            (active.slot, self._tallies.row(active, stage), self.plan.stages[stage][1].start + start, stop - start)
+            for active, stage, start, stop in by_tally(segments)
+        ]
+        selected = sum(each.stop - each.start for each in segments if not each.stage)
         places = to_device(expand(table), self._x.device)
         streams = self.plan.stages[0][0], self.plan.stages[-1][0]
-        parts = places[:, : sizes[0]], places[:, sizes[0] :]
-        groups = [RowGroup(*each) for each in zip(streams, self._tallies, parts, strict=True) if each[2].shape[1]]
+        parts = places[:, :selected], places[:, selected:]
+        groups = [RowGroup(*each) for each in zip(streams, self._tallies.drawn, parts, strict=True) if each[2].shape[1]]
         if self.ranks.by_samples:
             share = -(-places.shape[1] // self.ranks.world)
             groups = slice_groups(groups, self.ranks.rank * share, (self.ranks.rank + 1) * share)
         if groups:
             self.batches.run(self._x, self._ids, groups)
         self.bar.update(places.shape[1])
-
-    def _row(self, active: InFlight, stage: int) -> int:
-        """Return the row of its Tally that a stage of an input adds to."""
-        return active.slot + max(stage - 1, 0) * self.slots
-
-    def _rows(self, segments: Iterable[Segment]) -> NDArray[np.int64]:
-        """Return the rows of their Tally that these segments add to."""
-        return np.array([self._row(segment.active, segment.stage) for segment in segments])
-
-    def _tensors(
-        self, tallies: tuple[Tally, Tally], segments: Sequence[Segment]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield each tensor of both Tallies with the rows that these segments have in it."""
-        for tally, of_tally in zip(tallies, _by_tally(segments), strict=True):
-            if of_tally:
-                rows = to_device(self._rows(of_tally), tally.n.device)
-                for tensor in tally.tensors().values():
-                    yield tensor, rows
-
-    def _send(self, segments: list[Segment]) -> _Transfer:
-        """Start to copy the Tallies of these segments' stages to the host."""
-        if not segments or self._on_host:
-            return _Transfer(segments, _NOTHING, None)
-        integers = torch.cat([tensor[rows].flatten() for tensor, rows in self._tensors(self._tallies, segments)])
-        if self.ranks.by_samples:
-            integers = torch.cat([integers, to_device(np.array([_mark(segments)]), integers.device)])
-            self.ranks.all_reduce_sum(integers)
-        return _Transfer(segments, *to_host(integers))
-
-    def _receive(self, transfer: _Transfer) -> None:
-        """Store the Tallies of a transfer on the host, for inputs that were not decided meanwhile."""
-        segments, integers, event = transfer
-        if event is not None:
-            event.synchronize()
-        if self.ranks.by_samples and segments and integers[-1] != self.ranks.world * _mark(segments):
-            raise RuntimeError("shard is 'samples', but processes were at different samples; all must do the same")
-        start = 0
-        for tensor, rows in () if self._on_host else self._tensors(self._received, segments):
-            stop = start + len(rows) * tensor[0].numel()
-            tensor[rows] = integers[start:stop].view(len(rows), *tensor.shape[1:])
-            start = stop
-        for segment in segments:
-            segment.active.received = segment.stage + 1
 
     def _evaluate_ready(self) -> bool:
         """Evaluate each input whose next analysis has its samples; return whether there was any."""
@@ -406,7 +340,7 @@ class Sampler:
 
     def _next_analysis(self, active: InFlight) -> int:
         """Return how many sample ranges the next analysis of an input takes."""
-        return max(active.evaluated, 1) if self.plan.early else self._analyses
+        return max(active.evaluated, 1) if self.plan.early else self._tallies.analyses
 
     def _maybe_decided(self, ready: list[InFlight]) -> list[InFlight]:
         """Return the inputs without those that surely need the next sample range, which go on."""
@@ -414,7 +348,7 @@ class Sampler:
             return ready
         slots = np.array([active.slot for active in ready])
         rows = slots + (np.array([self._next_analysis(active) for active in ready]) - 1) * self.slots
-        selection, estimation = self._received
+        selection, estimation = self._tallies.received
         tensors = estimation.tensors()
         for name, total in self._totals.tensors().items():  # which have no histograms
             total.numpy()[slots] += tensors[name].numpy()[rows]
@@ -434,23 +368,18 @@ class Sampler:
     def _track(self, actives: Sequence[InFlight]) -> None:
         """Let the estimation's Tallies keep the histograms of the classes that the selection puts first."""
         slots = np.array([active.slot for active in actives])
-        classes = torch.from_numpy(leading_classes(self._received[0].select(slots)))
-        rows = (np.arange(self._analyses)[:, None] * self.slots + slots).ravel()
-        for _, tally in (self._received,) if self._on_host else (self._tallies, self._received):
-            device = tally.n.device
-            tally.tracked_classes[to_device(rows, device)] = to_device(classes.repeat(self._analyses, 1, 1), device)
+        self._tallies.track(slots, torch.from_numpy(leading_classes(self._tallies.received[0].select(slots))))
         for active in actives:
             active.evaluated = 1
 
     def _evaluate(self, actives: Sequence[InFlight]) -> None:
         slots = np.array([active.slot for active in actives])
-        selection, estimation = self._received
+        selection, estimation = self._tallies.received
         if self.plan.early and not self.plan.by_range:
             ranges = [self._totals.select(slots)]
         else:
             analysis = self._next_analysis(actives[0])
-            rows = np.arange(analysis)[:, None] * self.slots + slots
-            ranges = estimation.select(rows.ravel()).shares(analysis)
+            ranges = estimation.select(self._tallies.rows(slots, analysis)).shares(analysis)
         input_ids = self._input_ids[slots].tolist()
         results = self.plan.evaluate(selection.select(slots), ranges, input_ids)
         decided = []
@@ -468,8 +397,7 @@ class Sampler:
             if self.plan.early:
                 for tensor in self._totals.tensors().values():
                     tensor[[segment.active.slot for segment in decided if not segment.stage]] = 0
-            for tensor, rows in self._tensors(self._tallies, decided):
-                tensor.index_fill_(0, rows, 0)
+            self._tallies.clear(decided)
 
     def _warn(self, input_id: int, voteless: int) -> None:
         """Warn once of samples that vote for no class: an abstention for that looks like any other."""
@@ -482,13 +410,3 @@ class Sampler:
                 UserWarning,
                 stacklevel=2,
             )
-
-
-def _mark(segments: Iterable[Segment]) -> int:
-    """Return a number that identifies the Tallies: those that ranks add up must be of the same samples."""
-    return crc32(repr([(segment.active.number, segment.stage) for segment in segments]).encode())
-
-
-def _by_tally(segments: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
-    """Return the segments of selections, and those of estimations."""
-    return [s for s in segments if s.stage == 0], [s for s in segments if s.stage > 0]
