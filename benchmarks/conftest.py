@@ -34,8 +34,13 @@ def replayed() -> float:
 
 
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, **options: Any) -> Seconds:
-    """Time both in turn, round by round, and return the seconds of each round; a pair within one round drifts together."""
+    """Time both in turn, round by round, and return the seconds of each round; a pair within one round drifts together.
+
+    A single round is a check: nothing is warmed up for it.
+    """
     contenders = {"theirs": [theirs], "ours": [ours]}
+    if rounds == 1:
+        options["warm_up"] = {}
     return take_turns(HostClock(), contenders, rounds=rounds, budget=math.inf, **options)
 
 

@@ -261,9 +261,9 @@ def test_workers_draw_noise_of_their_own(options, monkeypatch):
 
 @pytest.mark.slow
 def test_workers_that_are_spawned():
-    """They share buffers of the main process."""
+    """They share buffers of the main process, and draw what forked ones do."""
     layer = GaussianNoise(1.0, seed=7)
-    first, second = (epochs(layer, 3, count=1, multiprocessing_context="spawn") for _ in range(2))
+    first, second = (epochs(layer, 3, count=1, multiprocessing_context=how) for how in ("spawn", "fork"))
     assert torch.equal(first, second)
     assert different(first)
     assert int(layer.count) == 0
