@@ -245,7 +245,7 @@ def test_roots_are_correctly_rounded_whatever_the_reciprocal(library, step):
 
 
 def root_steps(text, name):
-    """The first five floating-point operations of a kernel: [name, operands], each a number if an operation before made it."""
+    """The first five floating-point operations of a kernel: name, signs, operands. What one of them made is its number."""
     function = next(part for part in text.split("Function : ")[1:] if name in part.split()[0])
     made, steps = {}, []
     for line in re.findall(r"(?:MUFU|FMUL|FFMA)[^;]*[^; ]", function.replace(".FTZ", "").replace(".reuse", ""))[:5]:
