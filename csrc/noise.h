@@ -142,10 +142,8 @@ template <class F, class M>
 RSFAST_FN void reduce(Uniform<F, M> u, F& f, F& e) {
   const auto bits = as_bits(u.value) - 0x3F400000u;
   const F mantissa = as_float((bits & 0x007FFFFFu) + 0x3F400000u);  // in [3/4, 3/2)
-  // The exponent, from -33 to -1, made a float without sign trouble: 2^23 + 224 + exponent.
-  const F exponent = as_float(((bits + 0x70000000u) >> 23) | 0x4B000000u) - (8388608.0f + 224.0f);
   f = u.near_one ? -u.value : mantissa - 1.0f;
-  e = u.near_one ? F{} : exponent;
+  e = u.near_one ? F{} : to_float(as_signed(bits) >> 23);
 }
 
 #if defined(__AVX512F__)

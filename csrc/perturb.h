@@ -38,11 +38,11 @@ RSFAST_FN F clamped(F value, float low, float high) {  // NaN stays NaN
   return value > high ? F{} + high : value;
 }
 
-// x with its noise, before scale and shift.
+// x with its noise, before scale and shift. clamp: job.clamp, where a kernel is not compiled for one of the two.
 template <Draw D, class F>
-RSFAST_FN F noisy(DrawIs<D> draw, const PerturbJob& job, F z, F noise_scale, F x) {
+RSFAST_FN F noisy(DrawIs<D> draw, const PerturbJob& job, bool clamp, F z, F noise_scale, F x) {
   const F y = combined(draw, job.noise, z, noise_scale, x);
-  return job.clamp ? clamped(y, job.clamp_low, job.clamp_high) : y;
+  return clamp ? clamped(y, job.clamp_low, job.clamp_high) : y;
 }
 
 // Rounding to nearest even, on the bits of a float; the result is in the low 16 bits.

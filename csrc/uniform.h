@@ -40,11 +40,18 @@ RSFAST_FN Bits complement_where(__mmask16 mask, Bits word) {
 }
 #endif
 
+// (value + 1/2) / 2^32, rounded once either way; one lane has the fused operation as an instruction, or nothing to lose.
+template <class F>
+RSFAST_FN F centred(F value) {
+  return (value + 0.5f) * 0x1p-32f;
+}
+RSFAST_FN float centred(float value) { return fused(value, 0x1p-32f, 0x1p-33f); }
+
 // (word + 1/2) / 2^32: from 2^-33 to 1 - 2^-33, every half step of 2^-32.
 template <class F, class B>
 RSFAST_FN auto centred_uniform(B word) {
   const auto near_one = is_near_one(word);
-  return make_uniform<F>((to_float(complement_where(near_one, word)) + 0.5f) * 0x1p-32f, near_one);
+  return make_uniform<F>(centred(to_float(complement_where(near_one, word))), near_one);
 }
 
 // (2 k + 1) / 2^32, k the low 31 bits of the word: from 2^-32 to 1 - 2^-32, every half step of 2^-31. The top bit is left

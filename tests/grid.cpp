@@ -30,24 +30,6 @@ const char* run(int64_t x, int64_t y, int threads, size_t shared, bool backwards
   return nullptr;
 }
 
-template <Draw D, Type T>
-void perturb_block(const Block& block, const PerturbGrid& g) {
-  if (g.job.channels_last)
-    g.aligned ? perturb_channels_last<D, T, true>(block, g) : perturb_channels_last<D, T, false>(block, g);
-  else
-    g.aligned ? perturb_contiguous<D, T, true>(block, g) : perturb_contiguous<D, T, false>(block, g);
-}
-
-template <Draw D>
-void perturb_block(const Block& block, const PerturbGrid& g) {
-  switch (g.job.type) {
-    case Type::float16: return perturb_block<D, Type::float16>(block, g);
-    case Type::bfloat16: return perturb_block<D, Type::bfloat16>(block, g);
-    case Type::float64: return perturb_block<D, Type::float64>(block, g);
-    default: return perturb_block<D, Type::float32>(block, g);
-  }
-}
-
 }  // namespace
 
 // From piece `first` of each row on.
@@ -55,7 +37,7 @@ extern "C" const char* run_perturb(const PerturbJob* job, int backwards, int64_t
   const PerturbGrid g = make_grid(*job);
   return run(g.pieces - first, job->batch, g.threads, g.shared, backwards, [&](Block block) {
     block.x += first;
-    with_draw(job->noise.draw, [&](auto is) { perturb_block<decltype(is)::draw>(block, g); });
+    with_kernel(g, [&](auto kernel) { kernel.run(block, g); });
   });
 }
 
@@ -71,12 +53,18 @@ extern "C" const char* run_accumulate(const AccumulateJob* job, int multiprocess
   });
 }
 
-// Of perturb: pieces, threads, shared, aligned, channels_last, tile_positions, position_tiles, channel_tiles.
+// Of perturb: pieces, threads, shared, aligned, layout, options, tile_positions, position_tiles, channel_tiles.
 extern "C" void perturb_grid(const PerturbJob* job, int64_t* out) {
   const PerturbGrid g = make_grid(*job);
-  const int64_t values[] = {g.pieces,         g.threads,           static_cast<int64_t>(g.shared),
-                            g.aligned,        g.job.channels_last, g.tile_positions,
-                            g.position_tiles, g.channel_tiles};
+  const int64_t values[] = {g.pieces,
+                            g.threads,
+                            static_cast<int64_t>(g.shared),
+                            g.aligned,
+                            static_cast<int64_t>(g.layout),
+                            static_cast<int64_t>(g.options),
+                            g.tile_positions,
+                            g.position_tiles,
+                            g.channel_tiles};
   std::copy(std::begin(values), std::end(values), out);
 }
 

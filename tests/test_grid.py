@@ -1,6 +1,8 @@
 """The CUDA kernels' own code, compiled for the host: equal to the reference, whatever the order of threads and blocks."""
 
 import ctypes
+import functools
+import itertools
 import random
 import shlex
 import subprocess
@@ -30,7 +32,7 @@ from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
 
-from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, noise, ops, sequences
+from rsfast import Gaussian, Mask, Softmax, Sparsemax, Tally, Votes, noise, ops, sequences
 from rsfast.ops import _cpu, arithmetic, jobs
 from rsfast.ops.calls import Perturbation
 from rsfast.ops.registry import Backend
@@ -118,46 +120,76 @@ def test_tensors_that_begin_anywhere(dtype, grid):
         assert_same_bits(target, wanted)
 
 
-def layout(library, shape, channels_last, dtype):
-    x, names = torch.zeros(1, *shape), "pieces threads shared aligned channels_last positions position_tiles channel_tiles"
+KERNEL_LAYOUTS = ("contiguous", "channels_last", "three_channels")  # as csrc/cuda/perturb.h numbers them
+KERNEL_OPTIONS = ("none", "scale", "clamp", "scale_and_clamp", "any")
+
+
+def layout(library, shape, channels_last, dtype, scale=None, clamp=None, parameters=ONE_SIGMA):
+    x, names = torch.zeros(1, *shape), "pieces threads shared aligned layout options positions position_tiles channel_tiles"
     memory = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.zeros(1, *shape, dtype=dtype).contiguous(memory_format=memory)
     zero = torch.zeros(1, dtype=torch.int64)
-    job = Perturbation(x, zero, zero, zero, ONE_SIGMA, 0, 0, None, None, None, channels_last, out)
-    values = (ctypes.c_int64 * 8)()
-    library.perturb_grid(ctypes.byref(jobs.perturb_job(job, None, None, DRAWS)), values)
-    return SimpleNamespace(**dict(zip(names.split(), values, strict=True)))
+    channels = None if scale is None else torch.ones(shape[0])
+    job = Perturbation(x, zero, zero, zero, parameters, 0, 0, channels, channels, clamp, channels_last, out)
+    values = (ctypes.c_int64 * 9)()
+    library.perturb_grid(ctypes.byref(jobs.perturb_job(job, channels, channels, DRAWS)), values)
+    found = SimpleNamespace(**dict(zip(names.split(), values, strict=True)))
+    found.layout, found.options = KERNEL_LAYOUTS[found.layout], KERNEL_OPTIONS[found.options]
+    return found
 
 
 def test_the_usual_images_take_wide_stores_and_idle_no_thread(library):
-    """CIFAR and ImageNet in bfloat16: aligned, and a row's pieces have just the threads that it needs."""
-    for shape, pieces, threads in (((3, 32, 32), 1, 192), ((3, 224, 224), 42, 224)):
-        found = layout(library, shape, False, torch.bfloat16)
-        assert (found.aligned, found.pieces, found.threads, found.shared) == (1, pieces, threads, 0)
-        assert pieces * threads * 16 == 3 * shape[1] * shape[2]
-        found = layout(library, shape, True, torch.bfloat16)
-        assert (found.aligned, found.channel_tiles) == (1, 1)
-        assert found.shared == 3 * found.positions * 2 <= 8192
-        assert found.positions * (found.position_tiles - 1) < shape[1] * shape[2] <= found.positions * found.position_tiles
+    """CIFAR and ImageNet: aligned, and a row's pieces have just the threads that it needs."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for shape, pieces, threads in (((3, 32, 32), 1, 96), ((3, 224, 224), 21, 224)):
+            found = layout(library, shape, False, dtype)
+            assert (found.layout, found.options, found.aligned, found.shared) == ("contiguous", "none", 1, 0)
+            assert (found.pieces, found.threads) == (pieces, threads)
+            assert pieces * threads * 32 == 3 * shape[1] * shape[2]
+            found = layout(library, shape, True, dtype)
+            assert (found.layout, found.options, found.aligned, found.shared) == ("three_channels", "none", 1, 0)
+            assert found.pieces * found.threads * 48 == 3 * shape[1] * shape[2]
+        found = layout(library, (4, 224, 224), True, dtype)
+        assert (found.layout, found.options, found.aligned, found.channel_tiles) == ("channels_last", "any", 1, 1)
+        assert found.shared == 4 * found.positions * dtype.itemsize <= 16384
+        assert found.positions * (found.position_tiles - 1) < 224 * 224 <= found.positions * found.position_tiles
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_kernels_are_compiled_for_the_usual_options(library, channels_last):
+    for scale, clamp, options in (
+        (None, None, "none"),
+        (1, None, "scale"),
+        (None, (0, 1), "clamp"),
+        (1, (0, 1), "scale_and_clamp"),
+    ):
+        for dtype in OUTPUT_TYPES[:3]:
+            assert layout(library, (3, 8, 8), channels_last, dtype, scale, clamp).options == options
+    any_of = functools.partial(layout, library, channels_last=channels_last, dtype=torch.bfloat16)
+    assert any_of((3, 8, 8), parameters=Mask(0.3, 0.25).parameters((3, 8, 8))).options == "any"
+    assert any_of((3, 8, 8), parameters=ONE_SIGMA._replace(tensors=(torch.ones(192),))).options == "any"
+    assert any_of((6, 6, 6), scale=1).options == "any"  # 16 bytes hold two channels' elements
+    assert any_of((3, 7, 7)).options == "any"
+    assert layout(library, (3, 8, 8), channels_last, torch.float64).options == "any"
 
 
 @pytest.mark.parametrize("dtype", OUTPUT_TYPES, ids=str)
 @pytest.mark.parametrize("elements", [2**34, 2**34 - 8, 2**34 - 3, 2**34 - 5000])
 def test_the_end_of_the_largest_row(library, elements, dtype):
     """The last block of 2^34 elements and of a few less. Only what it may touch is memory: a wrapped index is a fault."""
-    room = 4 * 4096  # twice as much as is used
+    room = 4 * 8192  # twice as much as is used
     x, out = torch.zeros(room), poisoned((room,), dtype)
     index, samples = torch.tensor([0]), torch.tensor([9])
     job = Perturbation(x[None, :1], index, index, samples, ONE_SIGMA, 5, 1, None, None, None, False, out[None, :1])
     struct = jobs.perturb_job(job, None, None, DRAWS)
-    before = (elements - room // 2) // 16 * 16  # elements of the row that are not there
+    before = (elements - room // 2) // 32 * 32  # elements of the row that are not there
     struct.x, struct.out = x.data_ptr() - 4 * before, out.data_ptr() - dtype.itemsize * before
     struct.elements = elements
-    values = (ctypes.c_int64 * 8)()
+    values = (ctypes.c_int64 * 9)()
     library.perturb_grid(ctypes.byref(struct), values)
     pieces, threads = values[0], values[1]
     assert library.run_perturb(ctypes.byref(struct), 0, ctypes.c_int64(pieces - 1)) is None
-    first = (pieces - 1) * threads * 16
+    first = (pieces - 1) * threads * 32
     assert before < first < elements
     block = torch.arange(first // 4, (elements + 3) // 4)
     words = noise.philox((block, *(torch.full_like(block, word) for word in (9, 0, 1 << 24))), 5)
@@ -169,9 +201,9 @@ def test_the_end_of_the_largest_row(library, elements, dtype):
 
 
 def test_one_channel_and_one_position_are_contiguous(library):
-    assert not layout(library, (1, 9, 9), True, torch.float32).channels_last
-    assert not layout(library, (9, 1, 1), True, torch.float32).channels_last
-    assert layout(library, (9, 1, 2), True, torch.float32).channels_last
+    assert layout(library, (1, 9, 9), True, torch.float32).layout == "contiguous"
+    assert layout(library, (9, 1, 1), True, torch.float32).layout == "contiguous"
+    assert layout(library, (9, 1, 2), True, torch.float32).layout == "channels_last"
 
 
 def test_division_by_multiplication(library):
@@ -188,23 +220,29 @@ def test_low_words_decide_ties(grid):
     assert_same_bits(tied("cpu"), tied("reference"))
 
 
-WRONG = {
-    "rows": {"rows": [0, 3]},
-    "negative rows": {"rows": [-1, 0]},
-    "samples": {"samples": [2**56, 0]},
-    "negative samples": {"samples": [0, -1]},
-    "input_ids": {"input_ids": [0, 2**32, 1]},
+WRONG = {  # and which of two rows it spoils
+    "rows": ({"rows": [0, 3]}, 1),
+    "rows far away": ({"rows": [0, 2**40]}, 1),  # to read there would be a fault
+    "negative rows": ({"rows": [-(2**40), 1]}, 0),
+    "samples": ({"samples": [2**56, 1]}, 0),
+    "negative samples": ({"samples": [0, -1]}, 1),
+    "input_ids": ({"input_ids": [0, 2**32, 2]}, 1),
+    "negative input_ids": ({"input_ids": [-1, 1, 2]}, 0),
 }
 
 
-@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
-def test_an_index_out_of_range_stops_the_kernel(change, grid):
-    """On a GPU the host does not look."""
-    change = {name: torch.tensor(values) for name, values in change.items()}
-    options = {"samples": [0, 1], "rows": [0, 1]} | change
-    (name,) = change
-    with pytest.raises(IndexError, match=rf"^rsfast.perturb: {name} must lie in \[0, "):
-        ops.perturb(inputs(3, (3, 4)), Gaussian(1.0), seed=0, **options, backend="cpu")
+@pytest.mark.parametrize(("change", "spoiled"), WRONG.values(), ids=WRONG)
+def test_a_row_whose_index_is_out_of_range_is_nan(change, spoiled, grid):
+    """On a GPU the host does not look. The other row is what it was."""
+    right = {"seed": 0, "samples": [0, 1], "rows": [0, 1], "input_ids": [0, 1, 2]}
+    wrong = right | {name: torch.tensor(values) for name, values in change.items()}
+    kinds = ((Gaussian(1.0), torch.bfloat16), (Mask(0.5), torch.float32), (Gaussian(1.0), torch.float64))
+    for shape, channels_last, (kind, dtype) in itertools.product(((3, 8, 8), (5, 9, 7)), (False, True), kinds):
+        x, out = inputs(3, shape), torch.zeros_like(poisoned((2, *shape), dtype, channels_last))
+        expected = ops.perturb(x, kind, **right, dtype=dtype, channels_last=channels_last, backend="reference")
+        expected[spoiled] = torch.nan
+        ops.perturb(x, kind, **wrong, channels_last=channels_last, out=out, backend="cpu")
+        assert_same_bits(out, expected)
 
 
 # accumulate

@@ -187,7 +187,7 @@ RSFAST_FN void perturb_tiles(const PerturbJob& job, const Key& key, const Row& r
 #pragma GCC unroll 8
     for (int j = 0; j < 4 * N; ++j) {
       const int at = j * kLanes;
-      Floats y = noisy(DrawIs<D>{}, job, z[j], noise_scale(at), load<Floats>(of.x + at));
+      Floats y = noisy(DrawIs<D>{}, job, job.clamp, z[j], noise_scale(at), load<Floats>(of.x + at));
       if (of.scale) y = fused(y, load<Floats>(of.scale + at), load<Floats>(of.shift + at));
       Output<T>::write(out + at, y);
     }
@@ -346,7 +346,7 @@ __attribute__((noinline)) void perturb_rows(const PerturbJob& job, const Key& ke
         for (int i = 0; i < kGroups; ++i) quads[i] = quad(rows.x[v * kGroups + i], first, job.elements);
         x = joined<kGroups>(quads);
       }
-      Floats y = noisy(DrawIs<D>{}, job, z[v], noise_scale, x);
+      Floats y = noisy(DrawIs<D>{}, job, job.clamp, z[v], noise_scale, x);
       if (job.scale) y = fused(y, scale, shift);
       Output<T>::write(values + v * kLanes, y);
     }

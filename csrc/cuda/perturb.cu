@@ -5,33 +5,19 @@
 namespace rsfast {
 namespace {
 
-template <Draw D, Type T, bool ChannelsLast, bool Aligned>
+template <Draw D, Type T, Layout L, bool Aligned, Options O>
 __global__ void __launch_bounds__(kMostThreads) perturb_kernel(const __grid_constant__ PerturbGrid grid) {
   const Block block = this_block();
-  if (block.y >= grid.job.batch) return;
-  if constexpr (ChannelsLast)
-    perturb_channels_last<D, T, Aligned>(block, grid);
-  else
-    perturb_contiguous<D, T, Aligned>(block, grid);
+  if (block.y < grid.job.batch) PerturbKernel<D, T, L, Aligned, O>::run(block, grid);
 }
 
-template <Draw D, Type T>
-auto kernel_for(bool channels_last, bool aligned) {
-  return channels_last ? aligned ? perturb_kernel<D, T, true, true> : perturb_kernel<D, T, true, false>
-         : aligned     ? perturb_kernel<D, T, false, true>
-                       : perturb_kernel<D, T, false, false>;
+template <Draw D, Type T, Layout L, bool Aligned, Options O>
+auto address_of(PerturbKernel<D, T, L, Aligned, O>) {
+  return perturb_kernel<D, T, L, Aligned, O>;
 }
 
-auto kernel_for(Draw draw, Type type, bool channels_last, bool aligned) {
-  return with_draw(draw, [=](auto is) {
-    constexpr Draw D = decltype(is)::draw;
-    switch (type) {
-      case Type::float16: return kernel_for<D, Type::float16>(channels_last, aligned);
-      case Type::bfloat16: return kernel_for<D, Type::bfloat16>(channels_last, aligned);
-      case Type::float64: return kernel_for<D, Type::float64>(channels_last, aligned);
-      default: return kernel_for<D, Type::float32>(channels_last, aligned);
-    }
-  });
+auto kernel_for(const PerturbGrid& g) {
+  return with_kernel(g, [](auto kernel) { return address_of(kernel); });
 }
 
 // Random words and nothing else: each thread makes blocks, and writes one word that depends on all of them.
@@ -51,19 +37,23 @@ __global__ void __launch_bounds__(kMostThreads)
 
 cudaError_t perturb(const PerturbJob& job, cudaStream_t stream) {
   const PerturbGrid g = make_grid(job);
-  const auto kernel = kernel_for(job.noise.draw, job.type, g.job.channels_last, g.aligned);
+  const auto kernel = kernel_for(g);
   kernel<<<grid_of(g.pieces, job.batch), g.threads, g.shared, stream>>>(g);
   return cudaGetLastError();
 }
 
 cudaError_t load_perturb() {
   cudaFuncAttributes attributes;
+  PerturbGrid g = {};
   for (const Draw draw : {RSFAST_DRAWS(RSFAST_DRAW_VALUE)})
     for (const Type type : {Type::float32, Type::float16, Type::bfloat16, Type::float64})
-      for (const bool channels_last : {false, true})
+      for (const Layout layout : {Layout::contiguous, Layout::channels_last, Layout::three_channels})
         for (const bool aligned : {false, true})
-          if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel_for(draw, type, channels_last, aligned)))
-            return error;
+          for (int options = 0; options <= static_cast<int>(Options::any); ++options) {
+            g.job.noise.draw = draw, g.job.type = type, g.layout = layout, g.aligned = aligned;
+            g.options = static_cast<Options>(options);
+            if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel_for(g))) return error;
+          }
   return cudaSuccess;
 }
 

@@ -29,23 +29,49 @@ RSFAST_FN uint64_t quotient(uint64_t n, const Divider& d) {
   return d.by >> 32 || n >> 32 ? n / d.by : quotient(static_cast<uint32_t>(n), d);
 }
 
+// How a row is written. three_channels is channels_last with three of them.
+enum class Layout : int { contiguous, channels_last, three_channels };
+
+// What a kernel is compiled for. `any` asks the job, and takes noise.each and channels of any length; the others take
+// neither.
+enum class Options : int { none, scale, clamp, scale_and_clamp, any };
+
+RSFAST_FN constexpr bool scales(Options options) { return options == Options::scale || options == Options::scale_and_clamp; }
+RSFAST_FN constexpr bool clamps(Options options) { return options == Options::clamp || options == Options::scale_and_clamp; }
+
+// The draws whose kernels are compiled for each of the options: those that most runs take.
+RSFAST_FN constexpr bool has_options(Draw draw, Type type) { return draw == Draw::gaussian && type != Type::float64; }
+
 struct PerturbGrid {
   PerturbJob job;
   Key key;
-  Divider positions, tile_channels;
-  bool aligned;                                           // x, out and all their rows begin at multiples of 16 bytes
+  Layout layout;
+  Options options;
+  bool aligned;  // x, out and all their rows begin at multiples of 16 bytes
+  // A thread makes one item after the other, `threads` apart, up to `last_item` of the row: of a contiguous row the elements
+  // that 16 bytes of out hold, of three_channels as many positions. There are 2^32 of them at most, and the places of
+  // threads past the row's end do not wrap: blocks of 256 threads end at 2^32 items, and threads_for rounds up no further.
+  uint32_t last_item;
+  uint32_t channel_fours;                                 // of three_channels
+  Divider positions, channel_items, tile_channels;        // channel_items: of scale
   int64_t tile_positions, position_tiles, channel_tiles;  // of channels_last
-  // The blocks along x of a row, below 2^31. A row has 2^34 elements at most, so 32 bits hold the place of each four. That
-  // of a thread past the row's end does not wrap: blocks of 256 threads end at 2^32 fours, and threads_for rounds up no
-  // further.
-  int64_t pieces;
+  int64_t pieces;                                         // the blocks along x of a row, below 2^31
   int threads;
   size_t shared;
 };
 
 constexpr int kMostThreads = 256;
-constexpr int kThreadElements = 16;  // of a contiguous row: enough to share what a thread must load first
 constexpr int kTileElements = 4096;
+// The elements of a thread: enough to share what it must load first.
+constexpr int kThreadElements = 32, kThreadElementsOfThreeChannels = 48;
+
+// The fours of neighbours that 16 bytes of out hold, but for float64.
+RSFAST_FN constexpr int fours_of(Type type) { return type == Type::float32 || type == Type::float64 ? 1 : 2; }
+
+RSFAST_FN constexpr int items_of(Type type, Layout layout) {
+  return layout == Layout::contiguous ? kThreadElements / (4 * fours_of(type))
+                                      : kThreadElementsOfThreeChannels / (12 * fours_of(type));
+}
 
 inline int element_size(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
 
@@ -60,15 +86,26 @@ inline int threads_for(int64_t items) {
 inline PerturbGrid make_grid(const PerturbJob& given) {
   PerturbGrid g = {};
   g.job = given;
-  const int64_t e = given.elements, c = given.channels, p = e / c, size = element_size(given.type);
-  const int64_t each = size == 2 ? 8 : 4;  // elements that 16 bytes of x, and 16 or 32 of out, hold
-  // With one channel, or one position, the two layouts are one.
-  g.job.channels_last = given.channels_last && c > 1 && p > 1;
+  const int64_t e = given.elements, c = given.channels, p = e / c, item = 4 * fours_of(given.type);
   g.key = make_key(given.seed);
   g.positions = make_divider(p);
+  g.channel_items = make_divider(blocks_of(p, item));
   g.aligned =
-      e % each == 0 && reinterpret_cast<uintptr_t>(given.out) % 16 == 0 && reinterpret_cast<uintptr_t>(given.x) % 16 == 0;
-  if (g.job.channels_last) {
+      e % item == 0 && reinterpret_cast<uintptr_t>(given.out) % 16 == 0 && reinterpret_cast<uintptr_t>(given.x) % 16 == 0;
+  const bool options = g.aligned && has_options(given.noise.draw, given.type) && !given.noise.each;
+  // With one channel, or one position, the two layouts are one.
+  if (!given.channels_last || c == 1 || p == 1)
+    g.layout = Layout::contiguous;
+  else
+    g.layout = options && c == 3 && p % item == 0 ? Layout::three_channels : Layout::channels_last;
+  const bool one_channel = p % item == 0 && g.channel_items.by >> 32 == 0;
+  if (!options || g.layout == Layout::channels_last || (given.scale && !one_channel))
+    g.options = Options::any;
+  else
+    g.options = given.scale   ? given.clamp ? Options::scale_and_clamp : Options::scale
+                : given.clamp ? Options::clamp
+                              : Options::none;
+  if (g.layout == Layout::channels_last) {
     const int64_t width = c <= 64 ? c : 64, most = kTileElements / width / 8 * 8;
     g.tile_channels = make_divider(width);
     g.tile_positions = blocks_of(blocks_of(p, blocks_of(p, most)), 8) * 8;
@@ -76,11 +113,15 @@ inline PerturbGrid make_grid(const PerturbJob& given) {
     g.channel_tiles = blocks_of(c, width);
     g.pieces = g.position_tiles * g.channel_tiles;
     g.threads = threads_for(width * (g.tile_positions / 4));
-    g.shared = width * g.tile_positions * size;
-    g.aligned = g.aligned && p % 4 == 0 && (width == c || c % each == 0);
+    g.shared = width * g.tile_positions * element_size(given.type);
+    g.aligned = g.aligned && p % 4 == 0 && (width == c || c % item == 0);
   } else {
-    g.threads = threads_for(blocks_of(e, kThreadElements));
-    g.pieces = blocks_of(blocks_of(e, kThreadElements), g.threads);
+    const int64_t items = blocks_of(g.layout == Layout::contiguous ? e : p, item);
+    const int64_t threads = blocks_of(items, items_of(given.type, g.layout));
+    g.channel_fours = static_cast<uint32_t>(p / 4);
+    g.last_item = static_cast<uint32_t>(items - 1);
+    g.threads = threads_for(threads);
+    g.pieces = blocks_of(threads, g.threads);
   }
   return g;
 }
@@ -88,16 +129,15 @@ inline PerturbGrid make_grid(const PerturbJob& given) {
 struct Row {
   RowCounter counter;
   uint32_t turn;
-  const float* x;
+  const float* x;  // null if an index is out of range
 };
 
 template <Draw D>
 RSFAST_KERNEL_FN Row row_of(const PerturbJob& job, int64_t row) {
   const int64_t input = job.rows[row], sample = job.samples[row];
-  RSFAST_REQUIRE(input >= 0 && input < job.inputs, "rsfast.perturb: rows must lie in [0, inputs)");
-  RSFAST_REQUIRE(sample >= 0 && sample < int64_t{1} << 56, "rsfast.perturb: samples must lie in [0, 2^56)");
+  if (input < 0 || input >= job.inputs || sample < 0 || sample >> 56) return {};
   const int64_t id = job.input_ids[input];
-  RSFAST_REQUIRE(id >= 0 && id < int64_t{1} << 32, "rsfast.perturb: input_ids must lie in [0, 2^32)");
+  if (id < 0 || id >> 32) return {};
   return {row_counter(DrawIs<D>{}, job.noise, sample, id, job.stream), turn_of(DrawIs<D>{}, job.noise, sample),
           job.x + input * job.elements};
 }
@@ -132,13 +172,15 @@ RSFAST_FN FourWords words_of_groups(const PerturbGrid& g, const RowCounter& c, u
   return words;
 }
 
-// The finished values of elements 4 four to 4 four + 3 of a row; those past its end are made of x = 0.
-template <Draw D, bool Aligned>
-RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_t four) {
+// Elements 4 four to 4 four + 3 of a row with their noise, before scale; those past its end are made of x = 0.
+template <Draw D, bool Aligned, Options O>
+RSFAST_KERNEL_FN Four noisy_four(const PerturbGrid& g, const Row& row, uint32_t four) {
   const PerturbJob& job = g.job;
   const uint64_t first = uint64_t{four} * 4;
+  const float* each = O == Options::any ? job.noise.each : nullptr;
+  const bool clamp = O == Options::any ? job.clamp : clamps(O);
   FourWords words;
-  if (D == Draw::mask && job.noise.each)
+  if (D == Draw::mask && each)
     words = words_of_groups<Aligned>(g, row.counter, first);
   else
     words = four_words(four, row.counter, g.key);
@@ -155,24 +197,41 @@ RSFAST_KERNEL_FN Four perturb_four(const PerturbGrid& g, const Row& row, uint32_
     for (int i = 0; i < 4; ++i)
       if (first + i < static_cast<uint64_t>(job.elements)) y.of[i] = row.x[first + i];
   }
-  if (D != Draw::mask && job.noise.each) {
-    for (int i = 0; i < 4; ++i) {
-      const bool inside = Aligned || first + i < static_cast<uint64_t>(job.elements);
-      y.of[i] = noisy(DrawIs<D>{}, job, z.of[i], inside ? job.noise.each[first + i] : 0.0f, y.of[i]);
-    }
-  } else {
-    for (int i = 0; i < 4; ++i) y.of[i] = noisy(DrawIs<D>{}, job, z.of[i], job.noise.scalars[0], y.of[i]);
+  for (int i = 0; i < 4; ++i) {
+    float noise_scale = job.noise.scalars[0];
+    if (D != Draw::mask && each)
+      noise_scale = Aligned || first + i < static_cast<uint64_t>(job.elements) ? each[first + i] : 0.0f;
+    y.of[i] = noisy(DrawIs<D>{}, job, clamp, z.of[i], noise_scale, y.of[i]);
   }
-  if (job.scale) {
-    uint64_t channel = quotient(first, g.positions);
-    float scale = job.scale[channel], shift = job.shift[channel];
+  return y;
+}
+
+struct Channel {
+  float scale, shift;
+};
+
+RSFAST_KERNEL_FN Channel channel_of(const PerturbJob& job, uint64_t channel) {
+  return {job.scale[channel], job.shift[channel]};
+}
+
+RSFAST_KERNEL_FN Four scaled(const Four& y, const Channel& by) {
+  Four made;
+  for (int i = 0; i < 4; ++i) made.of[i] = fused(y.of[i], by.scale, by.shift);
+  return made;
+}
+
+// The finished values, whatever the job's options.
+template <Draw D, bool Aligned>
+RSFAST_KERNEL_FN Four finished_four(const PerturbGrid& g, const Row& row, uint32_t four) {
+  const uint64_t first = uint64_t{four} * 4;
+  Four y = noisy_four<D, Aligned, Options::any>(g, row, four);
+  if (g.job.scale) {
+    Channel channel = channel_of(g.job, quotient(first, g.positions));
     const bool one_channel = g.positions.by % 4 == 0;
     for (int i = 0; i < 4; ++i) {
-      if (!one_channel && first + i < static_cast<uint64_t>(job.elements)) {
-        channel = quotient(first + i, g.positions);
-        scale = job.scale[channel], shift = job.shift[channel];
-      }
-      y.of[i] = fused(y.of[i], scale, shift);
+      if (!one_channel && first + i < static_cast<uint64_t>(g.job.elements))
+        channel = channel_of(g.job, quotient(first + i, g.positions));
+      y.of[i] = fused(y.of[i], channel.scale, channel.shift);
     }
   }
   return y;
@@ -211,58 +270,91 @@ struct Output<Type::float64> {
   RSFAST_FN double one(float value) { return value; }
 };
 
-struct alignas(16) TwoDoubles {
-  double of[2];
-};
+template <Type T>
+RSFAST_KERNEL_FN typename Output<T>::type* row_of_out(const PerturbJob& job, int64_t row) {
+  return static_cast<typename Output<T>::type*>(job.out) + row * job.elements;
+}
 
-// Contiguous rows: block (x, y) makes piece x of row y, kThreadElements a thread, of which each 16 bytes lie beside those of
-// the neighbouring thread.
-template <Draw D, Type T, bool Aligned>
-RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& g) {
-  using Out = typename Output<T>::type;
-  constexpr int kFours = sizeof(Out) == 2 ? 2 : 1, kStores = kThreadElements / (4 * kFours);
-  const uint64_t elements = g.job.elements;
-  const Row row = row_of<D>(g.job, block.y);
-  Out* out = static_cast<Out*>(g.job.out) + block.y * g.job.elements;
+// Item after item of a thread of block (x, y): f(item).
+template <Type T, Layout L, class F>
+RSFAST_KERNEL_FN void each_item(const Block& block, const PerturbGrid& g, const F& f) {
+  constexpr int kItems = items_of(T, L);
   block.apart([&](int thread) {
-    uint32_t store = static_cast<uint32_t>(block.x) * kStores * block.threads + thread;
-    for (int s = 0; s < kStores; ++s, store += block.threads) {
-      const uint32_t first = store * kFours;
-      if (uint64_t{first} * 4 >= elements) return;
-      if constexpr (Aligned && T == Type::float64) {
-        const Four y = perturb_four<D, true>(g, row, first);
-        TwoDoubles* to = reinterpret_cast<TwoDoubles*>(out) + uint64_t{store} * 2;
-        to[0] = {y.of[0], y.of[1]};
-        to[1] = {y.of[2], y.of[3]};
-      } else if constexpr (Aligned) {
-        Sixteen bits;
-        for (int i = 0; i < kFours; ++i) {
-          const Four y = perturb_four<D, true>(g, row, first + i);
-          if constexpr (T == Type::float32) {
-            for (int j = 0; j < 4; ++j) bits.words[j] = as_bits(y.of[j]);
-          } else {
-            bits.words[2 * i] = Output<T>::pair(y.of[0], y.of[1]);
-            bits.words[2 * i + 1] = Output<T>::pair(y.of[2], y.of[3]);
-          }
-        }
-        reinterpret_cast<Sixteen*>(out)[store] = bits;
-      } else {
-        for (int i = 0; i < kFours; ++i) {
-          const uint64_t at = (uint64_t{first} + i) * 4;
-          if (at >= elements) return;
-          const Four y = perturb_four<D, false>(g, row, first + i);
-          for (int j = 0; j < 4; ++j)
-            if (at + j < elements) out[at + j] = Output<T>::one(y.of[j]);
-        }
+    uint32_t item = static_cast<uint32_t>(block.x) * (kItems * block.threads) + thread;
+#pragma GCC unroll 1
+    for (int i = 0; i < kItems && item <= g.last_item; ++i, item += block.threads) f(item);
+  });
+}
+
+// 16 bytes of out: the values of four elements, or of eight.
+template <Type T>
+RSFAST_KERNEL_FN Sixteen sixteen_of(const Four* y) {
+  Sixteen bits;
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (T == Type::float32)
+      bits.words[i] = as_bits(y[0].of[i]);
+    else
+      bits.words[i] = Output<T>::pair(y[i / 2].of[i % 2 * 2], y[i / 2].of[i % 2 * 2 + 1]);
+  }
+  return bits;
+}
+
+// Contiguous rows: block (x, y) makes piece x of row y. Each 16 bytes lie beside those of the neighbouring thread.
+template <Draw D, Type T, bool Aligned, Options O>
+RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& g, const Row& row) {
+  constexpr int kFours = fours_of(T);
+  auto* out = row_of_out<T>(g.job, block.y);
+  each_item<T, Layout::contiguous>(block, g, [&](uint32_t item) {
+    if constexpr (Aligned && T != Type::float64) {
+      Four y[kFours];
+      for (int i = 0; i < kFours; ++i) {
+        if constexpr (O == Options::any)
+          y[i] = finished_four<D, true>(g, row, item * kFours + i);
+        else
+          y[i] = noisy_four<D, true, O>(g, row, item * kFours + i);
+      }
+      if constexpr (scales(O)) {
+        const Channel channel = channel_of(g.job, quotient(item, g.channel_items));
+        for (int i = 0; i < kFours; ++i) y[i] = scaled(y[i], channel);
+      }
+      reinterpret_cast<Sixteen*>(out)[item] = sixteen_of<T>(y);
+    } else {
+      for (int i = 0; i < kFours; ++i) {
+        const uint64_t at = (uint64_t{item} * kFours + i) * 4, elements = g.job.elements;
+        if (at >= elements) return;
+        const Four y = finished_four<D, Aligned>(g, row, item * kFours + i);
+        for (int j = 0; j < 4; ++j)
+          if (Aligned || at + j < elements) out[at + j] = Output<T>::one(y.of[j]);
       }
     }
+  });
+}
+
+// Three channels last: a thread makes the same positions of all of them.
+template <Draw D, Type T, Options O>
+RSFAST_KERNEL_FN void perturb_three_channels(const Block& block, const PerturbGrid& g, const Row& row) {
+  constexpr int kFours = fours_of(T);
+  auto* out = reinterpret_cast<Sixteen*>(row_of_out<T>(g.job, block.y));
+  Channel channels[3];
+  for (int c = 0; c < 3; ++c)
+    if constexpr (scales(O)) channels[c] = channel_of(g.job, c);
+  each_item<T, Layout::three_channels>(block, g, [&](uint32_t item) {
+    Four y[3 * kFours];  // in the order of out
+    for (int i = 0; i < kFours; ++i) {
+      for (int c = 0; c < 3; ++c) {
+        Four made = noisy_four<D, true, O>(g, row, c * g.channel_fours + (item * kFours + i));
+        if constexpr (scales(O)) made = scaled(made, channels[c]);
+        for (int j = 0; j < 4; ++j) y[3 * i + (3 * j + c) / 4].of[(3 * j + c) % 4] = made.of[j];
+      }
+    }
+    for (int i = 0; i < 3; ++i) out[uint64_t{item} * 3 + i] = sixteen_of<T>(y + i * kFours);
   });
 }
 
 // Channels last: block (x, y) makes tile x of row y, some positions of some channels, in shared memory, and then writes it
 // out.
 template <Draw D, Type T, bool Aligned>
-RSFAST_KERNEL_FN void perturb_channels_last(const Block& block, const PerturbGrid& g) {
+RSFAST_KERNEL_FN void perturb_channels_last(const Block& block, const PerturbGrid& g, const Row& row) {
   using Out = typename Output<T>::type;
   constexpr int kEach = 16 / sizeof(Out);
   const int64_t channels = g.job.channels, positions = g.positions.by;
@@ -276,7 +368,6 @@ RSFAST_KERNEL_FN void perturb_channels_last(const Block& block, const PerturbGri
   const bool whole = tile_width == channels;
   const int lines = whole ? 1 : tile_length, length = whole ? tile_width * tile_length : tile_width;
   Out* tile = reinterpret_cast<Out*>(block.shared);
-  const Row row = row_of<D>(g.job, block.y);
   // Neighbouring threads take neighbouring channels: that spreads their writes over the banks.
   block.each([&](int thread) {
     for (int item = thread; item < fours * width; item += block.threads) {
@@ -284,19 +375,19 @@ RSFAST_KERNEL_FN void perturb_channels_last(const Block& block, const PerturbGri
       if (c >= tile_width) continue;
       if constexpr (Aligned) {
         const uint32_t first = static_cast<uint32_t>(positions / 4) * (static_cast<uint32_t>(c0) + c) + p0 / 4;
-        const Four y = perturb_four<D, true>(g, row, first + j);
+        const Four y = finished_four<D, true>(g, row, first + j);
         for (int i = 0; i < 4; ++i) tile[(4 * j + i) * tile_width + c] = Output<T>::one(y.of[i]);
       } else {
         const uint64_t begin = (c0 + c) * positions + p0, four = begin / 4 + j;
         const int p = static_cast<int>(four * 4 - begin);
         if (p >= tile_length) continue;
-        const Four y = perturb_four<D, false>(g, row, static_cast<uint32_t>(four));
+        const Four y = finished_four<D, false>(g, row, static_cast<uint32_t>(four));
         for (int i = 0; i < 4; ++i)
           if (p + i >= 0 && p + i < tile_length) tile[(p + i) * tile_width + c] = Output<T>::one(y.of[i]);
       }
     }
   });
-  Out* out = static_cast<Out*>(g.job.out) + block.y * g.job.elements + p0 * channels + c0;
+  Out* out = row_of_out<T>(g.job, block.y) + p0 * channels + c0;
   block.each([&](int thread) {
     if (Aligned && length % kEach == 0) {
       const int pieces = length / kEach;
@@ -310,6 +401,71 @@ RSFAST_KERNEL_FN void perturb_channels_last(const Block& block, const PerturbGri
         const int line = whole ? 0 : item / length;
         out[line * channels + item - line * length] = tile[item];
       }
+    }
+  });
+}
+
+// A row that has no input or no sample: NaN, a share of each block.
+template <Type T>
+RSFAST_KERNEL_FN void fill_with_nan(const Block& block, const PerturbGrid& g) {
+  auto* out = row_of_out<T>(g.job, block.y);
+  block.apart([&](int thread) {
+#pragma GCC unroll 1
+    for (int64_t i = block.x * block.threads + thread; i < g.job.elements; i += g.pieces * block.threads)
+      out[i] = Output<T>::one(as_float(0x7FC00000u));
+  });
+}
+
+template <Draw D, Type T, Layout L, bool Aligned, Options O>
+struct PerturbKernel {
+  RSFAST_MEMBER_FN static void run(const Block& block, const PerturbGrid& g) {
+    const Row row = row_of<D>(g.job, block.y);
+    if (!row.x)
+      fill_with_nan<T>(block, g);
+    else if constexpr (L == Layout::channels_last)
+      perturb_channels_last<D, T, Aligned>(block, g, row);
+    else if constexpr (L == Layout::three_channels)
+      perturb_three_channels<D, T, O>(block, g, row);
+    else
+      perturb_contiguous<D, T, Aligned, O>(block, g, row);
+  }
+};
+
+template <Draw D, Type T, class F>
+auto with_kernel(const PerturbGrid& g, const F& f) {
+  constexpr Layout kContiguous = Layout::contiguous, kLast = Layout::channels_last, kThree = Layout::three_channels;
+  if constexpr (has_options(D, T)) {
+    const bool three = g.layout == kThree;
+    switch (g.options) {
+#define RSFAST_OPTIONS_CASE(o)                                        \
+  case Options::o:                                                    \
+    return three ? f(PerturbKernel<D, T, kThree, true, Options::o>{}) \
+                 : f(PerturbKernel<D, T, kContiguous, true, Options::o>{});
+      RSFAST_OPTIONS_CASE(none)
+      RSFAST_OPTIONS_CASE(scale)
+      RSFAST_OPTIONS_CASE(clamp)
+      RSFAST_OPTIONS_CASE(scale_and_clamp)
+#undef RSFAST_OPTIONS_CASE
+      case Options::any: break;
+    }
+  }
+  if (g.layout == kContiguous)
+    return g.aligned ? f(PerturbKernel<D, T, kContiguous, true, Options::any>{})
+                     : f(PerturbKernel<D, T, kContiguous, false, Options::any>{});
+  return g.aligned ? f(PerturbKernel<D, T, kLast, true, Options::any>{})
+                   : f(PerturbKernel<D, T, kLast, false, Options::any>{});
+}
+
+// f(PerturbKernel<...>{}) for the kernel of a grid.
+template <class F>
+auto with_kernel(const PerturbGrid& g, const F& f) {
+  return with_draw(g.job.noise.draw, [&](auto is) {
+    constexpr Draw D = decltype(is)::draw;
+    switch (g.job.type) {
+      case Type::float16: return with_kernel<D, Type::float16>(g, f);
+      case Type::bfloat16: return with_kernel<D, Type::bfloat16>(g, f);
+      case Type::float64: return with_kernel<D, Type::float64>(g, f);
+      default: return with_kernel<D, Type::float32>(g, f);
     }
   });
 }
