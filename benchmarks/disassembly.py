@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 import re
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,25 +28,25 @@ from benchmarks.sass import Instruction
 
 RESULTS = Path(__file__).parent / "results"
 
-# Clocks for which a warp keeps a pipe of its multiprocessor busy: 32 over the lanes of CUDA's table of arithmetic throughput
-# at compute capability 9.0 (C++ Programming Guide). 128 lanes of FMA are two halves: floats take either, integers the one
-# called heavy. The table does not say what a product of 64 bits (IMAD.WIDE) takes. Here it is two turns of the heavy half:
-# with one, Philox words would take 0.36 ps each on an H200, with two 0.60; measured were 0.71 (results/gpu_nvidia_h200.md).
-# A load or store moves 128 bytes of a warp a clock.
+# The kinds of instructions, and the clocks for which one of a warp keeps the pipes of its multiprocessor busy: 32 over the
+# lanes of CUDA's table of arithmetic throughput at compute capability 9.0 (C++ Programming Guide). The 128 lanes of "fma"
+# are two halves: floats take either, integers one, "imad". The table does not say what a product of 64 bits (IMAD.WIDE) takes.
+# Here it is two turns of that half: with one, Philox words would take 0.36 ps each on an H200, with two 0.58; 0.71 were
+# measured (results/gpu_nvidia_h200.md). A load or store moves 128 bytes of a warp a clock.
 ISSUE = 32 / 128
-COSTS: tuple[tuple[str, dict[str, float]], ...] = (
-    (r"(FFMA|FMUL|FADD)\b.*", {"fma": 0.25}),
-    (r"IMAD\.(WIDE|HI)\b.*", {"fma": 0.5, "wide": 1, "heavy": 1}),
-    (r"(IMAD|HFMA2)\b.*", {"fma": 0.25, "imad": 0.5, "heavy": 0.5}),
-    (r"(MUFU|I2F|F2I|F2F)\b.*", {"mufu": 2}),
-    (r"(LDG|STG|LDS|STS)\b.*\.128\b.*", {"memory": 4}),
-    (r"(LDG|STG|LDS|STS)\b.*\.64\b.*", {"memory": 2}),
-    (r"(LDG|STG|LDS|STS)\b.*", {"memory": 1}),
+COSTS: tuple[tuple[str, str, dict[str, float]], ...] = (
+    (r"(FFMA|FMUL|FADD)\b.*", "fma", {"fma": 0.25}),
+    (r"IMAD\.(WIDE|HI)\b.*", "wide", {"fma": 0.5, "imad": 1}),
+    (r"(IMAD|HFMA2)\b.*", "imad", {"fma": 0.25, "imad": 0.5}),
+    (r"(MUFU|I2F|F2I|F2F)\b.*", "mufu", {"mufu": 2}),
+    (r"(LDG?|LDSM?|STG|STS)\b.*\.128\b.*", "memory", {"memory": 4}),
+    (r"(LDG?|LDSM?|STG|STS)\b.*\.64\b.*", "memory", {"memory": 2}),
+    (r"(LDG?|LDSM?|STG|STS)\b.*", "memory", {"memory": 1}),
     # The constants' port, the uniform pipe and control flow: slots to issue, and nothing else that is known.
-    (r"(LDC|S2R|S2UR|R2UR|CS2R|BRA|EXIT|BSSY|BSYNC|BREAK|NOP|BAR|CALL|RET|WARPSYNC|LEPC|U[A-Z0-9]+)\b.*", {}),
-    (r".*", {"alu": 0.5}),
+    (r"(LDC|S2R|S2UR|R2UR|CS2R|BRA|EXIT|BSSY|BSYNC|BREAK|NOP|BAR|CALL|RET|WARPSYNC|LEPC|U[A-Z0-9]+)\b.*", "other", {}),
+    (r".*", "alu", {"alu": 0.5}),
 )
-PIPES = ("issue", "fma", "imad", "wide", "alu", "mufu", "memory")  # whose instructions an element the table shows
+KINDS = ("issue", "fma", "imad", "wide", "alu", "mufu", "memory")  # that the table shows; "issue" is all of them
 
 MULTIPROCESSORS, CLOCK = 132, 1.98e9  # of an H100 SXM and an H200 at their highest clock
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second, by NVIDIA's data sheets
@@ -57,13 +57,14 @@ BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second, by NVIDIA's dat
 OVER_BOUND, COPIED = 1.41, 4.22e12
 
 
-def costs_of(name: str) -> Mapping[str, float]:
-    return next(costs for pattern, costs in COSTS if re.fullmatch(pattern, name))
+def kind_of(name: str) -> tuple[str, Mapping[str, float]]:
+    """Return the kind of an instruction and the clocks that it takes of pipes."""
+    return next((kind, clocks) for pattern, kind, clocks in COSTS if re.fullmatch(pattern, name))
 
 
 @dataclass(frozen=True)
 class Work:
-    """What all warps of a launch issue: instructions by pipe, and clocks of one multiprocessor by limit."""
+    """What all threads of a launch issue, by kind, and the clocks that this takes one multiprocessor, by pipe."""
 
     instructions: Mapping[str, float]
     clocks: Mapping[str, float]
@@ -73,21 +74,18 @@ class Work:
         """Return the seconds of the busiest multiprocessor if its busiest pipe never waits, and the pipe's name."""
         share = -(-self.blocks // MULTIPROCESSORS) / self.blocks
         pipe = max(self.clocks, key=lambda pipe: self.clocks[pipe])
-        return self.clocks[pipe] * share / CLOCK, {"heavy": "imad"}.get(pipe, pipe)
+        return self.clocks[pipe] * share / CLOCK, pipe
 
 
 def work_of(issued: Mapping[Instruction, int], blocks: int) -> Work:
-    instructions: Counter[str] = Counter()
-    clocks: Counter[str] = Counter()
+    instructions: dict[str, float] = defaultdict(float)
+    clocks: dict[str, float] = defaultdict(float)
     for instruction, warps in issued.items():
-        costs = costs_of(instruction.name)
-        clocks.update({pipe: cost * warps for pipe, cost in {"issue": ISSUE, **costs}.items()})  # type: ignore[arg-type]
-        if "wide" in costs:
-            costs = {"wide": 1}
-        elif "imad" in costs:
-            costs = {"imad": 1}
-        instructions.update({pipe: 32 * warps for pipe in ("issue", *costs)})
-    clocks.pop("imad", None), clocks.pop("wide", None)  # heavy is both
+        kind, costs = kind_of(instruction.name)
+        instructions["issue"] += 32 * warps
+        instructions[kind] += 32 * warps
+        for pipe, cost in {"issue": ISSUE, **costs}.items():
+            clocks[pipe] += cost * warps
     return Work(instructions, clocks, blocks)
 
 
@@ -98,7 +96,7 @@ def predicted(nbytes: int, elements: int, work: Work | None) -> dict[str, Any]:
     """
     busy, pipe = work.limit() if work else (0.0, "")
     bounds = {device: max((busy, pipe), (nbytes / rate, "bytes")) for device, rate in BANDWIDTH.items()}
-    instructions = {} if work is None else {p: round(work.instructions.get(p, 0) / elements, 2) for p in PIPES}
+    instructions = {} if work is None else {kind: round(work.instructions.get(kind, 0) / elements, 2) for kind in KINDS}
     figures = {
         "seconds": bounds["H200"][0],
         "seconds_h100": bounds["H100"][0],
@@ -123,10 +121,10 @@ def predictions(backend: str, launch_of: Callable[[Any], launches.Launch]) -> It
 
 
 def table(found: Mapping[str, Mapping[str, Any]], nbytes: Mapping[str, int]) -> Iterator[str]:
-    yield f"| case | {' | '.join(PIPES)} | limit | us | us, H100 | GB/s | us expected |"
-    yield f"|---|{'---|' * (len(PIPES) + 5)}"
+    yield f"| case | {' | '.join(KINDS)} | limit | us | us, H100 | GB/s | us expected |"
+    yield f"|---|{'---|' * (len(KINDS) + 5)}"
     for what, case in found.items():
-        cells = [f"{case['instructions'][pipe]:.2f}" if case["instructions"] else "" for pipe in PIPES]
+        cells = [f"{case['instructions'][kind]:.2f}" if case["instructions"] else "" for kind in KINDS]
         times = [f"{1e6 * case[name]:.4g}" for name in ("seconds", "seconds_h100", "expected_seconds")]
         rate = f"{nbytes[what] / case['seconds'] / 1e9:.0f}"
         yield f"| {' | '.join([what, *cells, case['limit'], *times[:2], rate, times[2]])} |"
@@ -134,8 +132,8 @@ def table(found: Mapping[str, Mapping[str, Any]], nbytes: Mapping[str, int]) -> 
 
 def report(found: Mapping[str, Mapping[str, Any]], words: Work, nvcc: str) -> str:
     """Return the predictions in Markdown."""
-    cases = (*ON_GPU.perturb, *ON_GPU.noises, *ON_GPU.accumulate)
-    nbytes = {case.what: case.nbytes for case in cases}
+    nbytes = {case.what: case.nbytes for case in (*ON_GPU.perturb, *ON_GPU.noises)}
+    nbytes |= {case.what: case.nbytes for case in ON_GPU.accumulate}
     seconds, pipe = words.limit()
     lines = [
         "# What the kernels for sm_90 should take",
@@ -143,7 +141,7 @@ def report(found: Mapping[str, Mapping[str, Any]], words: Work, nvcc: str) -> st
         f"Machine code of nvcc {nvcc} and Triton {importlib.metadata.version('triton')}, written by",
         "`python -m benchmarks.disassembly`. Nothing here was measured on these kernels.",
         "",
-        "The pipes' columns are instructions an element (prologue, loops and idle threads counted).",
+        "The first columns are instructions an element by kind (prologue, loops and idle threads counted).",
         f"*us* is a bound from below for an H200: {MULTIPROCESSORS} multiprocessors at {CLOCK / 1e9} GHz whose busiest pipe",
         "never waits, whole blocks a multiprocessor, or the bytes at "
         f"{BANDWIDTH['H200'] / 1e12} TB/s ({BANDWIDTH['H100'] / 1e12} on an H100).",
@@ -177,7 +175,9 @@ def nvcc_of(binary: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.disassembly", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("binary", nargs="?", type=Path, default=launches.extension(), help="rsfast.ops._cuda if none is given")
+    parser.add_argument(
+        "binary", nargs="?", type=Path, default=launches.extension(), help="rsfast.ops._cuda if none is given"
+    )
     binary = parser.parse_args().binary
     if binary is None:
         raise SystemExit("rsfast.ops._cuda is not built: build it, or name a file with the kernels' machine code")

@@ -1,4 +1,4 @@
-"""What the GPU backends launch for a call of perturb, found without a GPU: the kernel's machine code, its parameters, its grid.
+"""What the GPU backends launch for a call of perturb, found without a GPU: machine code, parameters, grid.
 
 Tensors are where they are on the host, so that `sass.Thread` can follow their addresses.
 """
@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,7 +153,7 @@ def memory_of(call: Perturbation) -> Memory:
 # CUDA
 
 
-@lru_cache
+@cache
 def grid_library() -> ctypes.CDLL:
     """Return GRID, compiled for the host."""
     with tempfile.TemporaryDirectory() as folder:
@@ -167,16 +167,17 @@ def grid_library() -> ctypes.CDLL:
     return loaded
 
 
-@lru_cache
-def kernels(binary: Path, start: str) -> dict[str, Function]:
-    """Return the kernels for sm_90 in a binary by name and template arguments, of those that begin so.
+@cache
+def listings(binary: Path) -> dict[str, str]:
+    """Return the kernels' listings for sm_90 in a binary, by name and template arguments."""
+    parts = re.split(r"(?=\t\tFunction : )", cuobjdump("-sass", "-arch", "sm_90", str(binary)))
+    return {kernel_name(part.split(None, 3)[2]): part for part in parts[1:]}
 
-    "perturb_kernel LNS_4DrawE0E" is how perturb's of the first draw begin.
-    """
-    names = re.findall(r"Function (\S+):", cuobjdump("-res-usage", "-arch", "sm_90", str(binary)))
-    wanted = [name for name in names if kernel_name(name).startswith(start)]
-    listing = cuobjdump("-sass", "-arch", "sm_90", "-fun", ",".join(wanted), str(binary))
-    return {kernel_name(function.name): function for function in parse(listing)}
+
+@cache
+def machine_code(binary: Path, name: str) -> Function:
+    (function,) = parse(listings(binary)[name])
+    return function
 
 
 def kernel_name(mangled: str) -> str:
@@ -197,8 +198,7 @@ def cuda_launch(call: Perturbation, binary: Path) -> Launch:
     rows = job.batch
     blocks = tuple(((x, 0, 0), number * rows) for x, number in ((0, pieces - 1), (pieces - 1, 1)) if number)
     grid = pieces, min(rows, MOST_ROWS), -(-rows // MOST_ROWS)
-    name = f"perturb_kernel {arguments[1]}"
-    function = kernels(binary, re.match(r".*?E\d+E", name)[0])[name]
+    function = machine_code(binary, f"perturb_kernel {arguments[1]}")
     return Launch(function, parameters.raw[:size], threads, grid, blocks, memory_of(call))
 
 
@@ -207,7 +207,7 @@ def philox_launch(rounds: int, binary: Path) -> Launch:
     threads, grid = 256, 4096
     room = torch.zeros(threads * grid, dtype=torch.int32)
     parameters = struct.pack("<20Q", *range(20)) + struct.pack("<QQ", rounds * threads * grid, room.data_ptr())
-    (function,) = kernels(binary, "philox_kernel").values()
+    function = machine_code(binary, "philox_kernel")
     return Launch(function, parameters, threads, (grid, 1, 1), (((0, 0, 0), grid),), reader([room]))
 
 
@@ -237,7 +237,7 @@ class Compiler:
         signature: dict[str, Any] = {}
         constants: dict[tuple[int], Any] = {}
         hints: dict[tuple[int], Any] = {}
-        layout, packed = "", []
+        layout, packed = "", list[Any]()
         for i, param in enumerate(self.kernel.params):
             value = values[i] if i < len(values) else options.pop(param.name)
             special = not param.do_not_specialize and not isinstance(value, (float, tuple))

@@ -14,7 +14,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -56,11 +56,11 @@ def parse(text: str) -> list[Function]:
 
 def bits_of(value: float) -> int:
     """Return the bits of the float32 nearest to `value`."""
-    return struct.unpack("<I", bytes(ctypes.c_float(value)))[0]
+    return int.from_bytes(bytes(ctypes.c_float(value)), "little")
 
 
 def float_of(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", bits))[0]
+    return ctypes.c_float.from_buffer_copy(bits.to_bytes(4, "little")).value
 
 
 def half_bits(value: float) -> int:
@@ -77,7 +77,7 @@ def signed(word: int) -> int:
     return word - ((word & 0x80000000) << 1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def split_operand(text: str) -> tuple[str, str, int]:
     """Return the sign (one of "", -, ~, !, |, -|), the kind of an operand, and its number.
 
@@ -215,7 +215,9 @@ class Thread:
         total = 0
         for term in re.findall(r"[-+]?[^-+]+", inside[1]):
             word = term.removeprefix("+")
-            total += self.pair(word) if word.endswith(".64") else -int(word[1:], 16) if word[0] == "-" else self.integer(word)
+            total += (
+                self.pair(word) if word.endswith(".64") else -int(word[1:], 16) if word[0] == "-" else self.integer(word)
+            )
         return total & LONG
 
     # Operations
@@ -265,6 +267,8 @@ class Thread:
         size = next((SIZES[each] for each in modifiers if each in SIZES), 4)
         self.put(to, int.from_bytes(self.memory(self.address(source), size), "little"), max(1, size // 4))
 
+    do_LD = do_LDG  # of an address whose space the compiler did not find out: only global ones are met here
+
     def do_STG(self, modifiers: list[str], to: str, source: str) -> None:
         size = next((SIZES[each] for each in modifiers if each in SIZES), 4)
         self.stored[self.address(to)] = self.bytes_of(source, size)
@@ -272,6 +276,9 @@ class Thread:
     def do_LDS(self, modifiers: list[str], to: str, source: str) -> None:
         at, size = self.address(source), next((SIZES[each] for each in modifiers if each in SIZES), 4)
         self.put(to, sum(self.shared.get(at + i, 0) << 8 * i for i in range(size)), max(1, size // 4))
+
+    def do_LDSM(self, modifiers: list[str], to: str, source: str) -> None:
+        self.put(to, 0, int(modifiers[-1]))  # of other threads: values that are stored, and decide nothing
 
     def do_STS(self, modifiers: list[str], to: str, source: str) -> None:
         at, size = self.address(to), next((SIZES[each] for each in modifiers if each in SIZES), 4)
@@ -350,6 +357,9 @@ class Thread:
         for output, table in zip((to, other), tables, strict=True):
             self.put(output, int(table, 16) >> row & 1)
 
+    def do_VOTEU(self, modifiers: list[str], to: str, a: str) -> None:
+        self.put(to, int(self.holds(a)))  # all threads of the warp are taken to agree
+
     def compare(self, modifiers: list[str], x: float, y: float) -> bool:
         unordered = isinstance(x, float) and (math.isnan(x) or math.isnan(y))
         name = modifiers[0]
@@ -360,7 +370,10 @@ class Thread:
     def set_predicates(self, modifiers: list[str], found: bool, to: str, other: str, with_: str) -> None:
         for output, value in ((to, found), (other, not found)):
             third = self.holds(with_)
-            self.put(output, int(value and third if "AND" in modifiers else value or third if "OR" in modifiers else value ^ third))
+            self.put(
+                output,
+                int(value and third if "AND" in modifiers else value or third if "OR" in modifiers else value ^ third),
+            )
 
     def do_ISETP(self, modifiers: list[str], to: str, other: str, a: str, b: str, with_: str, *low: str) -> None:
         x, y = self.integer(a), self.integer(b)
