@@ -137,20 +137,20 @@ RSFAST_FN F combined(DrawIs<Draw::splitting>, const NoiseParameters& noise, F z,
   return corrected_quotient(sum, 2.0f * p.units, p.half_unit);
 }
 
-// ln(u) = ln(1 + f) + e ln 2, with f in [-1/4, 1/2] and e an integer.
+// ln(u) = ln(1 + f) + k ln 2, with f in [-1/4, 1/2] and k an integer. e: step k, rounded.
 template <class F, class M>
-RSFAST_FN void reduce(Uniform<F, M> u, F& f, F& e) {
-  const auto bits = as_bits(u.value) - 0x3F400000u;
-  const F mantissa = as_float((bits & 0x007FFFFFu) + 0x3F400000u);  // in [3/4, 3/2)
-  f = u.near_one ? -u.value : mantissa - 1.0f;
-  e = u.near_one ? F{} : to_float(as_signed(bits) >> 23);
+RSFAST_FN void reduce(Uniform<F, M> u, float step, F& f, F& e) {
+  const auto bits = as_bits(u.value);
+  const auto exponent = (bits - 0x3F400000u) & 0xFF800000u;  // k 2^23
+  f = u.near_one ? -u.value : as_float(bits - exponent) - 1.0f;
+  e = u.near_one ? F{} : to_float(as_signed(exponent)) * (step * 0x1p-23f);
 }
 
 #if defined(__AVX512F__)
-RSFAST_FN void reduce(Uniform<Floats, __mmask16> u, Floats& f, Floats& e) {
+RSFAST_FN void reduce(Uniform<Floats, __mmask16> u, float step, Floats& f, Floats& e) {
   const Floats mantissa = _mm512_getmant_ps(u.value, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
   f = _mm512_mask_sub_ps(mantissa - 1.0f, u.near_one, Floats{}, u.value);
-  e = _mm512_maskz_sub_ps(~u.near_one, _mm512_getexp_ps(u.value), _mm512_getexp_ps(mantissa));
+  e = Floats(_mm512_maskz_sub_ps(~u.near_one, _mm512_getexp_ps(u.value), _mm512_getexp_ps(mantissa))) * step;
 }
 #endif
 
@@ -159,7 +159,7 @@ template <class F, class M>
 RSFAST_FN F minus_log(Uniform<F, M> u, float factor) {
   const float by = factor * 0.5f;
   F f, e;
-  reduce(u, f, e);
+  reduce(u, by * -0x1.62e43p+0f, f, e);
   F q = fused(f, F{} + by * -0x1.ca09bep-4f, by * 0x1.f64a52p-3f);
   q = fused(q, f, by * -0x1.334838p-2f);
   q = fused(q, f, by * 0x1.57d2cap-2f);
@@ -168,7 +168,7 @@ RSFAST_FN F minus_log(Uniform<F, M> u, float factor) {
   q = fused(q, f, by * -0x1.555694p-1f);
   q = fused(q, f, by);
   q = fused(q, f, by * -2.0f);
-  return fused(q, f, e * (by * -0x1.62e43p+0f));
+  return fused(q, f, e);
 }
 
 // Box and Muller 1958: two words to two independent standard normals, r cos(theta) and r sin(theta), with
@@ -188,10 +188,9 @@ RSFAST_FN void box_muller(B radius, B angle, F& z0, F& z1) {
   c = fused(c, square, 0x1.03c1dcp-6f);
   c = fused(c, square, -0x1.3bd3ccp-2f);
   c = fused(c, square, 1.0f);
-  const auto odd_quadrant = (turned & 0x40000000u) != 0;
-  const F cosine = odd_quadrant ? s : c, sine = odd_quadrant ? c : s;
-  z0 = as_float(as_bits(r * cosine) ^ ((turned + 0x40000000u) & 0x80000000u));
-  z1 = as_float(as_bits(r * sine) ^ (turned & 0x80000000u));
+  const F side = as_float(as_bits(r) ^ (turned & 0x80000000u));  // the sign is that of the half turn
+  z0 = side * where_bit(turned, 0x40000000u, -s, c);
+  z1 = side * where_bit(turned, 0x40000000u, c, s);
 }
 
 // Two normals of each two words. |z| is at most 6.77; the chance of more is 1.4e-11.

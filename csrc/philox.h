@@ -40,16 +40,36 @@ RSFAST_FN auto philox_round(Words<A, B, C, D> w, uint64_t key_low, uint64_t key_
   return Words<decltype(a + 0), decltype(odd + 0), decltype(c + 0), decltype(even + 0)>{a, odd, c, even};
 }
 
+// What the first two rounds make of a row's words alone: the third word's product, and that of the word which comes of it.
+template <class R>
+struct RowProducts {
+  R last, odd, even;
+};
+
+template <class R>
+RSFAST_FN RowProducts<R> row_products(R c1, R c2, R c3, const Key& key) {
+  const R odd = multiply_wide(0xCD9E8D57u, c2);
+  return {c3, odd, multiply_wide(0xD2511F53u, (odd >> 32) ^ (c1 ^ key.low[0]))};
+}
+
 // Counter (block, rest of the row's counter). The first rounds stand apart because their words are of mixed type: the block
 // differs between lanes, or the row does.
 template <class B, class R>
-RSFAST_FN auto philox(B block, R c1, R c2, R c3, const Key& key) {
-  const auto one = philox_round(Words<B, R, R, R>{block, c1, c2, c3}, key.low[0], key.high[0]);
-  const auto two = philox_round(one, key.low[1], key.high[1]);
-  auto words = philox_round(two, key.low[2], key.high[2]);
+RSFAST_FN auto philox(B block, const RowProducts<R>& row, const Key& key) {
+  const auto even = multiply_wide(0xD2511F53u, block);
+  const auto odd = multiply_wide(0xCD9E8D57u, (even >> 32) ^ (row.last ^ key.high[0]));
+  const auto a = (odd >> 32) ^ (row.odd ^ key.low[1]);
+  const auto c = (row.even >> 32) ^ (even ^ key.high[1]);
+  using Wide = decltype(odd + 0);
+  auto words = philox_round(Words<Wide, Wide, Wide, R>{a, odd, c, row.even}, key.low[2], key.high[2]);
 #pragma GCC unroll 7
   for (int i = 3; i < kRounds; ++i) words = philox_round(words, key.low[i], key.high[i]);
   return words;
+}
+
+template <class B, class R>
+RSFAST_FN auto philox(B block, R c1, R c2, R c3, const Key& key) {
+  return philox(block, row_products(c1, c2, c3, key), key);
 }
 
 }  // namespace rsfast

@@ -1,5 +1,6 @@
 // The CUDA kernels on the host: block after block, and within a block, between two barriers, thread after thread.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -66,6 +67,44 @@ extern "C" void perturb_grid(const PerturbJob* job, int64_t* out) {
                             g.position_tiles,
                             g.channel_tiles};
   std::copy(std::begin(values), std::end(values), out);
+}
+
+// Of the words first, first + step, ... below last: those of whose uniform numbers `reduce` makes other bits than the steps
+// of the definition, one by one, do.
+extern "C" int64_t different_logarithms(int64_t first, int64_t last, int64_t step) {
+  constexpr float kStep = -0x1.62e43p+0f;
+  int64_t different = 0;
+  const auto compare = [&](Uniform<float, bool> u, float value) {
+    const uint32_t bits = as_bits(value) - 0x3F400000u;
+    const int exponent = static_cast<int>((bits + 0x70000000u) >> 23) - 224;
+    const float mantissa = as_float((bits & 0x007FFFFFu) + 0x3F400000u);
+    float f, e;
+    reduce(u, kStep, f, e);
+    different += as_bits(u.value) != as_bits(value) || as_bits(f) != as_bits(u.near_one ? -value : mantissa - 1.0f) ||
+                 e != (u.near_one ? 0.0f : static_cast<float>(exponent) * kStep);
+  };
+  for (int64_t at = first; at < last; at += step) {
+    const uint32_t word = static_cast<uint32_t>(at), doubled = word << 1;
+    const auto u = centred_uniform<float>(word), v = centred_uniform_31<float>(word);
+    compare(u, (static_cast<float>(u.near_one ? ~word : word) + 0.5f) * 0x1p-32f);
+    compare(v, static_cast<float>((v.near_one ? ~doubled : doubled) | 1u) * 0x1p-32f);
+  }
+  return different;
+}
+
+// Of the floats in [1, 4), every step-th: those for which some approximate reciprocal root within 2^-22.9 gives another root
+// than the correctly rounded one. Returns how many, and writes the first 8 to `wrong`.
+extern "C" int64_t wrong_roots(uint32_t step, float* wrong) {
+  int64_t found = 0;
+  for (uint32_t bits = as_bits(1.0f); bits < as_bits(4.0f); bits += step) {
+    const float value = as_float(bits), root = std::sqrt(value);
+    const double exact = 1.0 / std::sqrt(static_cast<double>(value)), error = 0x1.126p-23 * exact;  // above 2^-22.9
+    bool right = true;
+    for (uint32_t r = as_bits(static_cast<float>(exact - error)) - 1; as_float(r) <= exact + error; ++r)
+      if (as_float(r) >= exact - error) right &= corrected_root(value, as_float(r)) == root;
+    if (!right && found++ < 8) wrong[found - 1] = value;
+  }
+  return found;
 }
 
 extern "C" int bins() { return kBins; }

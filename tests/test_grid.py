@@ -4,7 +4,9 @@ import ctypes
 import functools
 import itertools
 import random
+import re
 import shlex
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -32,6 +34,7 @@ from test_perturb import LAYOUTS, TRANSFORMS, arguments, inputs, poisoned
 from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
 
+from benchmarks import disassembly
 from rsfast import Gaussian, Mask, Softmax, Sparsemax, Tally, Votes, noise, ops, sequences
 from rsfast.ops import _cpu, arithmetic, jobs
 from rsfast.ops.calls import Perturbation
@@ -40,6 +43,7 @@ from rsfast.ops.registry import Backend
 ROOT = Path(__file__).resolve().parent.parent
 DRAWS = jobs.check_extension(_cpu)
 ONE_SIGMA = Gaussian(1.0).parameters((1,))
+NVCC, CUOBJDUMP = shutil.which("nvcc"), disassembly.find_tool("cuobjdump")
 H200 = {"multiprocessors": 132, "most_shared": 227 << 10}
 
 
@@ -53,6 +57,7 @@ def library(tmp_path_factory):
     library = ctypes.CDLL(str(path))
     library.run_perturb.restype = library.run_accumulate.restype = ctypes.c_char_p
     library.divided.restype = ctypes.c_uint64
+    library.different_logarithms.restype = library.wrong_roots.restype = ctypes.c_int64
     return library
 
 
@@ -214,6 +219,60 @@ def test_division_by_multiplication(library):
         numbers = [0, 1, by - 1, by, by + 1, 7 * by - 1, 7 * by, 2**32 - 1, 2**32, 2**34, draw.getrandbits(32)]
         for n in numbers:
             assert library.divided(ctypes.c_uint64(n), ctypes.c_int64(by)) == n // by, (n, by)
+
+
+# The arithmetic of a GPU
+
+
+@pytest.mark.parametrize("words", [(0, 2**32, 65537), pytest.param((0, 2**32, 1), marks=pytest.mark.noise)], ids=str)
+def test_the_logarithm_is_reduced_as_it_is_defined(library, words):
+    """In fewer steps, of every word, for the Gaussian and for Laplace's draw."""
+    assert library.different_logarithms(*map(ctypes.c_int64, words)) == 0
+
+
+# Of all roots of floats in [1, 4), to which a factor 4^k brings every other exactly, those whose four operations depend on
+# which reciprocal within 2^-22.9 the GPU finds.
+DOUBTFUL_ROOTS = {float.fromhex("0x1.f82294p+0"), float.fromhex("0x1.dd26e4p+1")}
+
+
+@pytest.mark.parametrize("step", [101, pytest.param(1, marks=pytest.mark.noise)])
+def test_roots_are_correctly_rounded_whatever_the_reciprocal(library, step):
+    """PTX promises rsqrt.approx.ftz.f32 to within 2^-22.9. Of two values one reciprocal would give a neighbour of the root.
+    `test_the_root_is_that_of_cuda` is for those."""
+    wrong = (ctypes.c_float * 8)()
+    found = library.wrong_roots(step, wrong)
+    assert set(wrong[:found]) == (DOUBTFUL_ROOTS if step == 1 else set())
+
+
+def root_steps(text, name):
+    """The first five floating-point operations of a kernel: [name, operands], each a number if an operation before made it."""
+    function = next(part for part in text.split("Function : ")[1:] if name in part.split()[0])
+    made, steps = {}, []
+    for line in re.findall(r"(?:MUFU|FMUL|FFMA)[^;]*[^; ]", function.replace(".FTZ", "").replace(".reuse", ""))[:5]:
+        operation, to, *operands = re.split(r",? ", line)
+        signs = [operand.startswith("-") for operand in operands]
+        steps.append([operation, signs, [made.get(operand.lstrip("-"), operand.lstrip("-")) for operand in operands]])
+        made[to] = len(steps)
+    return steps
+
+
+@pytest.mark.skipif(not (NVCC and CUOBJDUMP), reason="needs nvcc and cuobjdump")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_the_root_is_that_of_cuda(tmp_path, architecture):
+    """CUDA promises that __fsqrt_rn is correctly rounded. After its check of the range nvcc makes the same operations of it,
+    on the same reciprocal. On normal numbers .FTZ changes nothing."""
+    source, binary = tmp_path / "root.cu", tmp_path / "root.cubin"
+    source.write_text(
+        '#include "lanes.h"\n'
+        "__global__ void ours(float* x) { *x = rsfast::root(*x); }\n"
+        "__global__ void cudas(float* x) { *x = __fsqrt_rn(*x); }\n"
+    )
+    flags = ["-std=c++17", "-O3", "-fmad=false", f"-arch={architecture}", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([NVCC, *flags, "-cubin", str(source), "-o", str(binary)], check=True)
+    text = subprocess.run([CUOBJDUMP, "-sass", str(binary)], check=True, capture_output=True, text=True).stdout
+    ours, cudas = (root_steps(text, name) for name in ("ours", "cudas"))
+    assert [operation for operation, *_ in ours] == ["MUFU.RSQ", "FMUL", "FMUL", "FFMA", "FFMA"]
+    assert ours == cudas
 
 
 def test_low_words_decide_ties(grid):

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   uint32_t all = 0;
   for (int64_t b = thread; b < blocks; b += threads) {
-    const auto w = philox<uint64_t>(b, 1, 2, 3, key);
+    const auto w = philox<uint64_t, uint64_t>(b, 1, 2, 3, key);
     all ^= static_cast<uint32_t>(w.a ^ w.b ^ w.c ^ w.d);
   }
   out[thread] = all;

@@ -6,6 +6,13 @@
 #include "../philox.h"
 #include "block.h"
 
+// A loop that is not to be unrolled: its body is long, or seldom run.
+#if defined(__CUDACC__)
+#define RSFAST_ROLLED _Pragma("unroll 1")
+#else
+#define RSFAST_ROLLED
+#endif
+
 namespace rsfast {
 
 // floor(n / by) without a division (Granlund and Montgomery 1994), for n and by below 2^32; beyond, with one.
@@ -126,20 +133,26 @@ inline PerturbGrid make_grid(const PerturbJob& given) {
   return g;
 }
 
+RSFAST_FN RowProducts<uint64_t> products_of(const RowCounter& c, const Key& key) {
+  return row_products(c.sample_low, c.input_id, c.stream_and_sample_high, key);
+}
+
 struct Row {
   RowCounter counter;
+  RowProducts<uint64_t> products;  // of the counter
   uint32_t turn;
-  const float* x;  // null if an index is out of range
+  const float* x;
+  bool exists;  // no index is out of range
 };
 
 template <Draw D>
-RSFAST_KERNEL_FN Row row_of(const PerturbJob& job, int64_t row) {
+RSFAST_KERNEL_FN Row row_of(const PerturbJob& job, const Key& key, int64_t row) {
   const int64_t input = job.rows[row], sample = job.samples[row];
-  if (input < 0 || input >= job.inputs || sample < 0 || sample >> 56) return {};
-  const int64_t id = job.input_ids[input];
-  if (id < 0 || id >> 32) return {};
-  return {row_counter(DrawIs<D>{}, job.noise, sample, id, job.stream), turn_of(DrawIs<D>{}, job.noise, sample),
-          job.x + input * job.elements};
+  const bool exists = input >= 0 && input < job.inputs && sample >= 0 && sample >> 56 == 0;
+  const int64_t id = exists ? job.input_ids[input] : 0;
+  const RowCounter counter = row_counter(DrawIs<D>{}, job.noise, sample, id, job.stream);
+  return {counter, products_of(counter, key), turn_of(DrawIs<D>{}, job.noise, sample),
+          job.x + static_cast<uint64_t>(input) * job.elements, exists && id >= 0 && id >> 32 == 0};
 }
 
 struct alignas(16) Sixteen {
@@ -154,19 +167,19 @@ struct FourWords {
   uint32_t of[4];
 };
 
-RSFAST_FN FourWords four_words(uint32_t block, const RowCounter& c, const Key& key) {
-  const auto w = philox(uint64_t{block}, c.sample_low, c.input_id, c.stream_and_sample_high, key);
+RSFAST_FN FourWords four_words(uint32_t block, const RowProducts<uint64_t>& row, const Key& key) {
+  const auto w = philox(uint64_t{block}, row, key);
   return {{static_cast<uint32_t>(w.a), static_cast<uint32_t>(w.b), static_cast<uint32_t>(w.c), static_cast<uint32_t>(w.d)}};
 }
 
 // The words of elements whose groups share one: a block for each, as neighbours need not be of one.
 template <bool Aligned>
-RSFAST_FN FourWords words_of_groups(const PerturbGrid& g, const RowCounter& c, uint64_t first) {
+RSFAST_FN FourWords words_of_groups(const PerturbGrid& g, const Row& row, uint64_t first) {
   FourWords words = {};
   for (int i = 0; i < 4; ++i) {
     const bool inside = Aligned || first + i < static_cast<uint64_t>(g.job.elements);
     const uint32_t group = inside ? as_bits(g.job.noise.each[first + i]) : 0;
-    const FourWords block = four_words(group / 4, c, g.key);
+    const FourWords block = four_words(group / 4, row.products, g.key);
     words.of[i] = word_of_group(group, block.of);
   }
   return words;
@@ -181,17 +194,17 @@ RSFAST_KERNEL_FN Four noisy_four(const PerturbGrid& g, const Row& row, uint32_t 
   const bool clamp = O == Options::any ? job.clamp : clamps(O);
   FourWords words;
   if (D == Draw::mask && each)
-    words = words_of_groups<Aligned>(g, row.counter, first);
+    words = words_of_groups<Aligned>(g, row, first);
   else
-    words = four_words(four, row.counter, g.key);
+    words = four_words(four, row.products, g.key);
   const auto more = [&](uint32_t* w) {
-    const FourWords made = four_words(four, more_words(row.counter), g.key);
+    const FourWords made = four_words(four, products_of(more_words(row.counter), g.key), g.key);
     for (int i = 0; i < 4; ++i) w[i] = made.of[i];
   };
   Four z, y = {};
   standard_noise<float, int32_t>(DrawIs<D>{}, source_of(words.of, more, job.noise, row.turn), z.of);
   if constexpr (Aligned) {
-    const Sixteen bits = *reinterpret_cast<const Sixteen*>(row.x + first);
+    const Sixteen bits = reinterpret_cast<const Sixteen*>(row.x)[four];
     for (int i = 0; i < 4; ++i) y.of[i] = as_float(bits.words[i]);
   } else {
     for (int i = 0; i < 4; ++i)
@@ -278,11 +291,17 @@ RSFAST_KERNEL_FN typename Output<T>::type* row_of_out(const PerturbJob& job, int
 // Item after item of a thread of block (x, y): f(item).
 template <Type T, Layout L, class F>
 RSFAST_KERNEL_FN void each_item(const Block& block, const PerturbGrid& g, const F& f) {
-  constexpr int kItems = items_of(T, L);
+  const uint32_t threads = block.threads, items = items_of(T, L) * threads;
+  const uint32_t first = static_cast<uint32_t>(block.x) * items;
+  const uint32_t last = g.last_item - first < items ? g.last_item : first + items - 1;
   block.apart([&](int thread) {
-    uint32_t item = static_cast<uint32_t>(block.x) * (kItems * block.threads) + thread;
-#pragma GCC unroll 1
-    for (int i = 0; i < kItems && item <= g.last_item; ++i, item += block.threads) f(item);
+    uint32_t item = first + thread;
+    if (item > last) return;
+    RSFAST_ROLLED
+    for (;; item += threads) {
+      f(item);
+      if (last - item < threads) return;
+    }
   });
 }
 
@@ -410,7 +429,7 @@ template <Type T>
 RSFAST_KERNEL_FN void fill_with_nan(const Block& block, const PerturbGrid& g) {
   auto* out = row_of_out<T>(g.job, block.y);
   block.apart([&](int thread) {
-#pragma GCC unroll 1
+    RSFAST_ROLLED
     for (int64_t i = block.x * block.threads + thread; i < g.job.elements; i += g.pieces * block.threads)
       out[i] = Output<T>::one(as_float(0x7FC00000u));
   });
@@ -419,8 +438,8 @@ RSFAST_KERNEL_FN void fill_with_nan(const Block& block, const PerturbGrid& g) {
 template <Draw D, Type T, Layout L, bool Aligned, Options O>
 struct PerturbKernel {
   RSFAST_MEMBER_FN static void run(const Block& block, const PerturbGrid& g) {
-    const Row row = row_of<D>(g.job, block.y);
-    if (!row.x)
+    const Row row = row_of<D>(g.job, g.key, block.y);
+    if (!row.exists)
       fill_with_nan<T>(block, g);
     else if constexpr (L == Layout::channels_last)
       perturb_channels_last<D, T, Aligned>(block, g, row);
