@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import launches
 from benchmarks.gpu_cases import ON_GPU, Perturb
+from benchmarks.launches import Launch, call_of, cuda_launch, extension, find_tool, philox_launch, triton_launch
 from benchmarks.sass import Instruction
 
 RESULTS = Path(__file__).parent / "results"
 
 # The kinds of instructions, and the clocks for which one of a warp keeps the pipes of its multiprocessor busy: 32 over the
 # lanes of CUDA's table of arithmetic throughput at compute capability 9.0 (C++ Programming Guide). The 128 lanes of "fma"
-# are two halves: floats take either, integers one, "imad". The table does not say what a product of 64 bits (IMAD.WIDE) takes.
-# Here it is two turns of that half: with one, Philox words would take 0.36 ps each on an H200, with two 0.58; 0.71 were
-# measured (results/gpu_nvidia_h200.md). A load or store moves 128 bytes of a warp a clock.
+# are two halves: floats take either, integers one, "imad". The table does not say what a product of 64 bits (IMAD.WIDE)
+# takes. Here it is two turns of that half: with one, Philox words would take 0.36 ps each on an H200, with two 0.58; 0.71
+# were measured (results/gpu_nvidia_h200.md). A load or store moves 128 bytes of a warp a clock.
 ISSUE = 32 / 128
 COSTS: tuple[tuple[str, str, dict[str, float]], ...] = (
     (r"(FFMA|FMUL|FADD)\b.*", "fma", {"fma": 0.25}),
@@ -92,26 +92,25 @@ def work_of(issued: Mapping[Instruction, int], blocks: int) -> Work:
 def predicted(nbytes: int, elements: int, work: Work | None) -> dict[str, Any]:
     """Return the prediction of a case: bounds from below, and what an H200 may be expected to take.
 
-    `seconds` and `limit` are an H200's bound; `seconds_h100` an H100's. `expected_seconds` adds what was measured.
+    `seconds` and `limit` are an H200's bound, `seconds_h100` an H100's. `expected_seconds` adds what was measured, where the
+    work is known.
     """
     busy, pipe = work.limit() if work else (0.0, "")
     bounds = {device: max((busy, pipe), (nbytes / rate, "bytes")) for device, rate in BANDWIDTH.items()}
     instructions = {} if work is None else {kind: round(work.instructions.get(kind, 0) / elements, 2) for kind in KINDS}
-    figures = {
-        "seconds": bounds["H200"][0],
-        "seconds_h100": bounds["H100"][0],
-        "expected_seconds": max(OVER_BOUND * busy, nbytes / COPIED),
-    }
+    figures = {"seconds": bounds["H200"][0], "seconds_h100": bounds["H100"][0]}
+    if work:
+        figures["expected_seconds"] = max(OVER_BOUND * busy, nbytes / COPIED)
     rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
     return {**rounded, "limit": bounds["H200"][1], "instructions": instructions}
 
 
-def perturb_work(case: Perturb, launch_of: Callable[[Any], launches.Launch]) -> Work:
-    launch = launch_of(launches.call_of(case))
+def perturb_work(case: Perturb, launch_of: Callable[[Any], Launch]) -> Work:
+    launch = launch_of(call_of(case))
     return work_of(launch.issued(), sum(number for _, number in launch.blocks))
 
 
-def predictions(backend: str, launch_of: Callable[[Any], launches.Launch]) -> Iterator[tuple[str, dict[str, Any]]]:
+def predictions(backend: str, launch_of: Callable[[Any], Launch]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and the prediction of every case of perturb and accumulate."""
     for case in (*ON_GPU.perturb, *ON_GPU.noises):
         print(backend, case.what, file=sys.stderr, flush=True)
@@ -125,7 +124,8 @@ def table(found: Mapping[str, Mapping[str, Any]], nbytes: Mapping[str, int]) -> 
     yield f"|---|{'---|' * (len(KINDS) + 5)}"
     for what, case in found.items():
         cells = [f"{case['instructions'][kind]:.2f}" if case["instructions"] else "" for kind in KINDS]
-        times = [f"{1e6 * case[name]:.4g}" for name in ("seconds", "seconds_h100", "expected_seconds")]
+        names = ("seconds", "seconds_h100", "expected_seconds")
+        times = [f"{1e6 * case[name]:.4g}" if name in case else "" for name in names]
         rate = f"{nbytes[what] / case['seconds'] / 1e9:.0f}"
         yield f"| {' | '.join([what, *cells, case['limit'], *times[:2], rate, times[2]])} |"
 
@@ -161,7 +161,7 @@ def report(found: Mapping[str, Mapping[str, Any]], words: Work, nvcc: str) -> st
 
 def philox_work(binary: Path, rounds: int = 24) -> Work:
     """Return the work of the kernel that makes Philox words and nothing else; `words` are those that it makes."""
-    launch = launches.philox_launch(rounds, binary)
+    launch = philox_launch(rounds, binary)
     blocks = launch.grid[0]
     work = work_of(launch.issued(), blocks)
     return Work({**work.instructions, "words": 4.0 * rounds * launch.threads * blocks}, work.clocks, blocks)
@@ -175,15 +175,15 @@ def nvcc_of(binary: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.disassembly", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "binary", nargs="?", type=Path, default=launches.extension(), help="rsfast.ops._cuda if none is given"
-    )
+    parser.add_argument("binary", nargs="?", type=Path, default=extension(), help="rsfast.ops._cuda if none is given")
     binary = parser.parse_args().binary
-    if binary is None:
-        raise SystemExit("rsfast.ops._cuda is not built: build it, or name a file with the kernels' machine code")
+    if binary is None or find_tool("cuobjdump") is None:
+        raise SystemExit(
+            "needed are cuobjdump (CUDA toolkit, or pip install triton), and rsfast.ops._cuda or another BINARY"
+        )
     found = {
-        "cuda": dict(predictions("cuda", lambda call: launches.cuda_launch(call, binary))),
-        "triton": dict(predictions("triton", launches.triton_launch)),
+        "cuda": dict(predictions("cuda", lambda call: cuda_launch(call, binary))),
+        "triton": dict(predictions("triton", triton_launch)),
     }
     (RESULTS / "predictions_sm90.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "predictions_sm90.md").write_text(report(found, philox_work(binary), nvcc_of(binary)))

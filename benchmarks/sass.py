@@ -357,8 +357,13 @@ class Thread:
         for output, table in zip((to, other), tables, strict=True):
             self.put(output, int(table, 16) >> row & 1)
 
+    def do_REDUX(self, modifiers: list[str], to: str, a: str) -> None:
+        if modifiers[0] not in ("MAX", "MIN"):
+            raise NotImplementedError("REDUX." + ".".join(modifiers))
+        self.put(to, self.integer(a))  # as if all threads of the warp had the same
+
     def do_VOTEU(self, modifiers: list[str], to: str, a: str) -> None:
-        self.put(to, int(self.holds(a)))  # all threads of the warp are taken to agree
+        self.put(to, int(self.holds(a)))  # as if all agreed
 
     def compare(self, modifiers: list[str], x: float, y: float) -> bool:
         unordered = isinstance(x, float) and (math.isnan(x) or math.isnan(y))
@@ -405,6 +410,18 @@ class Thread:
             byte = source[pick & 7]
             result |= (0xFF * (byte >> 7) if pick & 8 else byte) << 8 * i
         self.put(to, result)
+
+    def do_VIMNMX(self, modifiers: list[str], to: str, a: str, b: str, which: str) -> None:
+        x, y = ((value if "U32" in modifiers else signed(value)) for value in (self.integer(a), self.integer(b)))
+        self.put(to, (min if self.holds(which) else max)(x, y))
+
+    do_IMNMX = do_VIMNMX
+
+    def do_VIADDMNMX(self, modifiers: list[str], to: str, a: str, b: str, c: str, which: str) -> None:
+        x, y = (self.term(a) + self.term(b)) & WORD, self.integer(c)
+        if "U32" not in modifiers:
+            x, y = signed(x), signed(y)
+        self.put(to, (min if self.holds(which) else max)(x, y))
 
     def do_IABS(self, modifiers: list[str], to: str, a: str) -> None:
         self.put(to, abs(signed(self.integer(a))))

@@ -207,6 +207,8 @@ def result(line, **registers):
         ("PRMT R0, R2, 0x5410, R3", {"R2": 0x11112222, "R3": 0x33334444}, (0x44442222, 0, 0)),
         ("F2FP.BF16.F32.PACK_AB R0, R2, R3", {"R2": 0x3F808000, "R3": 0xBF818000}, (0x3F80BF82, 0, 0)),
         ("HFMA2.MMA R0, -RZ, RZ, 1, -2", {}, (0x3C00C000, 0, 0)),
+        ("VIMNMX R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (0xFFFFFFFF, 0, 0)),
+        ("VIMNMX.U32 R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (1, 0, 0)),
         ("FMNMX R0, R2, R3, !PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0x3F800000, 0, 0)),
     ],
 )
