@@ -82,7 +82,7 @@ def test_transforms(transform):
 def test_noise_with_a_spectrum():
     """The kernel draws the white noise; on a GPU another FFT shapes it."""
     noise, keywords = CorrelatedGaussian(np.arange(1.0, 10.0).reshape(1, 9)), {"seed": 1, "samples": range(5), "scale": 2.0}
-    x = perturbing.inputs(1, (2, 1, 17))
+    x = perturbing.inputs(1, (60, 1, 17))  # white noise is made 2^16 elements at a time, and a program takes a row of it
     found = perturb(x.to(DEVICE), noise, **keywords, backend="triton")
     torch.testing.assert_close(found.cpu(), perturb(x, noise, **keywords), rtol=3e-7, atol=1e-6)
 
