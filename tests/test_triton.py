@@ -17,8 +17,8 @@ from test_grid_gaussian import tied
 from test_marks import check_full, check_many_wrong_rows, check_wrong_classes, check_wrong_rows
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
-from rsfast.noise import STREAMS, CorrelatedGaussian, Gaussian
-from rsfast.ops import BACKENDS, accumulate, perturb
+from rsfast.noise import DRAWS, STREAMS, CorrelatedGaussian, Gaussian, Mask
+from rsfast.ops import BACKENDS, accumulate, arithmetic, perturb
 from rsfast.ops.registry import Backend
 from rsfast.ops.tally import Tally
 
@@ -27,7 +27,7 @@ if importlib.util.find_spec("triton") is None:
 
 from triton_interpreter import interpret
 
-from rsfast.ops import triton_accumulate, triton_kernels, triton_perturb
+from rsfast.ops import triton_accumulate, triton_kernels, triton_noise, triton_perturb
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,7 +83,7 @@ def test_transforms(transform):
 def test_noise_with_a_spectrum():
     """The kernel draws the white noise; on a GPU another FFT shapes it."""
     noise, keywords = CorrelatedGaussian(np.arange(1.0, 10.0).reshape(1, 9)), {"seed": 1, "samples": range(5), "scale": 2.0}
-    x = perturbing.inputs(1, (2, 1, 17))
+    x = perturbing.inputs(1, (60, 1, 17))  # white noise is made 2^16 elements at a time, and a program takes a row of it
     found = perturb(x.to(DEVICE), noise, **keywords, backend="triton")
     torch.testing.assert_close(found.cpu(), perturb(x, noise, **keywords), rtol=3e-7, atol=1e-6)
 
@@ -128,29 +128,62 @@ def test_rounding_at_every_boundary(dtype):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_more_programs_than_a_grid_holds(channels_last, monkeypatch):
-    """Channels and tiles beyond 65535 are left to further launches; here those beyond 2."""
+    """Channels beyond 65535 are left to further launches, and tiles to the programs there are; here those beyond 2."""
     monkeypatch.setattr(triton_perturb, "MOST", 2)
     for shape in ((5, 3, 700), (3, 50, 45)):
         x = perturbing.inputs(1, shape)
         check_perturb(x, seed=5, samples=[8], scale=[1.0 + c for c in range(shape[0])], channels_last=channels_last)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="a failed assertion ends the process's use of a GPU")
 def test_perturb_with_indices_out_of_range():
-    """A row that cannot be is NaN (an assertion tells of it on a GPU); the others do not notice."""
-    x = perturbing.inputs(2, (3, 40))
-    good = {"rows": [1, 0], "samples": [4, 5], "input_ids": [0, 1]}
-    expected = perturb(x, perturbing.SIGMA, seed=3, **good)
-    for name, value in (("rows", 2), ("rows", -1), ("rows", 2**62), ("samples", 2**56), ("samples", -1)):
-        indices = {key: torch.tensor(values) for key, values in good.items()}
-        indices[name][1] = value
-        found = perturb(x, perturbing.SIGMA, seed=3, **indices, backend="triton")
-        assert_same_bits(found[0], expected[0])
-        assert found[1].isnan().all()
-    for value in (-1, 2**32):
-        found = perturb(x, perturbing.SIGMA, seed=3, **good | {"input_ids": torch.tensor([value, 1])}, backend="triton")
-        assert_same_bits(found[0], expected[0])
-        assert found[1].isnan().all()
+    """A row that cannot be is NaN; the others do not notice."""
+    rows, samples = torch.tensor([1, 2, -1, 2**62, 0, 0, 0]), torch.tensor([4, 4, 4, 4, 2**56, -1, 5])
+    indices = {"rows": rows.to(DEVICE), "samples": samples.to(DEVICE)}
+    for noise, shape, channels_last in ((perturbing.SIGMA, (3, 40), False), (Mask(0.5, fill=0.25), (3, 2, 4), True)):
+        x = perturbing.inputs(2, shape)
+        expected = perturb(x, noise, seed=3, rows=[1], samples=[4], input_ids=[0, 1], channels_last=channels_last)
+        for input_id in (0, -1, 2**32):  # of input 0
+            input_ids = torch.tensor([input_id, 1], device=DEVICE)
+            keywords = {"seed": 3, "input_ids": input_ids, "channels_last": channels_last, "backend": "triton"}
+            found = perturb(x.to(DEVICE), noise, **indices, **keywords).cpu()
+            assert_same_bits(found[:1], expected)
+            assert found[1:6].isnan().all()
+            assert found[6].isnan().all() == (input_id != 0)
+
+
+def test_a_program_of_several_tiles(monkeypatch):
+    """Each tile has its own blocks, and the last program of a channel may have fewer tiles."""
+    monkeypatch.setattr(triton_perturb, "FILL", 1)
+    monkeypatch.setattr(triton_perturb, "MOST_TILES", 2)
+    for shape, channels_last in (((2500,), False), ((2, 50, 44), True), ((5, 17, 63), True)):
+        scale = [1.0 + c for c in range(shape[0])] if channels_last else None
+        keywords = {"samples": [8], "scale": scale, "channels_last": channels_last}
+        check_perturb(perturbing.inputs(1, shape), seed=5, dtype=torch.bfloat16, **keywords)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the other GPU has the other root")
+def test_the_root_for_amd(monkeypatch):
+    """sqrt_rn has the bits of the sequence that NVIDIA's GPUs are given."""
+    monkeypatch.setattr(triton_noise, "NVIDIA", False)
+    check_perturb(perturbing.inputs(1, (3000,)), seed=5, samples=[8])
+
+
+# noise of words
+
+
+@pytest.mark.parametrize("draw", ["gaussian", "laplace", "uniform", "mask"])
+def test_noise_of_words(draw):
+    """Of the words at the edges of the conversions, in every place of a block, and of random ones."""
+    edges = [edge + beside for edge in (0, 2**23, 2**24, 2**29, 2**30, 2**31, 3 * 2**30) for beside in (-1, 0, 1)]
+    words = torch.tensor(edges).repeat(4).reshape(-1, 4)  # 21 edges, so that each is in all places
+    words = torch.cat([words, torch.randint(2**32, (500, 4), generator=accumulating.generator(0))]) & 0xFFFFFFFF
+    if draw == "mask":
+        expected = (words >> 8).float() * 2.0**-24
+    else:
+        expected = torch.stack([*DRAWS[draw].plain(words.unbind(1), arithmetic)], dim=1)
+    found = poison((words.numel(),), torch.float32).to(DEVICE)
+    triton_kernels.noise_of_words(draw, words.flatten().to(torch.int32).to(DEVICE), found)
+    assert_same_bits(found.cpu(), expected.flatten())
 
 
 # accumulate
@@ -288,7 +321,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from rsfast.noise import DRAWS, GridGaussian, NoiseParameters
-from rsfast.ops import triton_accumulate, triton_kernels, triton_perturb
+from rsfast.ops import triton_accumulate, triton_kernels, triton_noise, triton_perturb, triton_words
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
 POINTERS |= {torch.int64: "*i64", torch.int32: "*i32"}
@@ -323,12 +356,15 @@ class Compiler:
         Compiler.result = triton.compile(source, target=Compiler.target, options=options)
 
 
-triton_perturb.perturb_kernel = Compiler(triton_perturb.perturb_kernel)
-for name in ("accumulate_kernel", "accumulate_wide_kernel"):
-    setattr(triton_accumulate, name, Compiler(getattr(triton_accumulate, name)))
+for module in (triton_perturb, triton_words, triton_accumulate):
+    for name, kernel in list(vars(module).items()):
+        if name.endswith("_kernel"):
+            setattr(module, name, Compiler(kernel))
 index = torch.zeros(4, dtype=torch.int64)
 for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[1]):
     Compiler.target = GPUTarget(*target)
+    triton_noise.NVIDIA = triton.language.constexpr(target[0] == "cuda")
+    triton_perturb.WARPS = triton_perturb.THREADS // target[2]
     dtype, x = getattr(torch, dtype), torch.zeros(4, *shape)
     if operation.startswith("perturb"):
         channels = torch.ones(shape[0]) if full else None
@@ -339,37 +375,46 @@ for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[
             ),
             clamp=(0.0, 1.0) if full else None, channels_last=channels_last, out=x.to(dtype),
         ))
+    elif operation.startswith("words"):
+        triton_kernels.noise_of_words(operation.partition(" ")[2], index.int(), x)
     else:
         triton_kernels.accumulate(SimpleNamespace(
             logits=x.to(dtype), rows=index, parameters=torch.zeros(3, 4), n=index, counts=index, sums=index, squares=index,
             tracked_classes=torch.zeros(4, 3, full or 0, dtype=torch.int64), bin_counts=index, bin_sums=index,
         ))
-    metadata, ptx = Compiler.result.metadata, Compiler.result.asm.get("ptx", "")
-    words = ("fma.rn.f32", "st.global.v4.b32", ".local", ".ftz", "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32", "sqrt.rn.f32")
-    words = {word: len(re.findall(re.escape(word) + r"\\b", ptx)) for word in words}
+    metadata, text = Compiler.result.metadata, Compiler.result.asm["ptx" if target[0] == "cuda" else "amdgcn"]
+    words = ["fma.rn.f32", "st.global.v4.b32", ".local", ".ftz", "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32", "sqrt.rn.f32"]
+    words += ["rsqrt.approx.ftz.f32", "st.shared", "v_sqrt_f32_e32", "v_rsq_f32_e32", "v_cvt_pk_bf16_f32", "ScratchSize: 0"]
+    words += [".amdhsa_float_denorm_mode_32 3", ".amdhsa_float_round_mode_32 0", "global_store_dwordx4"]
+    words = {word: len(re.findall(re.escape(word) + r"\\b", text)) for word in words}
     print(json.dumps({"fusion": metadata.enable_fp_fusion, "warps": metadata.num_warps, **words}))
 """
 
-SM90, SM80, GFX942 = ("cuda", 90, 32), ("cuda", 80, 32), ("hip", "gfx942", 64)
+SM90, SM80, GFX942, GFX950 = ("cuda", 90, 32), ("cuda", 80, 32), ("hip", "gfx942", 64), ("hip", "gfx950", 64)
 IMAGE = (3, 224, 224)
 # Target, operation, type, shape; of perturb whether with all transforms, of accumulate how many classes are tracked; layout.
 VARIANTS = [
     (SM90, "perturb", "float32", IMAGE, False, False),
     *((SM90, "perturb", dtype, IMAGE, True, False) for dtype in ("float32", "float16", "bfloat16")),
-    (SM90, "perturb", "bfloat16", IMAGE, True, True),
+    *((SM90, "perturb", dtype, IMAGE, True, True) for dtype in ("float32", "bfloat16")),
     (SM90, "perturb", "float32", (2, 17, 31), True, True),
     *((SM90, "perturb", dtype, (3, 5, 7), True, False) for dtype in ("float16", "float64")),
     *((target, "perturb laplace", "bfloat16", IMAGE, True, False) for target in (SM90, GFX942)),
     *(
         (target, f"perturb {draw}", "bfloat16", IMAGE, True, False)
-        for draw in ("uniform", "grid_gaussian", "splitting")
+        for draw in ("uniform", "grid_gaussian", "splitting", "mask")
         for target in (SM90, GFX942)
     ),
     *((SM90, "accumulate", dtype, (10,), None, None) for dtype in ("float32", "float64")),
     *((SM90, "accumulate", dtype, (classes,), None, None) for dtype, classes in (("bfloat16", 1000), ("float16", 5000))),
     *((SM90, "accumulate", "float32", (classes,), tracked, None) for classes in (10, 5000) for tracked in (1, 2)),
-    *((target, "perturb", "bfloat16", IMAGE, True, True) for target in (SM80, GFX942)),
-    *((target, "accumulate", "float32", (classes,), None, None) for target in (SM80, GFX942) for classes in (10, 5000)),
+    *((target, "perturb", "bfloat16", IMAGE, True, True) for target in (SM80, GFX942, GFX950)),
+    (SM90, "words gaussian", "float32", (1,), None, None),
+    *(
+        (target, "accumulate", "float32", (classes,), None, None)
+        for target in (SM80, GFX942, GFX950)
+        for classes in (10, 5000)
+    ),
 ]
 
 
@@ -385,31 +430,37 @@ def compiled(tmp_path_factory):
 
 
 def test_every_variant_compiles(compiled):
-    """For NVIDIA's Ampere and Hopper and AMD's MI300, without contraction."""
+    """For NVIDIA's Ampere and Hopper and AMD's MI300 and MI350, without contraction."""
     assert len(compiled) == len(VARIANTS)
     assert not any(facts["fusion"] for facts in compiled)
 
 
 def test_ptx(compiled):
-    """No local memory, nothing flushed to zero, roots rounded, and every fma one that the source asks for."""
+    """No local memory, nothing flushed to zero but what a root begins with, and every fma one that the source asks for."""
     for (target, operation, dtype, shape, full, channels_last), facts in zip(VARIANTS, compiled, strict=True):
         if target[0] != "cuda":
             continue
-        assert facts[".local"] == facts[".ftz"] == 0
+        roots = facts["rsqrt.approx.ftz.f32"]
+        assert facts[".local"] == facts["sqrt.rn.f32"] == 0
+        assert facts[".ftz"] == roots
         lanes = 32 * facts["warps"]
-        if operation.startswith("perturb"):
+        if not operation.startswith("accumulate"):
             draw = operation.partition(" ")[2] or "gaussian"
-            blocks = triton_perturb._BLOCKS // lanes
-            # A block has two pairs, each of 9 fma for the logarithm, 4 for the sine and 4 for the cosine; and four elements.
-            # Of Laplace noise each element has its own logarithm, and no root. On a grid, two fma make a quotient; splitting
-            # noise has three edges besides, of five fma, since the first is that of the cell 0.
-            drawn = {"gaussian": 2 * 17 + 4, "laplace": 4 * 9 + 4, "uniform": 4, "grid_gaussian": 4 * 2, "splitting": 4 * 7}
-            assert facts["fma.rn.f32"] == blocks * (drawn[draw] + (4 if full else 0))
-            assert facts["sqrt.rn.f32"] == (2 * blocks if draw == "gaussian" else 0)
-            if shape == IMAGE and not channels_last:  # 16 bytes a store, halves converted two by two
+            blocks = triton_perturb.BLOCKS // lanes
+            wide = channels_last and shape == IMAGE  # all channels, with the words of a thread in the order of the output
+            blocks *= 3 if wide else 1
+            # A block has two pairs, each of 10 fma for the logarithm, 2 for the root, 4 for the sine and 4 for the cosine;
+            # and four elements. Of Laplace noise each element has its own logarithm, and no root. On a grid, two fma make a
+            # quotient; splitting noise has three edges besides, of five fma, since the first is that of the cell 0.
+            drawn = {"gaussian": 2 * 20, "laplace": 4 * 9, "grid_gaussian": 4 * 2, "splitting": 4 * 7}.get(draw, 0)
+            added = 4 if operation.startswith("perturb") and draw in ("gaussian", "laplace", "uniform") else 0
+            assert facts["fma.rn.f32"] == blocks * (drawn + added + (4 if full else 0))
+            assert roots == (2 * blocks if draw == "gaussian" else 0)
+            if shape == IMAGE:  # 16 bytes a store, halves converted two by two, and nothing exchanged between threads
                 assert facts["st.global.v4.b32"] == blocks * (1 if dtype == "float32" else 0.5)
                 pairs = facts["cvt.rn.f16x2.f32"] + facts["cvt.rn.bf16x2.f32"]
                 assert pairs == (0 if dtype == "float32" else 2 * blocks)
+                assert draw == "grid_gaussian" or facts["st.shared"] == 0
         else:
             classes = shape[0]
             held = triton_accumulate._TILE
@@ -418,3 +469,13 @@ def test_ptx(compiled):
                 1 if full and classes > triton_accumulate._TILE else 0
             )  # the tracked ones a second time
             assert facts["fma.rn.f32"] == 8 * scored
+
+
+def test_amdgcn(compiled):
+    """Nothing flushed to zero or left to scratch memory, rounding to nearest, no approximate root."""
+    for (target, operation, *_), facts in zip(VARIANTS, compiled, strict=True):
+        if target[0] == "hip":
+            assert facts[".amdhsa_float_denorm_mode_32 3"] == facts[".amdhsa_float_round_mode_32 0"] == 1
+            assert facts["ScratchSize: 0"] == 1
+            assert facts["v_rsq_f32_e32"] == 0
+            assert (facts["v_sqrt_f32_e32"] > 0) == (operation == "perturb")

@@ -1,9 +1,10 @@
 """Triton's kernels in its interpreter, which runs them in NumPy, for tests where there is no GPU.
 
 Triton chooses between compiler and interpreter when a kernel is decorated, its own functions among them, so the environment
-variable would have to be set before anything imports Triton, as torch does; here kernels are turned over afterwards. Two of
-the interpreter's operations are not what a GPU does, and are put right: Triton 3.6 rounds the product in an fma, and neither
-3.6 nor 3.9 rounds float32 to bfloat16 to nearest even. And 3.6 makes an int of an array in a way that NumPy 2.4 refuses.
+variable would have to be set before anything imports Triton, as torch does; here kernels are turned over afterwards. Three
+of the interpreter's operations are not what a GPU does, and are put right: Triton 3.6 rounds the product in an fma, neither
+3.6 nor 3.9 rounds float32 to bfloat16 to nearest even, and a condition of a whole program is an integer once it meets those
+of single lanes. And 3.6 makes an int of an array in a way that NumPy 2.4 refuses.
 """
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 import triton.language as tl
 from triton.runtime import JITFunction, interpreter
 
-from rsfast.ops import arithmetic, triton_accumulate, triton_base, triton_noise, triton_perturb
+from rsfast.ops import arithmetic, triton_accumulate, triton_base, triton_noise, triton_perturb, triton_words
 
 _plain_patch_lang_tensor = interpreter._patch_lang_tensor
 _plain_cast_impl = interpreter.InterpreterBuilder.cast_impl
+_plain_create_splat = interpreter.InterpreterBuilder.create_splat
 
 
 def _create_fma(self, x, y, z):
@@ -33,6 +35,13 @@ def _cast_impl(self, source, to):
     return _plain_cast_impl(self, source, to)
 
 
+def _create_splat(self, *arguments):  # 3.6 is given a shape, 3.9 a type
+    handle = _plain_create_splat(self, *arguments)
+    if arguments[-1].data.dtype == bool:
+        handle = interpreter.TensorHandle(handle.data.astype(bool), tl.int1)
+    return handle
+
+
 def _patch_lang_tensor(tensor, scope):
     _plain_patch_lang_tensor(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
@@ -41,10 +50,11 @@ def _patch_lang_tensor(tensor, scope):
 def interpret(monkeypatch):
     """Run kernels in the interpreter until `monkeypatch` is undone."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    for module in (tl, tl.standard, triton_base, triton_noise, triton_perturb, triton_accumulate):
+    for module in (tl, tl.standard, triton_base, triton_noise, triton_perturb, triton_words, triton_accumulate):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction):
                 monkeypatch.setattr(module, name, interpreter.InterpretedFunction(value.fn))
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", _patch_lang_tensor)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", _create_fma)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", _cast_impl)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_splat", _create_splat)

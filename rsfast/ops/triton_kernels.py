@@ -1,4 +1,4 @@
-"""The Triton backend: both operations as GPU kernels that Triton compiles, for NVIDIA and AMD alike.
+"""The Triton backend: the operations as GPU kernels that Triton compiles, for NVIDIA and AMD alike.
 
 The arithmetic is that of csrc/noise.h, perturb.h and accumulate.h, under the same names and in the same order of
 operations: `tl.fma` stands where the C++ says `fused`, and the compiler may contract nothing else (triton_base.OPTIONS).
@@ -7,5 +7,6 @@ Nothing here looks at a tensor's values from the host, allocates or waits, so ca
 
 from .triton_accumulate import accumulate
 from .triton_perturb import perturb
+from .triton_words import noise_of_words
 
-__all__ = ["accumulate", "perturb"]
+__all__ = ["accumulate", "noise_of_words", "perturb"]

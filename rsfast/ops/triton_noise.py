@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -17,11 +18,12 @@ from .triton_base import coefficients, horner
 _LOG = coefficients(
     "-0x1.ca09bep-4 0x1.f64a52p-3 -0x1.334838p-2 0x1.57d2cap-2 -0x1.99026ep-2 0x1.ffe9b4p-2 -0x1.555694p-1 0x1p0 -0x1p1"
 )
-_MINUS_TWO_LN2 = tl.constexpr(float.fromhex("-0x1.62e43p+0"))
+_MINUS_TWO_LN2_UNITS = tl.constexpr(float.fromhex("-0x1.62e43p-23"))
 _SIN = coefficients("-0x1.2d92dep-15 0x1.465e9p-9 -0x1.4abbb8p-4 -0x1.a34d4cp-26")
 _QUARTER_PI = tl.constexpr(float.fromhex("0x1.921fb6p-1"))
-FIXED_STREAM = tl.constexpr(streams.FIXED_STREAM)
 _COS = coefficients("0x1.d9bf06p-19 -0x1.55c58cp-12 0x1.03c1dcp-6 -0x1.3bd3ccp-2 0x1p0")
+FIXED_STREAM = tl.constexpr(streams.FIXED_STREAM)
+NVIDIA = tl.constexpr(torch.version.hip is None)
 
 
 @triton.jit
@@ -45,7 +47,7 @@ def philox(c0, c1, c2, c3, seed):
 def centred_uniform(word):
     """u = (word + 1/2) / 2^32: u or 1 - u, and whether it is 1 - u."""
     near_one = word > 0xBFFFFFFF
-    return (tl.where(near_one, word ^ 0xFFFFFFFF, word).to(tl.float32) + 0.5) * 2.0**-32, near_one
+    return tl.fma(tl.where(near_one, word ^ 0xFFFFFFFF, word).to(tl.float32), 2.0**-32, 2.0**-33), near_one
 
 
 @triton.jit
@@ -59,19 +61,33 @@ def centred_uniform_31(word):
 @triton.jit
 def minus_two_log(value, near_one):
     """-2 ln(u) of a uniform number."""
-    bits = value.to(tl.uint32, bitcast=True) - 0x3F400000
-    mantissa = ((bits & 0x007FFFFF) + 0x3F400000).to(tl.float32, bitcast=True)
-    exponent = (((bits + 0x70000000) >> 23) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + 224.0)
-    f = tl.where(near_one, -value, mantissa - 1.0)
-    e = tl.where(near_one, 0.0, exponent)
-    return tl.fma(horner(f, _LOG, 8), f, e * _MINUS_TWO_LN2)
+    bits = value.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F400000) & -0x800000  # in units of 2^-23: the mantissa is in [3/4, 3/2)
+    f = tl.where(near_one, -value, (bits - exponent).to(tl.float32, bitcast=True) - 1.0)
+    e = tl.where(near_one, 0.0, exponent.to(tl.float32) * _MINUS_TWO_LN2_UNITS)
+    return tl.fma(horner(f, _LOG, 8), f, e)
+
+
+@triton.jit
+def root(value):
+    """The square root, correctly rounded, of a `minus_two_log`, which is from 2^-32 to 46.
+
+    NVIDIA's sqrt.rn is this sequence after a check that the value is ordinary, and a call if it is not.
+    """
+    if NVIDIA:
+        reciprocal = tl.rsqrt(value)
+        r = value * reciprocal
+        r = tl.fma(tl.fma(-r, r, value), reciprocal * 0.5, r)
+    else:
+        r = tl.sqrt_rn(value)
+    return r
 
 
 @triton.jit
 def box_muller(radius, angle):
     """r cos(theta) and r sin(theta) with r^2 = minus_two_log(radius) and theta = 2 pi angle / 2^32."""
     value, near_one = centred_uniform(radius)
-    r = tl.sqrt_rn(minus_two_log(value, near_one))
+    r = root(minus_two_log(value, near_one))
     x = (angle << 2).to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-31
     turned = angle + 0x20000000
     square = x * x
@@ -181,21 +197,24 @@ def split(z, scalars, x):
 
 
 @triton.jit
-def block_words(block, sample, input_id, stream, seed):
+def block_words(block, counter):
     """The four words of these blocks. Words that 64-bit draws need besides are those of `stream` + 128."""
+    sample, input_id, stream, seed = counter
     high = (stream << 24) | (sample >> 32)
     return philox(block, sample.to(tl.uint32), input_id.to(tl.uint32), high.to(tl.uint32), seed)
 
 
 @triton.jit
-def grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, guide_ptr, thresholds_ptr):
+def grid_gaussian(words, block, counter, shift, guide_ptr, thresholds_ptr):
     """Rounded Gaussian noise: 64 bits an element, of which the low 32 are made where a lane needs them."""
+    a, b, c, d = words
     level_a, at_a = grid_level(a, guide_ptr, shift)
     level_b, at_b = grid_level(b, guide_ptr, shift)
     level_c, at_c = grid_level(c, guide_ptr, shift)
     level_d, at_d = grid_level(d, guide_ptr, shift)
     if tl.max((at_a | at_b | at_c | at_d).to(tl.int32), axis=0) > 0:
-        low_a, low_b, low_c, low_d = block_words(block, sample, input_id, stream + 128, seed)
+        sample, input_id, stream, seed = counter
+        low_a, low_b, low_c, low_d = block_words(block, (sample, input_id, stream + 128, seed))
         level_a = compare_low_words(a, low_a, at_a, level_a, thresholds_ptr)
         level_b = compare_low_words(b, low_b, at_b, level_b, thresholds_ptr)
         level_c = compare_low_words(c, low_c, at_c, level_c, thresholds_ptr)
@@ -204,17 +223,20 @@ def grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, guid
 
 
 @triton.jit
-def standard_noise(block, sample, input_id, stream, seed, scalars, table_0_ptr, table_1_ptr, DRAW: tl.constexpr):
-    """A draw's noise of these blocks of four elements, in the order of the elements."""
-    stream, seed = stream.to(tl.int64), seed.to(tl.uint64)
-    if DRAW == "splitting":
-        count = tl.full((), scalars[0], tl.float32).to(tl.uint32)
-        turn = (sample % tl.maximum(count, 1).to(tl.int64)).to(tl.uint32)
-        random = count == 0  # if not, words are the same for all samples, inputs and streams
-        sample, input_id = tl.where(random, sample, 0), tl.where(random, input_id, 0)
-        a, b, c, d = block_words(block, sample, input_id, tl.where(random, stream, FIXED_STREAM), seed)
-    else:
-        a, b, c, d = block_words(block, sample, input_id, stream, seed)
+def splitting_noise(block, counter, count):
+    """The noise of splitting, of words that are the same for all samples, inputs and streams if it is deterministic."""
+    sample, input_id, stream, seed = counter
+    turn = (sample % tl.maximum(count, 1).to(tl.int64)).to(tl.uint32)
+    random = count == 0
+    sample, input_id = tl.where(random, sample, 0), tl.where(random, input_id, 0)
+    a, b, c, d = block_words(block, (sample, input_id, tl.where(random, stream, FIXED_STREAM), seed))
+    return splitting(a, count, turn), splitting(b, count, turn), splitting(c, count, turn), splitting(d, count, turn)
+
+
+@triton.jit
+def words_to_noise(words, DRAW: tl.constexpr):
+    """The standard noise of four words, for the draws that need nothing else."""
+    a, b, c, d = words
     if DRAW == "gaussian":
         z0, z1 = box_muller(a, b)
         z2, z3 = box_muller(c, d)
@@ -224,21 +246,28 @@ def standard_noise(block, sample, input_id, stream, seed, scalars, table_0_ptr, 
         z0, z1, z2, z3 = uniform(a), uniform(b), uniform(c), uniform(d)
     elif DRAW == "mask":
         z0, z1, z2, z3 = mask(a), mask(b), mask(c), mask(d)
-    elif DRAW == "grid_gaussian":
-        shift = tl.full([1], scalars[0], tl.float32).to(tl.int32)
-        z0, z1, z2, z3 = grid_gaussian(a, b, c, d, block, sample, input_id, stream, seed, shift, table_0_ptr, table_1_ptr)
-    elif DRAW == "splitting":
-        z0, z1 = splitting(a, count, turn), splitting(b, count, turn)
-        z2, z3 = splitting(c, count, turn), splitting(d, count, turn)
     else:
         tl.static_assert(False, "ops/triton_noise.py lacks this draw")
-    return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
+    return z0, z1, z2, z3
 
 
 @triton.jit
-def mask_of_groups(group, sample, input_id, stream, seed):
+def standard_noise(block, counter, scalars, table_0_ptr, table_1_ptr, DRAW: tl.constexpr):
+    """A draw's noise of these blocks of four elements: element 0 of each block, element 1, 2 and 3."""
+    if DRAW == "splitting":
+        z = splitting_noise(block, counter, tl.full((), scalars[0], tl.float32).to(tl.uint32))
+    elif DRAW == "grid_gaussian":
+        shift = tl.full([1], scalars[0], tl.float32).to(tl.int32)
+        z = grid_gaussian(block_words(block, counter), block, counter, shift, table_0_ptr, table_1_ptr)
+    else:
+        z = words_to_noise(block_words(block, counter), DRAW)
+    return z
+
+
+@triton.jit
+def mask_of_groups(group, counter):
     """The mask's noise of elements whose groups share word g % 4 of block g / 4."""
     group = group.to(tl.uint32, bitcast=True)
-    a, b, c, d = block_words(group >> 2, sample, input_id, stream.to(tl.int64), seed.to(tl.uint64))
+    a, b, c, d = block_words(group >> 2, counter)
     odd = (group & 1) != 0
     return mask(tl.where((group & 2) != 0, tl.where(odd, d, c), tl.where(odd, b, a)))
