@@ -1,7 +1,8 @@
 """Builds rsfast.ops._cpu, its kernels once for each instruction set, and rsfast.ops._cuda; all else is in pyproject.toml.
 
 RSFAST_CUDA=0 leaves rsfast.ops._cuda out, 1 insists on it, auto (the default) builds it where nvcc is found: in
-CUDA_HOME, or on the PATH.
+CUDA_HOME, or on the PATH. RSFAST_CUDA_TARGETS=90, or several with commas between, builds it for these compute
+capabilities alone.
 """
 
 import os
@@ -60,6 +61,19 @@ def find_nvcc():
     return nvcc
 
 
+def cuda_targets():
+    """Return the compute capabilities, times ten, that rsfast.ops._cuda is built for: those that this nvcc knows."""
+    known = subprocess.run([NVCC, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    chosen = os.environ.get("RSFAST_CUDA_TARGETS")
+    if not chosen:
+        return [target for target in CUDA_TARGETS if f"sm_{target}" in known]
+    if unknown := [target for target in chosen.split(",") if f"sm_{target}" not in known]:
+        sys.exit(
+            f"RSFAST_CUDA_TARGETS is {chosen!r}; it must be numbers as 80,90 of which nvcc ({NVCC}) knows all, not {unknown}"
+        )
+    return sorted(map(int, chosen.split(",")))
+
+
 class BuildKernels(build_ext):
     """Compile the kernels, for every instruction set or GPU, and link the objects into the extension."""
 
@@ -88,8 +102,7 @@ class BuildKernels(build_ext):
 
     def compile_cuda(self, source):
         """Compile `source` to machine code for every target that this nvcc knows, and to PTX for some of them."""
-        known = subprocess.run([NVCC, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
-        targets = [target for target in CUDA_TARGETS if re.search(rf"\bsm_{target}\b", known)]
+        targets = cuda_targets()
         flags = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets]
         portable = sorted({*PTX_TARGETS, targets[-1]}.intersection(targets))
         flags += [f"-gencode=arch=compute_{target},code=compute_{target}" for target in portable]
