@@ -9,8 +9,10 @@
 // A loop that is not to be unrolled: its body is long, or seldom run.
 #if defined(__CUDACC__)
 #define RSFAST_ROLLED _Pragma("unroll 1")
+#define RSFAST_UNROLLED _Pragma("unroll")  // else what a loop indexes may lie in local memory
 #else
 #define RSFAST_ROLLED
+#define RSFAST_UNROLLED
 #endif
 
 namespace rsfast {
@@ -326,6 +328,7 @@ RSFAST_KERNEL_FN void perturb_contiguous(const Block& block, const PerturbGrid& 
   each_item<T, Layout::contiguous>(block, g, [&](uint32_t item) {
     if constexpr (Aligned && T != Type::float64) {
       Four y[kFours];
+      RSFAST_UNROLLED
       for (int i = 0; i < kFours; ++i) {
         if constexpr (O == Options::any)
           y[i] = finished_four<D, true>(g, row, item * kFours + i);
