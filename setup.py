@@ -36,7 +36,7 @@ if X86_64:
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"]
 CPU_KERNELS = ["csrc/cpu/perturb.cpp", "csrc/cpu/accumulate.cpp"]
 CUDA_KERNELS = ["csrc/cuda/perturb.cu", "csrc/cuda/accumulate.cu", "csrc/cuda/words.cu"]
-CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)
+CUDA_TARGETS = (75, 80, 90, 100, 120)  # sm_86 and sm_89 run the machine code for sm_80
 # Of these also PTX, which a driver compiles for any later GPU: of the oldest that has every instruction that is used, for
 # GPUs between the targets such as sm_110, and of the newest.
 PTX_TARGETS = (80, 120)

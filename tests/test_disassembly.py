@@ -23,7 +23,7 @@ compiled = pytest.mark.skipif(
     not (shutil.which("nvcc") and launches.find_tool("cuobjdump") and BUILT),
     reason="needs nvcc, cuobjdump and rsfast.ops._cuda",
 )
-TARGETS = {"sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}
+TARGETS = {"sm_75", "sm_80", "sm_90", "sm_100", "sm_120"}
 
 
 @compiled
