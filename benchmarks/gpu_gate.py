@@ -142,7 +142,8 @@ class Runner:
         ]
         command = [sys.executable, "-m", "benchmarks.gpu_sections", *arguments]
         began = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, env=self.env, start_new_session=True)
+        # A group, to end all that it starts; not a session, which would outlive a gate that is killed, and use the GPU.
+        process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, process_group=0)
         why = stuck = ""
         try:
             while process.poll() is None and not (why := self.too_long(section, until)):
@@ -172,9 +173,8 @@ class Runner:
 
 
 def is_built() -> bool:
-    """Return whether both extensions are there, for this Python: a new machine has neither."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    return all((ROOT / "rsfast" / "ops" / f"{name}{suffix}").exists() for name in ("_cpu", "_cuda"))
+    """Return whether this Python's extensions are there; all builds have that of the CPU, and a new machine has none."""
+    return (ROOT / "rsfast" / "ops" / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}").exists()
 
 
 def resume(report: Report, about: dict[str, Any], seed: int | None, retry: bool) -> str:

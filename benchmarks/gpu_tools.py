@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 
 from benchmarks.gpu_device import find_tool, output_of
 from benchmarks.gpu_sections import Job
@@ -21,6 +22,7 @@ BUILD = [sys.executable, "setup.py", "build_ext", "--inplace"]
 TESTS = (("tests/test_gpu.py", "not triton"), ("tests/test_forward.py", ""), ("tests/test_doctor.py", ""))  # file, -k
 TRITON_TESTS = (("tests/test_gpu.py", "triton"), ("tests/test_triton.py", ""))
 PYTEST = [sys.executable, "-m", "pytest", "-m", "not noise", "-p", "no:cacheprovider", "--maxfail=20", "--durations=5"]
+WORKERS = ["-n", str(min(8, os.cpu_count() or 1))]  # Triton compiles some 300 kernels for tests, a second each
 SMALL = [sys.executable, "-m", "benchmarks.gpu_small"]
 # A launch timeout of 0 is none: by default the tool gives up, and watches nothing, if the first call of CUDA takes as long
 # as it may while torch comes from a cold disk. Calls of CUDA's API that torch tries and that may fail are no fault, and
@@ -37,7 +39,7 @@ METRICS = (
 
 def run(job: Job, log: str, command: Sequence[str], env: dict[str, str] | None = None) -> tuple[int, str]:
     """Run a command with its output in a file; return its exit status and the output. The gate limits its time."""
-    file = job.folder / f"{log.replace(' ', '_')}.log"
+    file = job.folder / f"{re.sub(r'[^a-zA-Z0-9._-]+', '_', log)}.log"
     with file.open("wb") as out:
         out.write(f"{' '.join(command)}\n".encode())
         out.flush()
@@ -69,6 +71,7 @@ def built(job: Job) -> Iterator[Row]:
     seconds = time.perf_counter() - began
     if code:
         print(text[-3000:])
+        run(job, "build without CUDA", BUILD, {"RSFAST_CUDA": "0"})  # which the oracle is, and Triton is measured with
     yield Row("build", status=FAILED if code else PASSED, note=f"{targets()}; {seconds:.0f} s, exit status {code}")
 
 
@@ -111,8 +114,9 @@ def sanitizer(job: Job) -> None:
 
 def tested(job: Job, file: str, names: str) -> Iterator[Row]:
     what = f"{file}, {names}" if names else file
-    command = [*PYTEST, *(["--collect-only"] if job.dry else []), *(["-k", names] if names else []), file]
-    code, text = run(job, what.replace("/", " "), command)
+    how = ["--collect-only"] if job.dry else WORKERS if find_spec("xdist") else []
+    command = [*PYTEST, *how, *(["-k", names] if names else []), file]
+    code, text = run(job, what, command)
     counts = re.findall(
         r"\d+ (?:passed|failed|skipped|deselected|errors?|xfailed|xpassed|tests collected)", text.strip().splitlines()[-1]
     )

@@ -145,9 +145,9 @@ def test_a_report_on_a_new_machine_builds_again(about, tmp_path, monkeypatch, ca
     sections = (replace(fake("good"), name="build"), fake("good"))
     monkeypatch.setattr(gpu_gate, "ROOT", tmp_path)
     (tmp_path / "rsfast" / "ops").mkdir(parents=True)
-    for name in ("_cpu", "_cuda"):
-        assert not gpu_gate.is_built()
-        (tmp_path / "rsfast" / "ops" / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}").touch()
+    assert not gpu_gate.is_built()
+    (tmp_path / "rsfast" / "ops" / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}").touch()
+    assert gpu_gate.is_built()
     for there, count in ((True, 4), (True, 4), (False, 6)):
         monkeypatch.setattr(gpu_gate, "is_built", lambda there=there: there)
         status, report = gate(tmp_path / "out", *sections)
@@ -604,10 +604,12 @@ def test_the_profile_counts_kernels_once(job):
 def test_build(monkeypatch, claims):
     claims.report.about["capability"] = [9, 0]
     check = "import os, sys; sys.exit(os.environ['RSFAST_CUDA'] + os.environ['RSFAST_CUDA_TARGETS'] != '190')"
-    for command, status in ((check, PASSED), ("raise SystemExit('no nvcc')", FAILED)):
+    fails = "import os, sys; sys.exit('no nvcc' if os.environ['RSFAST_CUDA'] == '1' else 0)"
+    for command, status in ((check, PASSED), (fails, FAILED)):
         monkeypatch.setattr(gpu_tools, "BUILD", [sys.executable, "-c", command])
         [row] = gpu_tools.built(claims)
         assert row.status == status
+        assert (claims.folder / "build_without_CUDA.log").exists() == (status == FAILED)
     assert "no nvcc" in (claims.folder / "build.log").read_text()
     claims.report.about["skip_build"] = True
     [row] = gpu_tools.built(claims)
@@ -632,10 +634,16 @@ def test_tests(monkeypatch, claims):
     script = "print('....\\nFAILED tests/x.py::y - why\\n3 failed, 12 passed, 1 skipped in 0.1s'); raise SystemExit(1)"
     monkeypatch.setattr(gpu_tools, "PYTEST", [sys.executable, "-c", script])
     [row] = gpu_tools.tested(claims, "x.py", "not triton")
+    assert (
+        f"raise SystemExit(1) {' '.join(gpu_tools.WORKERS)} -k not triton x.py\n"
+        in (claims.folder / "x.py_not_triton.log").read_text()
+    )
     assert (row.status, row.note) == (FAILED, "3 failed, 12 passed, 1 skipped; FAILED tests/x.py::y - why")
     monkeypatch.setattr(gpu_tools, "PYTEST", [sys.executable, "-c", "print('12 passed, 4 deselected in 2s')"])
+    monkeypatch.setattr(gpu_tools, "find_spec", lambda name: None)
     [row] = gpu_tools.tested(claims, "x.py", "")
     assert (row.status, row.note) == (PASSED, "12 passed, 4 deselected")
+    assert "2s') x.py\n" in (claims.folder / "x.py.log").read_text()
 
 
 @pytest.mark.parametrize(
