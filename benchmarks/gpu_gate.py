@@ -194,6 +194,7 @@ def resume(report: Report, about: dict[str, Any], seed: int | None, retry: bool)
             report.forget_failures()
         if not is_built():
             report.forget("build")
+            told += ", and builds: the extensions are not on this machine"
     report.about = about
     report.write()
     return told
