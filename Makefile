@@ -43,7 +43,7 @@ browser:  ## as root: Chromium, in which tests look at reports and the site (Deb
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends chromium
 
-check-noise: $(VENV)/installed  ## 10^9 normals and all 2^32 words, some minutes
+check-noise: $(VENV)/installed  ## 10^9 normals and all 2^32 words: the words take some 40 minutes of one core
 	$(BIN)/python -m pytest -m noise --durations=0 -s
 
 BENCH ?= --write-table
