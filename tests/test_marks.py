@@ -9,6 +9,7 @@ from test_accumulate import HEADS, assert_same, hostile_logits, some_classes
 from torch import distributed
 
 from rsfast import Gaussian, Softmax, Sparsemax, Tally, Votes, ops
+from rsfast.compat import cohen, iss, macer, rs4a, rs_conf_seq, sound_rs
 from rsfast.engine.batches import Batches
 from rsfast.noise.provenance import Provenance
 from rsfast.ops.marks import FULL, ROWS, TRACKED
@@ -195,3 +196,38 @@ def check_run(at, path, monkeypatch, device="cpu", shard=None):
 @pytest.mark.parametrize("at", [1, 6, 14])  # the first batch, and one in the middle of the first and of another input
 def test_a_run_ends_and_goes_on(at, shard, tmp_path, monkeypatch):
     check_run(at, tmp_path, monkeypatch, shard=shard)
+
+
+# Drop-ins
+
+PICTURE = torch.full((1, 1, 4), 0.5)
+SCORED = {"model": first_elements, "x": PICTURE, "seed": 1}
+DROP_INS = {
+    "cohen": lambda: cohen.Smooth(first_elements, 4, 0.5, seed=1).predict(PICTURE[0], 50, 0.1, 50),
+    "macer": lambda: macer.Smooth(first_elements, 4, 0.5, mode="soft", seed=1)._sample_noise(PICTURE[0], 50, 50),
+    "iss": lambda: iss.certify(first_elements, 4, PICTURE[0], 0.5, 50, 500, 50, 0.1, 0.1, "absolute", seed=1),
+    "iss, votes": lambda: iss._sample_noise(first_elements, 4, PICTURE[0], 0.5, 1, 50, seed=1),
+    "rs4a": lambda: rs4a.smooth_predict_hard(noise=rs4a.Gaussian(4, sigma=0.5), **SCORED),
+    "rs4a, scores": lambda: rs4a.smooth_predict_soft(noise=rs4a.Gaussian(4, sigma=0.5), **SCORED),
+    "rs4a, one class": lambda: rs4a.certify_prob_lb(
+        top_cats=torch.tensor([0]), alpha=0.1, noise=rs4a.Gaussian(4, sigma=0.5), sample_size=50, **SCORED
+    ),
+    "rs_conf_seq": lambda: rs_conf_seq.Certifier(0.5, "gaussian", seed=1).certify(first_elements, [(PICTURE[0], 0)], skip=1),
+    "rs_conf_seq, all": lambda: rs_conf_seq.Certifier(0.5, "gaussian", seed=1).certify_vanilla(
+        first_elements, [(PICTURE[0], 0)], skip=1, n=50, bs=50
+    ),
+    "sound_rs": lambda: sound_rs.Certifier(0.5, seed=1, exact=False).certify(
+        first_elements, [(PICTURE[0], 0)], skip=1, n0=50, n=50, bs=50
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("call", DROP_INS.values(), ids=DROP_INS)
+def test_drop_ins_read_no_void_tally(call, monkeypatch):
+    def faulty(tally, *, backend):
+        return lambda logits, places: tally.n.bitwise_or_(ROWS)
+
+    monkeypatch.setattr(Batches, "accumulator", staticmethod(faulty))
+    with pytest.raises(ValueError, match=VOID):
+        call()

@@ -336,6 +336,26 @@ def test_an_error_of_the_model_comes_after_what_was_finished(lag, launched, fail
     assert not readers()
 
 
+def test_an_error_of_an_evaluation_comes_at_once(monkeypatch):
+    """A second evaluation would count the newest samples twice, in what it returns and in what an error says."""
+    plainly("votes", "radius")  # whose evaluations do not count
+    evaluate, evaluations = Certification.evaluate, []
+
+    def failing(self, selection, ranges, input_ids):
+        evaluations.append(input_ids)
+        if len(evaluations) == 9:
+            raise MemoryError
+        return evaluate(self, selection, ranges, input_ids)
+
+    monkeypatch.setattr(Certification, "evaluate", failing)
+    found, each = [], certify_each(batch_size=50, radius=0.25)
+    with pytest.raises(MemoryError):
+        found.extend(each)
+    assert found == plainly("votes", "radius")[: len(found)]
+    assert len(found) in range(1, COUNT)
+    assert len(evaluations) == 9
+
+
 def test_an_error_keeps_no_memory():
     """What the model and the sampler had allocated goes with it, at once, so that the caller may try again."""
     held = []

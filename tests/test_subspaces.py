@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from fractions import Fraction
+from types import SimpleNamespace
 
 import mpmath as mp
 import numpy as np
@@ -14,9 +15,10 @@ from scipy import stats
 from truth import right_of_zero
 
 import rsfast
-from rsfast import Gaussian, HaarSubspaces, SubspaceGaussian, SubspaceSmoothing, noise, ops
+from rsfast import CorrelatedGaussian, Gaussian, HaarSubspaces, SubspaceGaussian, SubspaceSmoothing, noise, ops
 from rsfast.noise.haar import CHARGE, best_threshold, haar_radius, kept_score, seen_share
-from rsfast.ops import perturb
+from rsfast.ops import cpu, perturb
+from rsfast.ops.registry import Backend
 
 
 def orthonormal(seed, *shape):
@@ -89,6 +91,24 @@ def test_every_backend_and_batch(one):
             for start in range(0, len(rows), size)
         ]
         assert_same_bits(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize(
+    "noise", [*NOISES.values(), CorrelatedGaussian.low_pass((3, 2, 2), 0.25, 0.5)], ids=[*NOISES, "correlated"]
+)
+def test_rows_out_of_range_are_nan(noise, monkeypatch):
+    """As with any noise where the kernel checks, on a GPU; here it is the CPU's."""
+
+    def checking(job):
+        good = (job.rows >= 0) & (job.rows < len(job.x))
+        cpu.perturb(job._replace(rows=job.rows * good))
+        job.out[~good] = torch.nan
+
+    monkeypatch.setitem(ops.BACKENDS, "triton", Backend("triton", lambda: SimpleNamespace(perturb=checking)))
+    rows = torch.tensor([0, 4, 2, -1, 3, 2**40])
+    found = perturb(X, noise, seed=3, samples=range(6), rows=rows, clamp=(0.0, 1.0), backend="triton")
+    assert torch.isnan(found[1::2]).all()
+    assert_same_bits(found[::2], perturb(X, noise, seed=3, samples=range(6), rows=rows % 4, clamp=(0.0, 1.0))[::2])
 
 
 def test_clamp_scale_shift_type_and_layout(one):

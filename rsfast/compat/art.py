@@ -135,7 +135,7 @@ class PyTorchRandomizedSmoothing(_Original):  # type: ignore[misc]  # ART has no
             raise ValueError(f"is_abstain must be a bool, got {is_abstain!r}")
         tally = sample(**self._options(x), n=self.sample_size, batch_size=batch_size, progress=verbose)
         if is_abstain is False:
-            classes = tally.counts[:, :-1].cpu().numpy().argmax(axis=1)
+            classes = tally.to("cpu").counts[:, :-1].numpy().argmax(axis=1)
         else:
             classes = np.array(predictions(tally, self.alpha))
         return np.asarray(classes[:, None] == np.arange(self.nb_classes), dtype=np.float64)

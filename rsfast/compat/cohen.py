@@ -292,7 +292,7 @@ class Smooth:
 
     def _sample_noise(self, x: torch.Tensor, num: int, batch_size: int) -> NDArray[np.int64]:
         """Return the votes [num_classes] of num further samples; called directly, from the stream "user"."""
-        votes: NDArray[np.int64] = self._tally(x, num, batch_size).counts[0, :-1].cpu().numpy()
+        votes: NDArray[np.int64] = self._tally(x, num, batch_size).to("cpu").counts[0, :-1].numpy()
         if getattr(self._count_arr, "__func__", None) is Smooth._count_arr:
             return votes  # as it would count them
         return self._count_arr(np.repeat(np.arange(len(votes)), votes), len(votes))

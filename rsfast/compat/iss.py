@@ -116,7 +116,7 @@ def certify(
     shared |= {"seed": seed_or_random(seed), "batch_size": batch_size, "input_ids": [input_id]}
     rtol = max_loss
     if loss_type == "absolute":
-        selected = int(api.sample(**shared, n=n0, stream="selection").counts[0, :-1].max())
+        selected = int(api.sample(**shared, n=n0, stream="selection").to("cpu").counts[0, :-1].max())
         likely = float(clopper_pearson_upper(selected, n0, alpha / 2))
         most = float(_radii(sigma, likely, max_size, alpha))
         if most <= max_loss:
@@ -244,7 +244,7 @@ def _sample_noise(
     tally = api.sample(
         base_classifier, row, noise, num_classes=num_classes, n=batchnum * batch_size, batch_size=batch_size, **where
     )
-    votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
+    votes: NDArray[np.int64] = tally.to("cpu").counts[0, :-1].numpy()
     return votes
 
 

@@ -137,7 +137,7 @@ class Smooth(cohen.Smooth):
         """Return the votes or the sums of scores [num_classes] of num further samples, or both."""
         if self.mode == "hard":
             return super()._sample_noise(x, num, batch_size)
-        tally = self._tally(x, num, batch_size, (self.head,))
-        votes: NDArray[np.int64] = tally.counts[0, :-1].cpu().numpy()
-        scores: NDArray[np.float64] = tally.sums[0, 0].cpu().numpy() / float(UNIT)
+        tally = self._tally(x, num, batch_size, (self.head,)).to("cpu")
+        votes: NDArray[np.int64] = tally.counts[0, :-1].numpy()
+        scores: NDArray[np.float64] = tally.sums[0, 0].numpy() / float(UNIT)
         return scores if self.mode == "soft" else (votes, scores)

@@ -279,7 +279,7 @@ def smooth_predict_hard(
     tensor([0])
     """
     tally = sample(**_arguments(model, x, noise, sample_size, noise_batch_size, seed, options), stream="selection")
-    return _categorical(tally.counts[:, :-1])
+    return _categorical(tally.to("cpu").counts[:, :-1].to(x.device))
 
 
 def smooth_predict_soft(
@@ -302,7 +302,7 @@ def smooth_predict_soft(
     """
     arguments = _arguments(model, x, noise, sample_size, noise_batch_size, seed, options)
     tally = sample(**arguments, stream="selection", heads=(Softmax(1.0),))
-    return _categorical(tally.sums[:, 0].double())
+    return _categorical(tally.to("cpu").sums[:, 0].double().to(x.device))
 
 
 def certify_prob_lb(
@@ -354,5 +354,5 @@ def certify_prob_lb(
         raise TypeError(f"top_cats must be an int64 tensor {list(x.shape[:1])}, a class of each input, got {found}")
     ops.check_range("top_cats", top_cats, arguments["num_classes"])
     tally = sample(**arguments, stream="estimation")
-    votes = tally.counts.gather(1, top_cats[:, None].to(tally.counts.device))[:, 0]
-    return rounded_down(clopper_pearson_lower(votes.cpu().numpy(), n, alpha)).squeeze()
+    votes = tally.to("cpu").counts.gather(1, top_cats.cpu()[:, None])[:, 0]
+    return rounded_down(clopper_pearson_lower(votes.numpy(), n, alpha)).squeeze()

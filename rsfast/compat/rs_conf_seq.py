@@ -150,7 +150,7 @@ class Certifier:
         found = []
         for chunk, sampling in self._samplings(model, dataset, bs, skip):
             tally = draw_tally(sampling, chunk.x, _ids(chunk, range(len(chunk.labels))), range(n), "estimation")
-            votes = tally.counts.cpu().gather(1, torch.from_numpy(chunk.labels)[:, None])[:, 0]
+            votes = tally.to("cpu").counts.gather(1, torch.from_numpy(chunk.labels)[:, None])[:, 0]
             found += [(count, n) for count in votes]
         return found
 
@@ -174,7 +174,7 @@ def _decisions(chunk: Chunk, sampling: Sampling, n: int, alpha: float, targetp: 
     votes, active, start = np.zeros(len(chunk.labels), dtype=np.int64), np.arange(len(chunk.labels)), 0
     for end in fine_analysis_ends(n):
         tally = draw_tally(sampling, chunk.x[_to(active, chunk.x)], _ids(chunk, active), range(start, end), "estimation")
-        votes[active] += tally.counts.cpu().numpy()[np.arange(len(active)), chunk.labels[active]]
+        votes[active] += tally.to("cpu").counts.numpy()[np.arange(len(active)), chunk.labels[active]]
         above = beta_binomial_sequence_lower(votes[active], end, alpha, a=a, b=b) > targetp
         below = beta_binomial_sequence_upper(votes[active], end, alpha, a=a, b=b) < targetp
         for place, decision in zip(active[above | below].tolist(), above[above | below].tolist(), strict=True):

@@ -152,7 +152,7 @@ class Certifier:
                 sample(model, chunk.x, self.noise, num_classes=classes, n=size, stream=stream, **shared)
                 for size, stream in ((n0, "selection"), (n, "estimation"))
             )
-            predicted = selection.counts[:, :-1].cpu().numpy().argmax(axis=1).tolist()
+            predicted = selection.to("cpu").counts[:, :-1].numpy().argmax(axis=1).tolist()
             radii = [
                 [each.radius if each.prediction == label else 0.0 for each, label in zip(found, chunk.labels, strict=True)]
                 for rule in ("one_vs_rest", "top_two")

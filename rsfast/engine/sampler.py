@@ -159,7 +159,7 @@ class Sampler:
         self._failure: BaseException | None = None
         self._results: dict[int, Outcome] = {}
         self._due = self._rows_since = 0
-        self._warned = False
+        self._warned = self._evaluating = False
         self._last_evaluation = pacing.clock()
 
     def _count_slots(self, shape: torch.Size, count: int | None, num_classes: int) -> int:
@@ -180,8 +180,9 @@ class Sampler:
                         going = self._step()
                 except Exception as error:  # for later: inputs that have all their samples are finished first
                     self._failure, going = error, False
-                    self._tallies.receive(0)
-                    self._evaluate_ready()
+                    if not self._evaluating:  # a second evaluation would sum Tallies that the one that failed has summed
+                        self._tallies.receive(0)
+                        self._evaluate_ready()
             while self._due in self._results:
                 yield self._results.pop(self._due)
                 self._due += 1
@@ -328,6 +329,7 @@ class Sampler:
     def _evaluate_ready(self) -> bool:
         """Evaluate each input whose next analysis has its samples; return whether there was any."""
         self._rows_since, self._last_evaluation, any_ready = 0, self.pacing.clock(), False
+        self._evaluating = True
         with self.batches.timer("bounds"):
             if self.plan.tracks and (fresh := [a for a in self.scheduler.active if a.received and not a.evaluated]):
                 self._track(fresh)
@@ -336,6 +338,7 @@ class Sampler:
                 for actives in self._grouped(self._maybe_decided(ready)):
                     self._evaluate(actives)
                 any_ready = True
+        self._evaluating = False
         return any_ready
 
     def _next_analysis(self, active: InFlight) -> int:

@@ -74,6 +74,14 @@ def perturb(job: Perturbation, draw: Callable[[Perturbation], None]) -> None:
         reference.finish(y.float(), job, job.out[first : first + size])
 
 
+def _inputs(job: Perturbation, rows: Tensor) -> Tensor:
+    """Return the inputs of rows, float64 [B, *shape]; of a row out of range, for which a GPU draws NaN, any.
+
+    To index with such a row would end the process's use of the GPU.
+    """
+    return job.x[rows.clamp(0, len(job.x) - 1)].double()
+
+
 # A spectrum: a gain of each frequency of each channel
 
 
@@ -93,7 +101,7 @@ def filtered(z: Tensor, gain: Tensor) -> Tensor:
 
 
 def _by_spectrum(job: Perturbation, rows: Tensor, samples: Tensor, white: Tensor) -> Tensor:
-    return job.x[rows].double() + filtered(white, job.noise.shaper_tensors[0])
+    return _inputs(job, rows) + filtered(white, job.noise.shaper_tensors[0])
 
 
 # Subspaces, of inputs that are flattened in logical order
@@ -106,17 +114,18 @@ def _check_projections(job: Perturbation) -> None:
 
 def _flat(job: Perturbation, rows: Tensor) -> Tensor:
     """Return the inputs of rows as columns, float64 [B, elements, 1]."""
-    return job.x.flatten(1)[rows].double()[:, :, None]
+    return _inputs(job, rows).flatten(1)[:, :, None]
 
 
 def _by_sampled_projection(job: Perturbation, rows: Tensor, samples: Tensor, white: Tensor) -> Tensor:
     """Return what the projection of the sample's number [k, elements] leaves of the input."""
     (given,) = job.noise.shaper_tensors
-    if samples.device.type == "cpu":  # on a GPU the indexing itself checks
+    if samples.device.type == "cpu":
         check_range("samples", samples, len(given))
-    u = given[samples]
+    u = given[samples.clamp(0, len(given) - 1)]
     y: Tensor = (u.mT @ (u @ _flat(job, rows))).view(-1, *job.x.shape[1:])
-    return y
+    known = (samples >= 0) & (samples < len(given)) & (rows >= 0) & (rows < len(job.x))
+    return y.masked_fill_(~known.view(-1, *[1] * (y.ndim - 1)), torch.nan)  # no noise that is NaN is drawn here
 
 
 def _by_projection(job: Perturbation, rows: Tensor, samples: Tensor, white: Tensor) -> Tensor:
