@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_cases import ON_GPU, Perturb
-from benchmarks.launches import Launch, call_of, cuda_launch, extension, find_tool, philox_launch, triton_launch
+from benchmarks.gpu_device import find_tool
+from benchmarks.launches import Launch, call_of, cuda_launch, extension, philox_launch, triton_launch
 from benchmarks.sass import Instruction
 
 RESULTS = Path(__file__).parent / "results"

@@ -3,9 +3,9 @@ program that counts them; and the predictions that are kept."""
 
 import json
 import re
-import shutil
 import struct
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,16 +13,14 @@ import torch
 from benchmarks import disassembly, launches
 from benchmarks.disassembly import kind_of, perturb_work, predicted, work_of
 from benchmarks.gpu_cases import CIFAR, DTYPES, IMAGENET, LAYOUTS, ON_GPU, OTHER_NOISES, Perturb
-from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name
+from benchmarks.gpu_device import find_tool
+from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name, triton_launch
 from benchmarks.sass import Thread, parse
 from rsfast import ops
 from rsfast.noise import DRAWS
 
 BUILT = launches.extension()
-compiled = pytest.mark.skipif(
-    not (shutil.which("nvcc") and launches.find_tool("cuobjdump") and BUILT),
-    reason="needs nvcc, cuobjdump and rsfast.ops._cuda",
-)
+compiled = pytest.mark.skipif(not (BUILT and find_tool("cuobjdump")), reason="needs rsfast.ops._cuda and cuobjdump")
 TARGETS = {"sm_75", "sm_80", "sm_90", "sm_100", "sm_120"}
 
 
@@ -76,10 +74,10 @@ def test_instructions_an_element(case, most):
     assert work.instructions["issue"] / case.elements <= most
 
 
-def stored_by_a_thread(case):
+def stored_by_a_thread(case, launch_of=lambda call: cuda_launch(call, BUILT)):
     """Return a thread that has run on a call of `case`, all of whose bytes must be those of backend="cpu"."""
     call = call_of(case)
-    launch = cuda_launch(call, BUILT)
+    launch = launch_of(call)
     ops.BACKENDS["cpu"].kernels.perturb(call)
     (block, _), *_ = launch.blocks
     thread = launch.thread(block, 37)
@@ -110,6 +108,12 @@ def test_gaussian_noise(case):
 @pytest.mark.parametrize("noise", OTHER_NOISES)
 def test_other_noise(noise):
     stored_by_a_thread(cifar("bfloat16", noise=noise))
+
+
+@pytest.mark.skipif(not (find_spec("triton") and find_tool("cuobjdump")), reason="needs Triton and cuobjdump")
+def test_triton():
+    """The kernel for few channels last, which writes the bits of the CPU with wide stores."""
+    assert stored_by_a_thread(cifar("bfloat16", True), triton_launch).stored
 
 
 @compiled

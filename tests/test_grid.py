@@ -35,7 +35,7 @@ from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
 from test_words import hostile_words
 
-from benchmarks import disassembly
+from benchmarks.gpu_device import find_tool
 from rsfast import Gaussian, Mask, Softmax, Sparsemax, Votes, noise, ops, sequences
 from rsfast.ops import _cpu, arithmetic, jobs, words
 from rsfast.ops.calls import Perturbation
@@ -44,7 +44,7 @@ from rsfast.ops.registry import Backend
 ROOT = Path(__file__).resolve().parent.parent
 DRAWS = jobs.check_extension(_cpu)
 ONE_SIGMA = Gaussian(1.0).parameters((1,))
-NVCC, CUOBJDUMP = shutil.which("nvcc"), disassembly.find_tool("cuobjdump")
+NVCC, CUOBJDUMP = shutil.which("nvcc"), find_tool("cuobjdump")
 H200 = {"multiprocessors": 132, "most_shared": 227 << 10}
 
 
