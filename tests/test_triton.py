@@ -16,10 +16,11 @@ import torch
 from conftest import assert_same_bits, poison
 from test_grid_gaussian import tied
 from test_marks import check_full, check_many_wrong_rows, check_wrong_classes, check_wrong_rows
+from test_words import hostile_words
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
-from rsfast.noise import DRAWS, STREAMS, CorrelatedGaussian, Gaussian, Mask
-from rsfast.ops import BACKENDS, accumulate, arithmetic, perturb
+from rsfast.noise import STREAMS, CorrelatedGaussian, Gaussian, Mask
+from rsfast.ops import BACKENDS, accumulate, perturb, words
 from rsfast.ops.registry import Backend
 from rsfast.ops.tally import Tally
 
@@ -173,19 +174,13 @@ def test_the_root_for_amd(monkeypatch):
 # noise of words
 
 
-@pytest.mark.parametrize("draw", ["gaussian", "laplace", "uniform", "mask"])
+@pytest.mark.parametrize("draw", words.DRAWS)
 def test_noise_of_words(draw):
-    """Of the words at the edges of the conversions, in every place of a block, and of random ones."""
-    edges = [edge + beside for edge in (0, 2**23, 2**24, 2**29, 2**30, 2**31, 3 * 2**30) for beside in (-1, 0, 1)]
-    words = torch.tensor(edges).repeat(4).reshape(-1, 4)  # 21 edges, so that each is in all places
-    words = torch.cat([words, torch.randint(2**32, (500, 4), generator=accumulating.generator(0))]) & 0xFFFFFFFF
-    if draw == "mask":
-        expected = (words >> 8).float() * 2.0**-24
-    else:
-        expected = torch.stack([*DRAWS[draw].plain(words.unbind(1), arithmetic)], dim=1)
-    found = poison((words.numel(),), torch.float32).to(DEVICE)
-    triton_kernels.noise_of_words(draw, words.flatten().to(torch.int32).to(DEVICE), found)
-    assert_same_bits(found.cpu(), expected.flatten())
+    """Blocks of hostile words, of which one tile is not full."""
+    given = hostile_words(draw).view(-1, 4)[::13].flatten()
+    found = poison(given.shape, torch.float32).to(DEVICE)
+    triton_kernels.noise_of_words(draw, given.to(DEVICE), found)
+    assert_same_bits(found.cpu(), words.noise_of_words(draw, given, backend="reference"))
 
 
 # accumulate

@@ -112,15 +112,7 @@ def _kernel(backend: str, device: torch.device) -> Callable[[str, Tensor, Tensor
     return kernel  # type: ignore[no-any-return]
 
 
-def sweep(
-    name: str,
-    first: int = 0,
-    count: int = ALL,
-    *,
-    backend: str = "auto",
-    device: torch.device | str = "cpu",
-    chunk: int | None = None,
-) -> int:
+def sweep(name: str, first: int = 0, count: int = ALL, *, backend: str = "auto", device: torch.device | str = "cpu") -> int:
     """Return the checksum of what a backend makes of the words [first, first + count).
 
     Parameters
@@ -133,8 +125,6 @@ def sweep(
         As `noise_of_words` takes it.
     device : torch.device or str
         Where the noise and the checksum are made. At the end it is waited for, once.
-    chunk : int, optional
-        The words that a kernel is given at once, a multiple of `LINE`. It does not change the checksum.
 
     Returns
     -------
@@ -163,7 +153,7 @@ def sweep(
     total = torch.zeros((), dtype=torch.int64, device=device)
     each = _sweep_of(name)
     weights = _weights(0, LINE * len(each.words), total.device)
-    for start, values in _swept(each, first, count, backend, total.device, chunk):
+    for start, _, values in _swept(each, first, count, backend, total.device):
         lines = (values.view(torch.int32).view(-1, len(weights)) * weights).sum(1)
         total += (lines * _weights(start // LINE, len(lines), total.device)).sum()
     return int(total) % (1 << 64)
@@ -177,9 +167,8 @@ def first_difference(
     Parameters are those of `sweep`. All values come to the host, so all 2^32 words take minutes.
     """
     each = _sweep_of(name)
-    mine = _swept(each, first, count, backend, torch.device(device), 1 << 20)
-    theirs = _swept(each, first, count, "cpu", torch.device("cpu"), 1 << 20)
-    for (start, found), (_, expected) in zip(mine, theirs, strict=True):
+    for start, words, found in _swept(each, first, count, backend, torch.device(device)):
+        expected = noise_of_words(each.draw, words.cpu(), backend="cpu")
         different = (found.cpu().view(torch.int32) != expected.view(torch.int32)).nonzero()
         if len(different):
             return start + int(different[0]) // len(each.words)
@@ -191,21 +180,18 @@ def _sweep_of(name: str) -> Sweep:
     return SWEEPS[name]
 
 
-def _swept(
-    each: Sweep, first: int, count: int, backend: str, device: torch.device, chunk: int | None
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the first word of each chunk, and its values."""
+def _swept(each: Sweep, first: int, count: int, backend: str, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield of each chunk the first word that is swept, the words of the draw, and its values."""
     first, count = _as_lines("first", first, 0), _as_lines("count", count, LINE)
     if first + count > ALL:
         raise ValueError(f"count must be at most 2^32 - first, got {count} from {first}")
-    # On the host what fits into a cache; else few launches, and less than a gigabyte.
-    chunk = _as_lines("chunk", (1 << 15 if device.type == "cpu" else 1 << 23) if chunk is None else chunk, LINE)
+    chunk = 1 << 15 if device.type == "cpu" else 1 << 23  # what fits into a cache; few launches, within a gigabyte
     kernel = _kernel(backend, device)
     for start in range(first, first + count, chunk):
         words = each.make_words(torch.arange(start, min(start + chunk, first + count), device=device))
         values = torch.empty(words.shape, device=device)
         kernel(each.draw, words, values)
-        yield start, values
+        yield start, words, values
 
 
 def _signed(word: int) -> int:
