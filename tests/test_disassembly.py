@@ -214,7 +214,6 @@ def result(line, **registers):
         ("HFMA2.MMA R0, -RZ, RZ, 1, -2", {}, (0x3C00C000, 0, 0)),
         ("VIMNMX R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (0xFFFFFFFF, 0, 0)),
         ("VIMNMX.U32 R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (1, 0, 0)),
-        ("FMNMX R0, R2, R3, !PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0x3F800000, 0, 0)),
     ],
 )
 def test_an_instruction(line, registers, expected):
