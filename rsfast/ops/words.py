@@ -1,7 +1,7 @@
-"""What draws make of given words, for tests: on any backend, and a checksum of it over all 2^32 words.
+"""Make standard noise from given words on any backend, and a checksum of it over all 2^32 words: for tests.
 
-In `perturb` words come from Philox, so no test of it meets all of them. Here they are arguments. What the CPU's kernels make
-of all 2^32 words is known by checksums, so a GPU is compared with them where it is, and only the sums leave it.
+In `perturb` words come from Philox, so no test of it meets all of them. Here they are arguments. The checksums that are kept
+here are those of the CPU's kernels. A GPU makes its own, so no noise has to leave it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ALL = 1 << 32
 
 
 class Sweep(NamedTuple):
-    """What takes the values of one word, while the others of a block stay.
+    """All values of one word of a draw, while its other words stay the same.
 
     Parameters
     ----------
     draw : str
         One of `DRAWS`.
     words : tuple of int or None
-        The words that the draw is given, again and again: None is the word that is swept.
+        The draw's words, which repeat; None stands for the word that takes all values.
     checksum : int
         What `sweep` returns for all 2^32 words, by the CPU's kernels.
     """
@@ -41,7 +41,7 @@ class Sweep(NamedTuple):
     checksum: int
 
     def make_words(self, swept: Tensor) -> Tensor:
-        """Return the words int32 that the draw is given for swept words, int64 in [0, 2^32)."""
+        """Return the draw's words, int32, for values of the swept word, int64 in [0, 2^32)."""
         swept = swept.to(torch.int32)  # wraps from 2^31 on
         return torch.stack([swept if w is None else torch.full_like(swept, _signed(w)) for w in self.words], dim=1).view(-1)
 
@@ -55,14 +55,14 @@ SWEEPS = {
     "Uniform": Sweep("uniform", (None,), 0x772B5B261203316C),
     "Mask": Sweep("mask", (None,), 0xDFFF2B1E3A95B320),
 }
-"""Every map from words alone to standard noise, by name."""
+"""By name, sweeps of every draw that needs nothing but words."""
 
 DRAWS = tuple(dict.fromkeys(each.draw for each in SWEEPS.values()))
 """The draws that take nothing but words."""
 
 
 def noise_of_words(draw: str, words: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """Return what a draw makes of words: the standard noise of blocks of four.
+    """Return the standard noise that a draw makes from words, in blocks of four.
 
     Parameters
     ----------
@@ -139,11 +139,9 @@ def sweep(name: str, first: int = 0, count: int = ALL, *, backend: str = "auto",
 
     Notes
     -----
-    Weights are odd 64-bit numbers without a pattern, so a single wrong bit always changes the sum. Any other set of wrong
-    values, also values in another order, goes unseen with a chance of about 2^-32 at most.
-
-    On a GPU a value takes about 50 bytes of memory traffic, mostly for the checksum: all sweeps, 3 * 10^10 values, about
-    1.5 * 10^12 bytes. They need less than half a gigabyte.
+    Weights are odd 64-bit numbers without a pattern, so a single wrong bit always changes the sum. Of other sets of wrong
+    values a share of about 2^-32 goes unseen. So does one order: the weight of place p of line q is that of place q of
+    line p.
 
     Examples
     --------
@@ -162,7 +160,7 @@ def sweep(name: str, first: int = 0, count: int = ALL, *, backend: str = "auto",
 def first_difference(
     name: str, first: int = 0, count: int = ALL, *, backend: str = "auto", device: torch.device | str = "cpu"
 ) -> int | None:
-    """Return the first word of a sweep of which a backend makes other bits than the CPU's kernels; None if there is none.
+    """Return the first word of a sweep for which a backend and the CPU's kernels make other bits; None if there is none.
 
     Parameters are those of `sweep`. All values come to the host, so all 2^32 words take minutes.
     """
@@ -181,7 +179,7 @@ def _sweep_of(name: str) -> Sweep:
 
 
 def _swept(each: Sweep, first: int, count: int, backend: str, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield of each chunk the first word that is swept, the words of the draw, and its values."""
+    """Yield for each chunk the first value of the swept word, the draw's words, and the noise."""
     first, count = _as_lines("first", first, 0), _as_lines("count", count, LINE)
     if first + count > ALL:
         raise ValueError(f"count must be at most 2^32 - first, got {count} from {first}")
