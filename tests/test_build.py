@@ -71,7 +71,7 @@ def test_cuda_home_and_refusal(tmp_path):
     ],
 )
 def test_machine_code_and_ptx(known, chosen, machine, ptx, tmp_path):
-    """Machine code of every target that nvcc knows, or that is chosen; PTX of an old one and the newest, for GPUs between."""
+    """Machine code of every target that nvcc knows, or that is chosen; PTX of an old and of the newest, for GPUs between."""
     (tmp_path / "bin").mkdir()
     nvcc = tmp_path / "bin" / "nvcc"
     codes = "".join(f"sm_{target}\\n" for target in known)

@@ -117,7 +117,8 @@ def test_triton():
 
 
 @compiled
-def test_the_predictions_are_of_these_kernels():
+@pytest.mark.parametrize("images", ["CIFAR", pytest.param("ImageNet", marks=pytest.mark.noise)])
+def test_the_predictions_are_of_these_kernels(images):
     """The figures that are kept are those of the sources as they are (where the compiler is the same)."""
     kept = json.loads((disassembly.RESULTS / "predictions_sm90.json").read_text())
     assert kept["cuda"].keys() == kept["triton"].keys()
@@ -125,8 +126,8 @@ def test_the_predictions_are_of_these_kernels():
     about = (disassembly.RESULTS / "predictions_sm90.md").read_text()
     if f"nvcc {disassembly.nvcc_of(BUILT)} " not in about:
         pytest.skip("they are of another nvcc")
-    for case in ON_GPU.perturb:
-        if case.images == "CIFAR":
+    for case in (*ON_GPU.perturb, *ON_GPU.noises):
+        if case.images == images:
             work = perturb_work(case, lambda call: cuda_launch(call, BUILT))
             assert kept["cuda"][case.what] == predicted(case.nbytes, case.elements, work)
 
