@@ -63,7 +63,7 @@ def test_cuda_home_and_refusal(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("known", "machine", "ptx"), [((75, 80, 90, 110, 120), (75, 80, 90, 120), (80, 120)), ((75, 86), (75, 86), (86,))]
+    ("known", "machine", "ptx"), [((75, 80, 90, 110, 120), (75, 80, 90, 120), (80, 120)), ((75, 90), (75, 90), (90,))]
 )
 def test_machine_code_and_ptx(known, machine, ptx, tmp_path):
     """Machine code of every target that nvcc knows; PTX of an old one and the newest, for GPUs between them."""
