@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import math
 import re
 import shlex
 import shutil
@@ -264,14 +265,17 @@ def triton_launch(call: Perturbation) -> Launch:
 
     from rsfast.ops import triton_perturb
 
-    compiler = Compiler(triton_perturb.perturb_kernel, GPUTarget("cuda", 90, 32))
-    with patch.object(triton_perturb, "perturb_kernel", compiler):
+    kernels = ("perturb_kernel", "perturb_few_channels_kernel")
+    compilers = {name: Compiler(getattr(triton_perturb, name), GPUTarget("cuda", 90, 32)) for name in kernels}
+    with patch.multiple(triton_perturb, **compilers):
         triton_perturb.perturb(call)
-    ((grid, compiled, parameters),) = compiler.launches
+    ((grid, compiled, parameters),) = (launch for compiler in compilers.values() for launch in compiler.launches)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         (function,) = parse(cuobjdump("-sass", file.name))
-    rows, spans, tiles = (*grid, 1, 1)[:3]
-    blocks = tuple(((0, 0, z), number * rows * spans) for z, number in ((0, tiles - 1), (tiles - 1, 1)) if number)
-    return Launch(function, parameters, 32 * compiled.metadata.num_warps, (rows, spans, tiles), blocks, memory_of(call))
+    *others, tiles = grid  # all others have the same work
+    first, last = ((*(0 for _ in others), tile, 0)[:3] for tile in (0, tiles - 1))
+    number = math.prod(others)
+    blocks = ((first, number * (tiles - 1)), (last, number)) if tiles > 1 else ((last, number),)
+    return Launch(function, parameters, 32 * compiled.metadata.num_warps, (*grid, 1, 1)[:3], blocks, memory_of(call))

@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from benchmarks import disassembly, launches
 from benchmarks.disassembly import kind_of, perturb_work, predicted, work_of
 from benchmarks.gpu_cases import CIFAR, DTYPES, IMAGENET, LAYOUTS, ON_GPU, OTHER_NOISES, Perturb
-from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name
+from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name, triton_launch
 from benchmarks.sass import Thread, parse
 from rsfast import ops
 from rsfast.noise import DRAWS
@@ -76,10 +77,10 @@ def test_instructions_an_element(case, most):
     assert work.instructions["issue"] / case.elements <= most
 
 
-def stored_by_a_thread(case):
+def stored_by_a_thread(case, launch_of=lambda call: cuda_launch(call, BUILT)):
     """Return a thread that has run on a call of `case`, all of whose bytes must be those of backend="cpu"."""
     call = call_of(case)
-    launch = cuda_launch(call, BUILT)
+    launch = launch_of(call)
     ops.BACKENDS["cpu"].kernels.perturb(call)
     (block, _), *_ = launch.blocks
     thread = launch.thread(block, 37)
@@ -110,6 +111,16 @@ def test_gaussian_noise(case):
 @pytest.mark.parametrize("noise", OTHER_NOISES)
 def test_other_noise(noise):
     stored_by_a_thread(cifar("bfloat16", noise=noise))
+
+
+@pytest.mark.skipif(not (find_spec("triton") and launches.find_tool("cuobjdump")), reason="needs Triton and cuobjdump")
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_triton(channels_last):
+    """The machine code that Triton makes, too: of the kernel for a channel, and of that for all of a few channels."""
+    thread = stored_by_a_thread(cifar("bfloat16", channels_last, scale=True), triton_launch)
+    fours = sum(map(len, thread.stored.values())) // 2 // 4
+    assert fours == (6 if channels_last else 2)
+    assert names_of(thread.issued)["FFMA"] == 48 * fours
 
 
 @compiled
