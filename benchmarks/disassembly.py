@@ -1,4 +1,4 @@
-"""What the GPU gate should measure, predicted from the machine code that ships.
+"""Predict what the GPU gate should measure, from the machine code that ships.
 
     python -m benchmarks.disassembly [BINARY]
 
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_cases import ON_GPU, Perturb
-from benchmarks.launches import Launch, call_of, cuda_launch, extension, find_tool, philox_launch, triton_launch
+from benchmarks.gpu_device import find_tool
+from benchmarks.launches import Launch, call_of, cuda_launch, extension, philox_launch, triton_launch
 from benchmarks.sass import Instruction
 
 RESULTS = Path(__file__).parent / "results"
@@ -130,11 +131,10 @@ def table(found: Mapping[str, Mapping[str, Any]], nbytes: Mapping[str, int]) -> 
         yield f"| {' | '.join([what, *cells, case['limit'], *times[:2], rate, times[2]])} |"
 
 
-def report(found: Mapping[str, Mapping[str, Any]], words: Work, nvcc: str) -> str:
-    """Return the predictions in Markdown."""
+def report(found: Mapping[str, Mapping[str, Any]], words: str, nvcc: str) -> str:
+    """Return the predictions in Markdown; `words` is the line of `philox_words`."""
     nbytes = {case.what: case.nbytes for case in (*ON_GPU.perturb, *ON_GPU.noises)}
     nbytes |= {case.what: case.nbytes for case in ON_GPU.accumulate}
-    seconds, pipe = words.limit()
     lines = [
         "# What the kernels for sm_90 should take",
         "",
@@ -152,19 +152,20 @@ def report(found: Mapping[str, Mapping[str, Any]], words: Work, nvcc: str) -> st
         "accumulate has the bytes alone: its atomics and its heads' arithmetic, which take longer, are",
         "left out. certify is not predicted: the network's forward is unknown, and all else runs beside it.",
         "",
-        f"Philox words alone: {1e12 * seconds / words.instructions['words']:.3f} ps a word, limit {pipe}.",
+        words,
     ]
     for backend, predictions in found.items():
         lines += ["", f"## {backend}", "", *table(predictions, nbytes)]
     return "\n".join(lines) + "\n"
 
 
-def philox_work(binary: Path, rounds: int = 24) -> Work:
-    """Return the work of the kernel that makes Philox words and nothing else; `words` are those that it makes."""
+def philox_words(binary: Path) -> str:
+    """Return what a word should take in the kernel that makes Philox words and nothing else."""
+    rounds = 24
     launch = philox_launch(rounds, binary)
     blocks = launch.grid[0]
-    work = work_of(launch.issued(), blocks)
-    return Work({**work.instructions, "words": 4.0 * rounds * launch.threads * blocks}, work.clocks, blocks)
+    seconds, pipe = work_of(launch.issued(), blocks).limit()
+    return f"Philox words alone: {1e12 * seconds / (4 * rounds * launch.threads * blocks):.3f} ps a word, limit {pipe}."
 
 
 def nvcc_of(binary: Path) -> str:
@@ -186,7 +187,7 @@ def main() -> None:
         "triton": dict(predictions("triton", triton_launch)),
     }
     (RESULTS / "predictions_sm90.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "predictions_sm90.md").write_text(report(found, philox_work(binary), nvcc_of(binary)))
+    (RESULTS / "predictions_sm90.md").write_text(report(found, philox_words(binary), nvcc_of(binary)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 
 WORD, LONG = (1 << 32) - 1, (1 << 64) - 1
 PARAMETERS = 0x210  # where they begin in constant bank 0; the block's and the grid's sizes are at 0
-SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes of a load or store, if it does not move 4
+SIZES = {"U8": 1, "U16": 2, "64": 8, "128": 16}  # bytes that a load or store moves; 4 without one of these
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,10 @@ def half_bits(value: float) -> int:
 def bfloat16_bits(value: float) -> int:
     bits = bits_of(value)
     return 0x7FFF if math.isnan(value) else (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+
+
+def size_of(modifiers: list[str]) -> int:
+    return next((SIZES[each] for each in modifiers if each in SIZES), 4)
 
 
 def signed(word: int) -> int:
@@ -127,7 +131,7 @@ class Thread:
     sizes: tuple[int, int, int, int, int, int]
     memory: Memory = host_memory
     registers: dict[tuple[str, int], int] = field(default_factory=dict)  # of R, UR, P and UP
-    shared: dict[int, int] = field(default_factory=dict)  # bytes: what this thread alone has written
+    shared: dict[int, int] = field(default_factory=dict)  # bytes that this thread has written: those of others are 0
     stored: dict[int, bytes] = field(default_factory=dict)  # by address
     issued: Counter[Instruction] = field(default_factory=Counter)
 
@@ -224,7 +228,7 @@ class Thread:
 
     def step(self, operation: str, modifiers: list[str], operands: list[str]) -> None:
         """Carry out an instruction that does not branch."""
-        if operation in ("NOP", "BSSY", "BSYNC", "BAR", "WARPSYNC", "BMOV", "BREAK", "BRA"):
+        if operation in ("BAR", "BSSY", "BSYNC"):  # one thread waits for no other
             return
         base = operation.removeprefix("U") if hasattr(self, f"do_{operation.removeprefix('U')}") else operation
         do = getattr(self, f"do_{base}", None)
@@ -246,43 +250,31 @@ class Thread:
         self.put(to, self.special.get(name, 0), 1 if "32" in modifiers else 2)
 
     def do_P2R(self, modifiers: list[str], to: str, source: str, other: str, mask: str) -> None:
-        kind = {"PR": "P", "UPR": "UP"}[source]
-        self.put(to, sum(self.word(kind, i) << i for i in range(7)) & self.integer(mask))
-
-    do_P2UR = do_P2R
-
-    def do_R2P(self, modifiers: list[str], to: str, source: str, mask: str) -> None:
-        for i in range(7):
-            if self.integer(mask) >> i & 1:
-                self.registers["P", i] = self.integer(source) >> i & 1
+        if source != "PR":
+            raise NotImplementedError("P2R of " + source)
+        self.put(to, sum(self.word("P", i) << i for i in range(7)) & self.integer(mask))
 
     def do_LDC(self, modifiers: list[str], to: str, source: str) -> None:
         found = re.fullmatch(r"c\[0x0\](\[.*\])", source)
         if found is None:
             raise NotImplementedError(source)
-        at, size = self.address(found[1]), SIZES.get((modifiers or [""])[-1], 4)
+        at, size = self.address(found[1]), size_of(modifiers)
         self.put(to, int.from_bytes(self.constants[at : at + size], "little"), max(1, size // 4))
 
     def do_LDG(self, modifiers: list[str], to: str, source: str) -> None:
-        size = next((SIZES[each] for each in modifiers if each in SIZES), 4)
+        size = size_of(modifiers)
         self.put(to, int.from_bytes(self.memory(self.address(source), size), "little"), max(1, size // 4))
 
-    do_LD = do_LDG  # of an address whose space the compiler did not find out: only global ones are met here
-
     def do_STG(self, modifiers: list[str], to: str, source: str) -> None:
-        size = next((SIZES[each] for each in modifiers if each in SIZES), 4)
-        self.stored[self.address(to)] = self.bytes_of(source, size)
+        self.stored[self.address(to)] = self.bytes_of(source, size_of(modifiers))
 
     def do_LDS(self, modifiers: list[str], to: str, source: str) -> None:
-        at, size = self.address(source), next((SIZES[each] for each in modifiers if each in SIZES), 4)
+        at, size = self.address(source), size_of(modifiers)
         self.put(to, sum(self.shared.get(at + i, 0) << 8 * i for i in range(size)), max(1, size // 4))
 
-    def do_LDSM(self, modifiers: list[str], to: str, source: str) -> None:
-        self.put(to, 0, int(modifiers[-1]))  # of other threads: values that are stored, and decide nothing
-
     def do_STS(self, modifiers: list[str], to: str, source: str) -> None:
-        at, size = self.address(to), next((SIZES[each] for each in modifiers if each in SIZES), 4)
-        self.shared.update({at + i: byte for i, byte in enumerate(self.bytes_of(source, size))})
+        at = self.address(to)
+        self.shared.update({at + i: byte for i, byte in enumerate(self.bytes_of(source, size_of(modifiers)))})
 
     def bytes_of(self, source: str, size: int) -> bytes:
         _, kind, number = split_operand(source)
@@ -369,7 +361,7 @@ class Thread:
         unordered = isinstance(x, float) and (math.isnan(x) or math.isnan(y))
         name = modifiers[0]
         if unordered:
-            return name.endswith("U") and name != "NUM"
+            return name.endswith("U")
         return {"LT": x < y, "LE": x <= y, "GT": x > y, "GE": x >= y, "EQ": x == y, "NE": x != y}[name[:2]]
 
     def set_predicates(self, modifiers: list[str], found: bool, to: str, other: str, with_: str) -> None:
@@ -415,16 +407,11 @@ class Thread:
         x, y = ((value if "U32" in modifiers else signed(value)) for value in (self.integer(a), self.integer(b)))
         self.put(to, (min if self.holds(which) else max)(x, y))
 
-    do_IMNMX = do_VIMNMX
-
     def do_VIADDMNMX(self, modifiers: list[str], to: str, a: str, b: str, c: str, which: str) -> None:
         x, y = (self.term(a) + self.term(b)) & WORD, self.integer(c)
         if "U32" not in modifiers:
             x, y = signed(x), signed(y)
         self.put(to, (min if self.holds(which) else max)(x, y))
-
-    def do_IABS(self, modifiers: list[str], to: str, a: str) -> None:
-        self.put(to, abs(signed(self.integer(a))))
 
     def do_FADD(self, modifiers: list[str], to: str, a: str, b: str) -> None:
         self.put_real(to, self.real(a) + self.real(b))
@@ -434,11 +421,6 @@ class Thread:
 
     def do_FFMA(self, modifiers: list[str], to: str, a: str, b: str, c: str) -> None:
         self.put_real(to, self.real(a) * self.real(b) + self.real(c))  # rounded twice: once more than the device does
-
-    def do_FMNMX(self, modifiers: list[str], to: str, a: str, b: str, which: str) -> None:
-        x, y = self.real(a), self.real(b)
-        first = math.isnan(y) or (x < y if self.holds(which) else x > y)
-        self.put(to, self.raw(a if first else b))
 
     def do_MUFU(self, modifiers: list[str], to: str, a: str) -> None:
         x = self.real(a)
@@ -457,24 +439,17 @@ class Thread:
         self.put(to, words[1] << 16 | words[0])
 
     def do_I2F(self, modifiers: list[str], to: str, a: str) -> None:
-        if "U64" in modifiers:
-            self.put_real(to, float(self.pair(a)))
-        else:
-            self.put_real(to, float(self.integer(a) if "U32" in modifiers else signed(self.integer(a))))
+        if "U64" in modifiers or "S64" in modifiers:
+            raise NotImplementedError("I2F." + ".".join(modifiers))
+        self.put_real(to, float(self.integer(a) if "U32" in modifiers else signed(self.integer(a))))
 
     do_I2FP = do_I2F
 
     def do_F2I(self, modifiers: list[str], to: str, a: str) -> None:
-        words = 2 if "U64" in modifiers else 1
-        if "TRUNC" not in modifiers:
+        if "TRUNC" not in modifiers or {"U64", "S64"} & set(modifiers):
             raise NotImplementedError("F2I." + ".".join(modifiers))
-        self.put(to, max(0 if {"U32", "U64"} & set(modifiers) else -(1 << 31), int(self.real(a))), words)
+        self.put(to, max(0 if "U32" in modifiers else -(1 << 31), int(self.real(a))))
 
     def do_F2FP(self, modifiers: list[str], to: str, high: str, low: str) -> None:
         convert = bfloat16_bits if "BF16" in modifiers else half_bits
         self.put(to, convert(self.real(high)) << 16 | convert(self.real(low)))
-
-    def do_F2F(self, modifiers: list[str], to: str, a: str) -> None:
-        if modifiers != ["F64", "F32"]:
-            raise NotImplementedError("F2F." + ".".join(modifiers))
-        self.put(to, struct.unpack("<Q", struct.pack("<d", self.real(a)))[0], 2)

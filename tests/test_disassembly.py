@@ -3,9 +3,9 @@ program that counts them; and the predictions that are kept."""
 
 import json
 import re
-import shutil
 import struct
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,16 +13,14 @@ import torch
 from benchmarks import disassembly, launches
 from benchmarks.disassembly import kind_of, perturb_work, predicted, work_of
 from benchmarks.gpu_cases import CIFAR, DTYPES, IMAGENET, LAYOUTS, ON_GPU, OTHER_NOISES, Perturb
-from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name
+from benchmarks.gpu_device import find_tool
+from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name, triton_launch
 from benchmarks.sass import Thread, parse
 from rsfast import ops
 from rsfast.noise import DRAWS
 
 BUILT = launches.extension()
-compiled = pytest.mark.skipif(
-    not (shutil.which("nvcc") and launches.find_tool("cuobjdump") and BUILT),
-    reason="needs nvcc, cuobjdump and rsfast.ops._cuda",
-)
+compiled = pytest.mark.skipif(not (BUILT and find_tool("cuobjdump")), reason="needs rsfast.ops._cuda and cuobjdump")
 TARGETS = {"sm_75", "sm_80", "sm_90", "sm_100", "sm_120"}
 
 
@@ -76,10 +74,10 @@ def test_instructions_an_element(case, most):
     assert work.instructions["issue"] / case.elements <= most
 
 
-def stored_by_a_thread(case):
+def stored_by_a_thread(case, launch_of=lambda call: cuda_launch(call, BUILT)):
     """Return a thread that has run on a call of `case`, all of whose bytes must be those of backend="cpu"."""
     call = call_of(case)
-    launch = cuda_launch(call, BUILT)
+    launch = launch_of(call)
     ops.BACKENDS["cpu"].kernels.perturb(call)
     (block, _), *_ = launch.blocks
     thread = launch.thread(block, 37)
@@ -112,8 +110,19 @@ def test_other_noise(noise):
     stored_by_a_thread(cifar("bfloat16", noise=noise))
 
 
+@pytest.mark.skipif(not (find_spec("triton") and find_tool("cuobjdump")), reason="needs Triton and cuobjdump")
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_triton(channels_last):
+    """The machine code that Triton makes, too: of the kernel for a channel, and of that for all of a few channels."""
+    thread = stored_by_a_thread(cifar("bfloat16", channels_last, scale=True), triton_launch)
+    fours = sum(map(len, thread.stored.values())) // 2 // 4
+    assert fours == (6 if channels_last else 2)
+    assert names_of(thread.issued)["FFMA"] == 48 * fours
+
+
 @compiled
-def test_the_predictions_are_of_these_kernels():
+@pytest.mark.parametrize("images", ["CIFAR", pytest.param("ImageNet", marks=pytest.mark.noise)])
+def test_the_predictions_are_of_these_kernels(images):
     """The figures that are kept are those of the sources as they are (where the compiler is the same)."""
     kept = json.loads((disassembly.RESULTS / "predictions_sm90.json").read_text())
     assert kept["cuda"].keys() == kept["triton"].keys()
@@ -121,8 +130,8 @@ def test_the_predictions_are_of_these_kernels():
     about = (disassembly.RESULTS / "predictions_sm90.md").read_text()
     if f"nvcc {disassembly.nvcc_of(BUILT)} " not in about:
         pytest.skip("they are of another nvcc")
-    for case in ON_GPU.perturb:
-        if case.images == "CIFAR":
+    for case in (*ON_GPU.perturb, *ON_GPU.noises):
+        if case.images == images:
             work = perturb_work(case, lambda call: cuda_launch(call, BUILT))
             assert kept["cuda"][case.what] == predicted(case.nbytes, case.elements, work)
 
@@ -210,7 +219,6 @@ def result(line, **registers):
         ("HFMA2.MMA R0, -RZ, RZ, 1, -2", {}, (0x3C00C000, 0, 0)),
         ("VIMNMX R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (0xFFFFFFFF, 0, 0)),
         ("VIMNMX.U32 R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (1, 0, 0)),
-        ("FMNMX R0, R2, R3, !PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0x3F800000, 0, 0)),
     ],
 )
 def test_an_instruction(line, registers, expected):
