@@ -22,7 +22,8 @@ from benchmarks.race import Calls, Clock, EventClock, HostClock, Timing, race
 from benchmarks.report import ABSENT, PASSED, ROOT, Row
 from rsfast import Tally, ops
 
-PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions_sm90.json"  # {backend: {case.what: {"seconds": ...}}}
+PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions_sm90.json"  # {backend: {case.what: {key: seconds}}}
+PREDICTED = {"H200": "seconds", "H100": "seconds_h100"}  # the key of a GPU whose name has this
 SCALE, SHIFT, CLAMP = (4.0, 4.5, 4.25), (-2.0, -2.25, -1.75), (0.0, 1.0)  # of the options, for three channels
 GRAPH_BYTES = 64 << 20  # what a launch costs is little against more than this
 
@@ -116,10 +117,15 @@ def row_of(job: Job, case: Perturb | Accumulate, mode: str, timing: Timing, **mo
     """Return the row of a timing with its floor and prediction."""
     least = floor(job, case.nbytes, case.elements if isinstance(case, Perturb) else 0)
     of_floor = None if math.isnan(least) else least / timing.seconds
-    predicted = json.loads(PREDICTIONS.read_text()).get(job.backend, {}).get(case.what, {}).get("seconds")
-    return Row(
-        case.what, job.backend, mode, bytes=case.nbytes, of_floor=of_floor, predicted=predicted, **asdict(timing), **more
-    )
+    shared = {"bytes": case.nbytes, "of_floor": of_floor, "predicted": prediction(job, case.what), **asdict(timing)}
+    return Row(case.what, job.backend, mode, **shared, **more)
+
+
+def prediction(job: Job, what: str) -> float | None:
+    """Return the seconds that the machine code promises of a case on this GPU; None where nobody predicted them."""
+    keys = [key for name, key in PREDICTED.items() if name in job.report.about.get("device", "")]
+    found: dict[str, float] = json.loads(PREDICTIONS.read_text()).get(job.backend, {}).get(what, {})
+    return found.get(keys[0]) if keys else None
 
 
 # perturb

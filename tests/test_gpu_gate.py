@@ -561,11 +561,14 @@ def test_the_competitor_is_the_same_expression():
 
 def test_predictions(monkeypatch, job, tmp_path):
     file = tmp_path / "predictions.json"
-    file.write_text(json.dumps({"cpu": {PLAIN.what: {"seconds": 2e-7}}, "cuda": {GRID.what: {"seconds": 1.0}}}))
+    known = {PLAIN.what: {"seconds": 2e-7, "seconds_h100": 3e-7}}
+    file.write_text(json.dumps({"cpu": known, "cuda": {GRID.what: {"seconds": 1.0}}}))
     monkeypatch.setattr(gpu_measure, "PREDICTIONS", file)
-    [first] = gpu_measure.perturb(job, setting(dry=True), PLAIN)
-    [second] = gpu_measure.accumulate(job, setting(dry=True), GRID)
-    assert (first.predicted, second.predicted) == (2e-7, None)
+    for device, predicted in (("NVIDIA H200", 2e-7), ("NVIDIA H100 80GB HBM3", 3e-7), ("NVIDIA A100", None)):
+        job.report.about["device"] = device
+        [first] = gpu_measure.perturb(job, setting(dry=True), PLAIN)
+        [second] = gpu_measure.accumulate(job, setting(dry=True), GRID)
+        assert (first.predicted, second.predicted) == (predicted, None)
 
 
 @pytest.mark.parametrize(("more", "status"), [(0, PASSED), (2, FAILED)])
