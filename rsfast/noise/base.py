@@ -111,6 +111,7 @@ class Noise:
     """
 
     constraints: ClassVar[Mapping[str, Constraint]]
+    __match_args__: ClassVar[tuple[str, ...]]  # the fields, as a dataclass has it
     norm: ClassVar[str]
     """The norm in which radii are measured: one of `norms.NORMS`."""
     norm_fields: ClassVar[tuple[str, ...]] = ()
@@ -184,7 +185,8 @@ class Noise:
             Of an input. A noise with a value of each element or channel raises ValueError if they
             do not fit the shape.
         """
-        return NoiseParameters(self.draw.name, [getattr(self, name) for name in self.constraints])
+        # Not the names in `constraints`: torch.compile of torch 2.11 does not take its values.
+        return NoiseParameters(self.draw.name, [getattr(self, name) for name in self.__match_args__])
 
     def check_fits(self, shape: Sequence[int]) -> None:
         """Raise ValueError unless inputs may have this shape: here all may.
