@@ -1,6 +1,7 @@
 """The noise stream in Triton: csrc/philox.h, uniform.h and noise.h under the same names, operation for operation.
 
-`tl.fma` stands where the C++ says `fused`, and the compiler may contract nothing else (triton_base.OPTIONS).
+`tl.fma` stands where the C++ says `fused`, and the compiler may contract nothing else (triton_base.OPTIONS). A product with
+-1.0 costs nothing; of -x Triton 3.6 makes the subtraction 0 - x.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -63,7 +64,7 @@ def minus_two_log(value, near_one):
     """-2 ln(u) of a uniform number."""
     bits = value.to(tl.int32, bitcast=True)
     exponent = (bits - 0x3F400000) & -0x800000  # in units of 2^-23: the mantissa is in [3/4, 3/2)
-    f = tl.where(near_one, -value, (bits - exponent).to(tl.float32, bitcast=True) - 1.0)
+    f = tl.where(near_one, value * -1.0, (bits - exponent).to(tl.float32, bitcast=True) - 1.0)
     e = tl.where(near_one, 0.0, exponent.to(tl.float32) * _MINUS_TWO_LN2_UNITS)
     return tl.fma(horner(f, _LOG, 8), f, e)
 
@@ -77,7 +78,7 @@ def root(value):
     if NVIDIA:
         reciprocal = tl.rsqrt(value)
         r = value * reciprocal
-        r = tl.fma(tl.fma(-r, r, value), reciprocal * 0.5, r)
+        r = tl.fma(tl.fma(r * -1.0, r, value), reciprocal * 0.5, r)
     else:
         r = tl.sqrt_rn(value)
     return r
