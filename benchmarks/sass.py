@@ -1,8 +1,9 @@
-"""Machine code of compute capability 9.0 as ``cuobjdump -sass`` lists it, and what one thread does with it.
+"""Machine code of compute capability 9.0 as ``cuobjdump -sass`` lists it, and what threads do with it.
 
 `Thread` runs a kernel on the host, one thread of it, with the real parameters and the real memory: the instructions that it
-issues can be counted, and the bytes that it stores compared with those of another backend. The approximations of the special
-function unit are replaced by rounded values, and an instruction that is not known here is an error.
+issues can be counted, and the bytes that it stores compared with those of another backend. `Block` runs all threads of a
+block, which share memory. The approximations of the special function unit are replaced by rounded values, and an instruction
+that is not known here is an error.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property, reduce
+from operator import or_
 
 import numpy as np
 
 WORD, LONG = (1 << 32) - 1, (1 << 64) - 1
 PARAMETERS = 0x210  # where they begin in constant bank 0; the block's and the grid's sizes are at 0
+SHARED = 1 << 18  # bytes: more than a block can have
 SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes of a load or store, if it does not move 4
 
 
@@ -30,12 +33,23 @@ class Instruction:
     name: str  # with its modifiers: LDG.E.128
     operands: tuple[str, ...]
 
+    @cached_property
+    def parts(self) -> tuple[str, list[str]]:
+        """The operation, and its modifiers."""
+        operation, *modifiers = self.name.split(".")
+        return operation, modifiers
+
 
 @dataclass(frozen=True)
 class Function:
     architecture: str
     name: str
     instructions: tuple[Instruction, ...]
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Of the instructions by address."""
+        return {instruction.address: i for i, instruction in enumerate(self.instructions)}
 
 
 def parse(text: str) -> list[Function]:
@@ -97,6 +111,15 @@ def split_operand(text: str) -> tuple[str, str, int]:
     return sign, "f", bits_of(float(rest.replace("QNAN", "NAN")))
 
 
+@cache
+def split_address(text: str) -> tuple[list[str], int]:
+    """Return the registers that are added up in [R2.64+0x10], and the number."""
+    inside = re.search(r"\[([^][]*)\]$", text)
+    assert inside is not None, text
+    terms = [term.removeprefix("+") for term in re.findall(r"[-+]?[^-+]+", inside[1])]
+    return [term for term in terms if "x" not in term], sum(int(term, 16) for term in terms if "x" in term)
+
+
 Memory = Callable[[int, int], bytes]  # (address, bytes) -> what is there
 
 
@@ -127,35 +150,41 @@ class Thread:
     sizes: tuple[int, int, int, int, int, int]
     memory: Memory = host_memory
     registers: dict[tuple[str, int], int] = field(default_factory=dict)  # of R, UR, P and UP
-    shared: dict[int, int] = field(default_factory=dict)  # bytes: what this thread alone has written
+    shared: bytearray = field(default_factory=lambda: bytearray(SHARED))
     stored: dict[int, bytes] = field(default_factory=dict)  # by address
     issued: Counter[Instruction] = field(default_factory=Counter)
+    at: int = 0  # the place of the next instruction
+    voted: bool = False  # what the last barrier that asks all threads found
 
     def __post_init__(self) -> None:
         self.constants = struct.pack("<6I", *self.sizes).ljust(PARAMETERS, b"\0") + self.parameters.ljust(4096, b"\0")
 
-    def run(self, most: int = 10**6) -> Thread:
-        """Run from the first instruction to the exit."""
-        code = self.function.instructions
-        place = {instruction.address: i for i, instruction in enumerate(code)}
-        at = 0
+    def run(self) -> Thread:
+        """Run from the first instruction to the exit, past barriers."""
+        while self.advance().parts[0] != "EXIT":
+            pass
+        return self
+
+    def advance(self, most: int = 10**6) -> Instruction:
+        """Run to the next barrier or the exit, and return that instruction."""
+        code, places = self.function.instructions, self.function.places
         for _ in range(most):
-            instruction = code[at]
-            at += 1
+            instruction = code[self.at]
+            self.at += 1
             self.issued[instruction] += 1
             if instruction.predicate and not self.holds(instruction.predicate[1:]):
                 continue
-            operation, *modifiers = instruction.name.split(".")
-            operands = list(instruction.operands)
-            if operation == "EXIT" and all(map(self.holds, operands)):
-                return self
+            operation, modifiers = instruction.parts
+            operands = instruction.operands
+            if operation == "BAR" or (operation == "EXIT" and all(map(self.holds, operands))):
+                return instruction
             elif operation == "BRA" and "DIV" not in modifiers:
                 if all(map(self.holds, operands[:-1])):
-                    at = place[int(operands[-1], 16)]
+                    self.at = places[int(operands[-1], 16)]
             elif operation == "CALL" and modifiers[0] == "REL":
-                at = place[int(operands[-1], 16)]
+                self.at = places[int(operands[-1], 16)]
             elif operation == "RET":
-                at = place[self.integer(operands[0])]
+                self.at = places[self.integer(operands[0])]
             else:
                 self.step(operation, modifiers, operands)
         raise RuntimeError(f"{self.function.name} takes more than {most} instructions")
@@ -177,7 +206,7 @@ class Thread:
         """Return an integer operand; one with a minus is left above 2^32 where it would carry."""
         sign, kind, number = split_operand(text)
         word = self.word(kind, number)
-        return {"": word, "-": (~word & WORD) + 1, "~": ~word & WORD}[sign]
+        return word if sign == "" else (~word & WORD) + (sign == "-")
 
     def integer(self, text: str) -> int:
         return self.term(text) & WORD
@@ -210,24 +239,16 @@ class Thread:
 
     def address(self, text: str) -> int:
         """Return that of [R2.64+0x10], or of [R3+UR4+0x8] in shared memory."""
-        inside = re.search(r"\[([^][]*)\]$", text)
-        assert inside is not None, text
-        total = 0
-        for term in re.findall(r"[-+]?[^-+]+", inside[1]):
-            word = term.removeprefix("+")
-            total += (
-                self.pair(word) if word.endswith(".64") else -int(word[1:], 16) if word[0] == "-" else self.integer(word)
-            )
-        return total & LONG
+        words, offset = split_address(text)
+        return sum((self.pair(word) if word.endswith(".64") else self.integer(word) for word in words), offset) & LONG
 
     # Operations
 
-    def step(self, operation: str, modifiers: list[str], operands: list[str]) -> None:
+    def step(self, operation: str, modifiers: list[str], operands: Sequence[str]) -> None:
         """Carry out an instruction that does not branch."""
-        if operation in ("NOP", "BSSY", "BSYNC", "BAR", "WARPSYNC", "BMOV", "BREAK", "BRA"):
+        if operation in ("NOP", "BSSY", "BSYNC", "WARPSYNC", "BMOV", "BREAK", "BRA", "YIELD"):
             return
-        base = operation.removeprefix("U") if hasattr(self, f"do_{operation.removeprefix('U')}") else operation
-        do = getattr(self, f"do_{base}", None)
+        do = getattr(self, f"do_{operation}", None) or getattr(self, f"do_{operation.removeprefix('U')}", None)
         if do is None:
             raise NotImplementedError(".".join([operation, *modifiers]))
         do(modifiers, *operands)
@@ -275,14 +296,29 @@ class Thread:
 
     def do_LDS(self, modifiers: list[str], to: str, source: str) -> None:
         at, size = self.address(source), next((SIZES[each] for each in modifiers if each in SIZES), 4)
-        self.put(to, sum(self.shared.get(at + i, 0) << 8 * i for i in range(size)), max(1, size // 4))
+        self.put(to, int.from_bytes(self.shared[at : at + size], "little"), max(1, size // 4))
 
     def do_LDSM(self, modifiers: list[str], to: str, source: str) -> None:
         self.put(to, 0, int(modifiers[-1]))  # of other threads: values that are stored, and decide nothing
 
     def do_STS(self, modifiers: list[str], to: str, source: str) -> None:
         at, size = self.address(to), next((SIZES[each] for each in modifiers if each in SIZES), 4)
-        self.shared.update({at + i: byte for i, byte in enumerate(self.bytes_of(source, size))})
+        self.shared[at : at + size] = self.bytes_of(source, size)
+
+    def do_ATOMG(self, modifiers: list[str], done: str, to: str, place: str, source: str) -> None:
+        if not {"ADD", "OR"} & set(modifiers) or "64" not in modifiers:
+            raise NotImplementedError("ATOMG." + ".".join(modifiers))
+        address, value = self.address(place), self.pair(source)
+        before = int.from_bytes(self.memory(address, 8), "little")
+        after = before + value & LONG if "ADD" in modifiers else before | value
+        ctypes.memmove(address, after.to_bytes(8, "little"), 8)
+        self.put(to, before, 2)
+
+    def do_REDG(self, modifiers: list[str], place: str, source: str) -> None:
+        self.do_ATOMG(modifiers, "PT", "RZ", place, source)
+
+    def do_B2R(self, modifiers: list[str], to: str, voted: str) -> None:
+        self.put(voted, int(self.voted))
 
     def bytes_of(self, source: str, size: int) -> bytes:
         _, kind, number = split_operand(source)
@@ -369,8 +405,8 @@ class Thread:
         unordered = isinstance(x, float) and (math.isnan(x) or math.isnan(y))
         name = modifiers[0]
         if unordered:
-            return name.endswith("U") and name != "NUM"
-        return {"LT": x < y, "LE": x <= y, "GT": x > y, "GE": x >= y, "EQ": x == y, "NE": x != y}[name[:2]]
+            return name == "NAN" or name.endswith("U")
+        return {"LT": x < y, "LE": x <= y, "GT": x > y, "GE": x >= y, "EQ": x == y, "NE": x != y, "NA": False}[name[:2]]
 
     def set_predicates(self, modifiers: list[str], found: bool, to: str, other: str, with_: str) -> None:
         for output, value in ((to, found), (other, not found)):
@@ -437,6 +473,8 @@ class Thread:
 
     def do_FMNMX(self, modifiers: list[str], to: str, a: str, b: str, which: str) -> None:
         x, y = self.real(a), self.real(b)
+        if "NAN" in modifiers and (math.isnan(x) or math.isnan(y)):
+            return self.put(to, 0x7FFFFFFF)
         first = math.isnan(y) or (x < y if self.holds(which) else x > y)
         self.put(to, self.raw(a if first else b))
 
@@ -457,10 +495,11 @@ class Thread:
         self.put(to, words[1] << 16 | words[0])
 
     def do_I2F(self, modifiers: list[str], to: str, a: str) -> None:
-        if "U64" in modifiers:
-            self.put_real(to, float(self.pair(a)))
-        else:
-            self.put_real(to, float(self.integer(a) if "U32" in modifiers else signed(self.integer(a))))
+        value = self.pair(a) if "U64" in modifiers else self.integer(a) if "U32" in modifiers else signed(self.integer(a))
+        below = np.float32(value)
+        if "RP" in modifiers and int(below) < value:
+            below = np.nextafter(below, np.float32(np.inf))
+        self.put_real(to, float(below))
 
     do_I2FP = do_I2F
 
@@ -478,3 +517,35 @@ class Thread:
         if modifiers != ["F64", "F32"]:
             raise NotImplementedError("F2F." + ".".join(modifiers))
         self.put(to, struct.unpack("<Q", struct.pack("<d", self.real(a)))[0], 2)
+
+
+@dataclass
+class Block:
+    """The threads of a block, which share memory and wait for one another at barriers.
+
+    Between two barriers one thread runs after the other. Atomic operations change the memory of this process.
+    """
+
+    threads: Sequence[Thread]
+
+    def run(self) -> Block:
+        shared = bytearray(SHARED)
+        for thread in self.threads:
+            thread.shared = shared
+        while True:
+            met = {thread.advance(): thread for thread in self.threads}
+            (barrier,) = met  # or the exit: here all threads reach the same
+            if barrier.parts[0] == "EXIT":
+                return self
+            if "RED" in barrier.parts[1]:
+                voted = any(thread.holds(barrier.operands[1]) for thread in self.threads)
+                for thread in self.threads:
+                    thread.voted = voted
+
+    def issued(self) -> Counter[Instruction]:
+        """Return how many of each instruction the warps issue: as many as the thread of a warp that comes by most often.
+
+        That is a bound from below: threads of a warp that come by at different times need one each.
+        """
+        warps = [self.threads[i : i + 32] for i in range(0, len(self.threads), 32)]
+        return sum((reduce(or_, (thread.issued for thread in warp)) for warp in warps), Counter[Instruction]())

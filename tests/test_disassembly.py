@@ -12,10 +12,10 @@ import torch
 
 from benchmarks import disassembly, launches
 from benchmarks.disassembly import kind_of, perturb_work, predicted, work_of
-from benchmarks.gpu_cases import CIFAR, DTYPES, IMAGENET, LAYOUTS, ON_GPU, OTHER_NOISES, Perturb
+from benchmarks.gpu_cases import CIFAR, DTYPES, IMAGENET, LAYOUTS, ON_GPU, OTHER_NOISES, Accumulate, Perturb
 from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name
 from benchmarks.sass import Thread, parse
-from rsfast import ops
+from rsfast import Softmax, ops
 from rsfast.noise import DRAWS
 
 BUILT = launches.extension()
@@ -110,6 +110,16 @@ def test_gaussian_noise(case):
 @pytest.mark.parametrize("noise", OTHER_NOISES)
 def test_other_noise(noise):
     stored_by_a_thread(cifar("bfloat16", noise=noise))
+
+
+@compiled
+def test_a_block_of_accumulate():
+    """Its Tally is the CPU's, or `block_issues` raises; 32 threads that do the same are counted once."""
+    case, heads = Accumulate(10, 5, "softmax", histograms=True), (Softmax(),)
+    issued = names_of(disassembly.block_issues(case, heads, 0, BUILT))
+    assert issued["BAR"] % 8 == 0  # of 8 warps
+    assert issued["REDG"] > names_of(disassembly.block_issues(case, (), 0, BUILT))["REDG"] > 0
+    assert names_of(disassembly.block_issues(case, (), 1, BUILT))["REDG"] == 0
 
 
 @compiled
@@ -211,6 +221,9 @@ def result(line, **registers):
         ("VIMNMX R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (0xFFFFFFFF, 0, 0)),
         ("VIMNMX.U32 R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (1, 0, 0)),
         ("FMNMX R0, R2, R3, !PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0x3F800000, 0, 0)),
+        ("FMNMX.NAN R0, R2, R3, !PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0x7FFFFFFF, 0, 0)),
+        ("FSETP.NAN.AND P0, PT, R2, R3, PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0, 0, 1)),
+        ("I2F.U32.RP R0, R2", {"R2": 0x1000001}, (0x4B800001, 0, 0)),
     ],
 )
 def test_an_instruction(line, registers, expected):
