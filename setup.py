@@ -1,8 +1,7 @@
 """Builds rsfast.ops._cpu, its kernels once for each instruction set, and rsfast.ops._cuda; all else is in pyproject.toml.
 
 RSFAST_CUDA=0 leaves rsfast.ops._cuda out, 1 insists on it, auto (the default) builds it where nvcc is found: in
-CUDA_HOME, or on the PATH. RSFAST_CUDA_TARGETS=90, or several with commas between, builds it for these compute
-capabilities alone.
+CUDA_HOME, or on the PATH. RSFAST_CUDA_TARGETS=80,90 builds it for only these compute capabilities.
 """
 
 import os
@@ -69,7 +68,7 @@ def cuda_targets():
         return [target for target in CUDA_TARGETS if f"sm_{target}" in known]
     if unknown := [target for target in chosen.split(",") if f"sm_{target}" not in known]:
         sys.exit(
-            f"RSFAST_CUDA_TARGETS is {chosen!r}; it must be numbers as 80,90 of which nvcc ({NVCC}) knows all, not {unknown}"
+            f"RSFAST_CUDA_TARGETS must be numbers that nvcc ({NVCC}) knows, such as 80,90, got {chosen!r}: not {unknown}"
         )
     return sorted(map(int, chosen.split(",")))
 

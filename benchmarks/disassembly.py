@@ -1,12 +1,13 @@
-"""What the GPU gate should measure, predicted from the machine code that ships.
+"""Predict what the GPU gate should measure, from the machine code that ships.
 
     python -m benchmarks.disassembly [BINARY]
 
 For every case of benchmarks/gpu_cases.py it runs threads on the host (benchmarks/sass.py), with the parameters and the grid
-of the launch, and counts what is issued: the prologue, loops as often as they are run, and idle threads. Of perturb these are
-the first of each warp, of CUDA's accumulate all of a block; Triton's has the bytes alone. It writes predictions_sm90.json and .md under benchmarks/results. BINARY holds the CUDA kernels' machine code for
-sm_90: rsfast.ops._cuda. Triton's kernels are compiled here. Needed is a
-cuobjdump: the CUDA toolkit's, or the one in Triton's package.
+of the launch, and counts what is issued: the prologue, loops as often as they are run, and idle threads. Of perturb it runs
+the first thread of each warp, of CUDA's accumulate all threads of a block, whose Tally must be the CPU's. Triton's accumulate
+has its bytes alone. It writes predictions_sm90.json and .md under benchmarks/results. BINARY holds the CUDA kernels' machine
+code for sm_90: rsfast.ops._cuda. Triton's kernels are compiled here. Needed is a cuobjdump: the CUDA toolkit's, or the one
+in Triton's package.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_cases import HEADS, ON_GPU, Accumulate, Perturb
+from benchmarks.gpu_device import find_tool
 from benchmarks.launches import (
     MULTIPROCESSORS,
     Launch,
@@ -34,7 +36,6 @@ from benchmarks.launches import (
     call_of,
     cuda_launch,
     extension,
-    find_tool,
     philox_launch,
     triton_launch,
 )
@@ -59,7 +60,7 @@ COSTS: tuple[tuple[str, str, dict[str, float]], ...] = (
     (r"(LDG?|LDSM?|STG|STS|REDG|ATOMG)\b.*\.64\b.*", "memory", {"memory": 2}),
     (r"(LDG?|LDSM?|STG|STS|REDG|ATOMG)\b.*", "memory", {"memory": 1}),
     # The constants' port, the uniform pipe and control flow: slots to issue, and nothing else that is known.
-    (r"(LDC|S2R|S2UR|R2UR|CS2R|BRA|EXIT|BSSY|BSYNC|BREAK|NOP|BAR|B2R|YIELD|CALL|RET|WARPSYNC|LEPC|U[A-Z0-9]+)\b.*", "other", {}),
+    (r"(LDC|S2R|S2UR|R2UR|CS2R|B2R|BRA|EXIT|BSSY|BSYNC|BREAK|YIELD|BAR|CALL|RET|WARPSYNC|U[A-Z0-9]+)\b.*", "other", {}),
     (r".*", "alu", {"alu": 0.5}),
 )
 KINDS = ("issue", "fma", "imad", "wide", "alu", "mufu", "memory")  # that the table shows; "issue" is all of them
@@ -154,6 +155,7 @@ def accumulate_work(case: Accumulate, binary: Path) -> Work:
     logits = torch.empty(case.batch, case.classes)
     tiles, groups, _ = accumulate_launch(accumulate_call(logits, tally_of(case, soft)), binary).grid
     plain = replace(case, heads="votes", histograms=False)  # the first block of a tile counts votes, the others only read
+    parts: list[tuple[tuple[Head, ...], int, int]]
     parts = [((), 0, tiles * (1 - len(soft))), ((), 1, tiles * (groups - 1))]
     parts += [((heads[len(heads) // 2],), 0, tiles * len(heads)) for heads in kinds.values()]
     total: Counter[Instruction] = Counter()
@@ -186,11 +188,10 @@ def table(found: Mapping[str, Mapping[str, Any]], nbytes: Mapping[str, int]) -> 
         yield f"| {' | '.join([what, *cells, case['limit'], *times[:2], rate, times[2]])} |"
 
 
-def report(found: Mapping[str, Mapping[str, Any]], words: Work, nvcc: str) -> str:
-    """Return the predictions in Markdown."""
+def report(found: Mapping[str, Mapping[str, Any]], words: str, nvcc: str) -> str:
+    """Return the predictions in Markdown; `words` is the line of `philox_words`."""
     nbytes = {case.what: case.nbytes for case in (*ON_GPU.perturb, *ON_GPU.noises)}
     nbytes |= {case.what: case.nbytes for case in ON_GPU.accumulate}
-    seconds, pipe = words.limit()
     lines = [
         "# What the kernels for sm_90 should take",
         "",
@@ -212,19 +213,20 @@ def report(found: Mapping[str, Mapping[str, Any]], words: Work, nvcc: str) -> st
         "farther below the truth is the bound. accumulate of Triton has the bytes alone.",
         "certify is not predicted: the network's forward is unknown, and all else runs beside it.",
         "",
-        f"Philox words alone: {1e12 * seconds / words.instructions['words']:.3f} ps a word, limit {pipe}.",
+        words,
     ]
     for backend, predictions in found.items():
         lines += ["", f"## {backend}", "", *table(predictions, nbytes)]
     return "\n".join(lines) + "\n"
 
 
-def philox_work(binary: Path, rounds: int = 24) -> Work:
-    """Return the work of the kernel that makes Philox words and nothing else; `words` are those that it makes."""
+def philox_words(binary: Path) -> str:
+    """Return what a word should take in the kernel that makes Philox words and nothing else."""
+    rounds = 24
     launch = philox_launch(rounds, binary)
     blocks = launch.grid[0]
-    work = work_of(launch.issued(), blocks)
-    return Work({**work.instructions, "words": 4.0 * rounds * launch.threads * blocks}, work.clocks, blocks)
+    seconds, pipe = work_of(launch.issued(), blocks).limit()
+    return f"Philox words alone: {1e12 * seconds / (4 * rounds * launch.threads * blocks):.3f} ps a word, limit {pipe}."
 
 
 def nvcc_of(binary: Path) -> str:
@@ -248,7 +250,7 @@ def main() -> None:
         "triton": dict(predictions("triton", triton_launch, lambda case: None)),
     }
     (RESULTS / "predictions_sm90.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "predictions_sm90.md").write_text(report(found, philox_work(binary), nvcc_of(binary)))
+    (RESULTS / "predictions_sm90.md").write_text(report(found, philox_words(binary), nvcc_of(binary)))
 
 
 if __name__ == "__main__":

@@ -7,33 +7,34 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import math
 import re
 import shlex
-import shutil
 import struct
 import subprocess
 import sysconfig
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 
 from benchmarks.cases import noises
 from benchmarks.gpu_cases import DTYPES, Perturb
+from benchmarks.gpu_device import find_tool
+from benchmarks.report import ROOT
 from benchmarks.sass import Block, Function, Instruction, Memory, Thread, host_memory, parse
 from rsfast import Tally, ops
 from rsfast.ops.calls import Accumulation, Perturbation
 from rsfast.ops.registry import Backend
 
-ROOT = Path(__file__).resolve().parent.parent
 MOST_ROWS = 65535  # of a CUDA grid's second axis
 
 MULTIPROCESSORS, SHARED = 132, 227 << 10  # of an H100 SXM and an H200; bytes that a block may have
@@ -59,25 +60,11 @@ extern "C" void accumulate_launch_of(const rsfast::AccumulateJob* job, int multi
 """
 
 
-def find_tool(name: str) -> str | None:
-    """Return the path of a CUDA tool: on the PATH, or in Triton's package."""
-    if found := shutil.which(name):
-        return found
-    spec = find_spec("triton")
-    if spec is None or spec.origin is None:
-        return None
-    return shutil.which(name, path=str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
-
-
-def output_of(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def cuobjdump(*arguments: str) -> str:
     tool = find_tool("cuobjdump")
     if tool is None:
         raise FileNotFoundError("cuobjdump: install the CUDA toolkit, or Triton, whose package has one")
-    return output_of(tool, *arguments)
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def extension() -> Path | None:
@@ -233,9 +220,7 @@ def accumulate_launch(call: Accumulation, binary: Path) -> Launch:
 
     parameters, sizes = ctypes.create_string_buffer(4096), (ctypes.c_int64 * 4)()
     job = jobs.accumulate_job(call)
-    grid_library().accumulate_launch_of(
-        ctypes.byref(job), MULTIPROCESSORS, ctypes.c_int64(SHARED), parameters, sizes
-    )
+    grid_library().accumulate_launch_of(ctypes.byref(job), MULTIPROCESSORS, ctypes.c_int64(SHARED), parameters, sizes)
     size, threads, tiles, head_groups = sizes
     memory = reader([tensor for tensor in call if tensor.numel()])
     function = machine_code(binary, "accumulate_kernel f")
@@ -254,20 +239,22 @@ def philox_launch(rounds: int, binary: Path) -> Launch:
 # Triton
 
 
-class Compiler:
-    """Stands for a Triton kernel: a launch compiles it for `target`, and is kept instead of done."""
+class TritonLaunch(NamedTuple):
+    grid: tuple[int, ...]
+    compiled: Any
+    parameters: bytes
 
-    def __init__(self, kernel: Any, target: Any) -> None:
-        self.kernel, self.target = kernel, target
-        self.launches: list[tuple[tuple[int, ...], Any, bytes]] = []  # grid, compiled kernel, parameters
+
+class Compiler:
+    """Stands for a Triton kernel: a launch compiles it for `target` and is added to `launches`, but not run."""
+
+    def __init__(self, kernel: Any, target: Any, launches: list[TritonLaunch]) -> None:
+        self.kernel, self.target, self.launches = kernel, target, launches
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def launch(*values: Any, **options: Any) -> None:
-            self.launches.append((grid, *self.compiled(values, options)))
+        return partial(self.launch, grid)
 
-        return launch
-
-    def compiled(self, values: Sequence[Any], options: dict[str, Any]) -> tuple[Any, bytes]:
+    def launch(self, grid: tuple[int, ...], *values: Any, **options: Any) -> None:
         import triton
         from triton.compiler import ASTSource
 
@@ -295,7 +282,16 @@ class Compiler:
                 if special and value % 16 == 0:
                     hints[i,] = [["tt.divisibility", 16]]
         compiled = triton.compile(ASTSource(self.kernel, signature, constants, hints), target=self.target, options=options)
-        return compiled, struct.pack(f"@{layout}0Q", *packed)
+        self.launches.append(TritonLaunch(grid, compiled, struct.pack(f"@{layout}0Q", *packed)))
+
+
+def triton_launches(module: ModuleType, target: Any, run: Callable[[], None]) -> list[TritonLaunch]:
+    """Return what `run` launches of a module's kernels, compiled for a GPUTarget."""
+    launches: list[TritonLaunch] = []
+    kernels = {name: Compiler(each, target, launches) for name, each in vars(module).items() if name.endswith("_kernel")}
+    with patch.multiple(module, **kernels):
+        run()
+    return launches
 
 
 def triton_launch(call: Perturbation) -> Launch:
@@ -304,14 +300,17 @@ def triton_launch(call: Perturbation) -> Launch:
 
     from rsfast.ops import triton_perturb
 
-    compiler = Compiler(triton_perturb.perturb_kernel, GPUTarget("cuda", 90, 32))
-    with patch.object(triton_perturb, "perturb_kernel", compiler):
-        triton_perturb.perturb(call)
-    ((grid, compiled, parameters),) = compiler.launches
+    (launched,) = triton_launches(triton_perturb, GPUTarget("cuda", 90, 32), partial(triton_perturb.perturb, call))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(launched.compiled.asm["cubin"])
         file.flush()
         (function,) = parse(cuobjdump("-sass", file.name))
-    rows, spans, tiles = (*grid, 1, 1)[:3]
-    blocks = tuple(((0, 0, z), number * rows * spans) for z, number in ((0, tiles - 1), (tiles - 1, 1)) if number)
-    return Launch(function, parameters, 32 * compiled.metadata.num_warps, (rows, spans, tiles), blocks, memory_of(call))
+    *others, programs = launched.grid  # the last axis: the tiles of a row, or of a channel of it, of which the last differ
+    grid, before = (*launched.grid, 1, 1)[:3], (0,) * len(others)
+    blocks = tuple(
+        ((*before, place, 0, 0)[:3], number * math.prod(others))
+        for place, number in ((0, programs - 1), (programs - 1, 1))
+        if number
+    )
+    threads = 32 * launched.compiled.metadata.num_warps
+    return Launch(function, launched.parameters, threads, grid, blocks, memory_of(call))

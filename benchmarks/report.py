@@ -76,9 +76,9 @@ def short(row: Row) -> str:
     """Return the row on one short line of a terminal."""
     what, backend, mode, status, median, _, _, part, _, ratio, times, missed, note = cells(row)
     named = (("of floor", part), ("of predicted", ratio), ("times", times), ("missed", missed), ("", note[:100]))
-    told = [" ".join((name, text)).strip() for name, text in named if text]
+    parts = [" ".join((name, text)).strip() for name, text in named if text]
     head = " ".join(text for text in (what, backend, mode, status if status != MEASURED else "", median) if text)
-    return "; ".join((head, *told))
+    return "; ".join((head, *parts))
 
 
 class Report:
@@ -102,7 +102,7 @@ class Report:
             self.rows = [Row(**row) for row in state["rows"]]
 
     def begin_anew(self, about: dict[str, Any]) -> None:
-        """Keep what was measured of other sources, or on another device, under another name."""
+        """Begin an empty report. Rename the one that is there: it is of other sources, or of another device."""
         if self.file.exists():
             number = next(n for n in range(1, 1000) if not (self.folder / f"before_{n}.json").exists())
             for suffix in (".json", ".md"):
@@ -175,7 +175,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def write(self) -> None:
-        """Write both files; whoever reads them meanwhile, or after a crash, finds them whole."""
+        """Write both files. A reader finds each of them complete, also after a crash."""
         state = {"about": self.about, "sections": self.sections, "rows": [asdict(row) for row in self.rows]}
         for file, text in ((self.file, json.dumps(state, indent=1) + "\n"), (self.file.with_suffix(".md"), self.markdown())):
             part = file.with_suffix(f"{file.suffix}.part")

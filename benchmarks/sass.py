@@ -23,7 +23,7 @@ import numpy as np
 WORD, LONG = (1 << 32) - 1, (1 << 64) - 1
 PARAMETERS = 0x210  # where they begin in constant bank 0; the block's and the grid's sizes are at 0
 SHARED = 1 << 18  # bytes: more than a block can have
-SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes of a load or store, if it does not move 4
+SIZES = {"U8": 1, "U16": 2, "64": 8, "128": 16}  # bytes that a load or store moves; 4 without one of these
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +85,10 @@ def half_bits(value: float) -> int:
 def bfloat16_bits(value: float) -> int:
     bits = bits_of(value)
     return 0x7FFF if math.isnan(value) else (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+
+
+def size_of(modifiers: list[str]) -> int:
+    return next((SIZES[each] for each in modifiers if each in SIZES), 4)
 
 
 def signed(word: int) -> int:
@@ -150,7 +154,7 @@ class Thread:
     sizes: tuple[int, int, int, int, int, int]
     memory: Memory = host_memory
     registers: dict[tuple[str, int], int] = field(default_factory=dict)  # of R, UR, P and UP
-    shared: bytearray = field(default_factory=lambda: bytearray(SHARED))
+    shared: bytearray = field(default_factory=lambda: bytearray(SHARED))  # 0 where nobody has written
     stored: dict[int, bytes] = field(default_factory=dict)  # by address
     issued: Counter[Instruction] = field(default_factory=Counter)
     at: int = 0  # the place of the next instruction
@@ -246,7 +250,7 @@ class Thread:
 
     def step(self, operation: str, modifiers: list[str], operands: Sequence[str]) -> None:
         """Carry out an instruction that does not branch."""
-        if operation in ("NOP", "BSSY", "BSYNC", "WARPSYNC", "BMOV", "BREAK", "BRA", "YIELD"):
+        if operation in ("BSSY", "BSYNC", "WARPSYNC", "YIELD"):  # lanes of a warp do not wait for one another here
             return
         do = getattr(self, f"do_{operation}", None) or getattr(self, f"do_{operation.removeprefix('U')}", None)
         if do is None:
@@ -267,42 +271,30 @@ class Thread:
         self.put(to, self.special.get(name, 0), 1 if "32" in modifiers else 2)
 
     def do_P2R(self, modifiers: list[str], to: str, source: str, other: str, mask: str) -> None:
-        kind = {"PR": "P", "UPR": "UP"}[source]
-        self.put(to, sum(self.word(kind, i) << i for i in range(7)) & self.integer(mask))
-
-    do_P2UR = do_P2R
-
-    def do_R2P(self, modifiers: list[str], to: str, source: str, mask: str) -> None:
-        for i in range(7):
-            if self.integer(mask) >> i & 1:
-                self.registers["P", i] = self.integer(source) >> i & 1
+        if source != "PR":
+            raise NotImplementedError("P2R of " + source)
+        self.put(to, sum(self.word("P", i) << i for i in range(7)) & self.integer(mask))
 
     def do_LDC(self, modifiers: list[str], to: str, source: str) -> None:
         found = re.fullmatch(r"c\[0x0\](\[.*\])", source)
         if found is None:
             raise NotImplementedError(source)
-        at, size = self.address(found[1]), SIZES.get((modifiers or [""])[-1], 4)
+        at, size = self.address(found[1]), size_of(modifiers)
         self.put(to, int.from_bytes(self.constants[at : at + size], "little"), max(1, size // 4))
 
     def do_LDG(self, modifiers: list[str], to: str, source: str) -> None:
-        size = next((SIZES[each] for each in modifiers if each in SIZES), 4)
+        size = size_of(modifiers)
         self.put(to, int.from_bytes(self.memory(self.address(source), size), "little"), max(1, size // 4))
 
-    do_LD = do_LDG  # of an address whose space the compiler did not find out: only global ones are met here
-
     def do_STG(self, modifiers: list[str], to: str, source: str) -> None:
-        size = next((SIZES[each] for each in modifiers if each in SIZES), 4)
-        self.stored[self.address(to)] = self.bytes_of(source, size)
+        self.stored[self.address(to)] = self.bytes_of(source, size_of(modifiers))
 
     def do_LDS(self, modifiers: list[str], to: str, source: str) -> None:
-        at, size = self.address(source), next((SIZES[each] for each in modifiers if each in SIZES), 4)
+        at, size = self.address(source), size_of(modifiers)
         self.put(to, int.from_bytes(self.shared[at : at + size], "little"), max(1, size // 4))
 
-    def do_LDSM(self, modifiers: list[str], to: str, source: str) -> None:
-        self.put(to, 0, int(modifiers[-1]))  # of other threads: values that are stored, and decide nothing
-
     def do_STS(self, modifiers: list[str], to: str, source: str) -> None:
-        at, size = self.address(to), next((SIZES[each] for each in modifiers if each in SIZES), 4)
+        at, size = self.address(to), size_of(modifiers)
         self.shared[at : at + size] = self.bytes_of(source, size)
 
     def do_ATOMG(self, modifiers: list[str], done: str, to: str, place: str, source: str) -> None:
@@ -451,8 +443,6 @@ class Thread:
         x, y = ((value if "U32" in modifiers else signed(value)) for value in (self.integer(a), self.integer(b)))
         self.put(to, (min if self.holds(which) else max)(x, y))
 
-    do_IMNMX = do_VIMNMX
-
     def do_VIADDMNMX(self, modifiers: list[str], to: str, a: str, b: str, c: str, which: str) -> None:
         x, y = (self.term(a) + self.term(b)) & WORD, self.integer(c)
         if "U32" not in modifiers:
@@ -504,19 +494,14 @@ class Thread:
     do_I2FP = do_I2F
 
     def do_F2I(self, modifiers: list[str], to: str, a: str) -> None:
-        words = 2 if "U64" in modifiers else 1
-        if "TRUNC" not in modifiers:
+        if "TRUNC" not in modifiers or "S64" in modifiers:
             raise NotImplementedError("F2I." + ".".join(modifiers))
-        self.put(to, max(0 if {"U32", "U64"} & set(modifiers) else -(1 << 31), int(self.real(a))), words)
+        least = 0 if {"U32", "U64"} & set(modifiers) else -(1 << 31)
+        self.put(to, max(least, int(self.real(a))), 2 if "U64" in modifiers else 1)
 
     def do_F2FP(self, modifiers: list[str], to: str, high: str, low: str) -> None:
         convert = bfloat16_bits if "BF16" in modifiers else half_bits
         self.put(to, convert(self.real(high)) << 16 | convert(self.real(low)))
-
-    def do_F2F(self, modifiers: list[str], to: str, a: str) -> None:
-        if modifiers != ["F64", "F32"]:
-            raise NotImplementedError("F2F." + ".".join(modifiers))
-        self.put(to, struct.unpack("<Q", struct.pack("<d", self.real(a)))[0], 2)
 
 
 @dataclass

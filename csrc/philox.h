@@ -40,7 +40,8 @@ RSFAST_FN auto philox_round(Words<A, B, C, D> w, uint64_t key_low, uint64_t key_
   return Words<decltype(a + 0), decltype(odd + 0), decltype(c + 0), decltype(even + 0)>{a, odd, c, even};
 }
 
-// What the first two rounds make of a row's words alone: the third word's product, and that of the word which comes of it.
+// What the first two rounds need only a row's words for. odd: the product of the third word; even: that of the word which
+// this product becomes in the second round; last: the fourth word.
 template <class R>
 struct RowProducts {
   R last, odd, even;

@@ -63,10 +63,15 @@ def test_cuda_home_and_refusal(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("known", "machine", "ptx"), [((75, 80, 90, 110, 120), (75, 80, 90, 120), (80, 120)), ((75, 86), (75, 86), (86,))]
+    ("known", "chosen", "machine", "ptx"),
+    [
+        ((75, 80, 86, 90, 110, 120), "", (75, 80, 90, 120), (80, 120)),
+        ((75, 80, 90), "", (75, 80, 90), (80, 90)),
+        ((75, 80, 86, 90), "86", (86,), (86,)),
+    ],
 )
-def test_machine_code_and_ptx(known, machine, ptx, tmp_path):
-    """Machine code of every target that nvcc knows; PTX of an old one and the newest, for GPUs between them."""
+def test_machine_code_and_ptx(known, chosen, machine, ptx, tmp_path):
+    """Machine code of every target that nvcc knows, or that is chosen; PTX of an old and of the newest, for GPUs between."""
     (tmp_path / "bin").mkdir()
     nvcc = tmp_path / "bin" / "nvcc"
     codes = "".join(f"sm_{target}\\n" for target in known)
@@ -74,7 +79,7 @@ def test_machine_code_and_ptx(known, machine, ptx, tmp_path):
     nvcc.chmod(0o755)
     code = "import setuptools; setuptools.setup = lambda **k: print(k['cmdclass']['build_ext'].compile_cuda(type('', (), "
     code += f"{{'build_temp': {str(tmp_path)!r}}}), 'csrc/cuda/perturb.cu')); import runpy; runpy.run_path('setup.py')"
-    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "RSFAST_CUDA": "1"}
+    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "RSFAST_CUDA": "1", "RSFAST_CUDA_TARGETS": chosen}
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -3,9 +3,9 @@ program that counts them; and the predictions that are kept."""
 
 import json
 import re
-import shutil
 import struct
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,16 +13,14 @@ import torch
 from benchmarks import disassembly, launches
 from benchmarks.disassembly import kind_of, perturb_work, predicted, work_of
 from benchmarks.gpu_cases import CIFAR, DTYPES, IMAGENET, LAYOUTS, ON_GPU, OTHER_NOISES, Accumulate, Perturb
-from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name
+from benchmarks.gpu_device import find_tool
+from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name, triton_launch
 from benchmarks.sass import Thread, parse
 from rsfast import Softmax, ops
 from rsfast.noise import DRAWS
 
 BUILT = launches.extension()
-compiled = pytest.mark.skipif(
-    not (shutil.which("nvcc") and launches.find_tool("cuobjdump") and BUILT),
-    reason="needs nvcc, cuobjdump and rsfast.ops._cuda",
-)
+compiled = pytest.mark.skipif(not (BUILT and find_tool("cuobjdump")), reason="needs rsfast.ops._cuda and cuobjdump")
 TARGETS = {"sm_75", "sm_80", "sm_90", "sm_100", "sm_120"}
 
 
@@ -76,10 +74,10 @@ def test_instructions_an_element(case, most):
     assert work.instructions["issue"] / case.elements <= most
 
 
-def stored_by_a_thread(case):
+def stored_by_a_thread(case, launch_of=lambda call: cuda_launch(call, BUILT)):
     """Return a thread that has run on a call of `case`, all of whose bytes must be those of backend="cpu"."""
     call = call_of(case)
-    launch = cuda_launch(call, BUILT)
+    launch = launch_of(call)
     ops.BACKENDS["cpu"].kernels.perturb(call)
     (block, _), *_ = launch.blocks
     thread = launch.thread(block, 37)
@@ -112,18 +110,24 @@ def test_other_noise(noise):
     stored_by_a_thread(cifar("bfloat16", noise=noise))
 
 
+@pytest.mark.skipif(not (find_spec("triton") and find_tool("cuobjdump")), reason="needs Triton and cuobjdump")
+def test_triton():
+    """The kernel for few channels last, which writes the bits of the CPU with wide stores."""
+    assert stored_by_a_thread(cifar("bfloat16", True), triton_launch).stored
+
+
 @compiled
 def test_a_block_of_accumulate():
-    """Its Tally is the CPU's, or `block_issues` raises; 32 threads that do the same are counted once."""
+    """Its Tally is the CPU's, or `block_issues` raises. A block that is not the first of its tile only reads."""
     case, heads = Accumulate(10, 5, "softmax", histograms=True), (Softmax(),)
-    issued = names_of(disassembly.block_issues(case, heads, 0, BUILT))
-    assert issued["BAR"] % 8 == 0  # of 8 warps
-    assert issued["REDG"] > names_of(disassembly.block_issues(case, (), 0, BUILT))["REDG"] > 0
-    assert names_of(disassembly.block_issues(case, (), 1, BUILT))["REDG"] == 0
+    issued, reads = (names_of(disassembly.block_issues(case, each, y, BUILT)) for each, y in ((heads, 0), ((), 1)))
+    assert issued["BAR"] > reads["BAR"] > 0 == issued["BAR"] % 8 == reads["BAR"] % 8  # of 8 warps, each as often
+    assert issued["REDG"] > reads["REDG"] == 0
 
 
 @compiled
-def test_the_predictions_are_of_these_kernels():
+@pytest.mark.parametrize("images", ["CIFAR", pytest.param("ImageNet", marks=pytest.mark.noise)])
+def test_the_predictions_are_of_these_kernels(images):
     """The figures that are kept are those of the sources as they are (where the compiler is the same)."""
     kept = json.loads((disassembly.RESULTS / "predictions_sm90.json").read_text())
     assert kept["cuda"].keys() == kept["triton"].keys()
@@ -131,8 +135,8 @@ def test_the_predictions_are_of_these_kernels():
     about = (disassembly.RESULTS / "predictions_sm90.md").read_text()
     if f"nvcc {disassembly.nvcc_of(BUILT)} " not in about:
         pytest.skip("they are of another nvcc")
-    for case in ON_GPU.perturb:
-        if case.images == "CIFAR":
+    for case in (*ON_GPU.perturb, *ON_GPU.noises):
+        if case.images == images:
             work = perturb_work(case, lambda call: cuda_launch(call, BUILT))
             assert kept["cuda"][case.what] == predicted(case.nbytes, case.elements, work)
 
@@ -223,6 +227,7 @@ def result(line, **registers):
         ("FMNMX R0, R2, R3, !PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0x3F800000, 0, 0)),
         ("FMNMX.NAN R0, R2, R3, !PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0x7FFFFFFF, 0, 0)),
         ("FSETP.NAN.AND P0, PT, R2, R3, PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0, 0, 1)),
+        ("F2I.U64.TRUNC R0, R2", {"R2": 0x53000000}, (0, 128, 0)),
         ("I2F.U32.RP R0, R2", {"R2": 0x1000001}, (0x4B800001, 0, 0)),
     ],
 )

@@ -4,7 +4,6 @@ import ctypes
 import functools
 import itertools
 import random
-import re
 import shlex
 import shutil
 import subprocess
@@ -35,7 +34,9 @@ from test_perturb import TYPES as OUTPUT_TYPES
 from test_perturb import expected as expected_batch
 from test_words import hostile_words
 
-from benchmarks import disassembly
+from benchmarks.gpu_device import find_tool
+from benchmarks.launches import cuobjdump
+from benchmarks.sass import parse
 from rsfast import Gaussian, Mask, Softmax, Sparsemax, Votes, noise, ops, sequences
 from rsfast.ops import _cpu, arithmetic, jobs, words
 from rsfast.ops.calls import Perturbation
@@ -44,7 +45,7 @@ from rsfast.ops.registry import Backend
 ROOT = Path(__file__).resolve().parent.parent
 DRAWS = jobs.check_extension(_cpu)
 ONE_SIGMA = Gaussian(1.0).parameters((1,))
-NVCC, CUOBJDUMP = shutil.which("nvcc"), disassembly.find_tool("cuobjdump")
+NVCC = shutil.which("nvcc")
 H200 = {"multiprocessors": 132, "most_shared": 227 << 10}
 
 
@@ -244,19 +245,20 @@ def test_roots_are_correctly_rounded_whatever_the_reciprocal(library, step):
     assert set(wrong[:found]) == (DOUBTFUL_ROOTS if step == 1 else set())
 
 
-def root_steps(text, name):
+def root_steps(functions, name):
     """The first five floating-point operations of a kernel: name, signs, operands. What one of them made is its number."""
-    function = next(part for part in text.split("Function : ")[1:] if name in part.split()[0])
+    (function,) = (each for each in functions if name in each.name)
     made, steps = {}, []
-    for line in re.findall(r"(?:MUFU|FMUL|FFMA)[^;]*[^; ]", function.replace(".FTZ", "").replace(".reuse", ""))[:5]:
-        operation, to, *operands = re.split(r",? ", line)
+    for each in [each for each in function.instructions if each.name.startswith(("MUFU", "FMUL", "FFMA"))][:5]:
+        to, *operands = each.operands
         signs = [operand.startswith("-") for operand in operands]
-        steps.append([operation, signs, [made.get(operand.lstrip("-"), operand.lstrip("-")) for operand in operands]])
+        values = [made.get(operand.lstrip("-"), operand.lstrip("-")) for operand in operands]
+        steps.append([each.name.replace(".FTZ", ""), signs, values])
         made[to] = len(steps)
     return steps
 
 
-@pytest.mark.skipif(not (NVCC and CUOBJDUMP), reason="needs nvcc and cuobjdump")
+@pytest.mark.skipif(not (NVCC and find_tool("cuobjdump")), reason="needs nvcc and cuobjdump")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_the_root_is_that_of_cuda(tmp_path, architecture):
     """CUDA promises that __fsqrt_rn is correctly rounded. After its check of the range nvcc makes the same operations of it,
@@ -269,8 +271,8 @@ def test_the_root_is_that_of_cuda(tmp_path, architecture):
     )
     flags = ["-std=c++17", "-O3", "-fmad=false", f"-arch={architecture}", f"-I{ROOT / 'csrc'}"]
     subprocess.run([NVCC, *flags, "-cubin", str(source), "-o", str(binary)], check=True)
-    text = subprocess.run([CUOBJDUMP, "-sass", str(binary)], check=True, capture_output=True, text=True).stdout
-    ours, cudas = (root_steps(text, name) for name in ("ours", "cudas"))
+    functions = parse(cuobjdump("-sass", str(binary)))
+    ours, cudas = (root_steps(functions, name) for name in ("ours", "cudas"))
     assert [operation for operation, *_ in ours] == ["MUFU.RSQ", "FMUL", "FMUL", "FFMA", "FFMA"]
     assert ours == cudas
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ import torch
 from conftest import assert_same_bits, poison
 from test_grid_gaussian import tied
 from test_marks import check_full, check_many_wrong_rows, check_wrong_classes, check_wrong_rows
+from test_words import hostile_words
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
-from rsfast.noise import DRAWS, STREAMS, CorrelatedGaussian, Gaussian, Mask
-from rsfast.ops import BACKENDS, accumulate, arithmetic, perturb
+from rsfast.noise import STREAMS, CorrelatedGaussian, Gaussian, Mask
+from rsfast.ops import BACKENDS, accumulate, perturb, words
 from rsfast.ops.registry import Backend
 from rsfast.ops.tally import Tally
 
@@ -33,6 +35,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:overflow encountered"),  # by NumPy, in the interpreter
 ]
+ROOT = Path(__file__).resolve().parent.parent
 INTERPRETED = not torch.cuda.is_available()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
@@ -171,19 +174,13 @@ def test_the_root_for_amd(monkeypatch):
 # noise of words
 
 
-@pytest.mark.parametrize("draw", ["gaussian", "laplace", "uniform", "mask"])
+@pytest.mark.parametrize("draw", words.DRAWS)
 def test_noise_of_words(draw):
-    """Of the words at the edges of the conversions, in every place of a block, and of random ones."""
-    edges = [edge + beside for edge in (0, 2**23, 2**24, 2**29, 2**30, 2**31, 3 * 2**30) for beside in (-1, 0, 1)]
-    words = torch.tensor(edges).repeat(4).reshape(-1, 4)  # 21 edges, so that each is in all places
-    words = torch.cat([words, torch.randint(2**32, (500, 4), generator=accumulating.generator(0))]) & 0xFFFFFFFF
-    if draw == "mask":
-        expected = (words >> 8).float() * 2.0**-24
-    else:
-        expected = torch.stack([*DRAWS[draw].plain(words.unbind(1), arithmetic)], dim=1)
-    found = poison((words.numel(),), torch.float32).to(DEVICE)
-    triton_kernels.noise_of_words(draw, words.flatten().to(torch.int32).to(DEVICE), found)
-    assert_same_bits(found.cpu(), expected.flatten())
+    """Blocks of hostile words, of which one tile is not full."""
+    given = hostile_words(draw).view(-1, 4)[::13].flatten()
+    found = poison(given.shape, torch.float32).to(DEVICE)
+    triton_kernels.noise_of_words(draw, given.to(DEVICE), found)
+    assert_same_bits(found.cpu(), words.noise_of_words(draw, given, backend="reference"))
 
 
 # accumulate
@@ -316,59 +313,23 @@ def test_what_is_out_of_range_voids_the_tally(check):
 
 COMPILE = """
 import json, re, sys
+from functools import partial
 from types import SimpleNamespace
 import torch, triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from benchmarks.launches import triton_launches
 from rsfast.noise import DRAWS, GridGaussian, NoiseParameters
 from rsfast.ops import triton_accumulate, triton_kernels, triton_noise, triton_perturb, triton_words
 
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
-POINTERS |= {torch.int64: "*i64", torch.int32: "*i32"}
 TABLES = {"grid_gaussian": [torch.from_numpy(each) for each in GridGaussian(0.5).parameters((1,)).tensors]}
-
-
-class Compiler:
-    '''Stands for a kernel: compiles what a launch would, for `target`, and keeps the result.'''
-
-    def __init__(self, kernel):
-        self.kernel = kernel
-
-    def __getitem__(self, grid):
-        return self.launch
-
-    def launch(self, *values, **options):
-        signature, constants, hints = {}, {}, {}
-        for i, param in enumerate(self.kernel.params):
-            value = values[i] if i < len(values) else options.pop(param.name)
-            special = not param.do_not_specialize and not isinstance(value, (float, tuple))
-            if param.is_constexpr or value is None or (special and type(value) is int and value == 1):
-                signature[param.name], constants[i,] = "constexpr", value
-            elif isinstance(value, torch.Tensor):
-                signature[param.name], hints[i,] = POINTERS[value.dtype], [["tt.divisibility", 16]]
-            elif isinstance(value, tuple):
-                signature[param.name] = ("fp32",) * len(value)
-            else:
-                signature[param.name] = param.annotation_type or ("fp32" if isinstance(value, float) else "i32")
-                if special and value % 16 == 0:
-                    hints[i,] = [["tt.divisibility", 16]]
-        source = ASTSource(self.kernel, signature, constants, hints)
-        Compiler.result = triton.compile(source, target=Compiler.target, options=options)
-
-
-for module in (triton_perturb, triton_words, triton_accumulate):
-    for name, kernel in list(vars(module).items()):
-        if name.endswith("_kernel"):
-            setattr(module, name, Compiler(kernel))
 index = torch.zeros(4, dtype=torch.int64)
 for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[1]):
-    Compiler.target = GPUTarget(*target)
     triton_noise.NVIDIA = triton.language.constexpr(target[0] == "cuda")
     triton_perturb.WARPS = triton_perturb.THREADS // target[2]
     dtype, x = getattr(torch, dtype), torch.zeros(4, *shape)
     if operation.startswith("perturb"):
         channels = torch.ones(shape[0]) if full else None
-        triton_kernels.perturb(SimpleNamespace(
+        module, run = triton_perturb, partial(triton_kernels.perturb, SimpleNamespace(
             x=x, rows=index, input_ids=index, samples=index, seed=0, stream=1, scale=channels, shift=channels,
             noise=NoiseParameters(
                 draw := operation.partition(" ")[2] or "gaussian", (0.5,) * len(DRAWS[draw].scalars), TABLES.get(draw, ())
@@ -376,13 +337,14 @@ for target, operation, dtype, shape, full, channels_last in json.loads(sys.argv[
             clamp=(0.0, 1.0) if full else None, channels_last=channels_last, out=x.to(dtype),
         ))
     elif operation.startswith("words"):
-        triton_kernels.noise_of_words(operation.partition(" ")[2], index.int(), x)
+        module, run = triton_words, partial(triton_kernels.noise_of_words, operation.partition(" ")[2], index.int(), x)
     else:
-        triton_kernels.accumulate(SimpleNamespace(
+        module, run = triton_accumulate, partial(triton_kernels.accumulate, SimpleNamespace(
             logits=x.to(dtype), rows=index, parameters=torch.zeros(3, 4), n=index, counts=index, sums=index, squares=index,
             tracked_classes=torch.zeros(4, 3, full or 0, dtype=torch.int64), bin_counts=index, bin_sums=index,
         ))
-    metadata, text = Compiler.result.metadata, Compiler.result.asm["ptx" if target[0] == "cuda" else "amdgcn"]
+    *_, launch = triton_launches(module, GPUTarget(*target), run)
+    metadata, text = launch.compiled.metadata, launch.compiled.asm["ptx" if target[0] == "cuda" else "amdgcn"]
     words = ["fma.rn.f32", "st.global.v4.b32", ".local", ".ftz", "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32", "sqrt.rn.f32"]
     words += ["rsqrt.approx.ftz.f32", "st.shared", "v_sqrt_f32_e32", "v_rsq_f32_e32", "v_cvt_pk_bf16_f32", "ScratchSize: 0"]
     words += [".amdhsa_float_denorm_mode_32 3", ".amdhsa_float_round_mode_32 0", "global_store_dwordx4"]
@@ -424,7 +386,7 @@ def compiled(tmp_path_factory):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     command = [sys.executable, "-c", COMPILE, json.dumps(VARIANTS)]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-4000:]
     return [json.loads(line) for line in found.stdout.splitlines()]
 

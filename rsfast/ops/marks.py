@@ -1,8 +1,8 @@
-"""Marks in a Tally's n, by which a kernel on a GPU says that the Tally is void.
+"""Bits of a Tally's n that mark it as void: a kernel on a GPU found a wrong argument.
 
-A kernel can raise no error, and to stop would end the process's use of the GPU. So it sets a bit of n, which is at most
-2^33 - 1 otherwise. Later additions leave the bit, and whoever reads the Tally on the host raises the error. Up to 2^20
-Tallies add up without a wrap, and the sum is void where one of them is; its bits may then name another reason.
+A kernel cannot raise an error, and an assertion in it would end the process's use of the GPU. So it sets a bit of n, which
+is at most 2^33 - 1 otherwise. Later additions leave the bit, and reading the Tally on the host raises the error. Up to 2^20
+Tallies add up without a wrap. Their sum is void where one of them is, but its bits may name another reason.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 
 ROWS = 1 << 40
-"""A row was out of range: of every n of the Tally."""
+"""A row was out of range. This bit is set in every n of the Tally."""
 FULL = 1 << 41
-"""More samples than a Tally holds: of that n."""
+"""An input got more samples than a Tally holds. This bit is set in its n."""
 TRACKED = 1 << 42
-"""A tracked class was out of range: of that n."""
+"""A tracked class of an input was out of range. This bit is set in its n."""
 
 
 def check_marks(n: torch.Tensor, num_inputs: int, num_classes: int) -> None:

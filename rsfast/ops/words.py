@@ -1,7 +1,7 @@
-"""What draws make of given words, for tests: on any backend, and a checksum of it over all 2^32 words.
+"""Make standard noise from given words on any backend, and a checksum of it over all 2^32 words: for tests.
 
-In `perturb` words come from Philox, so no test of it meets all of them. Here they are arguments. What the CPU's kernels make
-of all 2^32 words is known by checksums, so a GPU is compared with them where it is, and only the sums leave it.
+In `perturb` words come from Philox, so no test of it meets all of them. Here they are arguments. The checksums that are kept
+here are those of the CPU's kernels. A GPU makes its own, so no noise has to leave it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ALL = 1 << 32
 
 
 class Sweep(NamedTuple):
-    """What takes the values of one word, while the others of a block stay.
+    """All values of one word of a draw, while its other words stay the same.
 
     Parameters
     ----------
     draw : str
         One of `DRAWS`.
     words : tuple of int or None
-        The words that the draw is given, again and again: None is the word that is swept.
+        The draw's words, which repeat; None stands for the word that takes all values.
     checksum : int
         What `sweep` returns for all 2^32 words, by the CPU's kernels.
     """
@@ -41,7 +41,7 @@ class Sweep(NamedTuple):
     checksum: int
 
     def make_words(self, swept: Tensor) -> Tensor:
-        """Return the words int32 that the draw is given for swept words, int64 in [0, 2^32)."""
+        """Return the draw's words, int32, for values of the swept word, int64 in [0, 2^32)."""
         swept = swept.to(torch.int32)  # wraps from 2^31 on
         return torch.stack([swept if w is None else torch.full_like(swept, _signed(w)) for w in self.words], dim=1).view(-1)
 
@@ -55,14 +55,14 @@ SWEEPS = {
     "Uniform": Sweep("uniform", (None,), 0x772B5B261203316C),
     "Mask": Sweep("mask", (None,), 0xDFFF2B1E3A95B320),
 }
-"""Every map from words alone to standard noise, by name."""
+"""By name, sweeps of every draw that needs nothing but words."""
 
 DRAWS = tuple(dict.fromkeys(each.draw for each in SWEEPS.values()))
 """The draws that take nothing but words."""
 
 
 def noise_of_words(draw: str, words: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """Return what a draw makes of words: the standard noise of blocks of four.
+    """Return the standard noise that a draw makes from words, in blocks of four.
 
     Parameters
     ----------
@@ -112,15 +112,7 @@ def _kernel(backend: str, device: torch.device) -> Callable[[str, Tensor, Tensor
     return kernel  # type: ignore[no-any-return]
 
 
-def sweep(
-    name: str,
-    first: int = 0,
-    count: int = ALL,
-    *,
-    backend: str = "auto",
-    device: torch.device | str = "cpu",
-    chunk: int | None = None,
-) -> int:
+def sweep(name: str, first: int = 0, count: int = ALL, *, backend: str = "auto", device: torch.device | str = "cpu") -> int:
     """Return the checksum of what a backend makes of the words [first, first + count).
 
     Parameters
@@ -133,8 +125,6 @@ def sweep(
         As `noise_of_words` takes it.
     device : torch.device or str
         Where the noise and the checksum are made. At the end it is waited for, once.
-    chunk : int, optional
-        The words that a kernel is given at once, a multiple of `LINE`. It does not change the checksum.
 
     Returns
     -------
@@ -149,11 +139,9 @@ def sweep(
 
     Notes
     -----
-    Weights are odd 64-bit numbers without a pattern, so a single wrong bit always changes the sum. Any other set of wrong
-    values, also values in another order, goes unseen with a chance of about 2^-32 at most.
-
-    On a GPU a value takes about 50 bytes of memory traffic, mostly for the checksum: all sweeps, 3 * 10^10 values, about
-    1.5 * 10^12 bytes. They need less than half a gigabyte.
+    Weights are odd 64-bit numbers without a pattern, so a single wrong bit always changes the sum. Of other sets of wrong
+    values a share of about 2^-32 goes unseen. So does one order: the weight of place p of line q is that of place q of
+    line p.
 
     Examples
     --------
@@ -163,7 +151,7 @@ def sweep(
     total = torch.zeros((), dtype=torch.int64, device=device)
     each = _sweep_of(name)
     weights = _weights(0, LINE * len(each.words), total.device)
-    for start, values in _swept(each, first, count, backend, total.device, chunk):
+    for start, _, values in _swept(each, first, count, backend, total.device):
         lines = (values.view(torch.int32).view(-1, len(weights)) * weights).sum(1)
         total += (lines * _weights(start // LINE, len(lines), total.device)).sum()
     return int(total) % (1 << 64)
@@ -172,14 +160,13 @@ def sweep(
 def first_difference(
     name: str, first: int = 0, count: int = ALL, *, backend: str = "auto", device: torch.device | str = "cpu"
 ) -> int | None:
-    """Return the first word of a sweep of which a backend makes other bits than the CPU's kernels; None if there is none.
+    """Return the first word of a sweep for which a backend and the CPU's kernels make other bits; None if there is none.
 
     Parameters are those of `sweep`. All values come to the host, so all 2^32 words take minutes.
     """
     each = _sweep_of(name)
-    mine = _swept(each, first, count, backend, torch.device(device), 1 << 20)
-    theirs = _swept(each, first, count, "cpu", torch.device("cpu"), 1 << 20)
-    for (start, found), (_, expected) in zip(mine, theirs, strict=True):
+    for start, words, found in _swept(each, first, count, backend, torch.device(device)):
+        expected = noise_of_words(each.draw, words.cpu(), backend="cpu")
         different = (found.cpu().view(torch.int32) != expected.view(torch.int32)).nonzero()
         if len(different):
             return start + int(different[0]) // len(each.words)
@@ -191,21 +178,18 @@ def _sweep_of(name: str) -> Sweep:
     return SWEEPS[name]
 
 
-def _swept(
-    each: Sweep, first: int, count: int, backend: str, device: torch.device, chunk: int | None
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the first word of each chunk, and its values."""
+def _swept(each: Sweep, first: int, count: int, backend: str, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield for each chunk the first value of the swept word, the draw's words, and the noise."""
     first, count = _as_lines("first", first, 0), _as_lines("count", count, LINE)
     if first + count > ALL:
         raise ValueError(f"count must be at most 2^32 - first, got {count} from {first}")
-    # On the host what fits into a cache; else few launches, and less than a gigabyte.
-    chunk = _as_lines("chunk", (1 << 15 if device.type == "cpu" else 1 << 23) if chunk is None else chunk, LINE)
+    chunk = 1 << 15 if device.type == "cpu" else 1 << 23  # what fits into a cache; few launches, within a gigabyte
     kernel = _kernel(backend, device)
     for start in range(first, first + count, chunk):
         words = each.make_words(torch.arange(start, min(start + chunk, first + count), device=device))
         values = torch.empty(words.shape, device=device)
         kernel(each.draw, words, values)
-        yield start, values
+        yield start, words, values
 
 
 def _signed(word: int) -> int:
