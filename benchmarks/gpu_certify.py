@@ -108,7 +108,7 @@ def waits_of(it: Prepared, n: int) -> Counter[str]:
         finally:
             if it.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-    waits = [each for each in caught if "synchroniz" in str(each.message)]
+    waits = [each for each in caught if "called a synchronizing" in str(each.message)]
     return Counter(f"{'/'.join(each.filename.split('/')[-2:])}:{each.lineno}" for each in waits)
 
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,17 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
+def missing() -> list[str]:
+    """Return which of the packages are not there that the package, its build and its tests need."""
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = [re.split(r"\W", need)[0] for need in needs]
+    return [name for name in (*names, "setuptools", "pybind11", "pytest", "mpmath") if find_spec(name) is None]
+
+
 def surroundings(dry_run: bool) -> dict[str, Any]:
     """Return what the numbers depend on: device, driver, versions, commit."""
+    if absent := missing():
+        return {"missing": absent}
     import torch
 
     gpu = not dry_run and torch.cuda.is_available()

@@ -13,8 +13,9 @@ is right: equal bit for bit to backend="cpu" on the same fresh random arguments,
 The contenders of a case take turns, round by round, so that they drift together; times are medians, between two device
 events. "eager" is a plain call; "graph" replays it as a CUDA graph, without what launches cost on the host.
 
-The exit status is 0 if nothing failed and nothing is left, 1 if something failed, 2 if there is no GPU, and 3 if nothing
-failed but something is left. A missing tool is told and is no failure, nor is a target that is not reached.
+The exit status is 0 if nothing failed and nothing is left, 1 if something failed, 2 if there is no GPU or a package is
+missing, and 3 if nothing failed but something is left. A missing tool is told and is no failure, nor is a target that is
+not reached.
 
 --dry-run does the same on the CPU with tiny sizes: it shows that this program works, and nothing about speed.
 """
@@ -29,6 +30,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +39,7 @@ from typing import Any
 
 from benchmarks import gpu_sections
 from benchmarks.gpu_sections import Section
-from benchmarks.report import FAILED, ROOT, Report, Row, short
+from benchmarks.report import FAILED, ROOT, VERSIONS, Report, Row, short
 
 BUDGET = 570.0
 RESERVE = 5.0  # seconds of the budget that are kept for the report
@@ -140,7 +142,8 @@ class Runner:
         ]
         command = [sys.executable, "-m", "benchmarks.gpu_sections", *arguments]
         began = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, env=self.env, start_new_session=True)
+        # A group, to end all that it starts; not a session, which would outlive a gate that is killed, and use the GPU.
+        process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, process_group=0)
         why = stuck = ""
         try:
             while process.poll() is None and not (why := self.too_long(section, until)):
@@ -169,17 +172,31 @@ class Runner:
         return f"the section took longer than {section.limit:g} s" if time.monotonic() >= until else ""
 
 
-def resume(report: Report, about: dict[str, Any], seed: int | None, retry: bool) -> None:
-    """Go on with the report of an earlier call if it is of the same sources, device and seed; else begin a new one."""
+def is_built() -> bool:
+    """Return whether this Python's extensions are there; all builds have that of the CPU, and a new machine has none."""
+    return (ROOT / "rsfast" / "ops" / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}").exists()
+
+
+def resume(report: Report, about: dict[str, Any], seed: int | None, retry: bool) -> str:
+    """Go on with the report of an earlier call if it is of the same sources, device and seed; else begin a new one.
+
+    What was built is not in the folder, which may have come from another machine. Return what happened, in words.
+    """
     known = report.about
     about["seed"] = known.get("seed", secrets.randbits(32)) if seed is None else seed
-    same = all(known.get(name) == about[name] for name in ("sources", "device", "seed", "dry_run"))
-    if not same:
-        report.begin_anew(about)
-    elif retry:
-        report.forget_failures()
+    other = [name for name in ("sources", "device", "seed", "dry_run") if known.get(name) != about[name]]
+    if other:
+        kept = report.begin_anew(about)
+        told = f"a new report; the one that was here, of other {' and '.join(other)}, is {kept}" if kept else "a new report"
+    else:
+        told = f"goes on with {len(report.rows)} rows"
+        if retry:
+            report.forget_failures()
+        if not is_built():
+            report.forget("build")
     report.about = about
     report.write()
+    return told
 
 
 def conclude(report: Report, sections: Sequence[Section], shown: int) -> int:
@@ -223,6 +240,9 @@ def main(argv: Sequence[str] | None = None, sections: Sequence[Section] | None =
     folder = options.out.resolve()
     env = environment(folder)
     about = describe(env, options.dry_run)
+    if missing := about.pop("missing", None):
+        print(f"Install, or bring along on PYTHONPATH: {', '.join(missing)}", file=sys.stderr)
+        return 2
     if not about.get("device"):
         print("There is no GPU that torch can use here; --dry-run works without.", file=sys.stderr)
         return 2
@@ -232,7 +252,9 @@ def main(argv: Sequence[str] | None = None, sections: Sequence[Section] | None =
 
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(folder)
-    resume(report, about, options.seed, options.retry)
+    told = resume(report, about, options.seed, options.retry)
+    versions = ", ".join(f"{name} {about.get(name)}" for name in VERSIONS)
+    print(f"{about['device']}, {versions}, commit {about['commit']}; {told}", flush=True)
     runner, shown = Runner(report, env, deadline), len(report.rows)
     sections = (gpu_sections.DRY_RUN if options.dry_run else gpu_sections.ON_GPU) if sections is None else sections
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -48,8 +48,8 @@ ON_GPU = (
     Section("kernels triton", f"{MEASURE}:kernels", "triton", limit=240, case_limit=45, least=40),
     Section("certify cuda", f"{CERTIFY}:engine", "cuda", limit=240, least=40),
     Section("ncu", f"{TOOLS}:ncu", limit=180, case_limit=75, least=40),
-    Section("sanitizer triton", f"{TOOLS}:sanitizer", "triton", limit=240, case_limit=120, least=60),
-    Section("tests triton", f"{TOOLS}:tests", "triton", limit=400, case_limit=250, least=90),
+    Section("sanitizer triton", f"{TOOLS}:sanitizer", "triton", limit=400, case_limit=180, least=60),
+    Section("tests triton", f"{TOOLS}:tests", "triton", limit=500, case_limit=300, least=90),
     Section("certify triton", f"{CERTIFY}:engine", "triton", limit=240, least=40),
     Section("compiled", f"{CERTIFY}:compiled", "cuda", limit=400, case_limit=180, least=60),
 )

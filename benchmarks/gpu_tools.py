@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 
 from benchmarks.gpu_device import find_tool, output_of
 from benchmarks.gpu_sections import Job
@@ -21,7 +22,13 @@ BUILD = [sys.executable, "setup.py", "build_ext", "--inplace"]
 TESTS = (("tests/test_gpu.py", "not triton"), ("tests/test_forward.py", ""), ("tests/test_doctor.py", ""))  # file, -k
 TRITON_TESTS = (("tests/test_gpu.py", "triton"), ("tests/test_triton.py", ""))
 PYTEST = [sys.executable, "-m", "pytest", "-m", "not noise", "-p", "no:cacheprovider", "--maxfail=20", "--durations=5"]
+WORKERS = ["-n", str(min(8, os.cpu_count() or 1))]  # Triton compiles some 300 kernels for tests, a second each
 SMALL = [sys.executable, "-m", "benchmarks.gpu_small"]
+# A launch timeout of 0 is none: by default the tool gives up, and watches nothing, if the first call of CUDA takes as long
+# as it may while torch comes from a cold disk. Calls of CUDA's API that torch tries and that may fail are no fault, and
+# neither torch's kernels nor Triton's compilers are watched.
+SANITIZER = ["--error-exitcode", "86", "--print-limit", "20", "--launch-timeout", "0", "--report-api-errors", "no"]
+SANITIZER += ["--target-processes", "application-only", "--kernel-name"]
 NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else a read past a tensor stays within the allocator's block
 NCU = ["--clock-control", "none", "--set", "full", "--launch-skip", "2", "--launch-count", "1", "--page", "details"]
 METRICS = (
@@ -32,7 +39,7 @@ METRICS = (
 
 def run(job: Job, log: str, command: Sequence[str], env: dict[str, str] | None = None) -> tuple[int, str]:
     """Run a command with its output in a file; return its exit status and the output. The gate limits its time."""
-    file = job.folder / f"{log.replace(' ', '_')}.log"
+    file = job.folder / f"{re.sub(r'[^a-zA-Z0-9._-]+', '_', log)}.log"
     with file.open("wb") as out:
         out.write(f"{' '.join(command)}\n".encode())
         out.flush()
@@ -64,6 +71,7 @@ def built(job: Job) -> Iterator[Row]:
     seconds = time.perf_counter() - began
     if code:
         print(text[-3000:])
+        run(job, "build without CUDA", BUILD, {"RSFAST_CUDA": "0"})  # which the oracle is, and Triton is measured with
     yield Row("build", status=FAILED if code else PASSED, note=f"{targets()}; {seconds:.0f} s, exit status {code}")
 
 
@@ -83,11 +91,14 @@ def sanitized(job: Job, tool: str, kernel: str) -> Iterator[Row]:
             what, status=ABSENT, note="no compute-sanitizer on the PATH or in CUDA_HOME" if sanitizer is None else "dry run"
         )
         return
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "86", "--print-limit", "20", *SMALL, kernel, job.backend]
+    command = [sanitizer, "--tool", tool, *SANITIZER, f"kernel_substring={kernel}", *SMALL, kernel, job.backend]
     code, text = run(job, f"{what} {job.backend}", command, NO_CACHE)
     told = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", text)
-    right = code == 0 and "all equal" in text and all(" SUMMARY: 0 " in each for each in told)
     note = f"{'; '.join(told) or 'no summary'}; exit status {code}"
+    if not told and (why := re.findall(r"========= .*Error: .*", text)):  # it cannot watch a process here, so it saw nothing
+        yield Row(what, status=ABSENT, note=f"{note}; {why[0]}")
+        return
+    right = code == 0 and "all equal" in text and told and all(" SUMMARY: 0 " in each for each in told)
     yield Row(what, status=PASSED if right else FAILED, note=note if right else f"{note}; {text.strip()[-200:]}")
 
 
@@ -103,8 +114,9 @@ def sanitizer(job: Job) -> None:
 
 def tested(job: Job, file: str, names: str) -> Iterator[Row]:
     what = f"{file}, {names}" if names else file
-    command = [*PYTEST, *(["--collect-only"] if job.dry else []), *(["-k", names] if names else []), file]
-    code, text = run(job, what.replace("/", " "), command)
+    how = ["--collect-only"] if job.dry else WORKERS if find_spec("xdist") else []
+    command = [*PYTEST, *how, *(["-k", names] if names else []), file]
+    code, text = run(job, what, command)
     counts = re.findall(
         r"\d+ (?:passed|failed|skipped|deselected|errors?|xfailed|xpassed|tests collected)", text.strip().splitlines()[-1]
     )

@@ -271,7 +271,9 @@ class Compiler:
             if param.is_constexpr or value is None or (special and type(value) is int and value == 1):
                 signature[param.name], constants[i,] = "constexpr", value
             elif isinstance(value, torch.Tensor):
-                signature[param.name], hints[i,] = pointers[value.dtype], [["tt.divisibility", 16]]
+                signature[param.name] = pointers[value.dtype]
+                if not param.do_not_specialize_on_alignment:
+                    hints[i,] = [["tt.divisibility", 16]]
                 layout, packed = layout + "Q", [*packed, value.data_ptr()]
             elif isinstance(value, tuple):
                 signature[param.name] = ("fp32",) * len(value)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+VERSIONS = ("driver", "torch", "triton", "nvcc", "python")  # of what the numbers depend on
 MEASURED, PASSED, FAILED, ABSENT = "measured", "passed", "FAILED", "not measured"
 
 
@@ -101,14 +102,17 @@ class Report:
             self.about, self.sections = state["about"], state["sections"]
             self.rows = [Row(**row) for row in state["rows"]]
 
-    def begin_anew(self, about: dict[str, Any]) -> None:
-        """Begin an empty report. Rename the one that is there: it is of other sources, or of another device."""
+    def begin_anew(self, about: dict[str, Any]) -> str:
+        """Begin an empty report. Rename the one that is there, of other sources or another device; return its new name."""
+        kept = ""
         if self.file.exists():
             number = next(n for n in range(1, 1000) if not (self.folder / f"before_{n}.json").exists())
+            kept = f"before_{number}.md"
             for suffix in (".json", ".md"):
                 os.replace(self.file.with_suffix(suffix), self.folder / f"before_{number}{suffix}")
         self.about, self.sections, self.rows = about, {}, []
         self.write()
+        return kept
 
     def section(self, name: str) -> dict[str, Any]:
         """Return what is known of a section: its state, its finished cases, and the one that is running."""
@@ -148,6 +152,11 @@ class Report:
         self.rows = [row for row in self.rows if row.status != FAILED]
         self.write()
 
+    def forget(self, section: str) -> None:
+        """Let a whole section run again."""
+        self.sections.pop(section, None)
+        self.rows = [row for row in self.rows if row.section != section]
+
     @property
     def failures(self) -> list[Row]:
         return [row for row in self.rows if row.status == FAILED]
@@ -155,7 +164,7 @@ class Report:
     def markdown(self) -> str:
         """Return the report for people."""
         about = self.about
-        versions = ", ".join(f"{name} {about.get(name)}" for name in ("driver", "torch", "triton", "nvcc", "python"))
+        versions = ", ".join(f"{name} {about.get(name)}" for name in VERSIONS)
         lines = [f"# Measured on {about.get('device')}", ""]
         lines += ["Dry run on the CPU with tiny sizes: no claim of speed.", ""] if about.get("dry_run") else []
         lines += [

@@ -45,9 +45,7 @@ def sha256(*paths: str | PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def write_whole(
-    path: str | PathLike[str], content: Iterable[bytes | memoryview], *, scratch: str | None = None, then: str = ""
-) -> None:
+def write_whole(path: str | PathLike[str], content: Iterable[bytes], *, scratch: str | None = None, then: str = "") -> None:
     """Write a file, in place of an older one: under another name first, so that no half of it is ever there.
 
     Parameters

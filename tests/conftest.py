@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,17 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_modules(monkeypatch, tmp_path_factory):
+    """A test leaves no module of its own folders behind, for which the next test would take its own of that name."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path_factory.getbasetemp())):
+            del sys.modules[name]
 
 
 @pytest.fixture(params=_cpu.isas())

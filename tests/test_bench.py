@@ -435,7 +435,6 @@ def folder(tmp_path, monkeypatch):
     np.savez(tmp_path / "data.npz", images=random_inputs(20, [3, 2, 2], torch.device("cpu")).numpy())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
     return tmp_path
 
 

@@ -1,7 +1,6 @@
 """8-bit images, and noise on their grid: uint8 is accepted wherever inputs are, floats must lie on the grid."""
 
 import re
-import sys
 import warnings
 
 import numpy as np
@@ -196,7 +195,6 @@ def test_runs_and_the_command_line(tmp_path, monkeypatch):
     """The same rows of bytes and of floats; certified again from the run folder; other noise takes them as x / 255."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "byte_nets", raising=False)
     (tmp_path / "byte_nets.py").write_text(LINEAR_NETS)
     pixels = PIXELS[:, :, :2, :2]
     np.savez("data.npz", images=pixels.numpy(), labels=np.arange(5) % 4)

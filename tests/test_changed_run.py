@@ -1,7 +1,6 @@
 """Runs of a changed model: certified from the run before and few pairs of samples, resumed, merged, checked."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +126,6 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     (tmp_path / "nets_of_change.py").write_text(FACTORIES)
     np.savez(tmp_path / "images.npz", images=IMAGES.numpy(), labels=np.arange(6) % 3)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*sys.path])
     model = ["--model", "nets_of_change:before", "--num-classes", "3"]
     given = ["--sigma", "0.25", "-n", "5000", "--seed", "4", "--mean", "0.5", "--std", "0.5", "--end", "3"]
     assert main(["certify", *model, "--data", "images.npz", *given, "--out", "before"]) == 0

@@ -80,16 +80,13 @@ def watches():
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "tiny_nets", raising=False)
     (tmp_path / "tiny_nets.py").write_text(NETS)
     rng = np.random.default_rng(5)
     images = rng.random((7, 3, 4, 4), dtype=np.float32) / 2
     labels = rng.integers(0, 4, 7)
     images[np.arange(7), :, 0, labels] += 0.5
     np.savez("data.npz", images=images, labels=labels)
-    yield tmp_path
-    sys.modules.pop("tiny_nets", None)
+    return tmp_path
 
 
 BASE = "--model tiny_nets:Net --data data.npz --num-classes 4 --sigma 0.5 --seed 11"

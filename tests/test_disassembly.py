@@ -111,9 +111,13 @@ def test_other_noise(noise):
 
 
 @pytest.mark.skipif(not (find_spec("triton") and find_tool("cuobjdump")), reason="needs Triton and cuobjdump")
-def test_triton():
-    """The kernel for few channels last, which writes the bits of the CPU with wide stores."""
-    assert stored_by_a_thread(cifar("bfloat16", True), triton_launch).stored
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_triton(channels_last):
+    """The machine code that Triton makes, too: of the kernel for a channel, and of that for all of a few channels."""
+    thread = stored_by_a_thread(cifar("bfloat16", channels_last, scale=True), triton_launch)
+    fours = sum(map(len, thread.stored.values())) // 2 // 4
+    assert fours == (6 if channels_last else 2)
+    assert names_of(thread.issued)["FFMA"] == 48 * fours
 
 
 @compiled

@@ -58,7 +58,6 @@ class Pictures(torch.utils.data.Dataset):
 def net(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "image_nets", raising=False)
     (tmp_path / "image_nets.py").write_text(LINEAR_NETS)
     import image_nets
 
@@ -191,7 +190,6 @@ def module(tmp_path):
     imports = "import torch, numpy as np\nfrom rsfast.engine.inputs import Unreadable\n"
     classes = source[source.index("def images(") : source.index("@pytest.fixture(autouse")]
     (tmp_path / "image_data.py").write_text(imports + classes)
-    sys.modules.pop("image_data", None)
     import image_data
 
     return image_data

@@ -109,14 +109,9 @@ BASE = "--num-classes 3 --sigma 0.5 --seed 1 --n 50 --out out"
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
     (tmp_path / "nets.py").write_text(NETS)
     np.savez("data.npz", images=images())
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+    return tmp_path
 
 
 def images(count=4):

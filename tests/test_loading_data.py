@@ -22,7 +22,7 @@ from rsfast.loading.preprocessing import Preprocessing
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    sys.path.append(str(tmp_path))
 
 
 # Files of arrays
@@ -275,10 +275,8 @@ def scores():
 
 
 @pytest.fixture
-def factories(monkeypatch):
+def factories():
     Path("own_data.py").write_text(FACTORIES)
-    yield
-    sys.modules.pop("own_data", None)
 
 
 def test_a_dataset_of_the_users(factories):

@@ -68,7 +68,6 @@ def net(tmp_path, monkeypatch):
     (tmp_path / "resume_nets.py").write_text(NETS)
     images = np.random.default_rng(4).integers(0, 2, (8, 3, 4, 4)).astype(np.float32)  # decided soon, under EARLY
     np.savez("data.npz", images=images, labels=np.arange(8) % 4)
-    sys.modules.pop("resume_nets", None)
     return importlib.import_module("resume_nets").net
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from rsfast.runs.environment import Environment, Stopped
 def net(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "run_nets", raising=False)
     (tmp_path / "run_nets.py").write_text(LINEAR_NETS)
     np.savez("data.npz", images=images().numpy(), labels=np.arange(6) % 4)
     import run_nets

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,13 +21,15 @@ from test_words import hostile_words
 
 from rsfast.heads import ClippedLogits, Softmax, Sparsemax, Votes
 from rsfast.noise import STREAMS, CorrelatedGaussian, Gaussian, Mask
-from rsfast.ops import BACKENDS, accumulate, perturb, words
+from rsfast.ops import BACKENDS, accumulate, accumulator, perturb, perturber, words
 from rsfast.ops.registry import Backend
 from rsfast.ops.tally import Tally
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+import triton
+from triton.backends.compiler import GPUTarget
 from triton_interpreter import interpret
 
 from rsfast.ops import triton_accumulate, triton_kernels, triton_noise, triton_perturb
@@ -310,6 +313,29 @@ def test_what_is_out_of_range_voids_the_tally(check):
 
 
 # Compilation, which needs no GPU
+
+
+def test_batches_of_a_run_share_their_kernels(monkeypatch):
+    """Whatever their size, and wherever the slices of an array begin that they are given, nothing is compiled anew."""
+    monkeypatch.undo()  # the kernels, not the interpreter's
+    monkeypatch.setitem(BACKENDS, "triton", Backend("triton", lambda: triton_kernels, devices=("cpu",)))
+    names = {"device": lambda: "none", "stream": lambda device: 0, "target": lambda: GPUTarget("cuda", 90, 32)}
+    driver = SimpleNamespace(**{f"get_current_{name}": value for name, value in names.items()})
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    found = set()  # what would be compiled; nothing is, nor launched
+    hook = lambda *, key, fn, **_: found.add((fn.name, key)) or True  # noqa: E731
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", hook)
+    for shape, classes in (((3, 8, 8), 1000), ((5, 8, 8), 3000)):  # each with a kernel of perturb and one of accumulate
+        keywords = {"seed": 1, "channels_last": True, "backend": "triton"}
+        run = perturber(torch.zeros(2, *shape), Gaussian(1.0), input_ids=[0, 1], **keywords)
+        add = accumulator(Tally(2, classes, (Softmax(1.0),)), backend="triton")
+        for size, start in ((1, 0), (16, 0), (17, 0), (17, 1), (17, 16)):
+            places = torch.zeros(3, size, dtype=torch.int64)[:, start:]
+            out = torch.zeros(size, *shape).contiguous(memory_format=torch.channels_last)[start:]
+            run(out, places, "selection" if start else "estimation")
+            add(torch.zeros(size, classes)[start:], places)
+    assert len({name for name, _ in found}) == len(found) == 4
+
 
 COMPILE = """
 import json, re, sys

@@ -199,7 +199,7 @@ def read_tile(logits_ptr, row, k, row_stride, class_stride, inside):
     return tl.where(valid, logits, 0.0), tl.where(valid, maximum, 0.0), valid
 
 
-@triton.jit(do_not_specialize=["batch", "slots", "heads"])
+@triton.jit(do_not_specialize=["batch", "slots", "heads"], do_not_specialize_on_alignment=["rows_ptr"])
 def accumulate_kernel(
     logits_ptr,
     rows_ptr,
@@ -340,7 +340,7 @@ def wide_score(logits, maximum, total, count, kind, scale, low, high):
     return score
 
 
-@triton.jit(do_not_specialize=["slots", "heads"])
+@triton.jit(do_not_specialize=["slots", "heads"], do_not_specialize_on_alignment=["rows_ptr"])
 def accumulate_wide_kernel(
     logits_ptr,
     rows_ptr,

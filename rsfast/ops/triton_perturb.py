@@ -24,6 +24,9 @@ WARPS = THREADS // (32 if torch.version.hip is None else 64)
 FEW_CHANNELS = 4  # up to which a program makes all channels of a position
 MOST_TILES = 8  # that a program makes if the others are enough to fill a large GPU
 FILL = 4096
+# What differs between batches of a run, which must not make Triton compile anew.
+_VARYING = ["inputs", "seed", "stream", "tiles", "tiles_each"]
+_INDICES = ["rows_ptr", "input_ids_ptr", "samples_ptr"]  # a batch's are slices of an array, which may begin anywhere
 _RECIPROCAL_255 = tl.constexpr(float.fromhex("0x1.010102p-8"))
 
 
@@ -96,7 +99,7 @@ def channels_in_a_row(start, plane, lane):
 
 # Program (row, channel, t) makes tiles of a channel of a row: spans are channels. Where no channel need be known, or where
 # channels are NARROW and a tile holds several, the row as a whole is its only span.
-@triton.jit(do_not_specialize=["inputs", "seed", "stream", "tiles", "tiles_each", "first_channel"])
+@triton.jit(do_not_specialize=[*_VARYING, "first_channel"], do_not_specialize_on_alignment=_INDICES)
 def perturb_kernel(
     out_ptr, x_ptr, rows_ptr, input_ids_ptr, samples_ptr, scale_ptr, shift_ptr, low, high, noise_scalars, each_ptr,
     table_0_ptr, table_1_ptr, seed: tl.uint64, stream, inputs, elements, channels, plane, tiles, tiles_each, span,
@@ -138,7 +141,7 @@ def perturb_kernel(
 
 # Program (row, t) makes tiles of all channels of a row, of which there are few, and stores WIDTH elements of the output in a
 # row: of three channels the words of one thread are those of 3 WIDTH consecutive elements.
-@triton.jit(do_not_specialize=["inputs", "seed", "stream", "tiles", "tiles_each"])
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_INDICES)
 def perturb_few_channels_kernel(
     out_ptr, x_ptr, rows_ptr, input_ids_ptr, samples_ptr, scale_ptr, shift_ptr, low, high, noise_scalars, each_ptr,
     table_0_ptr, table_1_ptr, seed: tl.uint64, stream, inputs, elements, channels: tl.constexpr, plane, tiles, tiles_each,

@@ -106,7 +106,7 @@ def plot(
     made = figure(results_by_name, title=title, norm=norm, envelope=envelope)
     content = BytesIO()
     made.savefig(content, format=Path(path).suffix[1:].lower())
-    write_whole(path, [content.getbuffer()])
+    write_whole(path, [content.getvalue()])
     return made
 
 
