@@ -4,10 +4,10 @@
 
 For every case of benchmarks/gpu_cases.py it runs threads on the host (benchmarks/sass.py), with the parameters and the grid
 of the launch, and counts what is issued: the prologue, loops as often as they are run, and idle threads. Of perturb it runs
-the first thread of each warp, of CUDA's accumulate all threads of a block, whose Tally must be the CPU's. Triton's accumulate
-has its bytes alone. It writes predictions_sm90.json and .md under benchmarks/results. BINARY holds the CUDA kernels' machine
-code for sm_90: rsfast.ops._cuda. Triton's kernels are compiled here. Needed is a cuobjdump: the CUDA toolkit's, or the one
-in Triton's package.
+the first thread of each warp, of CUDA's accumulate all threads of a block, whose Tally must be the CPU's. Of Triton's
+accumulate it knows the bytes alone. It writes predictions_sm90.json and .md under benchmarks/results. BINARY holds the CUDA
+kernels' machine code for sm_90: rsfast.ops._cuda. Triton's kernels are compiled here. Needed is a cuobjdump: the CUDA
+toolkit's, or the one in Triton's package.
 """
 
 from __future__ import annotations

@@ -26,11 +26,12 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.block import Block
 from benchmarks.cases import noises
 from benchmarks.gpu_cases import DTYPES, Perturb
 from benchmarks.gpu_device import find_tool
 from benchmarks.report import ROOT
-from benchmarks.sass import Block, Function, Instruction, Memory, Thread, host_memory, parse
+from benchmarks.sass import Function, Instruction, Memory, Thread, host_memory, parse
 from rsfast import Tally, ops
 from rsfast.ops.calls import Accumulation, Perturbation
 from rsfast.ops.registry import Backend

@@ -1,9 +1,8 @@
 """Machine code of compute capability 9.0 as ``cuobjdump -sass`` lists it, and what threads do with it.
 
 `Thread` runs a kernel on the host, one thread of it, with the real parameters and the real memory: the instructions that it
-issues can be counted, and the bytes that it stores compared with those of another backend. `Block` runs all threads of a
-block, which share memory. The approximations of the special function unit are replaced by rounded values, and an instruction
-that is not known here is an error.
+issues can be counted, and the bytes that it stores compared with those of another backend. Its atomic operations change the
+memory. The special function unit's approximations are replaced by rounded values; an instruction not known here is an error.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, reduce
-from operator import or_
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -35,7 +33,6 @@ class Instruction:
 
     @cached_property
     def parts(self) -> tuple[str, list[str]]:
-        """The operation, and its modifiers."""
         operation, *modifiers = self.name.split(".")
         return operation, modifiers
 
@@ -178,8 +175,7 @@ class Thread:
             self.issued[instruction] += 1
             if instruction.predicate and not self.holds(instruction.predicate[1:]):
                 continue
-            operation, modifiers = instruction.parts
-            operands = instruction.operands
+            (operation, modifiers), operands = instruction.parts, instruction.operands
             if operation == "BAR" or (operation == "EXIT" and all(map(self.holds, operands))):
                 return instruction
             elif operation == "BRA" and "DIV" not in modifiers:
@@ -502,35 +498,3 @@ class Thread:
     def do_F2FP(self, modifiers: list[str], to: str, high: str, low: str) -> None:
         convert = bfloat16_bits if "BF16" in modifiers else half_bits
         self.put(to, convert(self.real(high)) << 16 | convert(self.real(low)))
-
-
-@dataclass
-class Block:
-    """The threads of a block, which share memory and wait for one another at barriers.
-
-    Between two barriers one thread runs after the other. Atomic operations change the memory of this process.
-    """
-
-    threads: Sequence[Thread]
-
-    def run(self) -> Block:
-        shared = bytearray(SHARED)
-        for thread in self.threads:
-            thread.shared = shared
-        while True:
-            met = {thread.advance(): thread for thread in self.threads}
-            (barrier,) = met  # or the exit: here all threads reach the same
-            if barrier.parts[0] == "EXIT":
-                return self
-            if "RED" in barrier.parts[1]:
-                voted = any(thread.holds(barrier.operands[1]) for thread in self.threads)
-                for thread in self.threads:
-                    thread.voted = voted
-
-    def issued(self) -> Counter[Instruction]:
-        """Return how many of each instruction the warps issue: as many as the thread of a warp that comes by most often.
-
-        That is a bound from below: threads of a warp that come by at different times need one each.
-        """
-        warps = [self.threads[i : i + 32] for i in range(0, len(self.threads), 32)]
-        return sum((reduce(or_, (thread.issued for thread in warp)) for warp in warps), Counter[Instruction]())
