@@ -73,6 +73,10 @@ class Accumulate:
         )
 
     @property
+    def elements(self) -> int:
+        return self.batch * self.classes
+
+    @property
     def nbytes(self) -> int:
         """Logits read once; votes and moments read and written once. Histograms are not counted."""
         moments = 2 * 8 * (len(HEADS[self.heads]) - 1) * self.classes

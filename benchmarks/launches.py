@@ -1,4 +1,4 @@
-"""What the GPU backends launch for a call of perturb, found without a GPU: machine code, parameters, grid.
+"""What the GPU backends launch for a call of perturb or accumulate, found without a GPU: machine code, parameters, grid.
 
 Tensors are where they are on the host, so that `sass.Thread` can follow their addresses.
 """
@@ -26,27 +26,37 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.block import Block
 from benchmarks.cases import noises
 from benchmarks.gpu_cases import DTYPES, Perturb
 from benchmarks.gpu_device import find_tool
 from benchmarks.report import ROOT
 from benchmarks.sass import Function, Instruction, Memory, Thread, host_memory, parse
-from rsfast import ops
-from rsfast.ops.calls import Perturbation
+from rsfast import Tally, ops
+from rsfast.ops.calls import Accumulation, Perturbation
 from rsfast.ops.registry import Backend
 
 MOST_ROWS = 65535  # of a CUDA grid's second axis
 
-# perturb's grid as csrc makes it. The type's name ends with the template arguments of the kernel.
+MULTIPROCESSORS, SHARED = 132, 227 << 10  # of an H100 SXM and an H200; bytes that a block may have
+
+# The kernels' grids as csrc makes them. The type's name ends with the template arguments of the kernel.
 GRID = """
 #include <cstring>
 #include <typeinfo>
+#include "cuda/accumulate.h"
 #include "cuda/perturb.h"
 extern "C" const char* launch_of(const rsfast::PerturbJob* job, char* parameters, int64_t* sizes) {
   const rsfast::PerturbGrid g = rsfast::make_grid(*job);
   std::memcpy(parameters, &g, sizeof g);
   sizes[0] = sizeof g, sizes[1] = g.threads, sizes[2] = g.pieces;
   return rsfast::with_kernel(g, [](auto kernel) { return typeid(kernel).name(); });
+}
+extern "C" void accumulate_launch_of(const rsfast::AccumulateJob* job, int multiprocessors, int64_t shared, char* parameters,
+                                     int64_t* sizes) {
+  const rsfast::AccumulateGrid g = rsfast::make_grid(*job, multiprocessors, shared);
+  std::memcpy(parameters, &g, sizeof g);
+  sizes[0] = sizeof g, sizes[1] = g.threads, sizes[2] = g.tiles, sizes[3] = g.head_groups;
 }
 """
 
@@ -72,13 +82,20 @@ class Launch:
     parameters: bytes
     threads: int
     grid: tuple[int, int, int]
-    blocks: tuple[tuple[tuple[int, int, int], int], ...]
+    blocks: tuple[tuple[tuple[int, int, int], int], ...]  # of perturb alone
     memory: Memory
+
+    def start(self, block: tuple[int, int, int], number: int) -> Thread:
+        special = {f"SR_CTAID.{axis}": place for axis, place in zip("XYZ", block, strict=True)} | {"SR_TID.X": number}
+        return Thread(self.function, self.parameters, special, (self.threads, 1, 1, *self.grid), self.memory)
 
     def thread(self, block: tuple[int, int, int], number: int) -> Thread:
         """Return a thread that has run."""
-        special = {f"SR_CTAID.{axis}": place for axis, place in zip("XYZ", block, strict=True)} | {"SR_TID.X": number}
-        return Thread(self.function, self.parameters, special, (self.threads, 1, 1, *self.grid), self.memory).run()
+        return self.start(block, number).run()
+
+    def block(self, block: tuple[int, int, int]) -> Block:
+        """Return a block that has run."""
+        return Block([self.start(block, number) for number in range(self.threads)]).run()
 
     def issued(self) -> Counter[Instruction]:
         """Return how many of each instruction all warps issue. A warp issues what its first thread does.
@@ -128,6 +145,15 @@ def call_of(case: Perturb) -> Perturbation:
             out=torch.empty((case.batch, *case.shape), dtype=DTYPES[case.dtype], memory_format=layout),
             backend="cpu",
         )
+    (call,) = calls
+    return call
+
+
+def accumulate_call(logits: torch.Tensor, tally: Tally) -> Accumulation:
+    """Return the call of `ops.accumulate` as a backend receives it."""
+    calls: list[Accumulation] = []
+    with patch.dict(ops.BACKENDS, {"cpu": Backend("cpu", lambda: SimpleNamespace(accumulate=calls.append))}):
+        ops.accumulate(logits, tally, backend="cpu")
     (call,) = calls
     return call
 
@@ -187,6 +213,19 @@ def cuda_launch(call: Perturbation, binary: Path) -> Launch:
     grid = pieces, min(rows, MOST_ROWS), -(-rows // MOST_ROWS)
     function = machine_code(binary, f"perturb_kernel {arguments[1]}")
     return Launch(function, parameters.raw[:size], threads, grid, blocks, memory_of(call))
+
+
+def accumulate_launch(call: Accumulation, binary: Path) -> Launch:
+    """Return what csrc/cuda/accumulate.cu launches for a call of float32 logits."""
+    from rsfast.ops import jobs
+
+    parameters, sizes = ctypes.create_string_buffer(4096), (ctypes.c_int64 * 4)()
+    job = jobs.accumulate_job(call)
+    grid_library().accumulate_launch_of(ctypes.byref(job), MULTIPROCESSORS, ctypes.c_int64(SHARED), parameters, sizes)
+    size, threads, tiles, head_groups = sizes
+    memory = reader([tensor for tensor in call if tensor.numel()])
+    function = machine_code(binary, "accumulate_kernel f")
+    return Launch(function, parameters.raw[:size], threads, (tiles, head_groups, 1), (), memory)
 
 
 def philox_launch(rounds: int, binary: Path) -> Launch:

@@ -1,8 +1,8 @@
-"""Machine code of compute capability 9.0 as ``cuobjdump -sass`` lists it, and what one thread does with it.
+"""Machine code of compute capability 9.0 as ``cuobjdump -sass`` lists it, and what threads do with it.
 
 `Thread` runs a kernel on the host, one thread of it, with the real parameters and the real memory: the instructions that it
-issues can be counted, and the bytes that it stores compared with those of another backend. The approximations of the special
-function unit are replaced by rounded values, and an instruction that is not known here is an error.
+issues can be counted, and the bytes that it stores compared with those of another backend. Its atomic operations change the
+memory. The special function unit's approximations are replaced by rounded values; an instruction not known here is an error.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
 WORD, LONG = (1 << 32) - 1, (1 << 64) - 1
 PARAMETERS = 0x210  # where they begin in constant bank 0; the block's and the grid's sizes are at 0
+SHARED = 1 << 18  # bytes: more than a block can have
 SIZES = {"U8": 1, "U16": 2, "64": 8, "128": 16}  # bytes that a load or store moves; 4 without one of these
 
 
@@ -30,12 +31,22 @@ class Instruction:
     name: str  # with its modifiers: LDG.E.128
     operands: tuple[str, ...]
 
+    @cached_property
+    def parts(self) -> tuple[str, list[str]]:
+        operation, *modifiers = self.name.split(".")
+        return operation, modifiers
+
 
 @dataclass(frozen=True)
 class Function:
     architecture: str
     name: str
     instructions: tuple[Instruction, ...]
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Of the instructions by address."""
+        return {instruction.address: i for i, instruction in enumerate(self.instructions)}
 
 
 def parse(text: str) -> list[Function]:
@@ -101,6 +112,15 @@ def split_operand(text: str) -> tuple[str, str, int]:
     return sign, "f", bits_of(float(rest.replace("QNAN", "NAN")))
 
 
+@cache
+def split_address(text: str) -> tuple[list[str], int]:
+    """Return the registers that are added up in [R2.64+0x10], and the number."""
+    inside = re.search(r"\[([^][]*)\]$", text)
+    assert inside is not None, text
+    terms = [term.removeprefix("+") for term in re.findall(r"[-+]?[^-+]+", inside[1])]
+    return [term for term in terms if "x" not in term], sum(int(term, 16) for term in terms if "x" in term)
+
+
 Memory = Callable[[int, int], bytes]  # (address, bytes) -> what is there
 
 
@@ -131,35 +151,40 @@ class Thread:
     sizes: tuple[int, int, int, int, int, int]
     memory: Memory = host_memory
     registers: dict[tuple[str, int], int] = field(default_factory=dict)  # of R, UR, P and UP
-    shared: dict[int, int] = field(default_factory=dict)  # bytes that this thread has written: those of others are 0
+    shared: bytearray = field(default_factory=lambda: bytearray(SHARED))  # 0 where nobody has written
     stored: dict[int, bytes] = field(default_factory=dict)  # by address
     issued: Counter[Instruction] = field(default_factory=Counter)
+    at: int = 0  # the place of the next instruction
+    voted: bool = False  # what the last barrier that asks all threads found
 
     def __post_init__(self) -> None:
         self.constants = struct.pack("<6I", *self.sizes).ljust(PARAMETERS, b"\0") + self.parameters.ljust(4096, b"\0")
 
-    def run(self, most: int = 10**6) -> Thread:
-        """Run from the first instruction to the exit."""
-        code = self.function.instructions
-        place = {instruction.address: i for i, instruction in enumerate(code)}
-        at = 0
+    def run(self) -> Thread:
+        """Run from the first instruction to the exit, past barriers."""
+        while self.advance().parts[0] != "EXIT":
+            pass
+        return self
+
+    def advance(self, most: int = 10**6) -> Instruction:
+        """Run to the next barrier or the exit, and return that instruction."""
+        code, places = self.function.instructions, self.function.places
         for _ in range(most):
-            instruction = code[at]
-            at += 1
+            instruction = code[self.at]
+            self.at += 1
             self.issued[instruction] += 1
             if instruction.predicate and not self.holds(instruction.predicate[1:]):
                 continue
-            operation, *modifiers = instruction.name.split(".")
-            operands = list(instruction.operands)
-            if operation == "EXIT" and all(map(self.holds, operands)):
-                return self
+            (operation, modifiers), operands = instruction.parts, instruction.operands
+            if operation == "BAR" or (operation == "EXIT" and all(map(self.holds, operands))):
+                return instruction
             elif operation == "BRA" and "DIV" not in modifiers:
                 if all(map(self.holds, operands[:-1])):
-                    at = place[int(operands[-1], 16)]
+                    self.at = places[int(operands[-1], 16)]
             elif operation == "CALL" and modifiers[0] == "REL":
-                at = place[int(operands[-1], 16)]
+                self.at = places[int(operands[-1], 16)]
             elif operation == "RET":
-                at = place[self.integer(operands[0])]
+                self.at = places[self.integer(operands[0])]
             else:
                 self.step(operation, modifiers, operands)
         raise RuntimeError(f"{self.function.name} takes more than {most} instructions")
@@ -181,7 +206,7 @@ class Thread:
         """Return an integer operand; one with a minus is left above 2^32 where it would carry."""
         sign, kind, number = split_operand(text)
         word = self.word(kind, number)
-        return {"": word, "-": (~word & WORD) + 1, "~": ~word & WORD}[sign]
+        return word if sign == "" else (~word & WORD) + (sign == "-")
 
     def integer(self, text: str) -> int:
         return self.term(text) & WORD
@@ -214,24 +239,16 @@ class Thread:
 
     def address(self, text: str) -> int:
         """Return that of [R2.64+0x10], or of [R3+UR4+0x8] in shared memory."""
-        inside = re.search(r"\[([^][]*)\]$", text)
-        assert inside is not None, text
-        total = 0
-        for term in re.findall(r"[-+]?[^-+]+", inside[1]):
-            word = term.removeprefix("+")
-            total += (
-                self.pair(word) if word.endswith(".64") else -int(word[1:], 16) if word[0] == "-" else self.integer(word)
-            )
-        return total & LONG
+        words, offset = split_address(text)
+        return sum((self.pair(word) if word.endswith(".64") else self.integer(word) for word in words), offset) & LONG
 
     # Operations
 
-    def step(self, operation: str, modifiers: list[str], operands: list[str]) -> None:
+    def step(self, operation: str, modifiers: list[str], operands: Sequence[str]) -> None:
         """Carry out an instruction that does not branch."""
-        if operation in ("BAR", "BSSY", "BSYNC"):  # one thread waits for no other
+        if operation in ("BSSY", "BSYNC", "WARPSYNC", "YIELD"):  # lanes of a warp do not wait for one another here
             return
-        base = operation.removeprefix("U") if hasattr(self, f"do_{operation.removeprefix('U')}") else operation
-        do = getattr(self, f"do_{base}", None)
+        do = getattr(self, f"do_{operation}", None) or getattr(self, f"do_{operation.removeprefix('U')}", None)
         if do is None:
             raise NotImplementedError(".".join([operation, *modifiers]))
         do(modifiers, *operands)
@@ -270,11 +287,26 @@ class Thread:
 
     def do_LDS(self, modifiers: list[str], to: str, source: str) -> None:
         at, size = self.address(source), size_of(modifiers)
-        self.put(to, sum(self.shared.get(at + i, 0) << 8 * i for i in range(size)), max(1, size // 4))
+        self.put(to, int.from_bytes(self.shared[at : at + size], "little"), max(1, size // 4))
 
     def do_STS(self, modifiers: list[str], to: str, source: str) -> None:
-        at = self.address(to)
-        self.shared.update({at + i: byte for i, byte in enumerate(self.bytes_of(source, size_of(modifiers)))})
+        at, size = self.address(to), size_of(modifiers)
+        self.shared[at : at + size] = self.bytes_of(source, size)
+
+    def do_ATOMG(self, modifiers: list[str], done: str, to: str, place: str, source: str) -> None:
+        if not {"ADD", "OR"} & set(modifiers) or "64" not in modifiers:
+            raise NotImplementedError("ATOMG." + ".".join(modifiers))
+        address, value = self.address(place), self.pair(source)
+        before = int.from_bytes(self.memory(address, 8), "little")
+        after = before + value & LONG if "ADD" in modifiers else before | value
+        ctypes.memmove(address, after.to_bytes(8, "little"), 8)
+        self.put(to, before, 2)
+
+    def do_REDG(self, modifiers: list[str], place: str, source: str) -> None:
+        self.do_ATOMG(modifiers, "PT", "RZ", place, source)
+
+    def do_B2R(self, modifiers: list[str], to: str, voted: str) -> None:
+        self.put(voted, int(self.voted))
 
     def bytes_of(self, source: str, size: int) -> bytes:
         _, kind, number = split_operand(source)
@@ -361,8 +393,8 @@ class Thread:
         unordered = isinstance(x, float) and (math.isnan(x) or math.isnan(y))
         name = modifiers[0]
         if unordered:
-            return name.endswith("U")
-        return {"LT": x < y, "LE": x <= y, "GT": x > y, "GE": x >= y, "EQ": x == y, "NE": x != y}[name[:2]]
+            return name == "NAN" or name.endswith("U")
+        return {"LT": x < y, "LE": x <= y, "GT": x > y, "GE": x >= y, "EQ": x == y, "NE": x != y, "NA": False}[name[:2]]
 
     def set_predicates(self, modifiers: list[str], found: bool, to: str, other: str, with_: str) -> None:
         for output, value in ((to, found), (other, not found)):
@@ -413,6 +445,9 @@ class Thread:
             x, y = signed(x), signed(y)
         self.put(to, (min if self.holds(which) else max)(x, y))
 
+    def do_IABS(self, modifiers: list[str], to: str, a: str) -> None:
+        self.put(to, abs(signed(self.integer(a))))
+
     def do_FADD(self, modifiers: list[str], to: str, a: str, b: str) -> None:
         self.put_real(to, self.real(a) + self.real(b))
 
@@ -421,6 +456,13 @@ class Thread:
 
     def do_FFMA(self, modifiers: list[str], to: str, a: str, b: str, c: str) -> None:
         self.put_real(to, self.real(a) * self.real(b) + self.real(c))  # rounded twice: once more than the device does
+
+    def do_FMNMX(self, modifiers: list[str], to: str, a: str, b: str, which: str) -> None:
+        x, y = self.real(a), self.real(b)
+        if "NAN" in modifiers and (math.isnan(x) or math.isnan(y)):
+            return self.put(to, 0x7FFFFFFF)
+        first = math.isnan(y) or (x < y if self.holds(which) else x > y)
+        self.put(to, self.raw(a if first else b))
 
     def do_MUFU(self, modifiers: list[str], to: str, a: str) -> None:
         x = self.real(a)
@@ -439,16 +481,19 @@ class Thread:
         self.put(to, words[1] << 16 | words[0])
 
     def do_I2F(self, modifiers: list[str], to: str, a: str) -> None:
-        if "U64" in modifiers or "S64" in modifiers:
-            raise NotImplementedError("I2F." + ".".join(modifiers))
-        self.put_real(to, float(self.integer(a) if "U32" in modifiers else signed(self.integer(a))))
+        value = self.pair(a) if "U64" in modifiers else self.integer(a) if "U32" in modifiers else signed(self.integer(a))
+        below = np.float32(value)
+        if "RP" in modifiers and int(below) < value:
+            below = np.nextafter(below, np.float32(np.inf))
+        self.put_real(to, float(below))
 
     do_I2FP = do_I2F
 
     def do_F2I(self, modifiers: list[str], to: str, a: str) -> None:
-        if "TRUNC" not in modifiers or {"U64", "S64"} & set(modifiers):
+        if "TRUNC" not in modifiers or "S64" in modifiers:
             raise NotImplementedError("F2I." + ".".join(modifiers))
-        self.put(to, max(0 if "U32" in modifiers else -(1 << 31), int(self.real(a))))
+        least = 0 if {"U32", "U64"} & set(modifiers) else -(1 << 31)
+        self.put(to, max(least, int(self.real(a))), 2 if "U64" in modifiers else 1)
 
     def do_F2FP(self, modifiers: list[str], to: str, high: str, low: str) -> None:
         convert = bfloat16_bits if "BF16" in modifiers else half_bits

@@ -12,11 +12,11 @@ import torch
 
 from benchmarks import disassembly, launches
 from benchmarks.disassembly import kind_of, perturb_work, predicted, work_of
-from benchmarks.gpu_cases import CIFAR, DTYPES, IMAGENET, LAYOUTS, ON_GPU, OTHER_NOISES, Perturb
+from benchmarks.gpu_cases import CIFAR, DTYPES, IMAGENET, LAYOUTS, ON_GPU, OTHER_NOISES, Accumulate, Perturb
 from benchmarks.gpu_device import find_tool
 from benchmarks.launches import call_of, cuda_launch, cuobjdump, kernel_name, triton_launch
 from benchmarks.sass import Thread, parse
-from rsfast import ops
+from rsfast import Softmax, ops
 from rsfast.noise import DRAWS
 
 BUILT = launches.extension()
@@ -121,6 +121,15 @@ def test_triton(channels_last):
 
 
 @compiled
+def test_a_block_of_accumulate():
+    """Its Tally is the CPU's, or `block_issues` raises. A block that is not the first of its tile only reads."""
+    case, heads = Accumulate(10, 5, "softmax", histograms=True), (Softmax(),)
+    issued, reads = (names_of(disassembly.block_issues(case, each, y, BUILT)) for each, y in ((heads, 0), ((), 1)))
+    assert issued["BAR"] > reads["BAR"] > 0 == issued["BAR"] % 8 == reads["BAR"] % 8  # of 8 warps, each as often
+    assert issued["REDG"] > reads["REDG"] == 0
+
+
+@compiled
 @pytest.mark.parametrize("images", ["CIFAR", pytest.param("ImageNet", marks=pytest.mark.noise)])
 def test_the_predictions_are_of_these_kernels(images):
     """The figures that are kept are those of the sources as they are (where the compiler is the same)."""
@@ -219,6 +228,11 @@ def result(line, **registers):
         ("HFMA2.MMA R0, -RZ, RZ, 1, -2", {}, (0x3C00C000, 0, 0)),
         ("VIMNMX R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (0xFFFFFFFF, 0, 0)),
         ("VIMNMX.U32 R0, R2, R3, PT", {"R2": 0xFFFFFFFF, "R3": 1}, (1, 0, 0)),
+        ("FMNMX R0, R2, R3, !PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0x3F800000, 0, 0)),
+        ("FMNMX.NAN R0, R2, R3, !PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0x7FFFFFFF, 0, 0)),
+        ("FSETP.NAN.AND P0, PT, R2, R3, PT", {"R2": 0x3F800000, "R3": 0x7FC00000}, (0, 0, 1)),
+        ("F2I.U64.TRUNC R0, R2", {"R2": 0x53000000}, (0, 128, 0)),
+        ("I2F.U32.RP R0, R2", {"R2": 0x1000001}, (0x4B800001, 0, 0)),
     ],
 )
 def test_an_instruction(line, registers, expected):
