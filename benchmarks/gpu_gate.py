@@ -14,8 +14,8 @@ The contenders of a case take turns, round by round, so that they drift together
 events. "eager" is a plain call; "graph" replays it as a CUDA graph, without what launches cost on the host.
 
 The exit status is 0 if nothing failed and nothing is left, 1 if something failed, 2 if there is no GPU or a package is
-missing, and 3 if nothing failed but something is left. A missing tool is told and is no failure, nor is a target that is
-not reached.
+missing, and 3 if nothing failed but something is left. A missing tool is reported and is no failure, nor is a target
+that is not reached.
 
 --dry-run does the same on the CPU with tiny sizes: it shows that this program works, and nothing about speed.
 """
@@ -45,7 +45,7 @@ BUDGET = 570.0
 RESERVE = 5.0  # seconds of the budget that are kept for the report
 EXIT = 15.0  # seconds that a process may take to end when it is done
 TRIES = 5  # processes of a section: each that is lost costs a case
-DEVICE_FAULT = "the device has a fault"  # the case that met it has told so
+DEVICE_FAULT = "the device has a fault"  # the case that met it has a row that says so
 PRINTED = 6000  # characters of the table at the end: a terminal that keeps little keeps all of it
 
 

@@ -162,6 +162,13 @@ def call(case: Perturb, given: dict[str, Any], out: torch.Tensor, backend: str) 
     )
 
 
+def check(case: Perturb, generator: random.Random, backend: str, device: torch.device, oracle: str) -> None:
+    """Raise unless a backend's result of a case, on fresh arguments, has the bits of the oracle's on the CPU."""
+    given = arguments(case, generator)
+    expected = call(case, given, output(case, torch.device("cpu")), oracle)()
+    verify(call(case, given, output(case, device), backend)(), expected, oracle)
+
+
 def expression(case: Perturb, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the same with PyTorch's generator, in the output's type: compiled it is one kernel, the honest competitor."""
     scale, shift = (torch.tensor(each, device=device).view(3, 1, 1) for each in (SCALE, SHIFT))
@@ -205,9 +212,7 @@ def those_that_run(clock: Clock, contenders: dict[str, Calls], mode: str) -> tup
 def perturb(job: Job, on: Setting, case: Perturb) -> Iterator[Row]:
     """Check a case of perturb, then time it against what PyTorch has."""
     generator = job.generator(case.what)
-    given = arguments(case, generator)
-    expected = call(case, given, output(case, torch.device("cpu")), on.oracle)()
-    verify(call(case, given, output(case, on.device), job.backend)(), expected, on.oracle)
+    check(case, generator, job.backend, on.device, on.oracle)
     if not case.timed:
         yield Row(case.what, status=PASSED)
         return
@@ -230,9 +235,7 @@ def perturb(job: Job, on: Setting, case: Perturb) -> Iterator[Row]:
 def other_noise(job: Job, on: Setting, case: Perturb) -> Iterator[Row]:
     """Check a case of another noise than Gaussian, then time it against that, without the launches' cost."""
     generator = job.generator(case.what)
-    given = arguments(case, generator)
-    expected = call(case, given, output(case, torch.device("cpu")), on.oracle)()
-    verify(call(case, given, output(case, on.device), job.backend)(), expected, on.oracle)
+    check(case, generator, job.backend, on.device, on.oracle)
     plain = Perturb(case.images, case.batch, case.shape, case.dtype, case.channels_last)
     sets = [(arguments(case, generator), output(case, on.device)) for _ in range(on.clock.sets(case.nbytes))]
     contenders: dict[str, Calls] = {

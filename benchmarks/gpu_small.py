@@ -16,7 +16,7 @@ import torch
 from benchmarks.cases import IMAGES, noises
 from benchmarks.gpu_cases import HEADS, Accumulate, Perturb
 from benchmarks.gpu_checks import verify
-from benchmarks.gpu_measure import arguments, call, output
+from benchmarks.gpu_measure import arguments, call, check, output
 from rsfast import ClippedLogits, Softmax, Sparsemax, Tally, Votes, ops
 
 SHAPES = ((3, 8, 8), (3, 5, 7), (5, 3, 3))  # whole pieces of 16 bytes, none, and other than three channels
@@ -34,9 +34,7 @@ def small_perturb(backend: str, device: torch.device) -> None:
             for dtype, last in (("float32", False), ("bfloat16", False), ("bfloat16", True), ("float32", True)):
                 options = {"scale": shape[0] == 3 and last, "clamp": shape == SHAPES[1]}
                 case = Perturb("small", 3, shape, dtype, last, name, **options)
-                given = arguments(case, generator)
-                expected = call(case, given, output(case, torch.device("cpu")), "cpu")()
-                verify(call(case, given, output(case, device), backend)(), expected, "cpu")
+                check(case, generator, backend, device, "cpu")
 
 
 def small_accumulate(backend: str, device: torch.device) -> None:

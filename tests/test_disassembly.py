@@ -42,8 +42,10 @@ def test_no_kernel_spills():
     assert kernels["philox"] == len(TARGETS)
     assert {local for *_, local in found} == {"0"}
     assert {stack for name, _, stack, _ in found if "perturb" in name} == {"0"}
-    many = {name for name, registers, *_ in found if "perturb" in name and int(registers) > 64}
-    assert len(many) <= 2  # all others let four blocks run on a multiprocessor; these are of sm_75, without spills
+    # Four blocks run on a multiprocessor, but for three channels with scale and clamp in 16 bits on sm_75: 66 and 68.
+    many = [name for name, registers, *_ in found if "perturb" in name and int(registers) > 64]
+    assert len(many) <= 2
+    assert all(re.search(r"DrawE0ELNS_4TypeE[12]ELNS_6LayoutE2ELb1ELNS_7OptionsE3E", name) for name in many)
 
 
 # The machine code, run on the host
