@@ -83,7 +83,7 @@ def missing() -> list[str]:
     """Return which of the packages are not there that the package, its build and its tests need."""
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = [re.split(r"\W", need)[0] for need in needs]
-    return [name for name in (*names, "setuptools", "pybind11", "pytest", "mpmath") if find_spec(name) is None]
+    return [name for name in (*names, "setuptools", "pytest", "mpmath") if find_spec(name) is None]
 
 
 def surroundings(dry_run: bool) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def _philox(backend: str, counter: tuple[int, int, int, int], key: int) -> tuple
     from .ops import _cpu
 
     out = np.zeros(4, dtype=np.uint32)
-    _cpu.philox_words(seed=key, c1=c1, c2=c2, c3=c3, first_block=c0, blocks=1, out=out.ctypes.data, threads=1)
+    _cpu.philox_words(key, c1, c2, c3, c0, 1, out.ctypes.data, 1)
     return tuple(out.tolist())
 
 
