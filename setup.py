@@ -106,8 +106,9 @@ class BuildKernels(build_ext):
         flags += [f"-gencode=arch=compute_{target},code=compute_{target}" for target in portable]
         built = Path(self.get_ext_fullpath(ext.name))
         built.parent.mkdir(parents=True, exist_ok=True)
+        libraries = Path(NVCC).resolve().parent.parent / "lib"  # where the nvcc of PyPI has them, but does not look
         command = [NVCC, *NVCC_FLAGS, *flags, *(f"-I{folder}" for folder in self.include_dirs), *ext.sources]
-        command += ["-o", str(built)]
+        command += [f"-L{libraries}", "-o", str(built)]
         print(" ".join(command), flush=True)
         if subprocess.run(command).returncode:
             raise CompileError(
