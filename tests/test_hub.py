@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same_bits
+from torch._subclasses import FakeTensorMode
 
 from rsfast import ClippedLogits, Gaussian, Laplace, Softmax, Sparsemax, Tally, Uniform, Votes, ops
 from rsfast.noise import AnisotropicGaussian
@@ -320,7 +321,7 @@ def test_wrong_arguments_that_share_memory_or_are_missing(kernel):
 @interpreted
 @pytest.mark.slow
 def test_one_node_for_a_compiler(kernel):
-    """No graph break, and the version of what is written goes up, so that autograd notices."""
+    """No graph break, no launch for a tensor without memory, and autograd notices what is written by its version."""
 
     def function(x, samples, n, counts):
         noisy = kernel.perturb(x, samples, noise_scale=0.5, seed=4)
@@ -330,10 +331,18 @@ def test_one_node_for_a_compiler(kernel):
     x, samples = torch.rand(2, 8, device=DEVICE), torch.arange(2, device=DEVICE)
     tallies = [[torch.zeros(shape, dtype=torch.int64, device=DEVICE) for shape in ((2,), (2, 9))] for _ in range(2)]
     expected = function(x, samples, *tallies[0])
-    assert tallies[0][0]._version == tallies[0][1]._version == 1
+    out = torch.empty_like(expected)
+    assert_same_bits(kernel.perturb(x, samples, noise_scale=0.5, seed=4, out=out), expected)
+    assert [each._version for each in (*tallies[0], out)] == [1, 1, 1]
     found = torch.compile(function, backend="aot_eager", fullgraph=True)(x, samples, *tallies[1])
     assert_same_bits(found.cpu(), expected.cpu())
     assert all(torch.equal(*pair) for pair in zip(*tallies, strict=True))
+    with FakeTensorMode(allow_fallback_kernels=False):
+        fakes = [torch.zeros(shape, dtype=torch.int64, device=DEVICE) for shape in ((2,), (2, 9))]
+        x, samples = torch.rand(2, 8, device=DEVICE), torch.arange(2, device=DEVICE)
+        assert function(x, samples, *fakes).shape == (2, 8)
+        with pytest.raises(ValueError, match=r"out must have shape \[2, 8\]"):  # before anything is compiled
+            kernel.perturb(x, samples, noise_scale=0.5, seed=4, out=torch.empty(2, 7, device=DEVICE))
 
 
 @interpreted

@@ -1,4 +1,4 @@
-"""The kernels against plain PyTorch, on a GPU, or with TRITON_INTERPRET=1 on a CPU."""
+"""The kernels against plain PyTorch, on a GPU; in Triton's interpreter where it is mended, as rsfast's tests do."""
 
 import math
 
