@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .._versions import versions
 from ..engine.plan import StoppingRule
 from ..heads import Votes
 from ..heads import from_dict as head_from_dict
@@ -35,6 +36,7 @@ from .layout import (
     MAY_DIFFER_ON_RESUME,
     ORIGIN,
     PREDICT_COLUMNS,
+    SAMPLED_WITH,
     SIDECAR,
     TABLE,
     Row,
@@ -44,6 +46,7 @@ from .layout import (
     read_sidecar,
     read_skipped,
     same_logits,
+    sampled_with,
     sidecar_bytes,
 )
 from .results import Results
@@ -292,14 +295,18 @@ def _difference(row: Row, written: str, found: str) -> ValueError:
     )
 
 
-def origin_of(run: Path) -> dict[str, str]:
-    """Return what the sidecar of a run holds that rests on the counts of another."""
-    return {"recertified_from": str(run), "counts_sha256": hashlib.sha256((run / COUNTS).read_bytes()).hexdigest()}
+def origin_of(run: Path, *also_with: dict[str, str]) -> dict[str, Any]:
+    """Return what the sidecar of a run holds that rests on the counts of another, and on samples of further versions."""
+    drew = sampled_with(read_sidecar(run / SIDECAR))
+    drew = drew + [each for each in also_with if each not in drew]
+    origin = {"recertified_from": str(run), "counts_sha256": hashlib.sha256((run / COUNTS).read_bytes()).hexdigest()}
+    return origin | {SAMPLED_WITH: drew[0] if len(drew) == 1 else drew}
 
 
 _OF_ANOTHER_MODEL = {
     *MAY_DIFFER_ON_RESUME,
     *ORIGIN,
+    SAMPLED_WITH,
     *("model", "state_dict_sha256", "weights_sha256", "checkpoint", "reduced_precision", "mode_fixed"),
     *("n0", "n", "alpha", "head", "bound", "rule", "lipschitz", "radius", "rtol", "schedule_of_analyses"),
     *("batch_size", "device", "backend", "versions", "class_names"),
@@ -355,7 +362,8 @@ def recertify(
     run : path-like
         A run folder of ``rsfast certify``.
     out : path-like
-        The folder to write. It gets the sidecar of `run`, but for what changes.
+        The folder to write. It gets the sidecar of `run`, but for what changes: ``versions`` are those that certify, and
+        ``sampled_with`` has those that drew the samples.
     alpha, bound, rule, lipschitz, top_k : optional
         As in `certificate.certificates`, lipschitz with the run's execution; those of `run` by default.
     about : dict, optional
@@ -393,7 +401,9 @@ def recertify(
     origin = origin_of(run)
     advice = "no run was left there; recertify again once there is space"
     skipped = read_skipped(run, {row.idx for row in rows})
-    with new_run(out, {**replay.sidecar, **origin, **(about or {})}, CERTIFY_COLUMNS, advice) as writer:
+    with new_run(
+        out, {**replay.sidecar, "versions": versions(), **origin, **(about or {})}, CERTIFY_COLUMNS, advice
+    ) as writer:
         for row, certificate in outcomes:
             writer.write(row.idx, None if row.label < 0 else row.label, certificate, seconds, row.counts(), row.name)
         for each in skipped:
