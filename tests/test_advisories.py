@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import strip_sums
 from packaging.version import Version
 
 import rsfast
@@ -19,7 +20,7 @@ from rsfast._versions import __version__
 from rsfast.ops import BACKENDS
 from rsfast.runs import recalls
 from rsfast.runs.advisories import CONDITIONS, Advisory, read_advisories
-from rsfast.runs.layout import CERTIFY_COLUMNS, PREDICT_COLUMNS, read_sidecar
+from rsfast.runs.layout import CERTIFY_COLUMNS, PREDICT_COLUMNS, read_rows, read_sidecar
 from rsfast.runs.merge import merge
 from rsfast.runs.recertify import recertify
 from rsfast.runs.writer import RunWriter
@@ -301,7 +302,9 @@ def test_a_run_that_rests_on_another_may_be_affected_by_its_settings():
 
 def test_what_is_said_of_a_run(tmp_path):
     run = write_run(tmp_path / "run")
-    assert recalls.of_run([advisory()], run) == [
+    (finding,) = recalls.of_run([advisory()], run)
+    assert finding.sure
+    assert finding.lines == [
         "RSFAST-2030-001 (2030-02-01): Betting bounds are too large",
         "  affected: rsfast <0.3.0,>=0.1.0, noise stream 1",
         "  wrong: The lower limit of betting may lie above the exact one.",
@@ -309,9 +312,10 @@ def test_what_is_said_of_a_run(tmp_path):
         f"{run} --out NEW",
     ]
     narrow = {"where": {"bound": ["betting"]}, "unless": {"scale": [None]}, "libraries": {"scipy": "<2"}, "fixed_in": None}
-    lines = recalls.of_run([advisory(**narrow)], write_run(tmp_path / "old", scale=ABSENT))
+    ((sure, lines),) = recalls.of_run([advisory(**narrow)], write_run(tmp_path / "old", scale=ABSENT))
+    assert not sure
     assert lines[1].endswith(", noise stream 1; only where bound is betting and scale is not null and scipy <2")
-    assert lines[3] == "  possibly affected: nothing records scale"
+    assert lines[3] == "  possibly affected, since these are unknown: scale"
     assert lines[4].startswith(
         "  to do: no version is right yet; once one is, certify again from its counts: rsfast recertify "
     )
@@ -320,13 +324,13 @@ def test_what_is_said_of_a_run(tmp_path):
 @pytest.mark.parametrize("name", ["", "results.json", "results.tsv"])
 def test_a_run_is_a_folder_or_a_file_in_it(name, tmp_path):
     run = write_run(tmp_path / "run")
-    assert recalls.of_run([advisory()], Path(run, name))[-1].endswith(f"rsfast recertify {run} --out NEW")
+    assert recalls.of_run([advisory()], Path(run, name))[0].lines[-1].endswith(f"rsfast recertify {run} --out NEW")
 
 
 def to_do(tmp_path, remedy, columns=CERTIFY_COLUMNS, **changes):
     run = write_run(tmp_path / "a run", columns, **changes)
-    *_, last = recalls.of_run([advisory(remedy=remedy)], run)
-    return last.rpartition("), ")[2]
+    ((_, lines),) = recalls.of_run([advisory(remedy=remedy)], run)
+    return lines[-1].rpartition("), ")[2]
 
 
 def test_what_to_do_depends_on_the_run(tmp_path):
@@ -343,8 +347,8 @@ def test_what_to_do_depends_on_the_run(tmp_path):
 
 def test_a_table_without_a_sidecar_may_be_affected(tmp_path):
     (tmp_path / "cohen.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0:00:01\n")
-    lines = recalls.of_run([advisory()], tmp_path / "cohen.tsv")
-    assert lines[3] == "  possibly affected: nothing records the version of rsfast, stream_version"
+    ((_, lines),) = recalls.of_run([advisory()], tmp_path / "cohen.tsv")
+    assert lines[3] == "  possibly affected, since these are unknown: the version of rsfast, stream_version"
 
 
 def test_a_damaged_run_is_an_error(tmp_path):
@@ -362,15 +366,16 @@ def test_certificates_in_a_file_may_be_affected(tmp_path):
     found = rsfast.certify(torch.nn.Flatten(), images, Gaussian(0.5), num_classes=4, n=100, seed=1)
     file = tmp_path / "found.json"
     file.write_text(json.dumps([each.to_dict() for each in found]))
-    lines = recalls.of_run([advisory(where={"bound": ["clopper_pearson"], "dtype": ["float32"]})], file)
-    assert lines[3:5] == ["  possibly affected: nothing records the version of rsfast", "  certificates: 2 of 2"]
+    ((_, lines),) = recalls.of_run([advisory(where={"bound": ["clopper_pearson"], "dtype": ["float32"]})], file)
+    assert lines[3:5] == ["  possibly affected, since these are unknown: the version of rsfast", "  certificates: 2 of 2"]
     assert lines[5].endswith("certify again, or make them of their Tallies with rsfast.certificates")
     assert recalls.of_run([advisory(where={"bound": ["betting"]})], file) == []
     assert recalls.of_run([advisory(where={"dtype": ["bfloat16"]})], file) == []
-    (lines,) = recalls.of_run([advisory(unless={"radius": [None]})], file)[3:4]  # their radius is what was proved
-    assert lines == "  possibly affected: nothing records the version of rsfast, radius"
+    ((_, lines),) = recalls.of_run([advisory(unless={"radius": [None]})], file)  # their radius is what was proved
+    assert lines[3] == "  possibly affected, since these are unknown: the version of rsfast, radius"
     file.write_text(json.dumps(found[0].to_dict()))
-    assert "  certificates: 1 of 1" in recalls.of_run([advisory()], file)
+    ((_, lines),) = recalls.of_run([advisory(remedy="none")], file)
+    assert lines[4:] == ["  certificates: 1 of 1", "  to do: no command mends it; what is wrong, above, says what it means"]
 
 
 @pytest.mark.parametrize(
@@ -397,6 +402,36 @@ def test_a_run_that_was_certified_again_records_what_drew_its_samples(tmp_path):
         assert found["versions"] == doctor.versions()
     by_version = advisory(versions="==0.1.0", fixed_in=None, remedy="sample again")
     assert by_version.unknown_of(found, certificates=True) == []
+
+
+def write_wrong(folder, version):
+    """A run with radii a hundredth too large, as a version with a wrong bound might have written it."""
+    sound = read_sidecar(FROZEN / "votes" / "results.json")
+    with RunWriter(folder, sound | {"versions": sound["versions"] | {"rsfast": version}}) as run:
+        for row in read_rows(FROZEN / "votes", CERTIFY_COLUMNS):
+            certificate = SimpleNamespace(prediction=row.predict, radius=row.radius * 1.01)
+            run.write(row.idx, row.label, certificate, 1.0, row.counts())
+    return folder
+
+
+def test_a_run_with_wrong_bounds_is_mended_by_recertify(tmp_path, recwarn):
+    """Though its rows are not what its counts give now; rows of this very version must be."""
+    found = recertify(write_wrong(tmp_path / "wrong", "0.0.9"), tmp_path / "mended")
+    assert found.radius.tolist() == pytest.approx(rsfast.results.read(FROZEN / "votes").radius.tolist(), rel=1e-5)
+    assert found.radius.max() > 0
+    (warning,) = recwarn
+    certified = int((found.radius > 0).sum())
+    assert str(warning.message).startswith(f"{tmp_path / 'wrong'}: {certified} of {len(found.idx)} rows, first idx 0, have ")
+    each = advisory(versions="<0.1", fixed_in="0.1")
+    assert recalls.of_run([each], tmp_path / "wrong")[0].sure
+    assert recalls.of_run([each], tmp_path / "mended") == []
+    assert recalls.of_run([advisory(versions="<0.1", fixed_in="0.1", remedy="sample again")], tmp_path / "mended")[0].sure
+    with pytest.raises(ValueError, match="is damaged, or a version of rsfast with other bounds wrote it: idx 0 has predict"):
+        recertify(write_wrong(tmp_path / "here", __version__), tmp_path / "refused")
+    strip_sums(tmp_path / "wrong")
+    with pytest.raises(ValueError, match="is damaged, or a version of rsfast with other bounds wrote it: idx 0 has predict"):
+        recertify(tmp_path / "wrong", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_merged_run_records_all_versions(tmp_path):
@@ -461,6 +496,7 @@ def test_the_exit_status(tmp_path, capsys):
     assert len(lines) == 4
     unknown = write_run(tmp_path / "unknown", versions=ABSENT)
     assert run("--advisories", unknown, "--advisory-list", listed) == 3
+    assert capsys.readouterr().out.startswith(f"{unknown}: possibly affected by:\nRSFAST-2030-001 ")
     affected = write_list(tmp_path / "now.json", ONE | {"versions": f"=={__version__}", "fixed_in": "99"})
     assert run("--advisories", "--advisory-list", affected) == 3
     assert capsys.readouterr().out.splitlines()[-1].endswith("ask of your runs: rsfast doctor --advisories RUN ...")
@@ -471,9 +507,16 @@ def test_the_exit_status(tmp_path, capsys):
     [
         (["--advisories", "none/"], "none must be a run folder or a table, but there is none of that name"),
         (["--advisories", "."], ". must be a run folder or a table, got a folder without results.tsv"),
-        (["--advisories", "none.json"], "[Errno 2] No such file or directory: 'none.json'"),
+        (
+            ["--advisories", "none.json"],
+            "none.json must be a run folder, a table or a file of certificates: No such file or directory",
+        ),
         (["--advisory-list", "list.json"], "--advisory-list needs --advisories"),
-        (["--advisories", "--advisory-list", "none.json"], "[Errno 2] No such file or directory: 'none.json'"),
+        (
+            ["--advisories", "--advisory-list", "none.json"],
+            "--advisory-list must be a file that can be read, got none.json: No such",
+        ),
+        (["--advisories", "--advisory-list", "."], "--advisory-list must be a file that can be read, got .: Is a directory"),
         (
             ["--advisories", "--advisory-list", "bad.json"],
             "bad.json must be a list of advisories of rsfast: Expecting value",

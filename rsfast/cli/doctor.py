@@ -41,15 +41,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _advisories(args: argparse.Namespace) -> int:
+    from .._files import reason
     from ..runs import recalls
     from ..runs.advisories import LIST, read_advisories
 
-    listed, advisories = read_advisories(LIST if args.advisory_list is None else args.advisory_list)
-    subjects = {run: recalls.of_run(advisories, run) for run in args.advisories}
-    if not subjects:
-        subjects[f"rsfast {__version__}"] = recalls.of_version(advisories, __version__)
-    known = f"the list of {listed}, which holds {len(advisories)}"
-    for subject, lines in subjects.items():
-        print(f"{subject}: affected by:" if lines else f"{subject}: affected by no advisory of {known}")
-        print(*lines, sep="\n", end="\n" if lines else "")
-    return AFFECTED if any(subjects.values()) else 0
+    try:
+        listed, advisories = read_advisories(LIST if args.advisory_list is None else args.advisory_list)
+    except OSError as error:
+        raise ValueError(f"--advisory-list must be a file that can be read, got {error.filename}: {reason(error)}") from None
+    found = {run: recalls.of_run(advisories, run) for run in args.advisories}
+    if not found:
+        found[f"rsfast {__version__}"] = recalls.of_version(advisories, __version__)
+    for subject, findings in found.items():
+        if not findings:
+            print(f"{subject}: affected by no advisory of the list of {listed}, which holds {len(advisories)}")
+            continue
+        print(f"{subject}: {'' if any(each.sure for each in findings) else 'possibly '}affected by:")
+        for each in findings:
+            print(*each.lines, sep="\n")
+    return AFFECTED if any(found.values()) else 0

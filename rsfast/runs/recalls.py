@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .._files import open_file
+from .._files import open_file, reason
 from ..stats import incremental
 from . import results
 from .advisories import Advisory, listed
 from .check_sums import parse_json
 from .layout import SIDECAR, TABLE
 
-_OF_RUNS = "ask of your runs: rsfast doctor --advisories RUN ..."
+
+class Finding(NamedTuple):
+    """An advisory that affects something: whether that is sure, and lines on what is wrong and what to do."""
+
+    sure: bool
+    lines: list[str]
 
 
-def of_version(advisories: Iterable[Advisory], version: str) -> list[str]:
-    """Return lines on the advisories that affect a version of rsfast; none if none does."""
-    return [
-        line
-        for each in advisories
-        if each.affects_version(version)
-        for line in (*_about(each), f"  to do: {_after_update(each, _OF_RUNS)}")
-    ]
+def of_version(advisories: Iterable[Advisory], version: str) -> list[Finding]:
+    """Return what affects a version of rsfast."""
+    ask = "ask of your runs: rsfast doctor --advisories RUN ..."
+    affecting = [each for each in advisories if each.affects_version(version)]
+    return [Finding(True, [*_about(each), f"  to do: {_after_update(each, ask)}"]) for each in affecting]
 
 
-def of_run(advisories: Sequence[Advisory], path: str | PathLike[str]) -> list[str]:
-    """Return lines on the advisories that affect a run or may affect it, and on what to do; none if none does.
+def of_run(advisories: Iterable[Advisory], path: str | PathLike[str]) -> list[Finding]:
+    """Return what affects a run, or may affect it.
 
     Parameters
     ----------
@@ -46,32 +48,42 @@ def of_run(advisories: Sequence[Advisory], path: str | PathLike[str]) -> list[st
     of_a_run = file.name in (SIDECAR, TABLE) and file.is_file()
     if file.suffix == ".json" and not of_a_run and not file.is_dir():
         return _of_certificates(advisories, file)
-    run = results.read(file.parent if of_a_run else file)
-    lines = []
+    folder = file.parent if of_a_run else file
+    run = results.read(folder)
+    found = []
     for each in advisories:
         if (unknown := each.unknown_of(run.sidecar or {}, certificates=run.has_radius)) is not None:
-            lines += _about(each) + _possibly(unknown)
-            lines.append(f"  to do: {_for_a_run(each, file.parent if of_a_run else file, run)}")
-    return lines
+            found.append(_finding(each, unknown, _for_a_run(each, folder, run)))
+    return found
 
 
-def _of_certificates(advisories: Sequence[Advisory], file: Path) -> list[str]:
-    found = _read_certificates(file)
-    lines = []
+def _of_certificates(advisories: Iterable[Advisory], file: Path) -> list[Finding]:
+    certificates = _read_certificates(file)
+    found = []
     for each in advisories:
-        outcomes = [each.unknown_of(certificate, certificates=True) for certificate in found]
+        outcomes = [each.unknown_of(certificate, certificates=True) for certificate in certificates]
         if affected := [unknown for unknown in outcomes if unknown is not None]:
-            lines += _about(each) + _possibly(min(affected, key=len))
-            lines.append(f"  certificates: {len(affected)} of {len(found)}")
             tallies = ", or make them of their Tallies with rsfast.certificates" if each.remedy == "recertify" else ""
-            lines.append(f"  to do: {_after_update(each, f'certify again{tallies}')}")
-    return lines
+            share = f"  certificates: {len(affected)} of {len(certificates)}"
+            found.append(_finding(each, min(affected, key=len), f"certify again{tallies}", share))
+    return found
+
+
+def _finding(each: Advisory, unknown: list[str], to_do: str, *more: str) -> Finding:
+    possibly = [f"  possibly affected, since these are unknown: {', '.join(unknown)}"] if unknown else []
+    then = "no command mends it; what is wrong, above, says what it means"
+    if each.remedy != "none":
+        then = _after_update(each, to_do)
+    return Finding(not unknown, [*_about(each), *possibly, *more, f"  to do: {then}"])
 
 
 def _read_certificates(file: Path) -> list[dict[str, Any]]:
     """Return certificates that `Certificate.to_dict` wrote as sidecars: with the fields of their executions."""
-    with open_file(file) as opened:
-        text = opened.read()
+    try:
+        with open_file(file) as opened:
+            text = opened.read()
+    except OSError as error:
+        raise ValueError(f"{file} must be a run folder, a table or a file of certificates: {reason(error)}") from None
     try:
         found = listed(parse_json(text))
     except ValueError as error:
@@ -108,10 +120,6 @@ def _either(values: list[Any]) -> str:
     return " or ".join(json.dumps(value).strip('"') for value in values)
 
 
-def _possibly(unknown: list[str]) -> list[str]:
-    return [f"  possibly affected: nothing records {', '.join(unknown)}"] if unknown else []
-
-
 def _after_update(each: Advisory, then: str) -> str:
     """Return what to do, with a version that is right."""
     if each.fixed_in is None:
@@ -121,12 +129,9 @@ def _after_update(each: Advisory, then: str) -> str:
 
 def _for_a_run(each: Advisory, folder: Path, run: results.Results) -> str:
     sidecar = run.sidecar or {}
-    if each.remedy == "none":
-        return "no command mends it; what is wrong, above, says what it means"
     if each.remedy == "sample again" or not run.has_radius:
         verb = "sample" if run.has_radius else "predict"
-        return _after_update(each, f"{verb} again: the command in its {SIDECAR}, with another --out")
+        return f"{verb} again: the command in its {SIDECAR}, with another --out"
     if sidecar.get("rule") == incremental.RULE:
-        origin = sidecar.get("recertified_from")
-        return _after_update(each, f"recertify {origin}, which it rests on, and the changed model from that")
-    return _after_update(each, f"certify again from its counts: rsfast recertify {folder} --out NEW")
+        return f"recertify {sidecar.get('recertified_from')}, which it rests on, and the changed model from that"
+    return f"certify again from its counts: rsfast recertify {folder} --out NEW"
