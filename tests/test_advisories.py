@@ -71,8 +71,15 @@ def test_the_changelog_names_every_advisory():
         ({"id": "2030-1"}, "id must be RSFAST-YEAR-NUMBER, such as RSFAST-2026-001, got '2030-1'"),
         ({"date": "1.2.2030"}, "date must be a date, such as '2026-11-28', got '1.2.2030'"),
         ({"title": " "}, "title must be a text, got ' '"),
-        ({"versions": ""}, "versions must be a text, got ''"),
-        ({"versions": "0.2"}, "versions must be versions, such as '>=0.1,<0.3', with == != >= <= < only, got '0.2'"),
+        ({"versions": ""}, "versions must be versions, .*, got ''"),
+        ({"versions": []}, r"versions must be versions, .*, got \[\]"),
+        ({"versions": 0.2}, "versions must be versions, .*, got 0.2"),
+        ({"versions": ["<0.3.0", ""]}, "versions must be versions, .*, got "),
+        (
+            {"versions": "0.2"},
+            "versions must be versions, such as '>=0.1,<0.3', or a list of such, with == != .*, got '0.2'",
+        ),
+        ({"versions": "<=0.2.9"}, "versions must reach to fixed_in, as '<0.3.0' does, .*, got '<=0.2.9'"),
         ({"versions": ">0.1"}, "with == != >= <= < only, got '>0.1'"),
         ({"versions": "~=0.1"}, "with == != >= <= < only, got '~=0.1'"),
         ({"versions": "===0.1"}, "with == != >= <= < only, got '===0.1'"),
@@ -89,7 +96,7 @@ def test_the_changelog_names_every_advisory():
         ({"where": {"noise": ["laplace"]}}, "where.noise must be one of 'Gaussian', .*, got 'laplace'"),
         ({"unless": {"lipschitz": [1.0]}}, "unless.lipschitz must be one of None, got 1.0"),
         ({"libraries": {"scipi": "<1.12"}}, "libraries must be one of 'python', 'torch', 'numpy', 'scipy', got 'scipi'"),
-        ({"libraries": {"scipy": ["<1.12"]}}, "libraries.scipy must be versions, such as "),
+        ({"libraries": {"scipy": [["<1.12"]]}}, "libraries.scipy must be versions, such as "),
         ({"severity": "high"}, "its fields must be among .*, got severity"),
     ],
 )
@@ -147,6 +154,8 @@ def test_conditions_are_on_what_sidecars_record():
         ("<=0.2.0", "0.1 0.2.0 0.2.0rc1", "0.2.1 0.3.0.dev0"),
         ("==0.2.*", "0.2.0 0.2.5 0.2.0.dev1", "0.3.0"),
         (">=0.1,!=0.2.0", "0.1 0.2.1 0.2.0rc1", "0.2.0 0.0.9"),
+        ("<0.2.0.dev1", "0.1 0.2.0.dev0", "0.2.0.dev1 0.2.0rc1 0.2.0"),
+        (["<0.1.6", "==0.2.0.dev0"], "0.1.5 0.1.6.dev0 0.2.0.dev0", "0.1.6 0.1.7 0.2.0.dev1 0.2.0rc1 0.2.0"),
     ],
 )
 def test_a_version_before_a_release_counts_as_the_release_and_as_what_comes_before(versions, affected, not_affected):
@@ -334,10 +343,14 @@ def to_do(tmp_path, remedy, columns=CERTIFY_COLUMNS, **changes):
 
 
 def test_what_to_do_depends_on_the_run(tmp_path):
-    assert to_do(tmp_path / "1", "sample again") == "sample again: the command in its results.json, with another --out"
+    assert to_do(tmp_path / "1", "sample again") == "sample again: the command is in its results.json; give it another --out"
     assert to_do(tmp_path / "2", "none") == "  to do: no command mends it; what is wrong, above, says what it means"
     for remedy in ("recertify", "sample again"):  # counts of predictions are not certified again
         assert to_do(tmp_path / remedy, remedy, PREDICT_COLUMNS).startswith("predict again: ")
+    again = {"recertified_from": ["a/", "b/"]}  # whose own command samples nothing
+    assert to_do(tmp_path / "3", "sample again", **again).startswith(
+        "sample again: the command is in the results.json of a/, b/"
+    )
     changed = {"rule": "incremental", "recertified_from": "before/"}
     assert (
         to_do(tmp_path / "4", "recertify", **changed)
@@ -349,6 +362,7 @@ def test_a_table_without_a_sidecar_may_be_affected(tmp_path):
     (tmp_path / "cohen.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0:00:01\n")
     ((_, lines),) = recalls.of_run([advisory()], tmp_path / "cohen.tsv")
     assert lines[3] == "  possibly affected, since these are unknown: the version of rsfast, stream_version"
+    assert lines[4].endswith("make it again: it is a table without the sidecar of a run")
 
 
 def test_a_damaged_run_is_an_error(tmp_path):
@@ -497,7 +511,7 @@ def test_the_exit_status(tmp_path, capsys):
     unknown = write_run(tmp_path / "unknown", versions=ABSENT)
     assert run("--advisories", unknown, "--advisory-list", listed) == 3
     assert capsys.readouterr().out.startswith(f"{unknown}: possibly affected by:\nRSFAST-2030-001 ")
-    affected = write_list(tmp_path / "now.json", ONE | {"versions": f"=={__version__}", "fixed_in": "99"})
+    affected = write_list(tmp_path / "now.json", ONE | {"versions": f"=={__version__}", "fixed_in": None})
     assert run("--advisories", "--advisory-list", affected) == 3
     assert capsys.readouterr().out.splitlines()[-1].endswith("ask of your runs: rsfast doctor --advisories RUN ...")
 
@@ -549,7 +563,7 @@ def test_it_is_fast(tmp_path):
 
 def test_the_self_test_names_advisories(monkeypatch, tmp_path):
     assert "advisories: no advisory of the list of " in doctor.report()[0]
-    affected = read_advisories(write_list(tmp_path / "now.json", ONE | {"versions": f"=={__version__}"}))
+    affected = read_advisories(write_list(tmp_path / "now.json", ONE | {"versions": f"=={__version__}", "fixed_in": None}))
     monkeypatch.setattr(doctor, "read_advisories", lambda: affected)
     text, healthy = doctor.report()
     assert "advisories: AFFECTED by RSFAST-2030-001; `rsfast doctor --advisories` says by what" in text.splitlines()

@@ -59,6 +59,7 @@ _OPERATORS = ("==", "!=", ">=", "<=", "<")
 _NEEDED = {"id", "date", "title", "versions", "stream_versions", "wrong", "remedy", "fixed_in"}
 _OPTIONAL = {"where", "unless", "libraries"}
 _LEFT_OUT = {"top_k": 1}  # a sidecar without the field means this
+Versions = tuple[SpecifierSet, ...]
 LIST = Path(__file__).with_name("advisories.json")
 """The list of this version."""
 
@@ -75,8 +76,8 @@ class Advisory:
         Of its publication.
     title, wrong : str
         One line; and what is wrong, and what else to do.
-    versions : SpecifierSet
-        The versions of rsfast that are affected.
+    versions : tuple of SpecifierSet
+        The versions of rsfast that are affected: those of each set.
     stream_versions : tuple of int
         The versions of the noise stream that are affected.
     remedy : str
@@ -87,21 +88,21 @@ class Advisory:
     where, unless : dict of str to list
         Only runs are affected whose fields have one of the values in `where`, and none of those in `unless`. Names and
         values are those of `CONDITIONS`.
-    libraries : dict of str to SpecifierSet
+    libraries : dict of str to tuple of SpecifierSet
         Only runs with these versions of python, torch, numpy and scipy are affected.
     """
 
     id: str
     date: date
     title: str
-    versions: SpecifierSet
+    versions: Versions
     stream_versions: tuple[int, ...]
     wrong: str
     remedy: str
     fixed_in: Version | None
     where: Mapping[str, list[Any]] = field(default_factory=dict)
     unless: Mapping[str, list[Any]] = field(default_factory=dict)
-    libraries: Mapping[str, SpecifierSet] = field(default_factory=dict)
+    libraries: Mapping[str, Versions] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: object) -> Advisory:
@@ -120,7 +121,7 @@ class Advisory:
         if unknown := data.keys() - _NEEDED - _OPTIONAL:
             known = ", ".join(sorted(_NEEDED | _OPTIONAL))
             raise ValueError(f"its fields must be among {known}, got {', '.join(sorted(unknown))}")
-        for name in ("id", "date", "title", "versions", "wrong", "remedy"):
+        for name in ("id", "date", "title", "wrong", "remedy"):
             if not isinstance(data[name], str) or not data[name].strip():
                 raise TypeError(f"{name} must be a text, got {data[name]!r:.80}")
         if not re.fullmatch(r"RSFAST-\d{4}-\d{3,}", data["id"]):
@@ -135,7 +136,12 @@ class Advisory:
         except (InvalidVersion, TypeError):
             raise ValueError(f"fixed_in must be a version, or null, got {fixed_in!r:.80}") from None
         if fixed is not None and _covers(versions, fixed):
-            raise ValueError(f"fixed_in must be a version that is not affected, got {fixed_in}, which is in {versions}")
+            raise ValueError(
+                f"fixed_in must be a version that is not affected, got {fixed_in}; versions are {data['versions']}"
+            )
+        if fixed is not None and not fixed.is_devrelease and not _covers(versions, Version(f"{fixed}.dev0")):
+            text = f"versions must reach to fixed_in, as '<{fixed}' does, so that they hold what led to it"
+            raise ValueError(f"{text}, got {data['versions']!r:.80}")
         return cls(
             id=data["id"],
             date=_date("date", data["date"]),
@@ -258,7 +264,7 @@ def _any(each_met: Iterable[bool | None]) -> bool | None:
     return None if None in found or not found else False
 
 
-def _reaches(affected: SpecifierSet, version: object) -> bool | None:
+def _reaches(affected: Versions, version: object) -> bool | None:
     """Return whether a version is affected; None if it is no version."""
     try:
         return _covers(affected, Version(version))  # type: ignore[arg-type]
@@ -266,14 +272,14 @@ def _reaches(affected: SpecifierSet, version: object) -> bool | None:
         return None
 
 
-def _covers(affected: SpecifierSet, version: Version) -> bool:
-    """Return whether each clause has a version, or the release that a development or pre-release version leads to.
+def _covers(affected: Versions, version: Version) -> bool:
+    """Return whether one of the sets has a version; its clauses may have the release that a pre-release leads to instead.
 
     PEP 440's < leaves the pre-releases of its version out. These come before the fix, and are affected here.
 
     Examples
     --------
-    >>> affected = SpecifierSet(">=0.2.0,<0.3.0")
+    >>> affected = (SpecifierSet(">=0.2.0,<0.3.0"),)
     >>> [_covers(affected, Version(each)) for each in ("0.1.9", "0.2.0.dev0", "0.2.1", "0.3.0rc1", "0.3.0")]
     [False, True, True, True, False]
     """
@@ -284,19 +290,22 @@ def _covers(affected: SpecifierSet, version: Version) -> bool:
             return version < Version(clause.version)
         return any(clause.contains(each, prereleases=True) for each in either)
 
-    return all(map(has, affected))
+    return any(all(map(has, each)) for each in affected)
 
 
-def _specifiers(name: str, text: object) -> SpecifierSet:
-    try:
-        found = SpecifierSet(text if isinstance(text, str) else "")
-    except InvalidSpecifier:
-        found = SpecifierSet("")
-    if not found or any(clause.operator not in _OPERATORS for clause in found):
+def _specifiers(name: str, given: object) -> Versions:
+    found = []
+    for text in listed(given):
+        try:
+            found.append(SpecifierSet(text if isinstance(text, str) else ""))
+        except InvalidSpecifier:
+            found.append(SpecifierSet(""))
+    if not all(found) or any(clause.operator not in _OPERATORS for each in found for clause in each) or not found:
         raise ValueError(
-            f"{name} must be versions, such as '>=0.1,<0.3', with {' '.join(_OPERATORS)} only, got {text!r:.80}"
+            f"{name} must be versions, such as '>=0.1,<0.3', or a list of such, with {' '.join(_OPERATORS)} only, "
+            f"got {given!r:.80}"
         )
-    return found
+    return tuple(found)
 
 
 def _conditions(name: str, given: object) -> dict[str, list[Any]]:

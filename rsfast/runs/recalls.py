@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .._files import open_file, reason
 from ..stats import incremental
 from . import results
-from .advisories import Advisory, listed
+from .advisories import Advisory, Versions, listed
 from .check_sums import parse_json
 from .layout import SIDECAR, TABLE
 
@@ -106,14 +106,18 @@ def _has_execution(value: Mapping[str, Any]) -> bool:
 def _about(each: Advisory) -> list[str]:
     only = [f"{name} is {_either(values)}" for name, values in each.where.items()]
     only += [f"{name} is not {_either(values)}" for name, values in each.unless.items()]
-    only += [f"{name} {affected}" for name, affected in each.libraries.items()]
+    only += [f"{name} {_versions(affected)}" for name, affected in each.libraries.items()]
     narrower = f"; only where {' and '.join(only)}" if only else ""
     streams = ", ".join(map(str, each.stream_versions))
     return [
         f"{each.id} ({each.date}): {each.title}",
-        f"  affected: rsfast {each.versions}, noise stream {streams}{narrower}",
+        f"  affected: rsfast {_versions(each.versions)}, noise stream {streams}{narrower}",
         f"  wrong: {each.wrong}",
     ]
+
+
+def _versions(affected: Versions) -> str:
+    return " or ".join(map(str, affected))
 
 
 def _either(values: list[Any]) -> str:
@@ -128,10 +132,13 @@ def _after_update(each: Advisory, then: str) -> str:
 
 
 def _for_a_run(each: Advisory, folder: Path, run: results.Results) -> str:
-    sidecar = run.sidecar or {}
+    if run.sidecar is None:
+        return "make it again: it is a table without the sidecar of a run"
+    origin = ", ".join(map(str, listed(run.sidecar.get("recertified_from", []))))
     if each.remedy == "sample again" or not run.has_radius:
         verb = "sample" if run.has_radius else "predict"
-        return f"{verb} again: the command in its {SIDECAR}, with another --out"
-    if sidecar.get("rule") == incremental.RULE:
-        return f"recertify {sidecar.get('recertified_from')}, which it rests on, and the changed model from that"
+        place = f"the {SIDECAR} of {origin}, which it rests on" if origin else f"its {SIDECAR}"
+        return f"{verb} again: the command is in {place}; give it another --out"
+    if run.sidecar.get("rule") == incremental.RULE:
+        return f"recertify {origin}, which it rests on, and the changed model from that"
     return f"certify again from its counts: rsfast recertify {folder} --out NEW"
