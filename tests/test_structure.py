@@ -3,12 +3,15 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from rsfast.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rsfast"
@@ -58,22 +61,58 @@ def test_modules_without_torch():
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), *NO_TORCH], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["analyze", "--help"], ["analyze", "run.tsv"]])
-def test_commands_without_torch(arguments, tmp_path):
-    """What only reads does not wait for libraries that compute."""
-    (tmp_path / "run.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0.1\n")
-    code = """
-        import sys
-        from rsfast.cli import main
+LOADED_BY = """
+    import sys
+    from rsfast.cli import main
+    forbidden = sys.argv[1].split()
+    for arguments in sys.argv[2:]:
         try:
-            main(sys.argv[1:])
+            main(arguments.split())
         except SystemExit as ended:
-            assert not ended.code, ended.code
-        loaded = [name for name in ("torch", "matplotlib", "scipy", "safetensors") if name in sys.modules]
-        assert not loaded, loaded
-        """
-    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
-    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+            assert not ended.code, (arguments, ended.code)
+        loaded = [name for name in forbidden if name in sys.modules]
+        assert not loaded, (arguments, loaded)
+    """
+
+
+def assert_not_loaded(forbidden, *commands, folder):
+    """Run the commands in one new process, none of which may load a module that is `forbidden`."""
+    command = [sys.executable, "-c", textwrap.dedent(LOADED_BY), forbidden, *commands]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run of two images, with counts, as runs.results reads it."""
+    source = ROOT / "tests" / "frozen" / "runs" / "votes"
+    shutil.copytree(source, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_help_without_torch(tmp_path):
+    """Of every command, and of all: it waits for nothing that computes."""
+    names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    assert {"certify", "doctor", "report"} <= set(names)
+    helps = ["--version", "--help", *(f"{name} --help" for name in names)]
+    assert_not_loaded("torch matplotlib scipy safetensors", *helps, folder=tmp_path)
+
+
+def test_analyze_without_torch(run):
+    """What only reads does not wait for libraries that compute."""
+    (run.parent / "run.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0.1\n")
+    forbidden = "torch matplotlib scipy safetensors"
+    assert_not_loaded(forbidden, "analyze run", "analyze run.tsv", folder=run.parent)
+
+
+def test_plot_and_tables_without_torch(run):
+    """A page of HTML takes torch, if it can show the run's pictures: these are read as `certify` reads them."""
+    for library in ("matplotlib", "jinja2"):
+        pytest.importorskip(library, reason="pip install '.[report]'")
+    commands = ["plot run --out curve.svg", "report run --out run.md --format markdown"]
+    assert_not_loaded("torch scipy safetensors", *commands, folder=run.parent)
+    assert all((run.parent / name).stat().st_size > 0 for name in ("curve.svg", "run.md"))
 
 
 def test_bounds_and_tests_without_scipy_stats():
