@@ -552,7 +552,7 @@ def test_it_is_fast(tmp_path):
     code = """
         import sys
         from rsfast.cli import main
-        assert main(sys.argv[1:]) == 0
+        assert main(sys.argv[1:]) in (0, 3)
         loaded = [name for name in ("torch", "scipy", "matplotlib", "safetensors") if name in sys.modules]
         assert not loaded, loaded
         """

@@ -16,12 +16,8 @@ FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))  # confi
 
 
 def test_there_is_one_version():
-    """pyproject.toml may state it, or say that setuptools reads it from rsfast/_versions.py."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    if "version" in pyproject["project"].get("dynamic", []):
-        assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "rsfast._versions.__version__"}
-    else:
-        assert pyproject["project"]["version"] == __version__
+    assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "rsfast._versions.__version__"}
     assert str(Version(__version__)) == __version__  # in the form in which files are named
     (cited,) = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)
     assert cited == __version__
