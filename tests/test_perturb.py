@@ -427,6 +427,17 @@ def test_zero_has_a_sign(isa):
         assert_same_bits(found, perturb(x, **keywords, backend="reference"))
 
 
+def test_a_limit_of_minus_zero_is_zero(isa):
+    """Where y is clamped to it, every backend writes +0."""
+    x = torch.tensor([-5.0, 5.0]).repeat_interleave(64)[None]
+    for clamp in ((-0.0, 1.0), (-1.0, -0.0)):
+        keywords = {"noise": Gaussian(0.1), "seed": 1, "samples": [0], "clamp": clamp}
+        found = perturb(x, **keywords)
+        assert (found == 0).sum() == 64
+        assert not torch.signbit(found[found == 0]).any()
+        assert_same_bits(found, perturb(x, **keywords, backend="reference"))
+
+
 # Memory
 
 

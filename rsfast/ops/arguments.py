@@ -131,7 +131,7 @@ def affine(
 
 
 def check_clamp(clamp: object) -> tuple[float, float] | None:
-    """Return `clamp` as two floats with low <= high, or None."""
+    """Return `clamp` as two floats with low <= high, and no -0, or None."""
     if clamp is None:
         return None
     try:
@@ -140,7 +140,7 @@ def check_clamp(clamp: object) -> tuple[float, float] | None:
         raise TypeError(f"clamp must be (low, high), got {clamp!r}") from error
     if not low <= high:
         raise ValueError(f"clamp must be (low, high) with low <= high, got {clamp!r}")
-    return low, high
+    return low + 0.0, high + 0.0  # -0 becomes 0
 
 
 def check_copied(out: torch.Tensor, names: Sequence[str], given: Sequence[object], used: Sequence[object]) -> None:
