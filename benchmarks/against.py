@@ -77,7 +77,7 @@ def report(base: str, runs: dict[str, list[dict[str, Any]]], times: str) -> str:
 
 def main() -> None:
     """Measure both commits, and write report.md and the runs as JSON to build/against."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.against", description=__doc__)
     parser.add_argument("--base", default="", help="commit or tag to compare with; by default the last release, or HEAD^")
     parser.add_argument("--bench", default="", help="options of pytest, such as '-k perturb'")
     args = parser.parse_args()
@@ -87,14 +87,8 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in trees}
     for turn, file in zip(TURNS, files, strict=True):
         runs[turn].append(measure(trees[turn], file, args.bench))
-    command = [
-        ".venv/bin/pytest-benchmark",
-        "compare",
-        "--group-by=fullname",
-        "--columns=min,median,rounds",
-        *map(str, files),
-    ]
-    times = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    compare = [".venv/bin/python", "-m", "pytest_benchmark", "compare", "--group-by=fullname", "--columns=min,median,rounds"]
+    times = subprocess.run([*compare, *map(str, files)], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     (ROOT / "build" / "against" / "report.md").write_text(report(base, runs, times))
 
 
