@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks the wheels in a folder: what PyPI would refuse, files that do not belong, symbols beyond CPython's limited API, and on
-# Linux the oldest glibc.
+# Checks the wheels in a folder: what PyPI would refuse, files that do not belong, symbols beyond CPython's limited API, and
+# on Linux the oldest glibc.
 set -eux
 twine check --strict "$1"/*.whl
 check-wheel-contents "$1"
