@@ -21,8 +21,8 @@ $(VENV)/kernels: $(BIN)/python $(SOURCES)
 	touch $@
 
 # torchcrepe installs torchaudio. It does not load beside torch's CPU build, and then transformers fails.
-$(VENV)/installed: $(VENV)/torch $(VENV)/kernels
-	$(BIN)/pip install --quiet "rsfast[dev]"
+$(VENV)/installed: $(VENV)/torch $(VENV)/kernels .github/requirements.txt
+	$(BIN)/pip install --quiet "rsfast[dev]" --requirement .github/requirements.txt
 	$(BIN)/pip uninstall --quiet --yes torchaudio
 	touch $@
 
@@ -41,7 +41,9 @@ check: $(VENV)/installed  ## format, lint, types; import boundaries and forbidde
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-	$(BIN)/python -m pytest tests/test_structure.py
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/python -m pytest tests/test_structure.py tests/test_workflows.py
 
 docs: $(VENV)/installed  ## the site, in docs/_build: runs the examples that changed since the last time, each up to a minute
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going -c docs . docs/_build
@@ -60,10 +62,7 @@ bench: $(VENV)/installed  ## the table of ratios, each gated on a check of the r
 build: $(VENV)/installed  ## sdist, and a wheel built from it, in dist; checked, and tried where there is no compiler
 	rm -rf dist
 	$(BIN)/python -m build
-	$(BIN)/twine check --strict dist/*
-	$(BIN)/check-wheel-contents dist/*.whl
-	$(BIN)/abi3audit --strict dist/*.whl
-	$(BIN)/auditwheel show dist/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh .github/check_wheels.sh dist
 	PYTHON=$(PYTHON) sh tests/bare_wheel.sh dist/*.whl $(PACKAGES)
 
 audit: $(VENV)/installed  ## known vulnerabilities of what is installed in .venv; needs PyPI
