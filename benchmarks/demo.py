@@ -1,7 +1,7 @@
 """What rsfast shows on the demo's digits, but for times: benchmarks/results/demo.md, and the picture of the README.
 
 Run as ``python -m benchmarks.demo``. A busy machine does not change a figure, so this may run beside other work. It takes
-some five minutes of two cores, or some 14 minutes of one core: most are for the runs of n = 100,000.
+some 14 minutes of processor time on a busy machine, most of them for the runs of n = 100,000.
 """
 
 from __future__ import annotations

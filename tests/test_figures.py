@@ -121,7 +121,6 @@ def test_every_picture_names_its_command():
             shown.add((page.parent / found[1]).resolve())
             assert commands(found[2]), found[0]
             assert all(map(exists, commands(found[2]))), found[0]
-
     assert shown == set((ROOT / "docs" / "images").iterdir())
 
 
