@@ -7,7 +7,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # A worker for each core, at most 8, and one thread in each; a worker whose own tests are done takes some of another's.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: audit browser demo docs test test-all check check-noise bench build clean
+.PHONY: audit browser demo docs figures test test-all check check-noise bench build clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,10 @@ browser:  ## as root: Chromium, in which tests look at reports and the site (Deb
 
 check-noise: $(VENV)/installed  ## 10^9 normals and all 2^32 words: the words take some 40 minutes of one core
 	$(BIN)/python -m pytest -m noise --durations=0 -s
+
+figures: $(VENV)/installed  ## what the demo proves, measured anew, and its picture; then README and the pages from all results
+	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.figures
 
 BENCH ?= --write-table
 bench: $(VENV)/installed  ## the table of ratios, each gated on a check of the result; BENCH="-k perturb --benchmark-compare"

@@ -117,7 +117,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
         f"{cpu}, {torch.get_num_threads()} threads, {_cpu.isa()}, torch {torch.__version__}, "
         f"{time.strftime('%Y-%m-%d')}; each ratio from one run, medians of alternating rounds"
     )
-    lines = [f"# Ratios on a CPU with {_cpu.isa()}", "", f"{about}.", ""]
+    lines = [f"# Ratios on a CPU with {_cpu.isa()}", "", "`make bench` writes this page.", "", f"{about}.", ""]
     lines += ["| what | against | times | target | measured |", "|---|---|---|---|---|"]
     for row in ROWS:
         target = f"at {'most' if row['at_most'] else 'least'} {row['target']:g}" if row["target"] is not None else ""

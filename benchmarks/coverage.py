@@ -32,6 +32,8 @@ CHANCE = 1e-9
 
 HEAD = f"""# How often each bound and rule is wrong
 
+`python -m benchmarks.coverage` writes this page.
+
 Wrong is a lower bound above the mean, an upper bound below it, or a radius above the true one; of a sequence, at any of its
 looks. The column "wrong" is the probability of that, exact or as the share of so many seeded samples; a row holds if it is
 at most alpha, or with samples no more than a bound that errs as often as alpha says exceeds once in {1 / CHANCE:,.0f}.

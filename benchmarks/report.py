@@ -165,7 +165,7 @@ class Report:
         """Return the report for people."""
         about = self.about
         versions = ", ".join(f"{name} {about.get(name)}" for name in VERSIONS)
-        lines = [f"# Measured on {about.get('device')}", ""]
+        lines = [f"# Measured on {about.get('device')}", "", "`python -m benchmarks.gpu_gate` writes this page.", ""]
         lines += ["Dry run on the CPU with tiny sizes: no claim of speed.", ""] if about.get("dry_run") else []
         lines += [
             f"{about.get('device')}, {versions}, commit {about.get('commit')}, sources {about.get('sources')}, "

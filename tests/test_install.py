@@ -9,11 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "install.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ELSEWHERE = {
-    "docs",
-    "release",
-    "dev",
-}  # extras for those who work on rsfast, whose packages the page leaves to pyproject.toml
+ELSEWHERE = {"docs", "dev"}  # extras for those who work on rsfast, whose packages the page leaves to pyproject.toml
 PACKAGE_OF = {"PIL": "pillow", "art": "adversarial-robustness-toolbox", "sklearn": "scikit-learn", "cycler": "matplotlib"}
 
 
