@@ -6,12 +6,13 @@ import ctypes
 import os
 import secrets
 from threading import Lock
-from typing import Any, Self
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.utils.data._utils import worker as _workers
+from typing_extensions import Self
 
 from . import ops
 from ._check import check_count
