@@ -2,20 +2,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PACKAGES = $(wildcard $(VENV)/lib/python3*/site-packages)
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # A worker for each core, at most 8, and one thread in each; a worker whose own tests are done takes some of another's.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: browser demo docs test test-all check check-noise bench build clean
+.PHONY: audit browser demo docs test test-all check check-noise bench build clean
 
-$(VENV)/torch:
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch: $(BIN)/python
 	$(BIN)/pip install --quiet torch==2.13.0 torchvision==0.28.0
 	touch $@
 
+$(VENV)/kernels: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
 # torchcrepe installs torchaudio. It does not load beside torch's CPU build, and then transformers fails.
-$(VENV)/installed: $(VENV)/torch $(SOURCES)
-	$(BIN)/pip install --quiet --editable ".[dev]"
+$(VENV)/installed: $(VENV)/torch $(VENV)/kernels
+	$(BIN)/pip install --quiet "rsfast[dev]"
 	$(BIN)/pip uninstall --quiet --yes torchaudio
 	touch $@
 
@@ -50,8 +57,17 @@ BENCH ?= --write-table
 bench: $(VENV)/installed  ## the table of ratios, each gated on a check of the result; BENCH="-k perturb --benchmark-compare"
 	$(BIN)/python -m pytest benchmarks --benchmark-autosave --benchmark-save-data --benchmark-columns=min,median,iqr,rounds $(BENCH)
 
-build: $(VENV)/installed  ## sdist, and a wheel built from it
+build: $(VENV)/installed  ## sdist, and a wheel built from it, in dist; checked, and tried where there is no compiler
+	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/abi3audit --strict dist/*.whl
+	$(BIN)/auditwheel show dist/*.whl
+	PYTHON=$(PYTHON) sh tests/bare_wheel.sh dist/*.whl $(PACKAGES)
+
+audit: $(VENV)/installed  ## known vulnerabilities of what is installed in .venv; needs PyPI
+	$(BIN)/pip-audit --path $(PACKAGES) --progress-spinner off
 
 clean:
 	rm -rf $(VENV) build dist demo docs/_build docs/gallery *.egg-info rsfast/ops/*.so

@@ -6,14 +6,13 @@ CUDA_HOME, or on the PATH. RSFAST_CUDA_TARGETS=80,90 builds it for only these co
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -34,7 +33,6 @@ if X86_64:
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"]
 CPU_KERNELS = ["csrc/cpu/perturb.cpp", "csrc/cpu/accumulate.cpp"]
-CUDA_KERNELS = ["csrc/cuda/perturb.cu", "csrc/cuda/accumulate.cu", "csrc/cuda/words.cu"]
 CUDA_TARGETS = (75, 80, 90, 100, 120)  # sm_86 and sm_89 run the machine code for sm_80
 # Of these also PTX, which a driver compiles for any later GPU: of the oldest that has every instruction that is used, for
 # GPUs between the targets such as sm_110, and of the newest.
@@ -42,7 +40,7 @@ PTX_TARGETS = (80, 120)
 # -fmad=false leaves no contraction to the compiler; -ftz=false and -prec-sqrt=true, the defaults, keep subnormals and round
 # square roots as IEEE does; 1675 is about GCC's unroll pragma.
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-ftz=false", "-prec-sqrt=true", "-diag-suppress=1675"]
-NVCC_FLAGS += ["--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC_FLAGS += ["--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden,-g0,-Wall", "-shared", "-cudart=static"]
 HEADERS = sorted(map(str, Path("csrc").rglob("*.h")))
 
 
@@ -74,24 +72,18 @@ def cuda_targets():
 
 
 class BuildKernels(build_ext):
-    """Compile the kernels, for every instruction set or GPU, and link the objects into the extension."""
+    """Compile the CPU's kernels once for each instruction set, and let nvcc build all of the CUDA extension."""
 
     def build_extension(self, ext):
         if sys.platform == "win32":
             raise CompileError("rsfast needs GCC or Clang, and is built on Linux and macOS only.")
         if ext.name.endswith("_cuda"):
-            ext.extra_objects += [self.compile_cuda(source) for source in CUDA_KERNELS]
-            super().build_extension(ext)
+            self.build_cuda(ext)
             return
         try:
-            for name, flags in INSTRUCTION_SETS.items():
-                ext.extra_objects += self.compiler.compile(
-                    CPU_KERNELS,
-                    output_dir=os.path.join(self.build_temp, name),
-                    macros=[("RSFAST_ISA", name)],
-                    extra_postargs=FLAGS + flags,
-                    depends=ext.depends,
-                )
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                kernels = [(isa, source) for source in CPU_KERNELS for isa in INSTRUCTION_SETS]
+                ext.extra_objects += [name for names in pool.map(self.compile_kernel, kernels) for name in names]
             super().build_extension(ext)
         except CompileError as error:
             raise CompileError(
@@ -99,49 +91,48 @@ class BuildKernels(build_ext):
                 "(Debian: apt install g++; macOS: xcode-select --install), and set CXX to it if it is not the default."
             ) from error
 
-    def compile_cuda(self, source):
-        """Compile `source` to machine code for every target that this nvcc knows, and to PTX for some of them."""
+    def compile_kernel(self, kernel):
+        isa, source = kernel
+        folder, macros = os.path.join(self.build_temp, isa), [("RSFAST_ISA", isa)]
+        return self.compiler.compile(
+            [source], output_dir=folder, macros=macros, extra_postargs=FLAGS + INSTRUCTION_SETS[isa]
+        )
+
+    def build_cuda(self, ext):
+        """Build machine code for every target that this nvcc knows, and PTX for some of them."""
         targets = cuda_targets()
         flags = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets]
         portable = sorted({*PTX_TARGETS, targets[-1]}.intersection(targets))
         flags += [f"-gencode=arch=compute_{target},code=compute_{target}" for target in portable]
-        compiled = Path(self.build_temp) / "cuda" / Path(source).with_suffix(".o").name
-        compiled.parent.mkdir(parents=True, exist_ok=True)
-        command = [NVCC, *NVCC_FLAGS, *flags, "-c", source, "-o", str(compiled)]
+        built = Path(self.get_ext_fullpath(ext.name))
+        built.parent.mkdir(parents=True, exist_ok=True)
+        libraries = Path(NVCC).resolve().parent.parent / "lib"  # where the nvcc of PyPI has them, but does not look
+        command = [NVCC, *NVCC_FLAGS, *flags, *(f"-I{folder}" for folder in self.include_dirs), *ext.sources]
+        command += [f"-L{libraries}", "-o", str(built)]
         print(" ".join(command), flush=True)
         if subprocess.run(command).returncode:
             raise CompileError(
-                f"nvcc ({NVCC}) could not compile {source}: its messages are above. It needs a host compiler "
+                f"nvcc ({NVCC}) could not build {ext.name}: its messages are above. It needs a host compiler "
                 "that it supports (set NVCC_CCBIN to one); RSFAST_CUDA=0 builds without the CUDA kernels."
             )
-        return str(compiled)
 
 
 extensions = [
-    Pybind11Extension(
+    Extension(
         "rsfast.ops._cpu",
         ["csrc/cpu/module.cpp"],
         depends=["setup.py", *CPU_KERNELS, *HEADERS],
         define_macros=[("RSFAST_X86_64", "1")] if X86_64 else [],
         extra_compile_args=[*FLAGS, "-pthread"],
         extra_link_args=["-pthread"],
+        language="c++",
+        py_limited_api=True,
     )
 ]
 NVCC = find_nvcc()
 if NVCC:
-    # nvcc may be a script, a link or a package of its own: it tells where its headers and libraries are.
-    command = [NVCC, "--dryrun", "-c", CUDA_KERNELS[0], "-o", os.devnull]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    extensions.append(
-        Pybind11Extension(
-            "rsfast.ops._cuda",
-            ["csrc/cuda/module.cpp"],
-            depends=["setup.py", *CUDA_KERNELS, *HEADERS],
-            include_dirs=re.findall(r'"-I([^"]+)"', told),
-            library_dirs=re.findall(r'"-L([^"]+)"', told),
-            libraries=["cudart_static", "dl", "rt", "pthread"],
-            extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-g0", "-Wall"],
-        )
-    )
+    sources = [f"csrc/cuda/{name}" for name in ("module.cpp", "perturb.cu", "accumulate.cu", "words.cu")]
+    extensions.append(Extension("rsfast.ops._cuda", sources, depends=["setup.py", *HEADERS], py_limited_api=True))
 
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels})
+# One wheel of a platform is for CPython 3.10 and every later one: csrc/binding.h keeps to the limited API of 3.10.
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels}, options={"bdist_wheel": {"py_limited_api": "cp310"}})

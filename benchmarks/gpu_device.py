@@ -83,7 +83,7 @@ def missing() -> list[str]:
     pyproject = (ROOT / "pyproject.toml").read_text()  # Python 3.10 has no tomllib
     needs = re.findall(r"^dependencies = \[(.*?)\]", pyproject, re.MULTILINE | re.DOTALL)[0]
     names = [name.replace("-", "_") for name in re.findall(r'"([\w-]+)', needs)]
-    return [name for name in (*names, "setuptools", "pybind11", "pytest", "mpmath") if find_spec(name) is None]
+    return [name for name in (*names, "setuptools", "pytest", "mpmath") if find_spec(name) is None]
 
 
 def surroundings(dry_run: bool) -> dict[str, Any]:

@@ -30,7 +30,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,8 +172,8 @@ class Runner:
 
 
 def is_built() -> bool:
-    """Return whether this Python's extensions are there; all builds have that of the CPU, and a new machine has none."""
-    return (ROOT / "rsfast" / "ops" / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}").exists()
+    """Return whether the extensions are there; all builds have that of the CPU, and a new machine has none."""
+    return (ROOT / "rsfast" / "ops" / "_cpu.abi3.so").exists()
 
 
 def resume(report: Report, about: dict[str, Any], seed: int | None, retry: bool) -> str:

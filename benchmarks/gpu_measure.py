@@ -60,16 +60,14 @@ def philox_words(on: Setting, words: int) -> Callable[[], Any]:
         from rsfast.ops import _cpu
 
         out = np.empty(words, np.uint32)
-        return lambda: _cpu.philox_words(
-            seed=1, c1=0, c2=0, c3=0, first_block=0, blocks=words // 4, out=out.ctypes.data, threads=1
-        )
+        return lambda: _cpu.philox_words(1, 0, 0, 0, 0, words // 4, out.ctypes.data, 1)
     from rsfast.ops import _cuda
 
     room, index = torch.empty(1 << 20, dtype=torch.int32, device=on.device), on.device.index
 
     def generate() -> None:
         stream = torch.cuda.current_stream(on.device).cuda_stream
-        _cuda.philox_floor(blocks=words // 4, seed=1, out=room.data_ptr(), device=index, stream=stream)
+        _cuda.philox_floor(words // 4, 1, room.data_ptr(), index, stream)
 
     return generate
 

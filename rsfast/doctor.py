@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import ops
-from ._versions import versions
+from ._versions import __version__, versions
 from .engine.allocator import keep_freed_memory
 from .heads import ClippedLogits, Softmax, Sparsemax, Votes
 from .noise import (
@@ -29,6 +29,7 @@ from .noise import (
 )
 from .ops import words
 from .ops.tally import Tally
+from .runs.advisories import read_advisories
 
 # (counter, key, words): the three Philox4x32-10 vectors of Random123's kat_vectors, and a counter as rsfast forms it.
 PHILOX = (
@@ -108,6 +109,7 @@ def report(*, gpu: str = "cuda") -> tuple[str, bool]:
         ", ".join(f"{name} {version}" for name, version in versions().items()),
         f"{platform.platform()}, {torch.get_num_threads()} threads, noise stream version {STREAM_VERSION}",
         f"memory: {keep_freed_memory()}",
+        f"advisories: {_advisories()}",
     ]
     failures = {"reference": _failures("reference", "cpu")}
     try:
@@ -144,6 +146,14 @@ def report(*, gpu: str = "cuda") -> tuple[str, bool]:
     return "\n".join(lines), usable and not any(failures.values())
 
 
+def _advisories() -> str:
+    updated, advisories = read_advisories()
+    found = [each.id for each in advisories if each.affects_version(__version__)]
+    if found:
+        return f"AFFECTED by {', '.join(found)}; `rsfast doctor --advisories` says by what"
+    return f"no advisory of the list of {updated} affects this version"
+
+
 def _if_missing(name: str) -> str:
     module = "rsfast.ops._cuda" if name == "cuda" else name
     return "" if find_spec(module) else f", and {module} is not installed"
@@ -168,7 +178,7 @@ def _philox(backend: str, counter: tuple[int, int, int, int], key: int) -> tuple
     from .ops import _cpu
 
     out = np.zeros(4, dtype=np.uint32)
-    _cpu.philox_words(seed=key, c1=c1, c2=c2, c3=c3, first_block=c0, blocks=1, out=out.ctypes.data, threads=1)
+    _cpu.philox_words(key, c1, c2, c3, c0, 1, out.ctypes.data, 1)
     return tuple(out.tolist())
 
 

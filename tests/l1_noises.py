@@ -18,7 +18,7 @@ def kernel_values(draw, words):
     """Standard noise float32 of uint32 words, by the CPU's kernel on the instruction set in use."""
     words, out = np.asarray(words, dtype=np.uint32), np.full(len(words), np.nan, dtype=np.float32)
     number = _cpu.draws().index(draw)
-    _cpu.noise_of_words(draw=number, words=words.ctypes.data, count=words.size, out=out.ctypes.data)
+    _cpu.noise_of_words(number, words.ctypes.data, words.size, out.ctypes.data)
     return out
 
 

@@ -49,10 +49,10 @@ def test_another_choice_is_an_error():
 
 
 def test_cuda_home_and_refusal(tmp_path):
-    """An nvcc in CUDA_HOME is taken and asked for its headers; RSFAST_CUDA=0 does not look."""
+    """An nvcc in CUDA_HOME is taken before one on the PATH; RSFAST_CUDA=0 does not look."""
     (tmp_path / "bin").mkdir()
     nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.write_text("#!/bin/sh\necho '#$ INCLUDES=\"-I/somewhere/include\"' >&2\n")
+    nvcc.touch()
     nvcc.chmod(0o755)
     home = {"PATH": f"{NO_NVCC['PATH']}:/bin:/usr/bin", "CUDA_HOME": str(tmp_path)}
     assert extensions(**home) == ["rsfast.ops._cpu", "rsfast.ops._cuda"]
@@ -77,8 +77,11 @@ def test_machine_code_and_ptx(known, chosen, machine, ptx, tmp_path):
     codes = "".join(f"sm_{target}\\n" for target in known)
     nvcc.write_text(f"#!/bin/sh\ncase $1 in --list-gpu-code) printf '{codes}';; esac\n")
     nvcc.chmod(0o755)
-    code = "import setuptools; setuptools.setup = lambda **k: print(k['cmdclass']['build_ext'].compile_cuda(type('', (), "
-    code += f"{{'build_temp': {str(tmp_path)!r}}}), 'csrc/cuda/perturb.cu')); import runpy; runpy.run_path('setup.py')"
+    command = (
+        f"type('', (), {{'include_dirs': [], 'get_ext_fullpath': lambda self, name: {str(tmp_path / '_cuda.so')!r}}})()"
+    )
+    code = "import setuptools; setuptools.setup = lambda **k: k['cmdclass']['build_ext'].build_cuda("
+    code += f"{command}, k['ext_modules'][1]); import runpy; runpy.run_path('setup.py')"
     environment = {**os.environ, "CUDA_HOME": str(tmp_path), "RSFAST_CUDA": "1", "RSFAST_CUDA_TARGETS": chosen}
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT

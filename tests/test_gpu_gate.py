@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 import types
 import warnings
@@ -146,7 +145,7 @@ def test_a_report_on_a_new_machine_builds_again(about, tmp_path, monkeypatch, ca
     monkeypatch.setattr(gpu_gate, "ROOT", tmp_path)
     (tmp_path / "rsfast" / "ops").mkdir(parents=True)
     assert not gpu_gate.is_built()
-    (tmp_path / "rsfast" / "ops" / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}").touch()
+    (tmp_path / "rsfast" / "ops" / "_cpu.abi3.so").touch()
     assert gpu_gate.is_built()
     for there, count in ((True, 4), (True, 4), (False, 6)):
         monkeypatch.setattr(gpu_gate, "is_built", lambda there=there: there)
@@ -241,11 +240,11 @@ def test_without_a_gpu(monkeypatch, capsys, tmp_path):
 
 def test_without_a_package(monkeypatch, capsys, tmp_path):
     real = gpu_device.find_spec
-    monkeypatch.setattr(gpu_device, "find_spec", lambda name: None if name in ("tqdm", "pybind11") else real(name))
+    monkeypatch.setattr(gpu_device, "find_spec", lambda name: None if name in ("tqdm", "setuptools") else real(name))
     found = gpu_device.surroundings(dry_run=False)
     monkeypatch.setattr(gpu_gate, "describe", lambda env, dry_run: found)
     assert main(["--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == "Install, or bring along on PYTHONPATH: tqdm, pybind11\n"
+    assert capsys.readouterr().err == "Install, or bring along on PYTHONPATH: tqdm, setuptools\n"
 
 
 def test_without_a_home_or_a_user(monkeypatch, tmp_path):

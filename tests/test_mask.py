@@ -94,7 +94,7 @@ def test_the_kernel_compares_the_top_bits(isa):
     tops = np.unique([(1 << k) + o for k in range(24) for o in (-1, 0, 1)] + [2**24 - 2, 2**24 - 1]).clip(0, 2**24 - 1)
     words, out = np.repeat(tops, 2).astype(np.uint32) << 8, np.full(2 * len(tops), np.nan, dtype=np.float32)
     words[1::2] |= 255
-    _cpu.noise_of_words(draw=_cpu.draws().index("mask"), words=words.ctypes.data, count=words.size, out=out.ctypes.data)
+    _cpu.noise_of_words(_cpu.draws().index("mask"), words.ctypes.data, words.size, out.ctypes.data)
     np.testing.assert_array_equal(out, np.repeat(tops / 2**24, 2))
 
 

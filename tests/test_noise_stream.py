@@ -47,7 +47,7 @@ def philox_words(seed, counter, blocks=1, threads=1):
     """The CPU kernel's words [blocks, 4] from `counter` on."""
     out = np.full((blocks, 4), 0xA5A5A5A5, dtype=np.uint32)
     first, c1, c2, c3 = counter
-    _cpu.philox_words(seed=seed, c1=c1, c2=c2, c3=c3, first_block=first, blocks=blocks, out=out.ctypes.data, threads=threads)
+    _cpu.philox_words(seed, c1, c2, c3, first, blocks, out.ctypes.data, threads)
     return out
 
 
@@ -71,7 +71,7 @@ def kernel_normals(words):
     """The CPU kernel's Box-Muller on uint32 words [pairs, 2]: float32 [pairs, 2]."""
     words = np.ascontiguousarray(words, dtype=np.uint32)
     out = np.full(words.shape, np.nan, dtype=np.float32)
-    _cpu.noise_of_words(draw=GAUSSIAN, words=words.ctypes.data, count=words.size, out=out.ctypes.data)
+    _cpu.noise_of_words(GAUSSIAN, words.ctypes.data, words.size, out.ctypes.data)
     return out
 
 

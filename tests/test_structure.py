@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -178,10 +179,10 @@ def test_kernels_use_no_mathematics_library():
             assert "#include <math.h>" not in text, path
 
 
-def test_python_appears_in_module_cpp_alone():
+def test_python_appears_in_the_binding_and_the_modules_alone():
     for path in (ROOT / "csrc").rglob("*"):
-        if path.is_file() and path.name != "module.cpp":
-            assert "pybind11" not in path.read_text(), path
+        if path.is_file() and path.name not in ("binding.h", "module.cpp"):
+            assert not re.search("Python|binding[.]h", path.read_text()), path
 
 
 # Sizes: at most 500 lines a module and, but for its docstring, 60 a function. What is longer stands here with a reason.

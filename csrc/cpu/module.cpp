@@ -1,7 +1,5 @@
-// rsfast.ops._cpu: picks the instruction set, divides the work among threads, and is the only file that knows Python.
+// rsfast.ops._cpu: picks the instruction set and divides the work among threads.
 // Tensors come as addresses and are checked by rsfast/ops; the GIL is released while kernels run.
-#include <pybind11/pybind11.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -11,17 +9,14 @@
 #include <string>
 #include <system_error>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #endif
 
-#include "../noise.h"
+#include "../binding.h"
 #include "kernels.h"
-
-namespace py = pybind11;
 
 namespace rsfast {
 namespace {
@@ -113,7 +108,7 @@ constexpr int64_t kWorthAThread = 1 << 16;  // elements: about 50 microseconds, 
 
 void perturb(uintptr_t address, int64_t threads) {
   const PerturbJob& job = *at<const PerturbJob>(address);
-  const py::gil_scoped_release release;
+  const GilReleased released;
   const int64_t units = perturb_units(job);
   const int64_t grain = kWorthAThread * units / std::max<int64_t>(1, job.batch * job.elements);
   run_ranges(units, grain, threads, [&](int64_t begin, int64_t end) { current.kernels->perturb(job, begin, end); });
@@ -121,7 +116,7 @@ void perturb(uintptr_t address, int64_t threads) {
 
 void accumulate(uintptr_t address, int64_t threads) {
   const AccumulateJob& job = *at<const AccumulateJob>(address);
-  const py::gil_scoped_release release;
+  const GilReleased released;
   std::vector<int64_t> order;
   if (job.inputs > 1 && !std::is_sorted(job.slots, job.slots + job.batch)) {
     order.resize(job.batch);
@@ -143,7 +138,7 @@ void accumulate(uintptr_t address, int64_t threads) {
 
 void philox_words(uint64_t seed, int64_t c1, int64_t c2, int64_t c3, int64_t first_block, int64_t blocks, uintptr_t out,
                   int64_t threads) {
-  const py::gil_scoped_release release;
+  const GilReleased released;
   const int64_t counter[3] = {c1, c2, c3}, tile = 16;
   run_ranges((blocks + tile - 1) / tile, kWorthAThread / (4 * tile), threads, [&](int64_t begin, int64_t end) {
     const int64_t from = begin * tile, count = std::min(end * tile, blocks) - from;
@@ -152,49 +147,56 @@ void philox_words(uint64_t seed, int64_t c1, int64_t c2, int64_t c3, int64_t fir
 }
 
 void noise_of_words(int draw, uintptr_t words, int64_t count, uintptr_t out) {
-  const py::gil_scoped_release release;
+  const GilReleased released;
   const IeeeMode mode;
   current.kernels->noise_of_words(draw, at<const uint32_t>(words), count, at<float>(out));
 }
 
+void use_team(uintptr_t gomp_parallel) { team_parallel = reinterpret_cast<TeamParallel>(gomp_parallel); }
+
+std::string isa() { return current.name; }
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : usable_sets()) names.emplace_back(set.name);
+  return names;
+}
+
+PyMethodDef functions[] = {
+    python_function<isa>("isa", "The instruction set in use."),
+    python_function<use_isa>("use_isa", "(name): use an instruction set, for the whole process."),
+    python_function<isas>("isas", "The instruction sets built and usable on this processor, best last."),
+    python_function<use_team>("use_team",
+                              "(gomp_parallel): run on the OpenMP team whose GOMP_parallel is at this address; 0: "
+                              "on threads of our own."),
+    python_function<draws>("draws", "The draws that these kernels have, in the order of their numbers."),
+    python_function<sizes>("sizes", "Of PerturbJob and AccumulateJob, to be compared with Python's."),
+    python_function<perturb>("perturb", "(job, threads): job is the address of a PerturbJob."),
+    python_function<accumulate>("accumulate", "(job, threads): job is the address of an AccumulateJob."),
+    python_function<philox_words>("philox_words", "(seed, c1, c2, c3, first_block, blocks, out, threads)"),
+    python_function<noise_of_words>("noise_of_words",
+                                    "(draw, words, count, out): what a draw makes of words, in blocks of "
+                                    "four, of which the last may be cut short."),
+    {}};
+
+int choose_isa(PyObject*) {
+  current = usable_sets().back();
+  const char* forced = std::getenv("RSFAST_CPU_ISA");
+  if (!forced || !*forced) return 0;
+  try {
+    use_isa(forced);
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ImportError, error.what());
+    return -1;
+  }
+  return 0;
+}
+
+PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(choose_isa)}, {}};
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_cpu", "CPU kernels. Tensors are addresses; rsfast.ops checks them.", 0, functions, slots};
+
 }  // namespace
 }  // namespace rsfast
 
-PYBIND11_MODULE(_cpu, m) {
-  using namespace rsfast;
-  const char* forced = std::getenv("RSFAST_CPU_ISA");
-  current = usable_sets().back();
-  if (forced && *forced) use_isa(forced);
-
-  m.doc() = "CPU kernels. Tensors are addresses; rsfast.ops checks them.";
-  m.def("isa", [] { return std::string(current.name); }, "The instruction set in use.");
-  m.def("use_isa", &use_isa, py::arg("name"), "Use an instruction set, for the whole process.");
-  m.def(
-      "isas",
-      [] {
-        py::list names;
-        for (const InstructionSet& set : usable_sets()) names.append(set.name);
-        return names;
-      },
-      "The instruction sets built and usable on this processor, best last.");
-  m.def(
-      "use_team", [](uintptr_t gomp_parallel) { team_parallel = reinterpret_cast<TeamParallel>(gomp_parallel); },
-      py::arg("gomp_parallel"), "Run on the OpenMP team whose GOMP_parallel is at this address; 0: on threads of our own.");
-  m.def(
-      "draws",
-      [] {
-        py::list names;
-        for (const char* name : {RSFAST_DRAWS(RSFAST_DRAW_NAME)}) names.append(name);
-        return names;
-      },
-      "The draws that these kernels have, in the order of their numbers.");
-  m.def(
-      "sizes", [] { return std::make_pair(sizeof(PerturbJob), sizeof(AccumulateJob)); },
-      "Of the two structs, to be compared with Python's.");
-  m.def("perturb", &perturb, py::arg("job"), py::arg("threads"), "job: the address of a PerturbJob.");
-  m.def("accumulate", &accumulate, py::arg("job"), py::arg("threads"), "job: the address of an AccumulateJob.");
-  m.def("philox_words", &philox_words, py::kw_only(), py::arg("seed"), py::arg("c1"), py::arg("c2"), py::arg("c3"),
-        py::arg("first_block"), py::arg("blocks"), py::arg("out"), py::arg("threads"));
-  m.def("noise_of_words", &noise_of_words, py::kw_only(), py::arg("draw"), py::arg("words"), py::arg("count"),
-        py::arg("out"), "What a draw makes of words: blocks of four, of which the last may be cut short.");
-}
+PyMODINIT_FUNC PyInit__cpu() { return PyModuleDef_Init(&rsfast::module); }

@@ -2,16 +2,13 @@
 // neither torch nor a driver, so it can be imported anywhere.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
-#include <pybind11/pybind11.h>
 
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
-#include "../noise.h"
+#include "../binding.h"
 #include "kernels.h"
-
-namespace py = pybind11;
 
 namespace rsfast {
 namespace {
@@ -85,7 +82,7 @@ std::string shape(const char* name, std::initializer_list<int64_t> lengths) {
 
 void perturb_on(uintptr_t address, int device, uintptr_t stream) {
   const PerturbJob& job = *at<const PerturbJob>(address);
-  const py::gil_scoped_release release;
+  const GilReleased released;
   const OnDevice on(device);
   check(perturb(job, at<CUstream_st>(stream)),
         "rsfast.perturb of " + shape("x", {job.inputs, job.elements}) + " to " + shape("out", {job.batch, job.elements}));
@@ -93,50 +90,46 @@ void perturb_on(uintptr_t address, int device, uintptr_t stream) {
 
 void accumulate_on(uintptr_t address, int device, uintptr_t stream) {
   const AccumulateJob& job = *at<const AccumulateJob>(address);
-  const py::gil_scoped_release release;
+  const GilReleased released;
   const OnDevice on(device);
   check(accumulate(job, at<CUstream_st>(stream)), "rsfast.accumulate of " + shape("logits", {job.batch, job.classes}) +
                                                       " to " + shape("sums", {job.inputs, job.heads, job.classes}));
 }
 
 void philox_floor_on(int64_t blocks, uint64_t seed, uintptr_t out, int device, uintptr_t stream) {
-  const py::gil_scoped_release release;
+  const GilReleased released;
   const OnDevice on(device);
   check(philox_floor(seed, blocks, at<uint32_t>(out), at<CUstream_st>(stream)), "philox_floor");
 }
 
 void noise_of_words_on(int draw, uintptr_t words, int64_t count, uintptr_t out, int device, uintptr_t stream) {
-  const py::gil_scoped_release release;
+  const GilReleased released;
   const OnDevice on(device);
   check(noise_of_words(draw, at<const uint32_t>(words), count, at<float>(out), at<CUstream_st>(stream)),
         "noise_of_words of " + shape("words", {count}));
 }
 
+PyMethodDef functions[] = {
+    python_function<devices>("devices", "The number of devices; 0 where there is no driver."),
+    python_function<unavailable_reason>("unavailable_reason",
+                                        "(device): load the kernels on a device. Why that cannot be, or ''."),
+    python_function<draws>("draws", "The draws that these kernels have, in the order of their numbers."),
+    python_function<sizes>("sizes", "Of PerturbJob and AccumulateJob, to be compared with Python's."),
+    python_function<perturb_on>("perturb", "(job, device, stream): job is the address of a PerturbJob."),
+    python_function<accumulate_on>("accumulate", "(job, device, stream): job is the address of an AccumulateJob."),
+    python_function<philox_floor_on>("philox_floor",
+                                     "(blocks, seed, out, device, stream): random words alone, for "
+                                     "benchmarks; out is uint32 [2^20]."),
+    python_function<noise_of_words_on>("noise_of_words",
+                                       "(draw, words, count, out, device, stream): what a draw makes of "
+                                       "words, in blocks of four."),
+    {}};
+
+const char* const kDoc =
+    "CUDA kernels. Tensors are addresses; rsfast.ops checks them. Work is queued on the stream that is named.";
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cuda", kDoc, 0, functions};
+
 }  // namespace
 }  // namespace rsfast
 
-PYBIND11_MODULE(_cuda, m) {
-  using namespace rsfast;
-  m.doc() = "CUDA kernels. Tensors are addresses; rsfast.ops checks them. Work is queued on the stream that is named.";
-  m.def("devices", &devices, "The number of devices; 0 where there is no driver.");
-  m.def("unavailable_reason", &unavailable_reason, py::arg("device"),
-        "Load the kernels on a device. Why that cannot be, or ''.");
-  m.def(
-      "draws",
-      [] {
-        py::list names;
-        for (const char* name : {RSFAST_DRAWS(RSFAST_DRAW_NAME)}) names.append(name);
-        return names;
-      },
-      "The draws that these kernels have, in the order of their numbers.");
-  m.def(
-      "sizes", [] { return std::make_pair(sizeof(PerturbJob), sizeof(AccumulateJob)); },
-      "Of the two structs, to be compared with Python's.");
-  m.def("perturb", &perturb_on, py::arg("job"), py::arg("device"), py::arg("stream"), "job: the address of a PerturbJob.");
-  m.def("accumulate", &accumulate_on, py::arg("job"), py::arg("device"), py::arg("stream"),
-        "job: the address of an AccumulateJob.");
-  m.def("philox_floor", &philox_floor_on, py::kw_only(), py::arg("blocks"), py::arg("seed"), py::arg("out"),
-        py::arg("device"), py::arg("stream"), "Random words alone, for benchmarks; out: uint32 [2^20].");
-  m.def("noise_of_words", &noise_of_words_on, py::kw_only(), py::arg("draw"), py::arg("words"), py::arg("count"),
-        py::arg("out"), py::arg("device"), py::arg("stream"), "What a draw makes of words: blocks of four.");
-}
+PyMODINIT_FUNC PyInit__cuda() { return PyModuleDef_Init(&rsfast::module); }

@@ -62,11 +62,9 @@ def run(args: argparse.Namespace) -> int:
     if changed:
         print_certified(args, *_certify_changed(args))
         return 0
-    from .._versions import versions
     from ..runs.recertify import recertify
 
-    about = {"command": args.command_line, "versions": versions()}
-    found = recertify(args.from_run, args.out, about=about, **options_in(args, _NAMES))
+    found = recertify(args.from_run, args.out, about={"command": args.command_line}, **options_in(args, _NAMES))
     print_certified(args, found, time.perf_counter() - began)
     return 0
 

@@ -78,7 +78,7 @@ def accumulator(job: Accumulation) -> Accumulator:
 
 def noise_of_words(draw: str, words: torch.Tensor, out: torch.Tensor) -> None:
     """Fill `out` with what a draw makes of words: `ops.words.noise_of_words`."""
-    _cpu.noise_of_words(draw=_DRAWS[draw], words=words.data_ptr(), count=words.numel(), out=out.data_ptr())
+    _cpu.noise_of_words(_DRAWS[draw], words.data_ptr(), words.numel(), out.data_ptr())
 
 
 def _struct(job: Perturbation) -> tuple[PerturbJob, object]:

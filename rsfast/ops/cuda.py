@@ -44,6 +44,4 @@ def accumulate(job: Accumulation) -> None:
 
 def noise_of_words(draw: str, words: torch.Tensor, out: torch.Tensor) -> None:
     """Queue the work that fills `out` with what a draw makes of words: `ops.words.noise_of_words`."""
-    index, stream = _place(words.device)
-    addresses = {"words": words.data_ptr(), "out": out.data_ptr()}
-    _cuda.noise_of_words(draw=_DRAWS[draw], count=words.numel(), device=index, stream=stream, **addresses)
+    _cuda.noise_of_words(_DRAWS[draw], words.data_ptr(), words.numel(), out.data_ptr(), *_place(words.device))

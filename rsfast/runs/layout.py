@@ -56,6 +56,9 @@ MAY_DIFFER_ON_RESUME = {
 ORIGIN = {"recertified_from", "counts_sha256"}
 """Of a sidecar: which run was certified again."""
 
+SAMPLED_WITH = "sampled_with"
+"""Of a sidecar: the versions that drew the samples, where they were certified again, so that ``versions`` may be others."""
+
 ADDED = {"clamp", "scale", "shift", "reduced_precision", "mode_fixed", "norm"}
 """Of a sidecar: what earlier versions did not write. They had no clamp; scale and shift follow from mean and std, the norm
 from the noise. The other two were not known. What a Lipschitz constant means depends on all but the norm and mode_fixed."""
@@ -255,6 +258,18 @@ def inputs_of(sidecar: Mapping[str, Any]) -> range | None:
         f"start, end and skip must be integers with 0 <= start <= end and skip >= 1, got {start!r:.80}, {end!r:.80} and "
         f"{skip!r:.80}"
     )
+
+
+def sampled_with(sidecar: Mapping[str, Any]) -> list[Any]:
+    """Return the versions that drew the samples of a run, of each part of a merged one; None where nothing says them.
+
+    Examples
+    --------
+    >>> sampled_with({"versions": {"rsfast": "0.1.0"}}), sampled_with({"versions": {}, "recertified_from": "run"})
+    ([{'rsfast': '0.1.0'}], [None])
+    """
+    found = sidecar.get(SAMPLED_WITH) if ORIGIN & sidecar.keys() else sidecar.get("versions")
+    return found if isinstance(found, list) else [found]
 
 
 def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:

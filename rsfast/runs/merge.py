@@ -23,6 +23,7 @@ MAY_DIFFER_IN_A_SHARD = {
     *("device", "versions"),  # where the part was made
     *(name for name, option in options_of(CertifyOptions).items() if option.may_differ_in_a_shard),
     *layout.ORIGIN,
+    layout.SAMPLED_WITH,
 }
 """Of a sidecar: what may differ between parts that are merged, beside start and end."""
 
@@ -34,10 +35,10 @@ def merge(
 
     Parts are run folders of ``rsfast certify``, ``predict`` or ``recertify`` whose sidecars agree in all but which inputs
     they are (``start``, ``end``) and where and how they were made: ``command``, ``started``, ``batch_size``, ``device``,
-    ``backend``, ``versions``, the paths ``data`` and ``weights``, ``recertified_from`` and ``counts_sha256``. Where one of
-    those differs, the merged sidecar holds the list of what it was, in order of the parts' inputs. ``first_logits`` may
-    differ by rounding (`same_logits`); the merged sidecar holds those of the first part. A part that was stopped gives the
-    rows that it has. Inputs that could not be read are noted in `out`, too, and are not missing.
+    ``backend``, ``versions``, the paths ``data`` and ``weights``, ``recertified_from``, ``counts_sha256`` and
+    ``sampled_with``. Where one of those differs, the merged sidecar holds the list of what it was, in order of the parts'
+    inputs. ``first_logits`` may differ by rounding (`same_logits`); the merged sidecar holds those of the first part. A part
+    that was stopped gives the rows that it has. Inputs that could not be read are noted in `out`, too, and are not missing.
 
     Parameters
     ----------
@@ -155,6 +156,7 @@ def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
             )
     values: dict[str, list[Any]] = {name: [] for name in sorted(MAY_DIFFER_IN_A_SHARD - {"first_logits"})}
     for *_, sidecar in parts:
+        sidecar = _made_with([each for *_, each in parts], sidecar)
         for name in values.keys() & sidecar.keys():
             theirs = sidecar[name] if isinstance(sidecar[name], list) else [sidecar[name]]  # a list if it was merged
             values[name] += [value for value in theirs if value not in values[name]]
@@ -164,6 +166,16 @@ def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
         name: sidecar[name] for *_, sidecar in reversed(parts) for name in (layout.ADDED | {"first_logits"}) & sidecar.keys()
     }
     return {**merged, **added, **several, "start": parts[0][0], "end": max(end for _, end, *_ in parts)}
+
+
+def _made_with(parts: Sequence[Mapping[str, Any]], sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sidecar that states the versions that made it, null if it does not know, wherever one of the parts does."""
+    found = dict(sidecar)
+    if any("versions" in each for each in parts):
+        found.setdefault("versions", None)
+    if any(layout.ORIGIN & each.keys() for each in parts):
+        found[layout.SAMPLED_WITH] = layout.sampled_with(sidecar)
+    return found
 
 
 def refuse_runs(out: Path, more: Sequence[Path] = ()) -> None:

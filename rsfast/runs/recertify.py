@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .._versions import __version__, versions
 from ..engine.plan import StoppingRule
 from ..heads import Votes
 from ..heads import from_dict as head_from_dict
@@ -35,6 +36,7 @@ from .layout import (
     MAY_DIFFER_ON_RESUME,
     ORIGIN,
     PREDICT_COLUMNS,
+    SAMPLED_WITH,
     SIDECAR,
     TABLE,
     Row,
@@ -44,6 +46,7 @@ from .layout import (
     read_sidecar,
     read_skipped,
     same_logits,
+    sampled_with,
     sidecar_bytes,
 )
 from .results import Results
@@ -292,14 +295,27 @@ def _difference(row: Row, written: str, found: str) -> ValueError:
     )
 
 
-def origin_of(run: Path) -> dict[str, str]:
-    """Return what the sidecar of a run holds that rests on the counts of another."""
-    return {"recertified_from": str(run), "counts_sha256": hashlib.sha256((run / COUNTS).read_bytes()).hexdigest()}
+def _made_here(sidecar: Mapping[str, Any]) -> bool:
+    """Return whether this version of rsfast may have certified a run, or a part of it."""
+    made = sidecar.get("versions")
+    return any(
+        not isinstance(each, dict) or each.get("rsfast", __version__) == __version__
+        for each in (made if isinstance(made, list) else [made])
+    )
+
+
+def origin_of(run: Path, *also_with: dict[str, str]) -> dict[str, Any]:
+    """Return what the sidecar of a run holds that rests on the counts of another, and on samples of further versions."""
+    drew = sampled_with(read_sidecar(run / SIDECAR))
+    drew = drew + [each for each in also_with if each not in drew]
+    origin = {"recertified_from": str(run), "counts_sha256": hashlib.sha256((run / COUNTS).read_bytes()).hexdigest()}
+    return origin | {SAMPLED_WITH: drew[0] if len(drew) == 1 else drew}
 
 
 _OF_ANOTHER_MODEL = {
     *MAY_DIFFER_ON_RESUME,
     *ORIGIN,
+    SAMPLED_WITH,
     *("model", "state_dict_sha256", "weights_sha256", "checkpoint", "reduced_precision", "mode_fixed"),
     *("n0", "n", "alpha", "head", "bound", "rule", "lipschitz", "radius", "rtol", "schedule_of_analyses"),
     *("batch_size", "device", "backend", "versions", "class_names"),
@@ -355,7 +371,8 @@ def recertify(
     run : path-like
         A run folder of ``rsfast certify``.
     out : path-like
-        The folder to write. It gets the sidecar of `run`, but for what changes.
+        The folder to write. It gets the sidecar of `run`, but for what changes: ``versions`` are those that certify, and
+        ``sampled_with`` has those that drew the samples.
     alpha, bound, rule, lipschitz, top_k : optional
         As in `certificate.certificates`, lipschitz with the run's execution; those of `run` by default.
     about : dict, optional
@@ -370,6 +387,11 @@ def recertify(
         needs, bound and rule do not fit its head, or samples were analysed more than once and the bound is no sequence. If
         lipschitz is given and the model computed below float32. If a row differs from what its counts give under the run's
         own settings: this is compared where nothing changes or there are no check sums.
+
+    Warns
+    -----
+    UserWarning
+        If rows differ so, but have check sums, and another version of rsfast wrote them: their bounds were others.
     """
     run, out = Path(run), Path(out)
     sidecar = read_sidecar(run / SIDECAR)
@@ -385,15 +407,28 @@ def recertify(
     if not unchanged and not rows[0].sealed:
         check_rows(run, rows, CERTIFY_COLUMNS)  # else nothing would tell that a count or a setting was changed
     outcomes, began = [], time.perf_counter()
+    moved: list[int] = []
     for row, certificate in replay.certificates(rows):
-        if unchanged:
-            replay.compare(row, certificate)
+        try:
+            if unchanged:
+                replay.compare(row, certificate)
+        except ValueError:
+            if not row.sealed or _made_here(sidecar):
+                raise
+            moved.append(row.idx)  # no damage, as its check sum shows: the other version had another bound
         outcomes.append((row, certificate))
+    if moved:
+        text = (
+            f"{run}: {len(moved)} of {len(rows)} rows, first idx {moved[0]}, have another class or radius than the version"
+        )
+        warnings.warn(f"{text} before wrote; {out} has what the counts prove in this version", UserWarning, stacklevel=2)
     seconds = (time.perf_counter() - began) / len(rows)
     origin = origin_of(run)
     advice = "no run was left there; recertify again once there is space"
     skipped = read_skipped(run, {row.idx for row in rows})
-    with new_run(out, {**replay.sidecar, **origin, **(about or {})}, CERTIFY_COLUMNS, advice) as writer:
+    with new_run(
+        out, {**replay.sidecar, "versions": versions(), **origin, **(about or {})}, CERTIFY_COLUMNS, advice
+    ) as writer:
         for row, certificate in outcomes:
             writer.write(row.idx, None if row.label < 0 else row.label, certificate, seconds, row.counts(), row.name)
         for each in skipped:

@@ -313,7 +313,7 @@ class Run:
         )
         recorded: dict[str, Any] = {"n0": 0, "n": plan.n, "alpha": alpha, "head": _VOTES.to_dict(), "rtol": rtol}
         recorded |= {"bound": incremental.BOUND, "rule": incremental.RULE, "lipschitz": None, "radius": None}
-        return self._run(plan, recorded | origin_of(Path(run)), CERTIFY_COLUMNS, each)
+        return self._run(plan, recorded | origin_of(Path(run), versions()), CERTIFY_COLUMNS, each)
 
     def _sampling(self, indices: Sequence[int], skip: Callable[[int, Unreadable], object] | None) -> Sampling:
         """Return the sampling of these images; of one that is not to skip any, all are the first."""

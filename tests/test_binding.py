@@ -1,0 +1,42 @@
+"""What the extension modules take as integers and names, and what they say of other arguments."""
+
+import numpy as np
+import pytest
+
+from rsfast.ops import _cpu
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ((1, 0, 0), TypeError, "takes 4 arguments by position, got 3"),
+        ((0, 0, 0, 0, 0), TypeError, "takes 4 arguments by position, got 5"),
+        ((0, 0.5, 0, 0), TypeError, "'float' object cannot be interpreted as an integer"),
+        ((0, -1, 0, 0), OverflowError, "negative"),
+        ((0, 0, 1 << 63, 0), OverflowError, "too "),
+        ((1 << 31, 0, 0, 0), OverflowError, "an integer of 32 bits cannot be 2147483648"),
+        ((-(1 << 31) - 1, 0, 0, 0), OverflowError, "an integer of 32 bits cannot be -2147483649"),
+    ],
+)
+def test_arguments(arguments, error, said):
+    with pytest.raises(error, match=said):
+        _cpu.noise_of_words(*arguments)
+
+
+def test_names_are_strings():
+    with pytest.raises(TypeError):
+        _cpu.use_isa(b"avx2")
+    with pytest.raises(
+        ValueError, match=r"the instruction set \(RSFAST_CPU_ISA\) is 'é'; on this processor it must be one of"
+    ):
+        _cpu.use_isa("é")
+
+
+def test_whatever_has_an_index_is_an_integer():
+    """All 64 bits arrive: an address or a seed is unsigned, a counter signed."""
+    words = [np.zeros(4, np.uint32) for _ in range(2)]
+    seed, counter = (1 << 64) - 1, [(1 << 40) - 1, 7, 2]
+    _cpu.philox_words(seed, *counter, 3, 1, words[0].ctypes.data, 1)
+    _cpu.philox_words(np.uint64(seed), *map(np.int64, counter), np.int32(3), True, words[1].ctypes.data, 1)
+    assert words[0].any()
+    assert words[0].tolist() == words[1].tolist()
