@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -81,8 +80,9 @@ def sources() -> str:
 
 def missing() -> list[str]:
     """Return which of the packages are not there that the package, its build and its tests need."""
-    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    names = [re.split(r"\W", need)[0] for need in needs]
+    pyproject = (ROOT / "pyproject.toml").read_text()  # Python 3.10 has no tomllib
+    needs = re.findall(r"^dependencies = \[(.*?)\]", pyproject, re.MULTILINE | re.DOTALL)[0]
+    names = [name.replace("-", "_") for name in re.findall(r'"([\w-]+)', needs)]
     return [name for name in (*names, "setuptools", "pytest", "mpmath") if find_spec(name) is None]
 
 

@@ -142,7 +142,7 @@ class Runner:
         command = [sys.executable, "-m", "benchmarks.gpu_sections", *arguments]
         began = time.monotonic()
         # A group, to end all that it starts; not a session, which would outlive a gate that is killed, and use the GPU.
-        process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, process_group=0)
+        process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, preexec_fn=os.setpgrp)
         why = stuck = ""
         try:
             while process.poll() is None and not (why := self.too_long(section, until)):

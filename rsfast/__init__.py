@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
-if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == __name__ and not sys.flags.safe_path:
+if (
+    sys.argv[:1] == ["-m"]
+    and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == __name__
+    and not getattr(sys.flags, "safe_path", sys.flags.isolated)  # Python 3.10 has no -P, only -I
+):
     # `python -m rsfast` puts the working directory first, where a user's profile.py or random.py would hide the standard
     # library's from NumPy, PyTorch and us. The command `rsfast` does not; for --model it is then appended, with either.
     del sys.path[0]

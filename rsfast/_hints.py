@@ -1,8 +1,9 @@
-"""What messages suggest: how to make inputs, where their axes belong, and which line of the user's code raised."""
+"""What messages suggest: how to make inputs, where their axes belong, which line of the user's code raised; and notes."""
 
 from __future__ import annotations
 
 import site
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -144,6 +145,14 @@ def axes_of_each(shape: Sequence[int]) -> str:
     if len(shape) == 2:
         return "images [H, W] need their channel axis: (item[None] for item in inputs)"
     return ""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a line to those that a traceback ends with. Python 3.10 keeps it in ``__notes__``, and does not print it."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:
+        error.__notes__ = [*getattr(error, "__notes__", []), note]
 
 
 def place_of(error: BaseException) -> str:

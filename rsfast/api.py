@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Unpack, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from . import ops
 from ._check import as_real, check_choice

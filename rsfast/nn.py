@@ -6,12 +6,13 @@ import ctypes
 import os
 import secrets
 from threading import Lock
-from typing import Any, Self
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.utils.data._utils import worker as _workers
+from typing_extensions import Self
 
 from . import ops
 from ._check import check_count
@@ -140,7 +141,8 @@ class GaussianNoise(_NoiseLayer):
 
     In a worker of a DataLoader the noise comes from `seed`, the worker's own seed and the number of rows before in that
     worker. Noise of each worker and epoch is then its own. It repeats if `torch.manual_seed` (or the loader's generator) and
-    the number of workers do. `count` leaves these rows out. Other copies of a layer draw the same noise as the layer does.
+    the number of workers do. A worker that is not forked, as by default from Python 3.14 on, knows its rank only from the
+    environment's RANK, which torchrun sets. `count` leaves these rows out. Other copies of a layer draw its noise.
 
     References
     ----------

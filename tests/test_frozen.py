@@ -23,7 +23,6 @@ import signal
 import sys
 import warnings
 import zlib
-from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -664,7 +663,8 @@ def write_certificates():
 def write_runs():
     shutil.rmtree(FROZEN / "runs", ignore_errors=True)
     (FROZEN / "runs").mkdir()
-    with chdir(FROZEN / "runs"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(FROZEN / "runs")
         shutil.copy(FROZEN / "images.npz", ".")
         for name, text in RUNS.items():
             go(text, name)

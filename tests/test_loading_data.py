@@ -167,7 +167,7 @@ def test_an_empty_name():
 @pytest.mark.parametrize("name", ["root", "cifar10:root", "hf:root"])
 def test_a_missing_library_is_named(monkeypatch, name):
     put("root/a.png", picture())
-    Path("root/test_batch").write_bytes(pickle.dumps(batch(CIFAR, [1] * 6)))
+    Path("root/test_batch").write_bytes(pickle.dumps(batch(CIFAR, [1] * 6), 2))
     library, extra = ("datasets", "hf") if name == "hf:root" else ("PIL.Image", "vision")
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf"^data .* needs {library[:3]}\w*: pip install 'rsfast\[{extra}\]'$"):

@@ -48,7 +48,8 @@ def test_the_order_is_that_of_torchvision():
 
     from rsfast._extras import import_torchvision
 
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         import_torchvision("a test")
         from torchvision.datasets import ImageFolder
     for name in ("B/2.png", "B/10.png", "B/c/1.png", "B/C/1.png", "a/é.png", "_/1.jpeg", "a/x.gif"):

@@ -12,7 +12,8 @@ from rsfast._extras import import_extra, import_torchvision
 from rsfast.loading.models import load_model
 from rsfast.loading.preprocessing import Preprocessing
 
-with warnings.catch_warnings(action="ignore"):
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
     torchvision = import_torchvision("tests")
 timm = import_extra("timm", "vision", "tests")
 

@@ -537,7 +537,7 @@ def _of_a_job():
 def test_killed_while_parts_are_merged(step, monkeypatch):
     """Before each step that changes a file: three renames, and the removal of the parts, file by file."""
     go(VOTES, "--out whole --seed 3")
-    unlink, rename, steps = os.unlink, Path.rename, []
+    unlink, rename, steps = Path.unlink, Path.rename, []
     others = ("merge-old/results.tsv", "parts/notes.txt", "parts/0-of-9/x", "parts/0-of-1/notes.txt", "notes.txt")
 
     class Killed(BaseException):
@@ -557,7 +557,7 @@ def test_killed_while_parts_are_merged(step, monkeypatch):
             Path("run", file).parent.mkdir(parents=True, exist_ok=True)
             Path("run", file).write_text("mine")
         patch.setattr(Path, "rename", counting(rename))
-        patch.setattr(os, "unlink", counting(unlink))
+        patch.setattr(Path, "unlink", counting(unlink))
         return names[0].rename(names[1])
 
     with monkeypatch.context() as patch:

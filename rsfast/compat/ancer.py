@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Protocol, Unpack
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from typing_extensions import Unpack
 
 from .._check import check_choice
 from ..engine.forward import Model

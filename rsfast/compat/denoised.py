@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from ..engine.forward import Forward, Model
 from ..engine.options import SmoothOptions

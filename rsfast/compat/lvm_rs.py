@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from .._check import check_count
 from ..engine.forward import Model

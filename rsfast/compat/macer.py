@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from .._check import as_real, check_choice
 from ..engine.forward import Model

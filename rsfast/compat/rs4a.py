@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.distributions import Categorical
+from typing_extensions import Unpack
 
 from .. import noise as noises
 from .. import ops

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from .._check import as_real, check_choice, check_count
 from ..engine.forward import Model

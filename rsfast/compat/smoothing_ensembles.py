@@ -5,9 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, Unpack, cast
+from typing import Any, cast
 
 import torch
+from typing_extensions import Unpack
 
 from .._check import as_int, as_real, check_count
 from ..engine.forward import Model

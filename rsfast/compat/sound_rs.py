@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Unpack
+from typing import Any
+
+from typing_extensions import Unpack
 
 from .._check import as_real, check_count
 from .._extras import import_torchvision

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .._hints import add_note
 from ..ops import as_dtype
 from .modes import evaluating, is_fixed, modules_of
 
@@ -159,9 +160,9 @@ class Forward:
                     ) from error
                 if not is_out_of_memory(error):
                     what = f"{list(batch.shape)} of {batch.dtype} on '{batch.device}'"
-                    error.add_note(f"the model was given a batch {what}: {len(batch)} rows, of at most batch_size")
+                    add_note(error, f"the model was given a batch {what}: {len(batch)} rows, of at most batch_size")
                     if self.about:
-                        error.add_note(self.about)
+                        add_note(error, self.about)
                 raise
         if self.full_precision and logits.dtype.itemsize < 4:
             raise ValueError(f"model must return float32 logits with lipschitz, as rounded scores jump, got {logits.dtype}")

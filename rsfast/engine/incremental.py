@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .._hints import add_note
 from ..heads import ClippedLogits, Head
 from ..stats import incremental
 from ..stats.certificate import ABSTAIN, Certificate, Execution
@@ -63,7 +64,7 @@ class PairOfModels(torch.nn.Module):
         try:
             output = model(batch)
         except Exception as error:
-            error.add_note(f"{name} raised this")
+            add_note(error, f"{name} raised this")
             raise
         logits = check_logits(output, len(batch), self.num_classes, name).float()
         valid = logits.amax(dim=1, keepdim=True).isfinite()  # a NaN anywhere is the maximum

@@ -23,7 +23,7 @@ from torch.utils.data import (
 )
 
 from .. import ops
-from .._hints import axes, axes_of_each, conversion
+from .._hints import add_note, axes, axes_of_each, conversion
 from ..noise import Noise
 from ..noise.norms import in_input_units
 from ..ops import openmp
@@ -336,7 +336,7 @@ def _checked(
         except StopIteration:
             break
         except BaseException as error:
-            error.add_note(f"inputs raised this when {name_of(place)} was read")
+            add_note(error, f"inputs raised this when {name_of(place)} was read")
             raise
         if isinstance(item, Unreadable):
             yield _Skipped(item)

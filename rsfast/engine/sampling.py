@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
-from typing import Any, Unpack, cast
+from typing import Any, cast
 from zlib import crc32
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
+from typing_extensions import Unpack
 
 from .. import ops
 from .._progress import progress_bar

@@ -145,7 +145,8 @@ def _tensors(path: str) -> tuple[Named, Named | None]:
         if file.read(len(_ZIP)) != _ZIP:
             raise ValueError(f"{path} is not a .pt file; it must be one, as torch.save writes it{hint_of_text(file)}")
         try:
-            with warnings.catch_warnings(action="ignore"):  # of what may not load: it loads, or raises
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what may not load: it loads, or raises
                 found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged file can raise anything
             what = "" if isinstance(error, UnpicklingError) else f" ({type(error).__name__}: {str(error)[:200]})"

@@ -46,7 +46,8 @@ def read_header(head: io.BytesIO, size: int) -> Header:
     if version not in _HEADERS:
         raise ValueError(f"its .npy version must be 1.0 or 2.0, got {version[0]}.{version[1]}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of the parser, about what is refused below
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the parser, about what is refused below
             shape, by_columns, dtype = _HEADERS[version](head)
     except Exception as error:  # its further lines advise to unpickle
         raise ValueError(f"its header is damaged ({str(error).partition(chr(10))[0]})") from error

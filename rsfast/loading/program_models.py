@@ -20,7 +20,8 @@ def load_jit(path: str, num_classes: int | None, device: torch.device) -> Loaded
         If torch does not read it.
     """
     try:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of TorchScript as a whole
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as a whole
             model = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
     except Exception as error:  # a damaged file can raise anything
         raise does_not_load(f"model jit:{path}", "a file that torch.jit.save wrote", error) from error

@@ -113,7 +113,8 @@ def read_weights(what: str, path: str) -> Any:
                 return safetensors.torch.load_file(path)
             if archive is None:
                 file.seek(0)
-                with warnings.catch_warnings(action="ignore"):  # of formats that may not load: they load, or raise
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of formats that may not load: they load, or raise
                     return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise anything
             raise ValueError(f"{what} {_reason(error)}{hint_of_text(file)}") from error

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +143,7 @@ class Log:
         """Append an event, if there is a file to append to."""
         if not self._on:
             return
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         try:
             self._write(json.dumps({"event": name, "time": now, "rank": self._ranks.rank, **self.figures(), **more}) + "\n")
         except OSError as error:

@@ -203,7 +203,7 @@ class Images:
         try:
             return self._items[index]
         except Exception as error:
-            error.add_note(f"images raised this when {self.title(index)} was read")
+            hints.add_note(error, f"images raised this when {self.title(index)} was read")
             raise
 
     def sha256(self) -> str:

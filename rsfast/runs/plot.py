@@ -242,7 +242,7 @@ def _legend(where: Figure | Axes, lines: list[Line2D], labels: list[str], **opti
 
 def _wrap(text: Text) -> int:
     """Break a text into as many lines as it needs to fit on the page beside axes' labels, and return their number."""
-    figure = text.get_figure(root=True)
+    figure = text.get_figure()
     assert figure is not None
     whole, characters = text.get_text(), 80
     while text.get_window_extent().width > 0.85 * figure.bbox.width and characters > 1:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 from .. import ops
 from .._check import as_real
@@ -154,7 +155,7 @@ class Run:
         refuse_unknown(SamplingOptions, options)
         if wrong := [name for name in _NOT_OF_A_RUN if name in options]:
             raise TypeError(f"keyword arguments must not be among {', '.join(_NOT_OF_A_RUN)}, got {', '.join(wrong)}")
-        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.noise, model = check_noise("noise", noise), check_model("model", model)
         self._images = Images(images, labels, num_classes, noise, workers)
         self._model, self._num_classes = model, num_classes
