@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 
 import pytest
 
@@ -27,13 +28,14 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.rel
 
 
 def exists(command):
-    """Whether there is a command: a target of make, a module of benchmarks, a command of rsfast."""
-    if found := re.fullmatch(r"make ([\w-]+)", command):
+    """Whether there is a command: a target of make, a module, a command of rsfast."""
+    if found := re.fullmatch(r"make ([\w-]+)(?: [A-Z]+=.+)?", command):
         return re.search(rf"^{found[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE) is not None
-    if found := re.match(r"python -m benchmarks\.(\w+)( |$)", command):
-        return (ROOT / "benchmarks" / f"{found[1]}.py").exists()
-    found = re.match(r"rsfast (\w+)", command)
-    return found is not None and found[1] in {command.__name__.rpartition(".")[2] for command in COMMANDS}
+    if found := re.match(r"python -m ([\w.]+)( |$)", command):
+        return find_spec(found[1]) is not None
+    found = re.match(r"rsfast (--help|\w+)", command)
+    names = {"--help", *(command.__name__.rpartition(".")[2] for command in COMMANDS)}
+    return found is not None and found[1] in names
 
 
 def commands(text):
@@ -42,8 +44,8 @@ def commands(text):
 
 def test_commands_are_found():
     assert commands("`make\nbench`, `rsfast plot x --out y` or `x`") == ["make bench", "rsfast plot x --out y"]
-    assert all(map(exists, ["make bench", "python -m benchmarks.paper", "rsfast plot x --out y"]))
-    assert not any(map(exists, ["make benches", "python -m benchmarks.papers", "python -m rsfast", "rsfast draw", "ls"]))
+    assert all(map(exists, ["make bench BENCH=x", "python -m benchmarks.paper", "python -m build", "rsfast plot x --out y"]))
+    assert not any(map(exists, ["make benches", "python -m benchmarks.papers", "rsfast draw", "ls"]))
 
 
 @each_page

@@ -3,8 +3,9 @@
 import ast
 import re
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "install.md").read_text()
@@ -41,7 +42,7 @@ def imported():
 
 def test_dependencies():
     assert [codes(cells[0]) for cells in table("## Dependencies")] == [[each] for each in PROJECT["dependencies"]]
-    assert all(len(cells) == 6 and all(cells) for cells in table("## Dependencies"))
+    assert all(len(cells) == 5 and all(cells) for cells in table("## Dependencies"))
 
 
 def test_extras():

@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
+
+from rsfast._versions import __version__
 
 yaml = pytest.importorskip("yaml", reason='pip install ".[dev]"')
 
@@ -118,7 +121,7 @@ def test_pythons_agree_with_pyproject():
     assert named[0] == matrix[0] == floor
     assert named[-1] == matrix[-1]
     assert set(matrix) <= set(named)
-    [oldest] = [step["with"]["python-version"] for step in JOBS["ci.yml-oldest"][2]["steps"] if "with" in step][1:]
+    [oldest] = [v for step in JOBS["ci.yml-oldest"][2]["steps"] if (v := step.get("with", {}).get("python-version"))]
     assert oldest == floor
 
 
@@ -136,13 +139,13 @@ CHANGELOG = "# Changelog\n\n## 0.2.0 (2026-12-01)\n\n### Bounds\n\n- One.\n\n## 
 
 
 def test_notes_of_a_release():
-    assert notes("v0.2.0", 'version = "0.2.0"\n', CHANGELOG) == "### Bounds\n\n- One."
+    assert notes("v0.2.0", '__version__ = "0.2.0"\n', CHANGELOG) == "### Bounds\n\n- One."
 
 
 @pytest.mark.parametrize(
     ("tag", "version", "heading", "message"),
     [
-        ("v0.2.1", "0.2.0", "0.2.0 (2026-12-01)", "must be v and the version in pyproject.toml, v0.2.0, got 'v0.2.1'"),
+        ("v0.2.1", "0.2.0", "0.2.0 (2026-12-01)", "must be v and the version in rsfast/_versions.py, v0.2.0, got 'v0.2.1'"),
         ("0.2.0", "0.2.0", "0.2.0 (2026-12-01)", "got '0.2.0'"),
         ("v0.2.0", "0.2.0", "0.2.0 (unreleased)", "got '## 0.2.0 (unreleased)'"),
         ("v0.3.0", "0.3.0", "0.2.0 (2026-12-01)", "must be '## 0.3.0 (YYYY-MM-DD)'"),
@@ -151,11 +154,11 @@ def test_notes_of_a_release():
 def test_disagreement_stops_a_release(tag, version, heading, message):
     changelog = CHANGELOG.replace("0.2.0 (2026-12-01)", heading)
     with pytest.raises(ValueError, match=re.escape(message)):
-        notes(tag, f'version = "{version}"\n', changelog)
+        notes(tag, f'__version__ = "{version}"\n', changelog)
 
 
 def test_notes_of_this_changelog():
     """Once its first heading has a date, it can be released."""
-    [version] = re.findall(r'^version = "(.+)"$', PYPROJECT, re.MULTILINE)
+    version = Version(__version__).base_version
     changelog = (ROOT / "CHANGELOG.md").read_text().replace("(unreleased)", "(2026-12-01)", 1)
-    assert len(notes(f"v{version}", PYPROJECT, changelog)) > 100
+    assert len(notes(f"v{version}", f'__version__ = "{version}"\n', changelog)) > 100
