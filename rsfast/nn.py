@@ -73,11 +73,16 @@ class _NoiseLayer(nn.Module):
     """
 
     count: torch.Tensor
+    _rank_of_sender = 0
 
     def __init__(self, seed: int | None) -> None:
         super().__init__()
         self.seed = ops.check_seed(secrets.randbits(64) if seed is None else seed)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take along the rank: a worker that is not forked has no process group."""
+        return {**self.__dict__, "_rank_of_sender": _rank() or self._rank_of_sender}
 
     def _with_noise(self, x: torch.Tensor, samples: torch.Tensor, source: torch.Tensor, seed: int) -> torch.Tensor:
         """Return x with the noise of these samples [B], of inputs with the ids `source` [B], which are all the same."""
@@ -93,6 +98,8 @@ class _NoiseLayer(nn.Module):
         count, seed, source = self.count, self.seed, _source(x.device)
         if (worker := _workers._worker_info) is not None:
             count = _worker_counts.setdefault(self, torch.zeros_like(count))
+            if source >> 8 == 0 and "RANK" not in os.environ:
+                source |= self._rank_of_sender << 8
             seed, source = _worker_seed(seed, worker.seed), 1 << 31 | source
         before, after = torch.ops.rsfast.place(count, x.shape[0], seed - (1 << 63))
         samples = before + torch.arange(x.shape[0], device=x.device)
@@ -141,8 +148,7 @@ class GaussianNoise(_NoiseLayer):
 
     In a worker of a DataLoader the noise comes from `seed`, the worker's own seed and the number of rows before in that
     worker. Noise of each worker and epoch is then its own. It repeats if `torch.manual_seed` (or the loader's generator) and
-    the number of workers do. A worker that is not forked, as by default from Python 3.14 on, knows its rank only from the
-    environment's RANK, which torchrun sets. `count` leaves these rows out. Other copies of a layer draw its noise.
+    the number of workers do. `count` leaves these rows out. Other copies of a layer draw its noise.
 
     References
     ----------
@@ -389,10 +395,14 @@ class SmoothedCritic(nn.Module):
         return values.reshape(len(x), self.samples, *values.shape[1:]).mean(dim=1)
 
 
+def _rank() -> int:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if distributed else 0
+
+
 def _source(device: torch.device) -> int:
     """Return a number of this rank and device, for the place of the input id in the noise stream."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return (torch.distributed.get_rank() if distributed else 0) << 8 | (device.index or 0)
+    return _rank() << 8 | (device.index or 0)
 
 
 def _worker_seed(seed: int, of_worker: int) -> int:

@@ -1,6 +1,8 @@
 """rsfast.nn: the noise of ops.perturb, the gradient of x, and training that resumes."""
 
 import copy
+import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -269,6 +271,23 @@ def test_workers_that_are_spawned():
     for how in ("spawn", "forkserver"):  # the latter is the default from Python 3.14 on
         assert torch.equal(epochs(layer, 3, count=1, multiprocessing_context=how), forked)
     assert int(layer.count) == 0
+
+
+def test_a_layer_takes_its_rank_along(monkeypatch):
+    """A worker that is not forked has no process group, and RANK is torchrun's alone; it draws what a forked one does."""
+    monkeypatch.delenv("RANK", raising=False)
+    layer = GaussianNoise(1.0, seed=7)
+    monkeypatch.setattr(torch.utils.data._utils.worker, "_worker_info", SimpleNamespace(seed=11))
+    drawn = {}
+    for rank in (0, 3):
+        with monkeypatch.context() as group:
+            group.setattr(torch.distributed, "is_initialized", lambda: True)
+            group.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+            sent = pickle.dumps(layer)
+            drawn[rank] = copy.deepcopy(layer)(torch.zeros(8, 4))
+        assert torch.equal(pickle.loads(sent)(torch.zeros(8, 4)), drawn[rank])
+        assert torch.equal(pickle.loads(pickle.dumps(pickle.loads(sent)))(torch.zeros(8, 4)), drawn[rank])
+    assert different(*drawn.values())
 
 
 def test_workers_follow_torchs_seed():
