@@ -7,13 +7,13 @@ import runpy
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from torch.distributed import TCPStore
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["torch", "torch.distributed.launcher.api", "scipy.stats", "sklearn.datasets", "rsfast.api", "rsfast.cli"]
-)
+_IMPORTED = ["torch", "torch.distributed.launcher.api", "scipy.stats", "sklearn.datasets", "matplotlib.pyplot"]
+_CONTEXT.set_forkserver_preload([*_IMPORTED, "rsfast.api", "rsfast.cli"])
 
 
 def _python(arguments, folder, environment):
@@ -42,7 +42,8 @@ def start(*arguments, folder=".", **environment):
     """
     arguments, environment = [str(each) for each in arguments], {**os.environ, **environment}
     process = _CONTEXT.Process(target=_python, args=(arguments, Path(folder).resolve(), environment))
-    process.start()
+    with patch.dict(os.environ, MPLBACKEND="agg"):  # for the process that is forked, which the first call starts
+        process.start()
     return process
 
 
