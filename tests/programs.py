@@ -6,6 +6,7 @@ import os
 import runpy
 import sys
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from unittest.mock import patch
 
@@ -58,7 +59,7 @@ def run(*arguments, **options):
 def ranks(count, *arguments):
     """Start such a program in `count` processes, with the variables and the store that torchrun gives; wait for their ends.
 
-    Yields the processes. Where one fails, nobody ends the others.
+    Yields the processes. Where one fails, the others are killed.
     """
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     job = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(count)}
@@ -67,8 +68,12 @@ def ranks(count, *arguments):
     try:
         yield processes
     finally:
-        for process in processes:
-            process.join()
+        left = {process.sentinel: process for process in processes}
+        while left:
+            for sentinel in wait(left):
+                if left.pop(sentinel).exitcode:
+                    for other in left.values():
+                        other.kill()
 
 
 def run_ranks(count, *arguments):
