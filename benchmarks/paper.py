@@ -37,18 +37,23 @@ def examples() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "paper")
 
 
-def rows_of(name: str, *, quick: bool = False) -> list[dict[str, str]]:
-    """Run an example as the program that a reader starts, and return its rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {"RSFAST_QUICK": str(int(quick)), "RSFAST_PAPER": folder, "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, FOLDER / f"{name}.py"], env=os.environ | settings, cwd=folder, check=True)
-        return [json.loads(line) for line in Path(folder, f"{name}.jsonl").read_text().splitlines()]
+def settings(folder: Path, *, quick: bool) -> dict[str, str]:
+    """Return the environment in which an example leaves its rows in a folder."""
+    return {"RSFAST_QUICK": str(int(quick)), "RSFAST_PAPER": str(folder), "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
+
+
+def rows_in(folder: Path, name: str) -> list[dict[str, str]]:
+    """Return the rows that an example has left."""
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
 def run(name: str) -> dict[str, Any]:
     """Run an example in full; return its rows, its seconds and where it ran."""
     began = perf_counter()
-    rows = rows_of(name)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | settings(Path(folder), quick=False)
+        subprocess.run([sys.executable, FOLDER / f"{name}.py"], env=environment, cwd=folder, check=True)
+        rows = rows_in(Path(folder), name)
     seconds = round(perf_counter() - began, 1)
     machine = f"{os.cpu_count()} cores of {get_cpu_info()['brand_raw']}, PyTorch {torch.__version__}, {date.today()}"
     return {"rows": rows, "seconds": seconds, "machine": machine}

@@ -1,8 +1,11 @@
 """What tests share: the instruction sets, comparison of floats by their bits, a disk that is full, sampling unpacked."""
 
+import fcntl
 import json
+import os
 import resource
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +66,20 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+def made_once(tmp_path_factory, name, make):
+    """The folder of that name, which make(folder) fills: of the workers of xdist the first that needs it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / name
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            begun = Path(tempfile.mkdtemp(dir=base))
+            make(begun)
+            begun.rename(folder)
+    return folder
 
 
 def bits(tensor):

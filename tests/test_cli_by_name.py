@@ -1,15 +1,13 @@
 """The command line with models and data by name: no Python by the user, and what it says, records and refuses."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 from PIL import Image
@@ -226,15 +224,14 @@ def test_the_hint_survives_a_traceback_of_torchscript(capsys):
 @pytest.mark.slow
 def test_resumed_after_a_kill():
     """The process is killed between rows; what is resumed is the run that never stopped."""
-    arguments = f"--checkpoint net.tar --data zoo --image-size 24 {SMALL} --n 3000 --batch-size 10 --resume"
-    command = [sys.executable, "-m", "rsfast", "certify", *arguments.split()]
-    environment = {**os.environ, "PYTHONPATH": str(Path(rsfast.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*command, "--out", "out"], env=environment, stderr=subprocess.DEVNULL) as killed:
-        while not Path("out", "results.tsv").exists() or len(table()) < 2:
-            assert killed.poll() is None
-            time.sleep(0.01)
-        killed.send_signal(signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
+    arguments = f"--checkpoint net.tar --data zoo --image-size 24 {SMALL} --n 1500 --batch-size 10 --resume"
+    killed = programs.start("-m", "rsfast", "certify", *arguments.split(), "--out", "out")
+    while not Path("out", "results.tsv").exists() or len(table()) < 2:
+        assert killed.is_alive()
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert len(table()) < 5
     for folder in ("out", "whole"):
         run(f"certify {arguments} --workers 0 --out {folder}")

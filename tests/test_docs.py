@@ -1,6 +1,5 @@
 """The documentation: its code runs, its commands parse, its links lead somewhere, and the site looks right in a browser."""
 
-import fcntl
 import html
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from conftest import made_once
 from test_browser import CHROMIUM, chromium, luminance
 
 import rsfast
@@ -173,23 +173,20 @@ VIEWED = ("docs/index", "docs/guide/heads", "docs/reference/certify", "docs/theo
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site without the examples' results, built once for all workers."""
+    """The site without the examples' results."""
     pytest.importorskip("sphinx", reason='pip install ".[docs]"')
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = base / "site" / "html"
-    with (base / "site.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not out.exists():
-            source = base / "site" / "source"
-            left_out = shutil.ignore_patterns(".*", "_build", "gallery", "build", "dist", "demo", "*.so", "*.egg-info")
-            shutil.copytree(ROOT, source, ignore=left_out)
-            command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", "-D", "plot_gallery=0"]
-            command += ["-d", source.parent / "doctrees", ".", out]
-            path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-            done = subprocess.run(command, cwd=source, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-    return out
+
+    def build(folder):
+        source = folder / "source"
+        left_out = shutil.ignore_patterns(".*", "_build", "gallery", "build", "dist", "demo", "*.so", "*.egg-info")
+        shutil.copytree(ROOT, source, ignore=left_out)
+        command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", "-D", "plot_gallery=0"]
+        command += ["-d", folder / "doctrees", ".", folder / "html"]
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        done = subprocess.run(command, cwd=source, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "site", build) / "html"
 
 
 class Page(HTMLParser):

@@ -2,9 +2,10 @@
 
 import json
 
+import programs
 import pytest
 
-from benchmarks.paper import RESULTS, examples, page, rows_of
+from benchmarks.paper import FOLDER, RESULTS, examples, page, rows_in, settings
 
 PAPER = json.loads((RESULTS / "paper.json").read_text())
 
@@ -15,9 +16,10 @@ def claims(rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", examples())
-def test_an_example_runs(name):
+def test_an_example_runs(name, tmp_path):
     """Seeds are fixed, so that chance has no part in it."""
-    found = claims(rows_of(name, quick=True))
+    assert programs.run(FOLDER / f"{name}.py", folder=tmp_path, **settings(tmp_path, quick=True)) == 0
+    found = claims(rows_in(tmp_path, name))
     assert found
     assert found == claims(PAPER[name]["rows"]), f"run python -m benchmarks.paper {name}, which renews paper.md"
 

@@ -19,6 +19,7 @@ from rsfast.engine.inputs import Inputs
 X = torch.rand(64, 8, generator=torch.Generator().manual_seed(0))
 NOISE, VOTES = rsfast.Gaussian(0.5), rsfast.Votes()
 torch.set_num_threads(2)
+gc.freeze()  # or each child, as it ends, looks through all that is imported
 
 def model(x):
     return (x @ torch.ones(8, 8))[:, :3]

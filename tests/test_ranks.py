@@ -1,19 +1,17 @@
 """Many processes, with gloo: the certificates of one, by inputs and by samples; and what is left when one dies."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 from conftest import integers, rows, sidecar
 
 import rsfast
+from rsfast import cli
 from rsfast.engine.ranks import Ranks
 
 pytestmark = pytest.mark.slow
@@ -51,12 +49,13 @@ class Dies(Net):
 """
 # What every number of ranks must find: with votes, with scores that bet, stopping early, and predictions.
 CERTIFY = """
-import json, sys, torch, rsfast
+import json, os, torch, rsfast
+from pathlib import Path
 from torch import distributed
 from rank_nets import Net
 
 torch.set_num_threads(1)
-ranks = int(sys.argv[1])
+ranks = int(os.environ["WORLD_SIZE"])
 if ranks > 1:
     distributed.init_process_group("gloo")
 model, noise = Net(), rsfast.Gaussian(0.25)
@@ -100,7 +99,7 @@ for shard in ("inputs", "samples") if ranks > 1 else (None,):
         mine = [each.input_id for each in rsfast.certify_each(model, images, noise, n=20, shard=shard, **options)]
         assert mine == list(range(distributed.get_rank(), 7, ranks))
 if ranks == 1 or distributed.get_rank() == ranks - 1:
-    print(json.dumps(found))
+    Path(f"found{ranks}.json").write_text(json.dumps(found))
 if ranks > 1:
     distributed.destroy_process_group()
 """
@@ -110,6 +109,7 @@ if ranks > 1:
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     Path("rank_nets.py").write_text(NETS)
     Path("find.py").write_text(CERTIFY)
@@ -117,24 +117,19 @@ def _folder(tmp_path, monkeypatch):
     np.savez("data.npz", images=images, labels=np.arange(9) % 4)
 
 
-def torchrun(ranks, *options):
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options]
-
-
-def output(command):
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+def found_by(ranks):
+    """What that many processes find."""
+    assert programs.run_ranks(ranks, "find.py") == [0] * ranks
+    return json.loads(Path(f"found{ranks}.json").read_text())
 
 
 def test_one_two_and_four_ranks_find_the_same():
-    one = json.loads(output([sys.executable, "find.py", "1"]))["None"]
+    one = found_by(1)["None"]
     assert [len(each) for each in one] == [7, 7, 7, 7, 7, 1]
     assert any(each["radius"] > 0 for each in one[0])
     assert len({each["n"] for each in one[2]}) > 1
     for ranks in (2, 4):
-        found = json.loads(output([*torchrun(ranks), "find.py", str(ranks)]))
-        assert found == {"inputs": one, "samples": one}
+        assert found_by(ranks) == {"inputs": one, "samples": one}
 
 
 # The command line.
@@ -142,9 +137,18 @@ def test_one_two_and_four_ranks_find_the_same():
 COMMAND = "certify --data data.npz --num-classes 4 --sigma 0.25 --n0 40 --batch-size 50 --seed 3"
 
 
-def rsfast_certify(ranks, options, *launch):
-    arguments = ["-m", "rsfast", *f"{COMMAND} {options}".split()]
-    return [*torchrun(ranks, *launch), *arguments] if ranks > 1 else [sys.executable, *arguments]
+def rsfast_certify(options):
+    return "-m", "rsfast", *f"{COMMAND} {options}".split()
+
+
+def torchrun(options, *launch):
+    """Run two processes under torchrun. Returns its exit status."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *launch)
+    return programs.run(*launch, *rsfast_certify(options))
+
+
+def certify_in_one(options):
+    assert cli.main(f"{COMMAND} {options}".split()) == 0
 
 
 def contents(folder):
@@ -157,34 +161,25 @@ def contents(folder):
 def test_a_job_that_is_killed_goes_on(shard):
     """The whole job by SIGKILL, in the middle; resumed by as many processes, and by inputs then by others."""
     options = "--model rank_nets:Slow -n 2000 --radius 0.05"
-    output(rsfast_certify(1, f"{options} --out one"))
-    job = subprocess.Popen(
-        rsfast_certify(2, f"{options} --out run --shard {shard}"), start_new_session=True, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        tables = [path.read_text().count("\n") for path in Path("run").rglob("results.tsv")]
-        if sum(lines - 1 for lines in tables) >= 2:
-            break
-        time.sleep(0.01)
-    for pid in children(job.pid):  # torchrun's workers have sessions of their own
-        os.kill(pid, signal.SIGKILL)
-    job.kill()
-    job.communicate()
+    certify_in_one(f"{options} --out one")
+    command = rsfast_certify(f"{options} --out run --shard {shard}")
+    with programs.ranks(2, *command) as job:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            tables = [path.read_text().count("\n") for path in Path("run").rglob("results.tsv")]
+            if sum(lines - 1 for lines in tables) >= 2:
+                break
+            time.sleep(0.01)
+        for process in job:
+            process.kill()
     assert not Path("run/results.tsv").exists() or contents("run")[0] != contents("one")[0]
-    output(rsfast_certify(3 if shard == "inputs" else 2, f"{options} --out run --shard {shard} --resume"))
+    assert not any(programs.run_ranks(3 if shard == "inputs" else 2, *command, "--resume"))
     assert contents("run") == contents("one")
-
-
-def children(pid):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(text) for text in found.stdout.split()]
 
 
 def test_a_rank_that_dies():
     """The job ends with what was finished on disk."""
-    command = rsfast_certify(2, "--model rank_nets:Dies -n 2000 --out run")
-    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    assert torchrun("--model rank_nets:Dies -n 2000 --out run") != 0
     rows = [path.read_text().splitlines()[1:] for path in Path("run").rglob("results.tsv")]
     assert 0 < sum(map(len, rows)) < 9
 
@@ -192,8 +187,8 @@ def test_a_rank_that_dies():
 @pytest.mark.parametrize("shard", ["inputs", "samples"])
 def test_a_rank_that_dies_and_torchrun_starts_again(shard):
     """The job goes on by itself from what was finished."""
-    output(rsfast_certify(1, "--model rank_nets:Net -n 2000 --out one"))
-    output(rsfast_certify(2, f"--model rank_nets:Dies -n 2000 --shard {shard} --out run", "--max-restarts=1"))
+    certify_in_one("--model rank_nets:Net -n 2000 --out one")
+    assert torchrun(f"--model rank_nets:Dies -n 2000 --shard {shard} --out run", "--max-restarts=1") == 0
     (table, counts, _, files), found = contents("one"), contents("run")
     assert (table, counts) == found[:2]
     assert found[3] == files
@@ -233,7 +228,7 @@ def test_sums_of_different_samples_are_refused(apart, monkeypatch):
             certify()
 
 
-def test_wrong_uses(capfd):
+def test_wrong_uses(capsys):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     for shard, message in (
         ("inputs", "shard must be None without a process group, got 'inputs'; "),
@@ -242,11 +237,10 @@ def test_wrong_uses(capfd):
         with pytest.raises(ValueError, match=message):
             rsfast.certify(model, torch.zeros(1, 4), rsfast.Gaussian(1.0), num_classes=2, shard=shard)
     assert Ranks.find(None) == Ranks(None, 0, 1)
-    failed = subprocess.run(
-        rsfast_certify(1, "--model rank_nets:Net --out run --shard samples"), capture_output=True, text=True, check=False
-    )
-    assert failed.returncode == 2
+    with pytest.raises(SystemExit) as stopped:
+        certify_in_one("--model rank_nets:Net --out run --shard samples")
+    assert stopped.value.code == 2
     assert (
-        failed.stderr
+        capsys.readouterr().err
         == "rsfast certify: error: --shard must be given under torchrun only, which starts several processes, got samples\n"
     )

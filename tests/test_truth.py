@@ -5,12 +5,13 @@ from truth import CASES, near, never_beyond
 
 from rsfast.noise import NOISES
 
-SLOW = ("HaarSubspaces",)  # a decomposition of a matrix for each of 5 million samples
+FEWER = {"HaarSubspaces": 5000}  # inputs: each of their 270 samples takes a decomposition of a matrix
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in FEWER)) for name in CASES])
 def test_no_certificate_goes_beyond_the_truth(name):
-    never_beyond(CASES[name])
+    """Of 20,000 certificates 5.8 % at most go beyond it, or of 5000 6.5 %."""
+    never_beyond(CASES[name], FEWER.get(name, 20_000))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -47,6 +47,20 @@ def _patch_lang_tensor(tensor, scope):
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+_patched = set()
+
+
+def _call(self, *arguments, **keywords):
+    """A function that a kernel calls. Triton patches its language anew for each call, which takes longer than the call.
+
+    What a launch patches it undoes, but not what a function of another module does: once is enough.
+    """
+    if self.fn.__module__ not in _patched:
+        interpreter._patch_lang(self.fn)
+        _patched.add(self.fn.__module__)
+    return self.rewrite()(*arguments, **keywords)
+
+
 def interpret(monkeypatch):
     """Run kernels in the interpreter until `monkeypatch` is undone."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -55,6 +69,7 @@ def interpret(monkeypatch):
             if isinstance(value, JITFunction):
                 monkeypatch.setattr(module, name, interpreter.InterpretedFunction(value.fn))
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", _patch_lang_tensor)
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", _call)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", _create_fma)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", _cast_impl)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_splat", _create_splat)
