@@ -12,9 +12,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, __version__, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
+
+if int(__version__.split(".")[0]) < 77:  # they do not know pyproject.toml's form of the licence
+    sys.exit(
+        f"rsfast is built with setuptools 77 or newer, got {__version__}; upgrade it, or let pip fetch its own for the build"
+    )
 
 # -fno-math-errno and -fno-trapping-math let loops vectorise and change no value; -ffp-contract=off keeps every rounding;
 # -fschedule-insns interleaves independent chains (10 to 15% in perturb).
@@ -87,8 +92,9 @@ class BuildKernels(build_ext):
             super().build_extension(ext)
         except CompileError as error:
             raise CompileError(
-                f"rsfast's kernels could not be compiled ({error}): install a C++17 compiler, GCC 12 or Clang 14 or newer "
-                "(Debian: apt install g++; macOS: xcode-select --install), and set CXX to it if it is not the default."
+                f"rsfast's kernels could not be compiled ({error}): install a C++17 compiler, GCC 12 or Clang 14 or newer, "
+                "and Python's headers (Debian: apt install g++ python3-dev; macOS: xcode-select --install), and set CXX to "
+                "the compiler if it is not the default."
             ) from error
 
     def compile_kernel(self, kernel):

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_NVCC = {"PATH": str(Path(sys.executable).parent)}
 
 
-def extensions(**environment):
+def extensions(before="", **environment):
     """Return what a build would make, as setup.py describes itself, or the message with which it stops."""
     code = "import setuptools; setuptools.setup = lambda **k: print(*(e.name for e in k['ext_modules'])); import runpy\n"
-    code += "runpy.run_path('setup.py')"
+    code += f"{before}\nrunpy.run_path('setup.py')"
     kept = {name: value for name, value in os.environ.items() if name not in ("RSFAST_CUDA", "CUDA_HOME")}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**kept, **environment}, capture_output=True, text=True, cwd=ROOT
@@ -46,6 +46,14 @@ def test_insisting_without_nvcc_is_an_error():
 
 def test_another_choice_is_an_error():
     assert extensions(RSFAST_CUDA="yes") == "RSFAST_CUDA is 'yes'; it must be 0, 1 or auto"
+
+
+def test_setuptools_that_is_too_old_is_an_error():
+    """Without this, one that comes with Python 3.11 says that `project.license` has two definitions, and no more."""
+    assert extensions("setuptools.__version__ = '65.5.0'", RSFAST_CUDA="0") == (
+        "rsfast is built with setuptools 77 or newer, got 65.5.0; upgrade it, or let pip fetch its own for the build"
+    )
+    assert extensions("setuptools.__version__ = '77.0.0.post1'", RSFAST_CUDA="0") == ["rsfast.ops._cpu"]
 
 
 def test_cuda_home_and_refusal(tmp_path):

@@ -16,7 +16,8 @@ try:
     from . import _cpu
 except ImportError as error:
     raise ImportError(
-        f"rsfast's CPU kernels do not load: {error}. If they are not built, reinstall rsfast with pip."
+        f"rsfast's CPU kernels do not load: {error}. If they are not built, reinstall rsfast with pip. If Python runs in a "
+        "checkout's folder, it has found the sources: go to another folder, or `pip install --editable .` there."
     ) from error
 
 
