@@ -52,7 +52,7 @@ void use_isa(const std::string& name) {
                               "'; on this processor it must be one of " + names);
 }
 
-// IEEE arithmetic with subnormals, whatever the calling thread is set to (x86-64 and aarch64; elsewhere it is left alone).
+// IEEE arithmetic with subnormals, whatever the calling thread is set to (on x86-64 and aarch64).
 class [[maybe_unused]] IeeeMode {
 #if defined(__SSE2__)
  public:
@@ -63,11 +63,8 @@ class [[maybe_unused]] IeeeMode {
   unsigned saved_;
 #elif defined(__aarch64__)
  public:
-  IeeeMode() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_)::"memory");
-    asm volatile("msr fpcr, %0" ::"r"(uint64_t{0}) : "memory");
-  }
-  ~IeeeMode() { asm volatile("msr fpcr, %0" ::"r"(saved_) : "memory"); }
+  IeeeMode() { asm volatile("mrs %0, fpcr\n\tmsr fpcr, xzr" : "=r"(saved_) : : "memory"); }
+  ~IeeeMode() { asm volatile("msr fpcr, %0" : : "r"(saved_) : "memory"); }
 
  private:
   uint64_t saved_;
