@@ -40,12 +40,12 @@ def test_without_nvcc_there_is_no_cuda_extension():
 
 def test_insisting_without_nvcc_is_an_error():
     assert extensions(**NO_NVCC, RSFAST_CUDA="1") == (
-        "RSFAST_CUDA is 1, but no nvcc is on the PATH or in CUDA_HOME; install the CUDA toolkit, or set it to 0"
+        "RSFAST_CUDA=1 needs nvcc in CUDA_HOME/bin or on the PATH, got none: install the CUDA toolkit, or set RSFAST_CUDA=0"
     )
 
 
 def test_another_choice_is_an_error():
-    assert extensions(RSFAST_CUDA="yes") == "RSFAST_CUDA is 'yes'; it must be 0, 1 or auto"
+    assert extensions(RSFAST_CUDA="yes") == "RSFAST_CUDA must be 0, 1 or auto, got 'yes'"
 
 
 def test_cuda_home_and_refusal(tmp_path):

@@ -145,7 +145,12 @@ def test_notes_of_a_release():
 @pytest.mark.parametrize(
     ("tag", "version", "heading", "message"),
     [
-        ("v0.2.1", "0.2.0", "0.2.0 (2026-12-01)", "must be v and the version in rsfast/_versions.py, v0.2.0, got 'v0.2.1'"),
+        (
+            "v0.2.1",
+            "0.2.0",
+            "0.2.0 (2026-12-01)",
+            "must be 'v0.2.0', v and the version in rsfast/_versions.py, got 'v0.2.1'",
+        ),
         ("0.2.0", "0.2.0", "0.2.0 (2026-12-01)", "got '0.2.0'"),
         ("v0.2.0", "0.2.0", "0.2.0 (unreleased)", "got '## 0.2.0 (unreleased)'"),
         ("v0.3.0", "0.3.0", "0.2.0 (2026-12-01)", "must be '## 0.3.0 (YYYY-MM-DD)'"),
@@ -155,6 +160,13 @@ def test_disagreement_stops_a_release(tag, version, heading, message):
     changelog = CHANGELOG.replace("0.2.0 (2026-12-01)", heading)
     with pytest.raises(ValueError, match=re.escape(message)):
         notes(tag, f'__version__ = "{version}"\n', changelog)
+
+
+def test_files_without_a_version():
+    with pytest.raises(ValueError, match=r"rsfast/_versions\.py must have a line"):
+        notes("v0.2.0", "", CHANGELOG)
+    with pytest.raises(ValueError, match=r"first heading must be '## 0\.2\.0 \(YYYY-MM-DD\)', got none"):
+        notes("v0.2.0", '__version__ = "0.2.0"\n', "# Changelog\n")
 
 
 def test_notes_of_this_changelog():
