@@ -1,6 +1,6 @@
 """The workflows of .github: what they run exists, they agree with pyproject.toml, and they ask for no more than they need.
 
-GitHub itself cannot be tried here. `make check` also compares them with the published schema.
+GitHub itself cannot be tried here.
 """
 
 import importlib.util
