@@ -54,9 +54,7 @@ def find_nvcc():
     home = os.environ.get("CUDA_HOME")
     nvcc = (home and shutil.which("nvcc", path=str(Path(home) / "bin"))) or shutil.which("nvcc")
     if nvcc is None and choice == "1":
-        sys.exit(
-            "RSFAST_CUDA=1 needs nvcc in CUDA_HOME/bin or on the PATH, got none: install the CUDA toolkit, or set RSFAST_CUDA=0"
-        )
+        sys.exit("RSFAST_CUDA=1 needs nvcc in CUDA_HOME/bin or on the PATH: install the CUDA toolkit, or set RSFAST_CUDA=0")
     return nvcc
 
 

@@ -40,7 +40,7 @@ def test_without_nvcc_there_is_no_cuda_extension():
 
 def test_insisting_without_nvcc_is_an_error():
     assert extensions(**NO_NVCC, RSFAST_CUDA="1") == (
-        "RSFAST_CUDA=1 needs nvcc in CUDA_HOME/bin or on the PATH, got none: install the CUDA toolkit, or set RSFAST_CUDA=0"
+        "RSFAST_CUDA=1 needs nvcc in CUDA_HOME/bin or on the PATH: install the CUDA toolkit, or set RSFAST_CUDA=0"
     )
 
 
