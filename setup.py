@@ -48,13 +48,13 @@ def find_nvcc():
     """Return the path of nvcc, or None if rsfast.ops._cuda is not to be built."""
     choice = os.environ.get("RSFAST_CUDA", "auto")
     if choice not in ("0", "1", "auto"):
-        sys.exit(f"RSFAST_CUDA is {choice!r}; it must be 0, 1 or auto")
+        sys.exit(f"RSFAST_CUDA must be 0, 1 or auto, got {choice!r}")
     if choice == "0":
         return None
     home = os.environ.get("CUDA_HOME")
     nvcc = (home and shutil.which("nvcc", path=str(Path(home) / "bin"))) or shutil.which("nvcc")
     if nvcc is None and choice == "1":
-        sys.exit("RSFAST_CUDA is 1, but no nvcc is on the PATH or in CUDA_HOME; install the CUDA toolkit, or set it to 0")
+        sys.exit("RSFAST_CUDA=1 needs nvcc in CUDA_HOME/bin or on the PATH: install the CUDA toolkit, or set RSFAST_CUDA=0")
     return nvcc
 
 
@@ -66,7 +66,8 @@ def cuda_targets():
         return [target for target in CUDA_TARGETS if f"sm_{target}" in known]
     if unknown := [target for target in chosen.split(",") if f"sm_{target}" not in known]:
         sys.exit(
-            f"RSFAST_CUDA_TARGETS must be numbers that nvcc ({NVCC}) knows, such as 80,90, got {chosen!r}: not {unknown}"
+            f"RSFAST_CUDA_TARGETS must be targets of nvcc ({NVCC}), such as 80,90, got {chosen!r}: "
+            f"it does not know {' and '.join(map(repr, unknown))}"
         )
     return sorted(map(int, chosen.split(",")))
 
@@ -76,7 +77,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext):
         if sys.platform == "win32":
-            raise CompileError("rsfast needs GCC or Clang, and is built on Linux and macOS only.")
+            raise CompileError("rsfast must be built by GCC or Clang on Linux or macOS, got Windows")
         if ext.name.endswith("_cuda"):
             self.build_cuda(ext)
             return

@@ -106,11 +106,6 @@ void run_ranges(int64_t units, int64_t grain, int64_t threads, const Work& work)
   run_parts(parts, threads, [&](int64_t i) { work(units * i / parts, units * (i + 1) / parts); });
 }
 
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 constexpr int64_t kWorthAThread = 1 << 16;  // elements: about 50 microseconds, a few times what starting a thread takes
 
 void perturb(uintptr_t address, int64_t threads) {
