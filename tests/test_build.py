@@ -136,3 +136,20 @@ def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
     assert held == {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "rsfast").rglob("*") if path.is_file()}
     assert {"rsfast/py.typed", "rsfast/ops/_cpu.pyi", "rsfast/runs/advisories.json"} <= held
     assert about == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
+
+
+@pytest.mark.parametrize(("script", "taken"), [("exit 0", True), ("exit 1", False), (None, False)])
+def test_flags_that_only_gcc_has(script, taken, tmp_path):
+    """Clang refuses them as unknown. Where there is no compiler, to compile is what says so."""
+    compiler = tmp_path / "c++"
+    if script:
+        compiler.write_text(f"#!/bin/sh\n{script}\n")
+        compiler.chmod(0o755)
+    command = f"type('', (), {{'compiler': type('', (), {{'compiler_so_cxx': [{str(compiler)!r}]}})}})"
+    code = "import setuptools; setuptools.setup = lambda **k: print(k['cmdclass']['build_ext'].takes("
+    code += f"{command}, ['-fx'])); import runpy; runpy.run_path('setup.py')"
+    environment = {**os.environ, "RSFAST_CUDA": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout == f"{taken}\n"
