@@ -1,4 +1,4 @@
-# Every target does the set-up it needs: a virtual environment in .venv, torch's CPU build, rsfast built in place.
+# Every target does the set-up it needs: a virtual environment in .venv, torch, rsfast built in place.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,13 +35,12 @@ test: $(VENV)/installed  ## the quick tests of everything and the docstrings' ex
 test-all: $(VENV)/installed  ## also the slow ones, twelve minutes
 	$(PYTEST) -m "not noise"
 
-check: $(VENV)/installed  ## format, lint, types; import boundaries and forbidden flags
+check: $(VENV)/installed  ## format, lint, types, import boundaries, forbidden flags, workflows
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/python -m pytest tests/test_structure.py tests/test_workflows.py
 

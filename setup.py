@@ -5,10 +5,10 @@ CUDA_HOME, or on the PATH. RSFAST_CUDA_TARGETS=80,90 builds it for only these co
 """
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,17 +22,12 @@ if int(__version__.split(".")[0]) < 77:  # they do not know pyproject.toml's for
     )
 
 # -fno-math-errno and -fno-trapping-math let loops vectorise and change no value; -ffp-contract=off keeps every rounding;
-# -fschedule-insns interleaves independent chains (10 to 15% in perturb).
+# -Wno-uninitialized is for GCC 12, which warns about its own AVX-512 header.
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-FLAGS += [
-    "-fschedule-insns",
-    "-fsched-pressure",
-    "-fvisibility=hidden",
-    "-g0",
-    "-Wall",
-    "-Wno-uninitialized",  # GCC 12 warns about its own AVX-512 header
-]
-X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+FLAGS += ["-fvisibility=hidden", "-g0", "-Wall", "-Wno-uninitialized"]
+# They interleave independent chains (10 to 15% in perturb). Clang does so by itself, and refuses the second.
+GCC_FLAGS = ["-fschedule-insns", "-fsched-pressure"]
+X86_64 = sysconfig.get_platform().endswith(("x86_64", "amd64"))  # what is built for, which need not be this machine
 INSTRUCTION_SETS = {"baseline": []}
 if X86_64:
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
@@ -53,13 +48,13 @@ def find_nvcc():
     """Return the path of nvcc, or None if rsfast.ops._cuda is not to be built."""
     choice = os.environ.get("RSFAST_CUDA", "auto")
     if choice not in ("0", "1", "auto"):
-        sys.exit(f"RSFAST_CUDA is {choice!r}; it must be 0, 1 or auto")
+        sys.exit(f"RSFAST_CUDA must be 0, 1 or auto, got {choice!r}")
     if choice == "0":
         return None
     home = os.environ.get("CUDA_HOME")
     nvcc = (home and shutil.which("nvcc", path=str(Path(home) / "bin"))) or shutil.which("nvcc")
     if nvcc is None and choice == "1":
-        sys.exit("RSFAST_CUDA is 1, but no nvcc is on the PATH or in CUDA_HOME; install the CUDA toolkit, or set it to 0")
+        sys.exit("RSFAST_CUDA=1 needs nvcc in CUDA_HOME/bin or on the PATH: install the CUDA toolkit, or set RSFAST_CUDA=0")
     return nvcc
 
 
@@ -71,7 +66,8 @@ def cuda_targets():
         return [target for target in CUDA_TARGETS if f"sm_{target}" in known]
     if unknown := [target for target in chosen.split(",") if f"sm_{target}" not in known]:
         sys.exit(
-            f"RSFAST_CUDA_TARGETS must be numbers that nvcc ({NVCC}) knows, such as 80,90, got {chosen!r}: not {unknown}"
+            f"RSFAST_CUDA_TARGETS must be targets of nvcc ({NVCC}), such as 80,90, got {chosen!r}: "
+            f"it does not know {' and '.join(map(repr, unknown))}"
         )
     return sorted(map(int, chosen.split(",")))
 
@@ -81,13 +77,14 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext):
         if sys.platform == "win32":
-            raise CompileError("rsfast needs GCC or Clang, and is built on Linux and macOS only.")
+            raise CompileError("rsfast must be built by GCC or Clang on Linux or macOS, got Windows")
         if ext.name.endswith("_cuda"):
             self.build_cuda(ext)
             return
         try:
+            flags = FLAGS + (GCC_FLAGS if self.takes(GCC_FLAGS) else [])
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                kernels = [(isa, source) for source in CPU_KERNELS for isa in INSTRUCTION_SETS]
+                kernels = [(source, isa, flags) for source in CPU_KERNELS for isa in INSTRUCTION_SETS]
                 ext.extra_objects += [name for names in pool.map(self.compile_kernel, kernels) for name in names]
             super().build_extension(ext)
         except CompileError as error:
@@ -97,11 +94,19 @@ class BuildKernels(build_ext):
                 "the compiler if it is not the default."
             ) from error
 
+    def takes(self, flags):
+        """Return whether the compiler takes all flags without a warning."""
+        command = [*self.compiler.compiler_so_cxx, *flags, "-Werror", "-fsyntax-only", "-x", "c++", os.devnull]
+        try:
+            return not subprocess.run(command, capture_output=True).returncode
+        except OSError:  # there is no compiler, of which the first compilation complains
+            return False
+
     def compile_kernel(self, kernel):
-        isa, source = kernel
+        source, isa, flags = kernel
         folder, macros = os.path.join(self.build_temp, isa), [("RSFAST_ISA", isa)]
         return self.compiler.compile(
-            [source], output_dir=folder, macros=macros, extra_postargs=FLAGS + INSTRUCTION_SETS[isa]
+            [source], output_dir=folder, macros=macros, extra_postargs=flags + INSTRUCTION_SETS[isa]
         )
 
     def build_cuda(self, ext):

@@ -18,8 +18,11 @@ TURNS = ("before", "after", "after", "before")  # a drift that is even over the 
 
 
 def git(tree: Path, *arguments: str) -> str:
-    """Return what git prints in `tree`."""
-    return subprocess.run(["git", *arguments], cwd=tree, check=True, capture_output=True, text=True).stdout.strip()
+    """Return what git prints in `tree`; end the program with its message if it fails."""
+    done = subprocess.run(["git", *arguments], cwd=tree, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"git {' '.join(arguments)} in {tree}: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 def base_of(tree: Path) -> str:
@@ -32,13 +35,17 @@ def worktree(commit: str) -> Path:
     """Return a worktree of `commit`; one that is there from an earlier call is used again, with its environment."""
     tree = ROOT / "build" / "against" / commit[:12]
     if not tree.exists():
-        git(ROOT, "worktree", "add", "--detach", str(tree), commit)
+        git(ROOT, "worktree", "add", "--force", "--detach", str(tree), commit)  # also after make clean
     return tree
 
 
 def measure(tree: Path, into: Path, bench: str) -> dict[str, Any]:
     """Run the benchmarks of `tree`, and return pytest-benchmark's JSON with the table of ratios."""
-    subprocess.run(["make", "bench", f"BENCH=--benchmark-only --benchmark-json={into} {bench}"], cwd=tree, check=True)
+    command = ["make", "bench", f"BENCH=--benchmark-only --benchmark-json={into} {bench}"]
+    if subprocess.run(command, cwd=tree).returncode:
+        raise SystemExit(
+            f"make bench failed in {tree}: its messages are above. --bench must select benchmarks, got {bench!r}"
+        )
     return dict(json.loads(into.read_text()))
 
 

@@ -30,6 +30,11 @@ PAGE = ROOT / "benchmarks" / "results" / "demo.md"
 PICTURE = ROOT / "docs" / "images" / "certified_accuracy.svg"
 QUICK_START = ROOT / "docs" / "quickstart.md"
 SEED, IMAGES = 2026, 200
+PAIRS = (  # whose average radii are compared: a head, a bound, and the bound that it is compared with
+    ("Votes", "randomized_clopper_pearson", "clopper_pearson"),
+    ("Votes", "beta_binomial_sequence", "clopper_pearson"),
+    ("Softmax", "betting", "empirical_bernstein"),
+)
 CHANGED = {0.6: 10_000, 0.25: 31_000}  # by sigma: the n with which the changed model is certified anew
 HEAD = """# On the demo's digits
 
@@ -69,23 +74,11 @@ def gains(printed: str) -> str:
     acr = {row[:3]: float(row[3]) for row in found}
     assert len(acr) == len(demo.COMPARED)
     rows = [("Softmax(0.5)" if head == "Softmax" else head, *rest) for head, *rest in found]
-    votes = acr["Votes", "clopper_pearson", "auto"]
-    pairs = (
-        (
-            "votes, randomized_clopper_pearson over clopper_pearson",
-            acr["Votes", "randomized_clopper_pearson", "auto"],
-            votes,
-        ),
-        ("votes, beta_binomial_sequence over clopper_pearson", acr["Votes", "beta_binomial_sequence", "auto"], votes),
-        (
-            "softmax, betting over empirical_bernstein",
-            *(acr["Softmax", b, "auto"] for b in ("betting", "empirical_bernstein")),
-        ),
-    )
-    compared = [
-        (what, f"{abs(100 * one / other - 100):.1f} % {'larger' if one > other else 'smaller'}")
-        for what, one, other in pairs
-    ]
+    compared = []
+    for head, one, other in PAIRS:
+        ratio = acr[head, one, "auto"] / acr[head, other, "auto"]
+        text = f"{abs(100 * ratio - 100):.1f} % {'larger' if ratio > 1 else 'smaller'}"
+        compared.append((f"{head.lower()}, {one} over {other}", text))
     return f"{table(['head', 'bound', 'rule', 'ACR', 'gain'], rows)}\n\n{table(['what', 'ACR'], compared)}"
 
 

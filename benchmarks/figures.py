@@ -15,7 +15,8 @@ forms, and readers see from where both come:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ def section(file: Path, anchor: str | None) -> str:
     for part in re.split(r"^(?=#+ )", text, flags=re.MULTILINE):
         if slug(part.partition("\n")[0].lstrip("# ")) == anchor:
             return part
-    raise ValueError(f"{file.name} has no section #{anchor}")
+    raise ValueError(f"it must have a section #{anchor}, got none")
 
 
 def cells(line: str) -> list[str]:
@@ -70,7 +71,7 @@ def cell(text: str, title: str) -> str:
     *keys, column = " ".join(title.split()).split(" / ")
     found = [row[column] for row in rows(text) if column in row and set(keys) <= set(row.values())]
     if len(found) != 1:
-        raise ValueError(f'"{title}" must name one cell, got {len(found)}')
+        raise ValueError(f'"{title}" must name one cell of it, got {len(found)}')
     return found[0]
 
 
@@ -86,9 +87,17 @@ def renewed_table(table: str, text: str) -> str:
             if len(found) <= 1:
                 break
         if len(found) != 1:
-            raise ValueError(f"the row {line} must begin as one row of the file, got {len(found)}")
+            raise ValueError(f"the row {line} must begin as one row of it, got {len(found)}")
         lines[place] = f"| {' | '.join(found[0][column] for column in columns)} |"
     return "\n".join(lines) + "\n"
+
+
+def block(text: str) -> str:
+    """Return the one block of a text."""
+    blocks: list[str] = BLOCK.findall(text)
+    if len(blocks) != 1:
+        raise ValueError(f"it must have one block there, got {len(blocks)}")
+    return blocks[0]
 
 
 def renewed(page: Path) -> str:
@@ -97,44 +106,40 @@ def renewed(page: Path) -> str:
     Raises
     ------
     ValueError
-        If a file does not have what the page takes from it.
+        If a file does not have what the page takes from it; it names both.
     """
-    old = page.read_text()
 
-    def source(found: re.Match[str]) -> str:
-        return section(page.parent / found["file"], found["section"])
+    def taken(source: re.Match[str], take: Callable[[str], str]) -> str:
+        try:
+            return take(section(page.parent / source["file"], source["section"]))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{page.relative_to(ROOT)} takes figures from {source['file']}: {error}") from error
 
     def of_link(found: re.Match[str]) -> str:
-        new = cell(source(found), found["title"])
+        new = taken(found, partial(cell, title=found["title"]))
         same = found["text"].split() == new.split()  # a line may end within
         return found[0] if same else found[0].replace(f"[{found['text']}]", f"[{new}]", 1)
 
     def of_table(found: re.Match[str]) -> str:
-        below = SOURCE.match(old, found.end())
-        return renewed_table(found[0], source(below)) if below else found[0]
+        below = SOURCE.match(found.string, found.end())
+        return taken(below, partial(renewed_table, found[0])) if below else found[0]
 
     def of_block(found: re.Match[str]) -> str:
-        below = SOURCE.match(old, found.end())
-        if not below:
-            return found[0]
-        blocks = BLOCK.findall(source(below))
-        if len(blocks) != 1:
-            raise ValueError(f"{below['file']}#{below['section']} must have one block, got {len(blocks)}")
-        return blocks[0]
+        below = SOURCE.match(found.string, found.end())
+        return taken(below, block) if below else found[0]
 
-    try:
-        new = old = TABLE.sub(of_table, old)
-        new = BLOCK.sub(of_block, old)
-        return LINK.sub(of_link, new)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{page.relative_to(ROOT)}: {error}") from error
+    return LINK.sub(of_link, BLOCK.sub(of_block, TABLE.sub(of_table, page.read_text())))
 
 
 def main() -> None:
-    for page in pages():
-        new = renewed(page)
-        if new != page.read_text():
-            page.write_text(new)
+    """Renew every page, or none if a figure has lost its source."""
+    try:
+        texts = {page: renewed(page) for page in pages()}
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    for page, text in texts.items():
+        if text != page.read_text():
+            page.write_text(text)
             print(f"renewed {page.relative_to(ROOT)}")
 
 

@@ -1,5 +1,5 @@
-// What rsfast.ops._cpu and rsfast.ops._cuda need of Python: it makes a Python function of a C++ function of integers and
-// strings. It keeps to the limited API of CPython 3.10, so one binary loads in that version and in every later one.
+// What rsfast.ops._cpu and rsfast.ops._cuda share: Python functions of C++ functions, whose arguments are integers (some are
+// addresses) and strings. This keeps to the limited API of CPython 3.10, so one binary loads in that and in later versions.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -116,6 +116,11 @@ PyMethodDef python_function(const char* name, const char* doc) {
   PyObject* (*const fast)(PyObject*, PyObject* const*, Py_ssize_t) =
       [](PyObject*, PyObject* const* given, Py_ssize_t count) { return checked_call(function, given, count); };
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast)), METH_FASTCALL, doc};
+}
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
 // Two functions that both modules have, by which Python compares itself with the binary.

@@ -1,6 +1,6 @@
 """Write rsfast's Triton kernels as a repository for Hugging Face's `kernels`: python hub/export.py FOLDER.
 
-A kernel on the Hub imports the standard library, torch and itself, and nothing else; not even NumPy. So this takes from the
+A kernel on the Hub imports the standard library, torch, Triton and itself, and not even NumPy. So this takes from the
 package what the kernels need, definition by definition: it starts from what kernel/torch-ext/rsfast_kernels/__init__.py
 imports and follows names. The text of what it takes is not changed, so there is no second copy of a kernel to look after.
 Annotations are not followed: nothing evaluates them.
@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -207,11 +208,14 @@ def export(folder: Path, repo_id: str | None = None) -> None:
 
     Raises
     ------
-    FileExistsError
-        If there is something at `folder`.
     ValueError
-        If the kernels need what a kernel on the Hub may not import.
+        If there is something at `folder`, `repo_id` has another form, or the kernels need what a kernel on the Hub may not
+        import.
     """
+    if folder.exists():
+        raise ValueError(f"folder must be the path of a new one, got {folder}, which exists")
+    if repo_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"repo_id must be OWNER/NAME, got {repo_id!r}")
     shutil.copytree(KERNEL, folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "LICENSE", folder)
     if repo_id is not None:
@@ -294,9 +298,12 @@ def main() -> None:
     """Take the arguments from the command line."""
     parser = argparse.ArgumentParser(description="Write the Triton kernels as a repository for Hugging Face's kernels.")
     parser.add_argument("folder", type=Path, help="where to write it; there must be nothing yet")
-    parser.add_argument("--repo-id", metavar="OWNER/NAME", help="where kernel-builder shall upload it")
+    parser.add_argument("--repo-id", metavar="OWNER/NAME", help="where kernel-builder is to upload it")
     arguments = parser.parse_args()
-    export(arguments.folder, arguments.repo_id)
+    try:
+        export(arguments.folder, arguments.repo_id)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

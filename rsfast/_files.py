@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -78,9 +78,18 @@ def write_whole(path: str | PathLike[str], content: Iterable[bytes], *, scratch:
             for each in content:
                 opened.write(each)
             opened.flush()
-            os.fsync(opened.fileno())  # else the name may be on disk before the content is, should the power fail
+            _to_disk(opened)  # else the name may be on disk before the content is, should the power fail
         new.replace(file)
         undo.pop_all()
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    """Wait until a file's content is on the disk. macOS's fsync does not: what it wrote may stay in the disk's cache."""
+    if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None:
+        with suppress(OSError):  # some file systems have no such call
+            fcntl.fcntl(file, full)
+            return
+    os.fsync(file.fileno())
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class GaussianNoise(_NoiseLayer):
 
     In a worker of a DataLoader the noise comes from `seed`, the worker's own seed and the number of rows before in that
     worker. Noise of each worker and epoch is then its own. It repeats if `torch.manual_seed` (or the loader's generator) and
-    the number of workers do. `count` leaves these rows out. Other copies of a layer draw its noise.
+    the number of workers do. `count` leaves these rows out. Other copies of a layer draw the same noise as it.
 
     References
     ----------

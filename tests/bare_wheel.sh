@@ -26,11 +26,11 @@ from pathlib import Path
 
 import rsfast
 
-assert Path(rsfast.__file__).is_relative_to(sys.prefix), f"rsfast is that of {rsfast.__file__}"
+assert Path(rsfast.__file__).is_relative_to(sys.prefix), f"rsfast must be imported from the wheel, got {rsfast.__file__}"
 found = [tool for tool in ("cc", "c++", "gcc", "g++", "clang", "nvcc", "ninja", "cmake") if shutil.which(tool)]
-assert not found, f"there are {found}"
+assert not found, f"PATH must have no compiler, got {found}"
 blocks = re.findall(r"```python\n(.*?)```", Path(sys.argv[1]).read_text(), re.DOTALL)
-assert blocks, "README has no Python"
+assert blocks, "README.md must have blocks of Python, got none"
 for block in blocks:
     exec(compile(block, "README.md", "exec"))
 END

@@ -1,10 +1,10 @@
 """How benchmarks.against compares two commits, and with which."""
 
-import subprocess
+import shutil
 
 import pytest
 
-from benchmarks.against import base_of, compared, git, report
+from benchmarks.against import base_of, compared, git, main, measure, report, worktree
 
 
 def run(machine="a CPU", **ratios):
@@ -59,5 +59,27 @@ def test_a_shallow_clone_is_an_error(repository, tmp_path_factory):
     """Without HEAD's parent there is nothing to compare with."""
     clone = tmp_path_factory.mktemp("clone")
     git(clone, "clone", "--quiet", "--depth", "1", f"file://{repository}", ".")
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(SystemExit, match=r"git tag .*HEAD\^.* in .*: fatal: malformed object name HEAD\^"):
         base_of(clone)
+
+
+def test_a_base_that_is_no_commit_is_an_error(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["against", "--base", "v9"])
+    with pytest.raises(SystemExit, match=r"git rev-parse v9.*fatal:"):
+        main()
+
+
+def test_a_worktree_that_was_removed_is_made_again(repository, monkeypatch):
+    """By make clean, say."""
+    monkeypatch.setattr("benchmarks.against.ROOT", repository)
+    commit = git(repository, "rev-parse", "HEAD^")
+    for _ in range(2):
+        tree = worktree(commit)
+        assert git(tree, "rev-parse", "HEAD") == commit
+        shutil.rmtree(tree)
+
+
+def test_a_benchmark_that_fails_ends_the_comparison(tmp_path):
+    (tmp_path / "Makefile").write_text("bench:\n\t@false\n")
+    with pytest.raises(SystemExit, match=r"make bench failed in .* got '-k nothing'"):
+        measure(tmp_path, tmp_path / "run.json", "-k nothing")

@@ -1,4 +1,4 @@
-"""What RSFAST_CUDA chooses, and that rsfast.ops._cuda can be imported anywhere."""
+"""What RSFAST_CUDA chooses, that rsfast.ops._cuda can be imported anywhere, and which files a wheel holds."""
 
 import os
 import shutil
@@ -40,12 +40,12 @@ def test_without_nvcc_there_is_no_cuda_extension():
 
 def test_insisting_without_nvcc_is_an_error():
     assert extensions(**NO_NVCC, RSFAST_CUDA="1") == (
-        "RSFAST_CUDA is 1, but no nvcc is on the PATH or in CUDA_HOME; install the CUDA toolkit, or set it to 0"
+        "RSFAST_CUDA=1 needs nvcc in CUDA_HOME/bin or on the PATH: install the CUDA toolkit, or set RSFAST_CUDA=0"
     )
 
 
 def test_another_choice_is_an_error():
-    assert extensions(RSFAST_CUDA="yes") == "RSFAST_CUDA is 'yes'; it must be 0, 1 or auto"
+    assert extensions(RSFAST_CUDA="yes") == "RSFAST_CUDA must be 0, 1 or auto, got 'yes'"
 
 
 def test_setuptools_that_is_too_old_is_an_error():
@@ -117,14 +117,47 @@ def test_without_a_driver_the_reason_is_returned():
         assert "CUDA error" in _cuda.unavailable_reason(0)
 
 
+def built(kind, folder):
+    """Build a wheel of the package, or an editable one, in a copy without setup.py, so that nothing is compiled."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    compiled = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "rsfast", folder / "rsfast", ignore=compiled)
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}('.'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    return ZipFile(folder / done.stdout.split()[-1])
+
+
 def test_an_editable_install_is_a_path(tmp_path):
     """Type checkers follow a path to the package and its stubs, and not the import hook that setuptools may write."""
-    for name in ("pyproject.toml", "README.md", "LICENSE", "rsfast"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    code = "from setuptools import build_meta; print(build_meta.build_editable('.'))"  # no setup.py: nothing is compiled
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    with ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
+    with built("editable", tmp_path) as wheel:
         files = [name for name in wheel.namelist() if ".dist-info/" not in name]
         assert [Path(name).suffix for name in files] == [".pth"]
         assert Path(wheel.read(files[0]).decode().strip()).samefile(tmp_path)
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
+    """Each module and each file that modules read: stubs, templates, advisories."""
+    with built("wheel", tmp_path) as wheel:
+        held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        about = {name.partition(".dist-info/")[2] for name in wheel.namelist() if ".dist-info/" in name}
+    assert held == {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "rsfast").rglob("*") if path.is_file()}
+    assert {"rsfast/py.typed", "rsfast/ops/_cpu.pyi", "rsfast/runs/advisories.json"} <= held
+    assert about == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
+
+
+@pytest.mark.parametrize(("script", "taken"), [("exit 0", True), ("exit 1", False), (None, False)])
+def test_flags_that_only_gcc_has(script, taken, tmp_path):
+    """Clang refuses them as unknown. Where there is no compiler, to compile is what says so."""
+    compiler = tmp_path / "c++"
+    if script:
+        compiler.write_text(f"#!/bin/sh\n{script}\n")
+        compiler.chmod(0o755)
+    command = f"type('', (), {{'compiler': type('', (), {{'compiler_so_cxx': [{str(compiler)!r}]}})}})"
+    code = "import setuptools; setuptools.setup = lambda **k: print(k['cmdclass']['build_ext'].takes("
+    code += f"{command}, ['-fx'])); import runpy; runpy.run_path('setup.py')"
+    environment = {**os.environ, "RSFAST_CUDA": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout == f"{taken}\n"

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 
 from benchmarks import coverage
-from benchmarks.figures import BLOCK, LINK, RESULTS, ROOT, SOURCE, TABLE, cells, pages, renewed, section
+from benchmarks.figures import BLOCK, LINK, RESULTS, ROOT, SOURCE, TABLE, cells, main, pages, renewed, section
 from rsfast.cli import COMMANDS
 
 PAGES = pages()
@@ -151,11 +151,13 @@ def test_a_number_in_a_sentence(site):
     )
     assert site('[9](file.md#more "a / times")') == '[4.5](file.md#more "a / times")'
     for wrong, count in (("a / times", 3), ("c / times", 0), ("a / time", 0)):
-        with pytest.raises(ValueError, match=rf'^page\.md: "{wrong}" must name one cell, got {count}$'):
+        with pytest.raises(
+            ValueError, match=rf'^page\.md takes figures from file\.md: "{wrong}" must name one cell of it, got {count}$'
+        ):
             site(f'[9](file.md "{wrong}")')
-    with pytest.raises(ValueError, match=r"^page\.md: file\.md has no section #less$"):
+    with pytest.raises(ValueError, match=r"^page\.md takes figures from file\.md: it must have a section #less, got none$"):
         site('[9](file.md#less "a / times")')
-    with pytest.raises(ValueError, match=r"^page\.md: .*other\.md"):
+    with pytest.raises(ValueError, match=r"^page\.md takes figures from other\.md: .*No such file"):
         site('[9](other.md "a / times")')
 
 
@@ -166,12 +168,28 @@ def test_a_table(site):
     fewer = "| what | times |\n|---|---|\n| b | {} |\n"
     assert site(fewer.format(9) + source) == fewer.format(3.5) + source
     assert site(fewer.format(9) + "\nNot sourced.\n") == fewer.format(9) + "\nNot sourced.\n"
-    with pytest.raises(ValueError, match=r"^page\.md: the row \| c \| 9 \| must begin as one row of the file, got 0$"):
+    with pytest.raises(
+        ValueError, match=r"^page\.md takes figures from file\.md: the row \| c \| 9 \| must begin as one row of it, got 0$"
+    ):
         site(fewer.format(9).replace("b", "c") + source)
 
 
 def test_what_a_program_printed(site):
     page = "```python\nx\n```\n\nText.\n\n```\n{}\n```\n\nFigures: [file.md](file.md#more), by hand.\n"
     assert site(page.format("old")) == page.format("printed")
-    with pytest.raises(ValueError, match=r"file\.md#head must have one block, got 0"):
+    with pytest.raises(ValueError, match=r"file\.md: it must have one block there, got 0$"):
         site(page.format("old").replace("#more", "#head"))
+
+
+def test_a_lost_figure_renews_no_page(site, tmp_path, capsys):
+    stale, renewed_text = '[9](file.md "b / times")', '[3.5](file.md "b / times")'
+    assert site(stale) == renewed_text
+    lost = tmp_path / "z.md"
+    lost.write_text('[9](file.md "c / times")')
+    with pytest.raises(SystemExit, match=r"^z\.md takes figures from file\.md: "):
+        main()
+    assert (tmp_path / "page.md").read_text() == stale
+    lost.unlink()
+    main()
+    assert (tmp_path / "page.md").read_text() == renewed_text
+    assert capsys.readouterr().out == "renewed page.md\n"

@@ -1,5 +1,6 @@
 """rsfast._files: what is opened is a file that ends, and what is written is there as a whole or not at all."""
 
+import fcntl
 import io
 import os
 import socket
@@ -49,6 +50,24 @@ def test_a_file_is_written_as_a_whole(tmp_path):
     assert file.read_bytes() == b"through a link"
     assert (tmp_path / "link").is_symlink()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_content_is_on_the_disk_before_the_name_where_fsync_does_not_see_to_it(refused, tmp_path, monkeypatch):
+    """As on macOS, whose F_FULLFSYNC some file systems refuse."""
+    calls = []
+
+    def full(file, command):
+        calls.append(command)
+        if refused:
+            raise OSError(45, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full)
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("fsync"))
+    write_whole(tmp_path / "file", [b"content"])
+    assert calls == ([51, "fsync"] if refused else [51])
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path):

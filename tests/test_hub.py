@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -128,8 +129,11 @@ def test_command(tmp_path):
     subprocess.run(command, check=True)
     assert "[general.hub]" not in (tmp_path / "out/build.toml").read_text()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode != 0
-    assert "File exists" in again.stderr
+    assert again.returncode == 2
+    assert again.stderr.endswith(f"error: folder must be the path of a new one, got {tmp_path / 'out'}, which exists\n")
+    with pytest.raises(ValueError, match="repo_id must be OWNER/NAME, got 'mine'"):
+        hub_export.export(tmp_path / "new", "mine")
+    assert not (tmp_path / "new").exists()
 
 
 @has_kernels
@@ -152,6 +156,14 @@ def test_metadata(repository):
         assert json.loads((folder / "metadata.json").read_text())["backend"]["type"] == variant.removeprefix("torch-")
         identifiers.add(metadata.id)
     assert len(identifiers) == len(variants)
+
+
+def test_the_card_has_the_floors_of_the_package():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    floors = re.findall(r'^requires-python = ">=([\d.]+)"|^    "(?:torch|triton)>=([\d.]+)', pyproject, re.MULTILINE)
+    python, torch, triton = map("".join, floors)
+    card = " ".join((HUB / "kernel" / "CARD.md").read_text().split())
+    assert f"Triton {triton} or later, torch {torch} or later and Python {python} or later" in card
 
 
 # The kernels, on a GPU if there is one, and else in the interpreter

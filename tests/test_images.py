@@ -240,6 +240,7 @@ def alive(session):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGKILL, False), (signal.SIGINT, True)])
 def test_no_worker_outlives_its_run(number, group, net, module):
     """Killed, or told to stop as a terminal does, which tells the workers, too. What was written is a run to resume."""

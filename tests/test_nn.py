@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -277,16 +276,20 @@ def test_a_layer_takes_its_rank_along(monkeypatch):
     """A worker that is not forked has no process group, and RANK is torchrun's alone; it draws what a forked one does."""
     monkeypatch.delenv("RANK", raising=False)
     layer = GaussianNoise(1.0, seed=7)
-    monkeypatch.setattr(torch.utils.data._utils.worker, "_worker_info", SimpleNamespace(seed=11))
+
+    def draws(layer):
+        return epochs(layer, 3, count=1, multiprocessing_context="fork")  # a worker has the group of its parent, or none
+
     drawn = {}
     for rank in (0, 3):
         with monkeypatch.context() as group:
             group.setattr(torch.distributed, "is_initialized", lambda: True)
             group.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+            group.setattr(torch.distributed, "get_world_size", lambda: 4)
             sent = pickle.dumps(layer)
-            drawn[rank] = copy.deepcopy(layer)(torch.zeros(8, 4))
-        assert torch.equal(pickle.loads(sent)(torch.zeros(8, 4)), drawn[rank])
-        assert torch.equal(pickle.loads(pickle.dumps(pickle.loads(sent)))(torch.zeros(8, 4)), drawn[rank])
+            drawn[rank] = draws(layer)
+        assert torch.equal(draws(pickle.loads(sent)), drawn[rank])
+        assert torch.equal(draws(pickle.loads(pickle.dumps(pickle.loads(sent)))), drawn[rank])
     assert different(*drawn.values())
 
 

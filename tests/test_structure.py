@@ -103,7 +103,8 @@ def test_analyze_without_torch(run):
     """What only reads does not wait for libraries that compute."""
     (run.parent / "run.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0.1\n")
     forbidden = "torch matplotlib scipy safetensors"
-    assert_not_loaded(forbidden, "analyze run", "analyze run.tsv", folder=run.parent)
+    commands = ["analyze run", "analyze run.tsv", "doctor --advisories"]
+    assert_not_loaded(forbidden, *commands, folder=run.parent)
 
 
 def test_plot_and_tables_without_torch(run):

@@ -1,6 +1,6 @@
 """The workflows of .github: what they run exists, they agree with pyproject.toml, and they ask for no more than they need.
 
-GitHub itself cannot be tried here. `make check` also compares them with the published schema.
+GitHub itself cannot be tried here.
 """
 
 import importlib.util
@@ -82,6 +82,8 @@ def absent(command):
     rules = (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv")
     words = shlex.split(command, comments=True)
     for before, word in zip(["", *words], words, strict=False):
+        if " " in word:  # what sh -c runs
+            yield from absent(word)
         if before == "make" and not re.search(rf"^{re.escape(word)}:", rules, re.MULTILINE):
             yield f"make {word}"
         if re.match(r"(\./)?(\.github|tests|benchmarks|csrc)/", word) and not (ROOT / word).exists():
@@ -97,6 +99,7 @@ def test_what_is_absent_is_found():
         "tests/nothing.py",
     ]
     assert list(absent("python -m benchmarks.nothing")) == ["benchmarks.nothing"]
+    assert list(absent('sh -c "true && .github/nothing.sh"')) == [".github/nothing.sh"]
 
 
 def test_every_target_and_script_exists():
@@ -104,7 +107,8 @@ def test_every_target_and_script_exists():
     assert {"make check", "make test-all", "make docs", ".github/oldest.sh"} <= set(commands)
     text = "\n".join(path.read_text().replace("\\\n", " ") for path in SCRIPTS)
     lines = [line for line in text.splitlines() if not line.startswith("#")]
-    assert [word for command in [*commands, *lines] for word in absent(command)] == []
+    [tried] = re.findall(r'^test-command = "sh {project}/(.+)"$', PYPROJECT, re.MULTILINE)  # by cibuildwheel
+    assert [word for command in [*commands, *lines, tried] for word in absent(command)] == []
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -145,7 +149,12 @@ def test_notes_of_a_release():
 @pytest.mark.parametrize(
     ("tag", "version", "heading", "message"),
     [
-        ("v0.2.1", "0.2.0", "0.2.0 (2026-12-01)", "must be v and the version in rsfast/_versions.py, v0.2.0, got 'v0.2.1'"),
+        (
+            "v0.2.1",
+            "0.2.0",
+            "0.2.0 (2026-12-01)",
+            "must be 'v0.2.0', v and the version in rsfast/_versions.py, got 'v0.2.1'",
+        ),
         ("0.2.0", "0.2.0", "0.2.0 (2026-12-01)", "got '0.2.0'"),
         ("v0.2.0", "0.2.0", "0.2.0 (unreleased)", "got '## 0.2.0 (unreleased)'"),
         ("v0.3.0", "0.3.0", "0.2.0 (2026-12-01)", "must be '## 0.3.0 (YYYY-MM-DD)'"),
@@ -155,6 +164,13 @@ def test_disagreement_stops_a_release(tag, version, heading, message):
     changelog = CHANGELOG.replace("0.2.0 (2026-12-01)", heading)
     with pytest.raises(ValueError, match=re.escape(message)):
         notes(tag, f'__version__ = "{version}"\n', changelog)
+
+
+def test_files_without_a_version():
+    with pytest.raises(ValueError, match=r"rsfast/_versions\.py must have a line"):
+        notes("v0.2.0", "", CHANGELOG)
+    with pytest.raises(ValueError, match=r"first heading must be '## 0\.2\.0 \(YYYY-MM-DD\)', got none"):
+        notes("v0.2.0", '__version__ = "0.2.0"\n', "# Changelog\n")
 
 
 def test_notes_of_this_changelog():

@@ -52,7 +52,7 @@ void use_isa(const std::string& name) {
                               "'; on this processor it must be one of " + names);
 }
 
-// IEEE arithmetic with subnormals, whatever the calling thread is set to (x86-64 and aarch64; elsewhere it is left alone).
+// IEEE arithmetic with subnormals, whatever the calling thread is set to (on x86-64 and aarch64).
 class [[maybe_unused]] IeeeMode {
 #if defined(__SSE2__)
  public:
@@ -63,11 +63,8 @@ class [[maybe_unused]] IeeeMode {
   unsigned saved_;
 #elif defined(__aarch64__)
  public:
-  IeeeMode() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_)::"memory");
-    asm volatile("msr fpcr, %0" ::"r"(uint64_t{0}) : "memory");
-  }
-  ~IeeeMode() { asm volatile("msr fpcr, %0" ::"r"(saved_) : "memory"); }
+  IeeeMode() { asm volatile("mrs %0, fpcr\n\tmsr fpcr, xzr" : "=r"(saved_) : : "memory"); }
+  ~IeeeMode() { asm volatile("msr fpcr, %0" : : "r"(saved_) : "memory"); }
 
  private:
   uint64_t saved_;
@@ -107,11 +104,6 @@ template <class Work>
 void run_ranges(int64_t units, int64_t grain, int64_t threads, const Work& work) {
   const int64_t parts = threads == 1 ? 1 : std::max<int64_t>(1, std::min(8 * threads, units / std::max<int64_t>(1, grain)));
   run_parts(parts, threads, [&](int64_t i) { work(units * i / parts, units * (i + 1) / parts); });
-}
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
 }
 
 constexpr int64_t kWorthAThread = 1 << 16;  // elements: about 50 microseconds, a few times what starting a thread takes

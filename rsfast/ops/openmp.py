@@ -13,12 +13,15 @@ from pathlib import Path
 
 import torch
 
+_NAMES = ("libgomp*", "libiomp*", "libomp*")  # GCC's, Intel's and LLVM's
+
 
 @cache
 def runtime() -> tuple[str, ctypes.CDLL] | None:
     """Return its file's name and the library, or None where torch has loaded none. Nothing is linked, nothing loaded."""
     root = Path(torch.__file__).parent
-    for path in sorted((*root.glob("lib/lib*omp*"), *root.parent.glob("torch.libs/lib*omp*"))):
+    folders = (root / "lib", root.parent / "torch.libs")
+    for path in sorted(path for folder in folders for name in _NAMES for path in folder.glob(name)):
         try:
             library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD)
             _ = library.GOMP_parallel, library.omp_set_num_threads

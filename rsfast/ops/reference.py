@@ -97,8 +97,8 @@ def perturb(job: Perturbation) -> None:
 def finish(y: Tensor, job: Perturbation, out: Tensor) -> None:
     """Fill `out`, rows of ``job.out``, with their noisy inputs y, float32, clamped, scaled and shifted."""
     if job.clamp is not None:
-        low, high = torch.tensor(job.clamp, dtype=torch.float32)
-        y = torch.where(y < low, low, y)  # torch.clamp has no fixed sign of zero
+        low, high = torch.tensor(job.clamp, dtype=torch.float32).tolist()
+        y = torch.where(y < low, low, y)  # not clamp: on aarch64 it makes 0 of -0
         y = torch.where(y > high, high, y)
     if job.scale is not None and job.shift is not None:
         scale, shift = (t.view(-1, *[1] * (y.ndim - 2)) for t in (job.scale, job.shift))

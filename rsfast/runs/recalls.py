@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,11 +96,9 @@ def _read_certificates(file: Path) -> list[dict[str, Any]]:
 
 
 def _is_certificate(value: object) -> bool:
-    return isinstance(value, dict) and {"prediction", "radius", "bound"} <= value.keys() and _has_execution(value)
-
-
-def _has_execution(value: Mapping[str, Any]) -> bool:
-    return isinstance(value.get("execution", {}), dict)
+    if not isinstance(value, dict):
+        return False
+    return {"prediction", "radius", "bound"} <= value.keys() and isinstance(value.get("execution", {}), dict)
 
 
 def _about(each: Advisory) -> list[str]:

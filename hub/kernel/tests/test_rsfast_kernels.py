@@ -1,4 +1,4 @@
-"""The kernels against plain PyTorch, on a GPU; in Triton's interpreter where it is mended, as rsfast's tests do."""
+"""The kernels against plain PyTorch, on a GPU. rsfast's own tests run these in Triton's interpreter, which they mend."""
 
 import math
 
