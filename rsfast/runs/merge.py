@@ -37,8 +37,9 @@ def merge(
     they are (``start``, ``end``) and where and how they were made: ``command``, ``started``, ``batch_size``, ``device``,
     ``backend``, ``versions``, the paths ``data`` and ``weights``, ``recertified_from``, ``counts_sha256`` and
     ``sampled_with``. Where one of those differs, the merged sidecar holds the list of what it was, in order of the parts'
-    inputs, and null for a part that does not state its ``versions``, ``device`` or ``backend``. ``first_logits`` may differ by rounding (`same_logits`); the merged sidecar holds those of the first part. A part
-    that was stopped gives the rows that it has. Inputs that could not be read are noted in `out`, too, and are not missing.
+    inputs, and null for a part that does not state its ``versions``, ``device`` or ``backend``. ``first_logits`` may differ
+    by rounding (`same_logits`); the merged sidecar holds those of the first part. A part that was stopped gives the rows
+    that it has. Inputs that could not be read are noted in `out`, too, and are not missing.
 
     Parameters
     ----------
