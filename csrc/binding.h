@@ -25,7 +25,7 @@ namespace rsfast {
 class GilReleased {
  public:
   GilReleased() : state_(PyEval_SaveThread()) {}
-  ~GilReleased() { PyEval_RestoreThread(state_); }
+  ~GilReleased() noexcept(false) { PyEval_RestoreThread(state_); }  // at exit, before 3.14, it unwinds a daemon thread
   GilReleased(const GilReleased&) = delete;
   GilReleased& operator=(const GilReleased&) = delete;
 
