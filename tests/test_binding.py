@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rsfast.ops import _cpu
+from rsfast.ops.jobs import check_extension
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,13 @@ def test_a_daemon_thread_in_a_kernel_does_not_abort_the_process_at_its_end():
         """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_binary_of_another_version_is_refused():
+    """As one that was left by a checkout before a fix: its results would count as those of this version."""
+    sizes = _cpu.sizes()
+    check_extension(_cpu)
+    for older, said in (({"version": lambda: "0.1.9"}, "0.1.9"), ({}, "a version before 0.2.0")):
+        module = SimpleNamespace(__file__="old.so", sizes=lambda: sizes, draws=_cpu.draws, **older)
+        with pytest.raises(ImportError, match=f"^old.so was built from another version of rsfast, {said}, and this is "):
+            check_extension(module)
