@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES = $(wildcard $(VENV)/lib/python3*/site-packages)
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml rsfast/_versions.py
 # A worker for each core, at most 8, and one thread in each; a worker whose own tests are done takes some of another's.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark -n logical --maxprocesses 8 --dist worksteal
 

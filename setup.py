@@ -5,6 +5,7 @@ CUDA_HOME, or on the PATH. RSFAST_CUDA_TARGETS=80,90 builds it for only these co
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,8 @@ PTX_TARGETS = (80, 120)
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-ftz=false", "-prec-sqrt=true", "-diag-suppress=1675"]
 NVCC_FLAGS += ["--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden,-g0,-Wall", "-shared", "-cudart=static"]
 HEADERS = sorted(map(str, Path("csrc").rglob("*.h")))
+VERSION_FILE = "rsfast/_versions.py"
+VERSION = re.search(r'^__version__ = (".+")$', Path(VERSION_FILE).read_text(), re.MULTILINE)[1]  # a string of C++, too
 
 
 def find_nvcc():
@@ -119,7 +122,7 @@ class BuildKernels(build_ext):
         built.parent.mkdir(parents=True, exist_ok=True)
         libraries = Path(NVCC).resolve().parent.parent / "lib"  # where the nvcc of PyPI has them, but does not look
         command = [NVCC, *NVCC_FLAGS, *flags, *(f"-I{folder}" for folder in self.include_dirs), *ext.sources]
-        command += [f"-L{libraries}", "-o", str(built)]
+        command += [f"-DRSFAST_VERSION={VERSION}", f"-L{libraries}", "-o", str(built)]
         print(" ".join(command), flush=True)
         if subprocess.run(command).returncode:
             raise CompileError(
@@ -132,8 +135,8 @@ extensions = [
     Extension(
         "rsfast.ops._cpu",
         ["csrc/cpu/module.cpp"],
-        depends=["setup.py", *CPU_KERNELS, *HEADERS],
-        define_macros=[("RSFAST_X86_64", "1")] if X86_64 else [],
+        depends=["setup.py", VERSION_FILE, *CPU_KERNELS, *HEADERS],
+        define_macros=[("RSFAST_VERSION", VERSION), *([("RSFAST_X86_64", "1")] if X86_64 else [])],
         extra_compile_args=[*FLAGS, "-pthread"],
         extra_link_args=["-pthread"],
         language="c++",
@@ -143,7 +146,8 @@ extensions = [
 NVCC = find_nvcc()
 if NVCC:
     sources = [f"csrc/cuda/{name}" for name in ("module.cpp", "perturb.cu", "accumulate.cu", "words.cu")]
-    extensions.append(Extension("rsfast.ops._cuda", sources, depends=["setup.py", *HEADERS], py_limited_api=True))
+    depends = ["setup.py", VERSION_FILE, *HEADERS]
+    extensions.append(Extension("rsfast.ops._cuda", sources, depends=depends, py_limited_api=True))
 
 # One wheel of a platform is for CPython 3.10 and every later one: csrc/binding.h keeps to the limited API of 3.10.
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels}, options={"bdist_wheel": {"py_limited_api": "cp310"}})

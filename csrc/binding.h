@@ -25,7 +25,7 @@ namespace rsfast {
 class GilReleased {
  public:
   GilReleased() : state_(PyEval_SaveThread()) {}
-  ~GilReleased() { PyEval_RestoreThread(state_); }
+  ~GilReleased() noexcept(false) { PyEval_RestoreThread(state_); }  // at exit, before 3.14, it unwinds a daemon thread
   GilReleased(const GilReleased&) = delete;
   GilReleased& operator=(const GilReleased&) = delete;
 
@@ -123,7 +123,8 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Two functions that both modules have, by which Python compares itself with the binary.
+// Functions that both modules have, by which Python compares itself with the binary.
+inline std::string version() { return RSFAST_VERSION; }
 inline std::vector<std::string> draws() { return {RSFAST_DRAWS(RSFAST_DRAW_NAME)}; }
 inline std::pair<size_t, size_t> sizes() { return {sizeof(PerturbJob), sizeof(AccumulateJob)}; }
 

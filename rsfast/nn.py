@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+from multiprocessing.context import get_spawning_popen
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -73,7 +74,7 @@ class _NoiseLayer(nn.Module):
     """
 
     count: torch.Tensor
-    _rank_of_sender = 0
+    _rank_of_sender: int | None = None
 
     def __init__(self, seed: int | None) -> None:
         super().__init__()
@@ -81,8 +82,12 @@ class _NoiseLayer(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Take along the rank: a worker that is not forked has no process group."""
-        return {**self.__dict__, "_rank_of_sender": _rank() or self._rank_of_sender}
+        """Take along the rank to a process that starts, as a worker that is not forked has no process group; to no file."""
+        if get_spawning_popen() is None:
+            return dict(self.__dict__)
+        of_environment = os.environ.get("RANK")
+        rank = _rank() if _has_group() else self._rank_of_sender if of_environment is None else int(of_environment)
+        return {**self.__dict__, "_rank_of_sender": rank}
 
     def _with_noise(self, x: torch.Tensor, samples: torch.Tensor, source: torch.Tensor, seed: int) -> torch.Tensor:
         """Return x with the noise of these samples [B], of inputs with the ids `source` [B], which are all the same."""
@@ -98,8 +103,8 @@ class _NoiseLayer(nn.Module):
         count, seed, source = self.count, self.seed, _source(x.device)
         if (worker := _workers._worker_info) is not None:
             count = _worker_counts.setdefault(self, torch.zeros_like(count))
-            if source >> 8 == 0 and "RANK" not in os.environ:
-                source |= self._rank_of_sender << 8
+            if not _has_group():
+                source |= _source_of_sender(self._rank_of_sender)
             seed, source = _worker_seed(seed, worker.seed), 1 << 31 | source
         before, after = torch.ops.rsfast.place(count, x.shape[0], seed - (1 << 63))
         samples = before + torch.arange(x.shape[0], device=x.device)
@@ -395,14 +400,25 @@ class SmoothedCritic(nn.Module):
         return values.reshape(len(x), self.samples, *values.shape[1:]).mean(dim=1)
 
 
+def _has_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _rank() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if distributed else 0
+    return torch.distributed.get_rank() if _has_group() else 0
 
 
 def _source(device: torch.device) -> int:
     """Return a number of this rank and device, for the place of the input id in the noise stream."""
     return _rank() << 8 | (device.index or 0)
+
+
+def _source_of_sender(rank: int | None) -> int:
+    """Return the rank's part of `_source` in a worker without a process group. Where RANK is the rank, the seed has it."""
+    of_environment = os.environ.get("RANK")
+    if rank is None or of_environment == str(rank):
+        return 0
+    return rank << 8 | (of_environment is not None) << 30  # RANK is another's: of a machine with several ranks, say
 
 
 def _worker_seed(seed: int, of_worker: int) -> int:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -121,6 +122,8 @@ def test_a_field_that_is_missing_is_an_error(name, tmp_path):
         ("{}", "it must be an object with format, updated and advisories, a list"),
         ('{"format": 1, "updated": "2030-02-01", "advisories": {}}', "it must be an object with format"),
         ('{"format": 2, "updated": "2030-02-01", "advisories": []}', "format must be 1, got 2; a newer version"),
+        ('{"format": true, "updated": "2030-02-01", "advisories": []}', "format must be 1, got True; a newer version"),
+        ('{"format": 1, "updated": "2030-02-01", "advisories": [{"versions": "<1", "versions": "<0"}]}', "twice .*versions"),
         ('{"format": 1, "updated": "soon", "advisories": []}', "updated must be a date"),
         ('{"format": 1, "updated": NaN, "advisories": []}', "numbers must be finite"),
     ],
@@ -244,6 +247,10 @@ def with_version(version):
         ({"where": {"noise": ["Laplace"]}}, {}, None),
         ({"where": {"backend": ["cuda"]}}, {"backend": ["cpu", "cuda"]}, []),
         ({"where": {"backend": ["cuda"]}}, {"backend": []}, ["backend"]),
+        ({"where": {"backend": ["cuda"]}}, {"backend": ["cpu", None]}, ["backend"]),
+        ({"where": {"bound": ["hoeffding"]}}, {"bound": "Betting"}, ["bound"]),
+        ({"where": {"noise": ["Laplace"]}}, {"noise": {}}, ["noise"]),
+        ({"where": {"compile": [True]}}, {"compile": "yes"}, ["compile"]),
         ({"unless": {"lipschitz": [None]}}, {}, None),
         ({"unless": {"lipschitz": [None]}}, {"lipschitz": 2.0}, []),
         ({"unless": {"lipschitz": [None]}}, {"lipschitz": ABSENT}, ["lipschitz"]),
@@ -251,7 +258,10 @@ def with_version(version):
         ({"unless": {"backend": ["cpu"]}}, {"backend": ["cpu", "cuda"]}, []),
         ({"unless": {"top_k": [1]}}, {}, None),
         ({"unless": {"top_k": [1]}}, {"top_k": 5}, []),
+        ({"unless": {"top_k": [1]}}, {"top_k": None}, []),
         ({"unless": {"clamp": [None]}}, {}, ["clamp"]),
+        ({"unless": {"clamp": [None]}}, {"clamp": [None, None]}, []),
+        ({"where": {"clamp": [None]}}, {"clamp": [0, None]}, None),
         ({"libraries": {"scipy": "<1.12"}}, {}, None),
         ({"libraries": {"scipy": ">=1.17"}}, {}, []),
         ({"libraries": {"scipy": ">=1.17"}}, {"versions": {"rsfast": "0.2.0"}}, ["the version of scipy"]),
@@ -270,6 +280,8 @@ def test_predictions_have_no_bound_and_count_votes():
         ({"unless": {"lipschitz": [None]}}, None),
         ({"where": {"head": ["Votes"]}}, []),
         ({"where": {"head": ["Softmax"]}}, None),
+        ({"where": {"top_k": [1]}}, []),
+        ({"unless": {"top_k": [1]}}, None),
         ({"where": {"noise": ["Gaussian"]}}, []),
     ]:
         assert judged(advisory(**conditions), certificates=False, **none) == expected, conditions
@@ -288,12 +300,17 @@ AGAIN = {"recertified_from": "run", "versions": with_version("0.3.0")}
         ("sample again", AGAIN | {"sampled_with": [with_version("0.3.0"), with_version("0.2.0")]}, []),
         ("sample again", AGAIN, [VERSION]),
         ("recertify", AGAIN, None),
-        ("sample again", AGAIN | {"versions": with_version("0.2.0"), "sampled_with": with_version("0.0.1")}, None),
+        ("sample again", AGAIN | {"versions": with_version("0.2.0"), "sampled_with": with_version("0.0.1")}, []),
+        ("sample again", {"versions": with_version("0.3.0"), "sampled_with": with_version("0.2.0")}, []),
         ("recertify", AGAIN | {"versions": with_version("0.2.0"), "sampled_with": with_version("0.0.1")}, []),
     ],
 )
 def test_the_remedy_says_which_version_counts(remedy, run, expected):
-    """Samples of an affected version stay wrong whatever certifies them; proofs of an affected version are mended."""
+    """Samples of an affected version stay wrong whatever certifies them; proofs of an affected version are mended.
+
+    What it proves from others' samples may be wrong, too. Whether a run was certified again does not depend on fields that
+    no check sum covers.
+    """
     assert judged(advisory(remedy=remedy), **run) == expected
 
 
@@ -303,6 +320,7 @@ def test_a_run_that_rests_on_another_may_be_affected_by_its_settings():
     where = {"bound": ["betting"]}
     assert judged(advisory(where=where), **again) is None
     assert judged(advisory(where=where, remedy="sample again"), **again) == ["bound"]
+    assert judged(advisory(unless={"top_k": [1]}, remedy="sample again"), **again) == ["top_k"]
     changed = again | {"rule": "incremental", "bound": "beta_binomial_sequence"}
     assert judged(advisory(where=where), **changed) == ["bound"]
     assert judged(advisory(where={"backend": ["cuda"]}, remedy="sample again"), **changed) == ["backend"]
@@ -464,8 +482,25 @@ def test_a_merged_run_records_all_versions(tmp_path):
     assert found["versions"] == [rest, None]
     assert "sampled_with" not in found
     assert advisory().unknown_of(found, certificates=True) == [VERSION]
+    assert advisory(remedy="sample again").unknown_of(found, certificates=True) == [VERSION]
     merge(parts, tmp_path / "abc", check_counts=False)
     assert read_sidecar(tmp_path / "abc" / "results.json")["sampled_with"] == [first, rest, None]
+
+
+def test_a_merged_run_does_not_know_what_a_part_does_not_know(tmp_path):
+    """Where another part does."""
+    parts = [
+        write_run(tmp_path / "a", end=1, reduced_precision=None),
+        write_run(tmp_path / "b", start=1, backend=ABSENT, device=ABSENT),
+    ]
+    for order in (parts, parts[::-1]):
+        merge(order, tmp_path / "ab", check_counts=False)
+        found = read_sidecar(tmp_path / "ab" / "results.json")
+        shutil.rmtree(tmp_path / "ab")
+        for conditions in ({"where": {"backend": ["cuda"]}}, {"where": {"device": ["cuda"]}}):
+            assert advisory(**conditions).unknown_of(found, certificates=True) == [*conditions["where"]]
+        each = advisory(unless={"reduced_precision": [None]})
+        assert each.unknown_of(found, certificates=True) == ["reduced_precision"]
 
 
 def test_a_run_of_a_changed_model_records_both_versions(tmp_path, monkeypatch):

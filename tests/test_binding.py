@@ -1,9 +1,15 @@
 """What the extension modules take as integers and names, and what they say of other arguments."""
 
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from rsfast.ops import _cpu
+from rsfast.ops.jobs import check_extension
 
 
 @pytest.mark.parametrize(
@@ -40,3 +46,34 @@ def test_whatever_has_an_index_is_an_integer():
     _cpu.philox_words(np.uint64(seed), *map(np.int64, counter), np.int32(3), True, words[1].ctypes.data, 1)
     assert words[0].any()
     assert words[0].tolist() == words[1].tolist()
+
+
+def test_a_daemon_thread_in_a_kernel_does_not_abort_the_process_at_its_end():
+    """Up to Python 3.13 its thread ends where it takes the GIL again, by unwinding."""
+    code = """
+        import threading, time
+        import numpy as np
+        from rsfast.ops import _cpu
+        out = np.zeros(1 << 22, np.uint32)
+        started = threading.Event()
+        def draw():
+            while True:
+                started.set()
+                _cpu.philox_words(1, 0, 0, 0, 0, 1 << 20, out.ctypes.data, 1)
+        for _ in range(2):
+            threading.Thread(target=draw, daemon=True).start()
+        started.wait()
+        time.sleep(0.05)
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_binary_of_another_version_is_refused():
+    """As one that was left by a checkout before a fix: its results would count as those of this version."""
+    sizes = _cpu.sizes()
+    check_extension(_cpu)
+    for older, said in (({"version": lambda: "0.1.9"}, "0.1.9"), ({}, "a version before 0.2.0")):
+        module = SimpleNamespace(__file__="old.so", sizes=lambda: sizes, draws=_cpu.draws, **older)
+        with pytest.raises(ImportError, match=f"^old.so was built from another version of rsfast, {said}, and this is "):
+            check_extension(module)

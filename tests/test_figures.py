@@ -21,7 +21,8 @@ NO_FIGURES = {  # tables of numbers that were not measured, or that are the reco
 }
 # What looks like a measured number in a sentence.
 MEASURED = re.compile(
-    r"\d (?:times (?:as|fewer|the (?:model|runs|time))|% (?:larger|smaller|faster|slower|of the (?:mean|average))"
+    r"\d ?(?:(?:x|\u00d7) (?:as|faster|slower|smaller)|times (?:as|faster|fewer|the (?:model|runs|time))"
+    r"|% (?:larger|smaller|faster|slower|of the (?:mean|average))"
     r"|(?:ms|us|s) an? )"
 )
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -75,9 +76,11 @@ def unsourced(name, text):
     for found in TABLE.finditer(text):
         header, *lines = found[0].splitlines()
         values = [cell for line in lines[1:] for cell in cells(line)[1:]]
-        numbers = any(re.match(r"[-+]?\d[\d.,]*(?:[ %]|$)", cell) for cell in values)
+        numbers = any(re.match(r"(?:\*\*|about |~)?[-+]?\d[\d.,]*(?:[ %*]|$)", cell) for cell in values)
         if numbers and not SOURCE.match(text, found.end()) and cells(header)[0] not in NO_FIGURES.get(name, ()):
             yield header
+    rest = LINK.sub("", text)
+    yield from (found[0] for found in re.finditer(r"\[\*{0,2}\d[^\]]*\]\(\S*results/[^)]*\)", rest))  # of no cell
     prose = BLOCK.sub("", LINK.sub("", TABLE.sub(lambda table: "" if SOURCE.match(text, table.end()) else table[0], text)))
     yield from (found[0] for found in MEASURED.finditer(" ".join(prose.split())))
 
@@ -88,6 +91,11 @@ def test_what_lacks_a_source_is_found():
     assert list(unsourced("", table + source)) == []
     assert list(unsourced("", "It is 3.5\ntimes as fast.")) == ["5 times as"]
     assert list(unsourced("", 'It is [3.5](a.md "b / c") times as fast.')) == []
+    assert list(unsourced("", "It is 3.5x as fast, or 2.5\u00d7 faster.")) == ["5x as", "5\u00d7 faster"]
+    for unnamed in ("[3.5](results/a.md)", "[3.5](results/a.md 'b / c')", "[**3.5**](results/a.md)"):
+        assert list(unsourced("", unnamed)) == [unnamed]
+    for number in ("**1.5**", "about 1.5", "~1.5"):
+        assert list(unsourced("", table.replace("1.5", number))) == ["| what | times |"]
     assert list(unsourced("docs/faq.md", table.replace("what", "alpha"))) == []
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from contextlib import contextmanager, nullcontext
+from multiprocessing.context import set_spawning_popen
 
 import numpy as np
 import pytest
@@ -272,25 +274,65 @@ def test_workers_that_are_spawned():
     assert int(layer.count) == 0
 
 
+@contextmanager
+def of_rank(rank):
+    with pytest.MonkeyPatch.context() as group:
+        group.setattr(torch.distributed, "is_initialized", lambda: True)
+        group.setattr(torch.distributed, "get_rank", lambda: rank)
+        yield
+
+
+def as_to_a_worker(layer):
+    set_spawning_popen(object())
+    try:
+        return pickle.dumps(layer)
+    finally:
+        set_spawning_popen(None)
+
+
+def drawn(layer, rank=None):
+    """What workers draw; with a rank, as if they had the process group."""
+
+    def draw(x):
+        with nullcontext() if rank is None else of_rank(rank):
+            return layer(x)
+
+    return epochs(draw, 3, count=1, multiprocessing_context="fork")
+
+
 def test_a_layer_takes_its_rank_along(monkeypatch):
     """A worker that is not forked has no process group, and RANK is torchrun's alone; it draws what a forked one does."""
     monkeypatch.delenv("RANK", raising=False)
+    layer, found = GaussianNoise(1.0, seed=7), []
+    for rank in (0, 1, 3):
+        with of_rank(rank):
+            sent = as_to_a_worker(layer)
+        found.append(drawn(layer, rank))
+        assert torch.equal(drawn(pickle.loads(sent)), found[-1])
+    assert different(*found)
+    monkeypatch.setenv("RANK", "3")  # the seed has the rank, as it always had
+    assert torch.equal(drawn(pickle.loads(sent)), drawn(layer))
+
+
+@pytest.mark.parametrize("of_machine", ["0", "1"])
+def test_ranks_of_a_machine_that_has_one_RANK(of_machine, monkeypatch):
+    monkeypatch.setenv("RANK", of_machine)
+    found = []
+    for rank in (0, 1, 3):
+        with of_rank(rank):
+            sent = as_to_a_worker(GaussianNoise(1.0, seed=7))
+        found.append(drawn(pickle.loads(sent)))
+    assert different(*found)
+
+
+def test_a_layer_in_a_file_has_no_rank(monkeypatch):
+    """Else every rank that loads what another saved would draw in its workers what that one draws."""
+    monkeypatch.delenv("RANK", raising=False)
     layer = GaussianNoise(1.0, seed=7)
-
-    def draws(layer):
-        return epochs(layer, 3, count=1, multiprocessing_context="fork")  # a worker has the group of its parent, or none
-
-    drawn = {}
-    for rank in (0, 3):
-        with monkeypatch.context() as group:
-            group.setattr(torch.distributed, "is_initialized", lambda: True)
-            group.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-            group.setattr(torch.distributed, "get_world_size", lambda: 4)
-            sent = pickle.dumps(layer)
-            drawn[rank] = draws(layer)
-        assert torch.equal(draws(pickle.loads(sent)), drawn[rank])
-        assert torch.equal(draws(pickle.loads(pickle.dumps(pickle.loads(sent)))), drawn[rank])
-    assert different(*drawn.values())
+    with of_rank(3):
+        saved, sent = pickle.dumps(layer), as_to_a_worker(layer)
+    assert torch.equal(drawn(pickle.loads(saved)), drawn(layer))
+    assert torch.equal(drawn(pickle.loads(sent), 0), drawn(layer))  # the group tells, if there is one
 
 
 def test_workers_follow_torchs_seed():

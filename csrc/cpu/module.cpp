@@ -171,6 +171,7 @@ PyMethodDef functions[] = {
     python_function<use_team>("use_team",
                               "(gomp_parallel): run on the OpenMP team whose GOMP_parallel is at this address; 0: "
                               "on threads of our own."),
+    python_function<version>("version", "Of rsfast, when this was built."),
     python_function<draws>("draws", "The draws that these kernels have, in the order of their numbers."),
     python_function<sizes>("sizes", "Of PerturbJob and AccumulateJob, to be compared with Python's."),
     python_function<perturb>("perturb", "(job, threads): job is the address of a PerturbJob."),

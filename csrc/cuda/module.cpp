@@ -108,6 +108,7 @@ PyMethodDef functions[] = {
     python_function<devices>("devices", "The number of devices; 0 where there is no driver."),
     python_function<unavailable_reason>("unavailable_reason",
                                         "(device): load the kernels on a device. Why that cannot be, or ''."),
+    python_function<version>("version", "Of rsfast, when this was built."),
     python_function<draws>("draws", "The draws that these kernels have, in the order of their numbers."),
     python_function<sizes>("sizes", "Of PerturbJob and AccumulateJob, to be compared with Python's."),
     python_function<perturb_on>("perturb", "(job, device, stream): job is the address of a PerturbJob."),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .._versions import __version__
 from ..noise import DRAWS
 from .calls import Accumulation, Perturbation
 
@@ -59,8 +60,12 @@ class AccumulateJob(ctypes.Structure):
 
 def check_extension(module: ModuleType) -> dict[str, int]:
     """Return the numbers of an extension's draws by name; raise ImportError if it was built from another version."""
-    if module.sizes() != (ctypes.sizeof(PerturbJob), ctypes.sizeof(AccumulateJob)):
-        raise ImportError(f"{module.__name__} was built from another version: reinstall rsfast with pip.")
+    version = module.version() if hasattr(module, "version") else "a version before 0.2.0"
+    if version != __version__ or module.sizes() != (ctypes.sizeof(PerturbJob), ctypes.sizeof(AccumulateJob)):
+        raise ImportError(
+            f"{module.__file__} was built from another version of rsfast, {version}, and this is {__version__}: remove the "
+            "file, and reinstall rsfast with pip."
+        )
     numbers = {name: number for number, name in enumerate(module.draws())}
     if missing := DRAWS.keys() - numbers.keys():
         raise ImportError(f"{module.__name__} lacks the draws {', '.join(sorted(missing))}: reinstall rsfast with pip.")

@@ -22,7 +22,7 @@ from ..stats.exact import EXACT
 from ..stats.registry import BOUNDS
 from ..stats.rules import RULES
 from .check_sums import parse_json
-from .layout import ORIGIN, sampled_with
+from .layout import certified_again, sampled_with
 
 REMEDIES = ("recertify", "sample again", "none")
 """What mends a run: its counts are good, and what was proved from them is not; its samples are wrong; or no command does."""
@@ -59,6 +59,7 @@ _OPERATORS = ("==", "!=", ">=", "<=", "<")
 _NEEDED = {"id", "date", "title", "versions", "stream_versions", "wrong", "remedy", "fixed_in"}
 _OPTIONAL = {"where", "unless", "libraries"}
 _LEFT_OUT = {"top_k": 1}  # a sidecar without the field means this
+_OF_PREDICTIONS = {"head": Votes.__name__, **_LEFT_OUT}
 Versions = tuple[SpecifierSet, ...]
 LIST = Path(__file__).with_name("advisories.json")
 """The list of this version."""
@@ -81,8 +82,8 @@ class Advisory:
     stream_versions : tuple of int
         The versions of the noise stream that are affected.
     remedy : str
-        One of `REMEDIES`. It says which version counts: for "sample again" that which drew the samples, for "recertify" that
-        which certified them, for "none" both.
+        One of `REMEDIES`. It says which version counts: for "recertify" that which certified the samples; for the others
+        also that which drew them.
     fixed_in : Version, optional
         The first version that is right; None if there is none yet.
     where, unless : dict of str to list
@@ -184,7 +185,7 @@ class Advisory:
     def _conditions_of(self, sidecar: Mapping[str, Any], certificates: bool) -> Iterator[tuple[str, bool | None]]:
         """Yield each condition's name, and whether it is met: None if unknown. One part of a merged run meets it for all."""
         drew, proved = sampled_with(sidecar), listed(sidecar.get("versions"))
-        made = {"sample again": drew, "recertify": proved, "none": drew + proved}[self.remedy]
+        made = proved if self.remedy == "recertify" else drew + proved
         for name, affected in {"rsfast": self.versions, **self.libraries}.items():
             parts = [part.get(name) if isinstance(part, dict) else None for part in made]
             yield f"the version of {name}", _any(_reaches(affected, each) for each in parts)
@@ -203,13 +204,15 @@ class Advisory:
         certificates of a changed model all do.
         """
         if name in _OF_CERTIFICATES and not certificates:
-            return [Votes.__name__ if name == "head" else None], True
-        if name not in sidecar:
-            return ([_LEFT_OUT[name]], True) if name in _LEFT_OUT else ([], False)
+            return [_OF_PREDICTIONS.get(name)], True
         changed = incremental.RULE in listed(sidecar.get("rule"))
-        other = bool(ORIGIN & sidecar.keys()) and self.remedy != "recertify" and name in _OF_CERTIFICATES
-        found = [each.get("name") if isinstance(each, dict) else each for each in listed(sidecar[name])]
-        return found, bool(found) and not changed and not other
+        other = certified_again(sidecar) and self.remedy != "recertify" and name in _OF_CERTIFICATES
+        value = sidecar.get(name, _LEFT_OUT.get(name, []))
+        if CONDITIONS[name] == (None,):  # of a list only whether it was set
+            return [value] if name in sidecar else [], name in sidecar and not changed and not other
+        found = [each.get("name") if isinstance(each, dict) else each for each in listed(value)]
+        known = name in _LEFT_OUT or all(each in CONDITIONS[name] for each in found)  # else a damaged name, or a later one
+        return found, bool(found) and known and not changed and not other
 
 
 class AdvisoryList(NamedTuple):
@@ -232,10 +235,10 @@ def read_advisories(path: str | PathLike[str] = LIST) -> AdvisoryList:
     with open_file(path) as file:
         text = file.read()
     try:
-        data = _object("the list", parse_json(text))
+        data = _object("the list", parse_json(text, _each_name_once))
         if data.keys() != {"format", "updated", "advisories"} or not isinstance(data["advisories"], list):
             raise ValueError("it must be an object with format, updated and advisories, a list")
-        if data["format"] != 1:
+        if data["format"] != 1 or type(data["format"]) is not int:
             raise ValueError(f"format must be 1, got {data['format']!r:.80}; a newer version of rsfast may read it")
         updated = _date("updated", data["updated"])
     except (TypeError, ValueError) as error:
@@ -315,6 +318,15 @@ def _conditions(name: str, given: object) -> dict[str, list[Any]]:
             raise TypeError(f"{name}.{each} must be a list of values that is not empty, got {values!r:.80}")
         for value in values:  # one that no run records would affect none
             check_choice(f"{name}.{each}", value, CONDITIONS[each])
+    return found
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of these entries; of two with one name JSON would take the last, and say nothing of the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"no name may be twice in an object, got {next(each for each in names if names.count(each) > 1)}")
     return found
 
 

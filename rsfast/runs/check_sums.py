@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _KEY = b', "crc32": '
 _END = re.compile(rb"(\d{1,10})\}\n?")
 
 
-def parse_json(text: bytes) -> Any:
+def parse_json(text: bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return what JSON text holds; raise ValueError, whatever is wrong with it.
 
-    NaN and infinity are refused: rsfast never writes them.
+    NaN and infinity are refused: rsfast never writes them. `pairs` makes an object of its entries; a dict by default.
 
     Examples
     --------
@@ -24,7 +24,7 @@ def parse_json(text: bytes) -> Any:
     ValueError: it is nested too deeply
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

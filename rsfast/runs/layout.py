@@ -54,14 +54,17 @@ MAY_DIFFER_ON_RESUME = {
 """Of a sidecar: what may differ where a run is resumed."""
 
 ORIGIN = {"recertified_from", "counts_sha256"}
-"""Of a sidecar: which run was certified again."""
+"""Of a sidecar: which run was certified again. It may be edited, as no check sum covers it."""
 
 SAMPLED_WITH = "sampled_with"
 """Of a sidecar: the versions that drew the samples, where they were certified again, so that ``versions`` may be others."""
 
-ADDED = {"clamp", "scale", "shift", "reduced_precision", "mode_fixed", "norm"}
+NOT_KNOWN = {"reduced_precision", "mode_fixed"}
+"""Of a sidecar: what earlier versions did not write, and nothing tells."""
+
+ADDED = {"clamp", "scale", "shift", "norm", *NOT_KNOWN}
 """Of a sidecar: what earlier versions did not write. They had no clamp; scale and shift follow from mean and std, the norm
-from the noise. The other two were not known. What a Lipschitz constant means depends on all but the norm and mode_fixed."""
+from the noise. What a Lipschitz constant means depends on all but the norm and mode_fixed."""
 
 _SAME = 0.01
 """Part of the logits' size that two machines' logits of the same model may differ by."""
@@ -268,8 +271,13 @@ def sampled_with(sidecar: Mapping[str, Any]) -> list[Any]:
     >>> sampled_with({"versions": {"rsfast": "0.1.0"}}), sampled_with({"versions": {}, "recertified_from": "run"})
     ([{'rsfast': '0.1.0'}], [None])
     """
-    found = sidecar.get(SAMPLED_WITH) if ORIGIN & sidecar.keys() else sidecar.get("versions")
+    found = sidecar.get(SAMPLED_WITH if certified_again(sidecar) else "versions")
     return found if isinstance(found, list) else [found]
+
+
+def certified_again(sidecar: Mapping[str, Any]) -> bool:
+    """Return whether a run, or a part of a merged one, rests on the counts of another."""
+    return bool((ORIGIN | {SAMPLED_WITH}) & sidecar.keys())
 
 
 def check_same_run(file: Path, sidecar: Mapping[str, Any]) -> None:

@@ -37,8 +37,9 @@ def merge(
     they are (``start``, ``end``) and where and how they were made: ``command``, ``started``, ``batch_size``, ``device``,
     ``backend``, ``versions``, the paths ``data`` and ``weights``, ``recertified_from``, ``counts_sha256`` and
     ``sampled_with``. Where one of those differs, the merged sidecar holds the list of what it was, in order of the parts'
-    inputs. ``first_logits`` may differ by rounding (`same_logits`); the merged sidecar holds those of the first part. A part
-    that was stopped gives the rows that it has. Inputs that could not be read are noted in `out`, too, and are not missing.
+    inputs, and null for a part that does not state its ``versions``, ``device`` or ``backend``. ``first_logits`` may differ
+    by rounding (`same_logits`); the merged sidecar holds those of the first part. A part that was stopped gives the rows
+    that it has. Inputs that could not be read are noted in `out`, too, and are not missing.
 
     Parameters
     ----------
@@ -161,19 +162,22 @@ def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
             theirs = sidecar[name] if isinstance(sidecar[name], list) else [sidecar[name]]  # a list if it was merged
             values[name] += [value for value in theirs if value not in values[name]]
     several = {name: each if len(each) > 1 else each[0] for name, each in values.items() if each}
-    # What earlier versions did not write comes from the first part that has it.
+    # What earlier versions did not write comes from the first part that has it; but what they did not know stays unknown.
     added = {
         name: sidecar[name] for *_, sidecar in reversed(parts) for name in (layout.ADDED | {"first_logits"}) & sidecar.keys()
     }
-    return {**merged, **added, **several, "start": parts[0][0], "end": max(end for _, end, *_ in parts)}
+    found = {**merged, **added, **several, "start": parts[0][0], "end": max(end for _, end, *_ in parts)}
+    unknown = {name for name in layout.NOT_KNOWN for *_, sidecar in parts if name not in sidecar}
+    return {name: value for name, value in found.items() if name not in unknown}
 
 
 def _made_with(parts: Sequence[Mapping[str, Any]], sidecar: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sidecar that states the versions that made it, null if it does not know, wherever one of the parts does."""
+    """Return a sidecar that states what made it, null if it does not know, wherever one of the parts does."""
     found = dict(sidecar)
-    if any("versions" in each for each in parts):
-        found.setdefault("versions", None)
-    if any(layout.ORIGIN & each.keys() for each in parts):
+    for name in ("backend", "device", "versions"):
+        if any(name in each for each in parts):
+            found.setdefault(name, None)
+    if any(map(layout.certified_again, parts)):
         found[layout.SAMPLED_WITH] = layout.sampled_with(sidecar)
     return found
 
