@@ -113,16 +113,12 @@ def report(*, gpu: str = "cuda") -> tuple[str, bool]:
     ]
     failures = {"reference": _failures("reference", "cpu")}
     try:
-        from .ops import _cpu
+        from .ops import _cpu, cpu
     except ImportError as error:
-        lines.append(
-            f"cpu: does not load: {error}. If it is not built: `pip install --force-reinstall --no-cache-dir rsfast`"
-        )
+        lines.append(f"cpu: does not load: {error}. If it is not built, install rsfast again, from its wheel or checkout")
         usable = False
     else:
         usable, in_use = True, _cpu.isa()
-        from .ops import cpu
-
         lines.append(f"cpu threads: {cpu.TEAM + ', the team that torch keeps' if cpu.TEAM else 'of its own'}")
         try:
             for isa in _cpu.isas():

@@ -119,7 +119,7 @@ def test_a_missing_extension_is_said_and_is_not_healthy(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_cpu)
     text, healthy = doctor.report()
     assert not healthy
-    assert "cpu: does not load: no such shared object. If it is not built: `pip install" in text
+    assert "cpu: does not load: no such shared object. If it is not built, install rsfast again, " in text
     assert "reference: ok" in text
 
 

@@ -126,7 +126,7 @@ def _after_update(each: Advisory, then: str) -> str:
     """Return what to do, with a version that is right."""
     if each.fixed_in is None:
         return f"no version is right yet; once one is, {then}"
-    return f"with rsfast {each.fixed_in} or newer (pip install 'rsfast>={each.fixed_in}'), {then}"
+    return f"with rsfast {each.fixed_in} or newer, {then}"
 
 
 def _for_a_run(each: Advisory, folder: Path, run: results.Results) -> str:
