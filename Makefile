@@ -29,10 +29,10 @@ $(VENV)/installed: $(VENV)/torch $(VENV)/kernels .github/requirements.txt
 demo: $(VENV)/installed  ## decide and certify real images, about a minute
 	$(BIN)/rsfast demo --out demo
 
-test: $(VENV)/installed  ## the quick tests of everything and the docstrings' examples, five minutes
+test: $(VENV)/installed  ## the quick tests of everything and the docstrings' examples, three to five minutes
 	$(PYTEST) -m "not slow and not noise"
 
-test-all: $(VENV)/installed  ## also the slow ones, twelve minutes
+test-all: $(VENV)/installed  ## also the slow ones, six to twelve minutes
 	$(PYTEST) -m "not noise"
 
 check: $(VENV)/installed  ## format, lint, types, import boundaries, forbidden flags, workflows
