@@ -6,11 +6,12 @@ some 14 minutes of processor time on a busy machine, most of them for the runs o
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from copy import deepcopy
 from datetime import date
@@ -22,6 +23,7 @@ import torch
 from cpuinfo import get_cpu_info
 
 import rsfast
+from benchmarks.figures import markdown
 from rsfast import demo
 from rsfast.cli import main as rsfast_command
 
@@ -45,10 +47,6 @@ figures, a little.
 """
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in [headers, ["---"] * len(headers), *rows])
-
-
 def run_demo(folder: Path) -> str:
     """Run ``rsfast demo`` in full, draw the picture of its two runs, and return what it printed."""
     with redirect_stdout(io.StringIO()) as printed:
@@ -65,7 +63,7 @@ def accuracy(folder: Path) -> str:
     runs = {"votes": rsfast.results.read(folder / "votes"), "softmax scores": rsfast.results.read(folder / "softmax")}
     shares = {name: rsfast.results.certified_accuracy(run, demo.RADII) for name, run in runs.items()}
     rows = [[radius, *(f"{share[i]:.1%}" for share in shares.values())] for i, radius in enumerate(demo.RADII)]
-    return table(["r", *shares], rows)
+    return markdown(["r", *shares], rows)
 
 
 def gains(printed: str) -> str:
@@ -79,7 +77,7 @@ def gains(printed: str) -> str:
         ratio = acr[head, one, "auto"] / acr[head, other, "auto"]
         text = f"{abs(100 * ratio - 100):.1f} % {'larger' if ratio > 1 else 'smaller'}"
         compared.append((f"{head.lower()}, {one} over {other}", text))
-    return f"{table(['head', 'bound', 'rule', 'ACR', 'gain'], rows)}\n\n{table(['what', 'ACR'], compared)}"
+    return f"{markdown(['head', 'bound', 'rule', 'ACR', 'gain'], rows)}\n\n{markdown(['what', 'ACR'], compared)}"
 
 
 def certify(model: torch.nn.Module, x: torch.Tensor, sigma: float = demo.SIGMA, **options: Any) -> list[rsfast.Certificate]:
@@ -114,12 +112,14 @@ def decisions(model: torch.nn.Module, x: torch.Tensor) -> str:
             f"{samples(certify(model, some, n=demo.CAP, radius=list(radii))):,.0f}",
         ),
     ]
-    return table(["what", "figure"], rows)
+    return markdown(["what", "figure"], rows)
 
 
 def first_k(model: torch.nn.Module, x: torch.Tensor) -> str:
     found = [certify(model, x, n=demo.N, top_k=top_k) for top_k in (1, 2, 3)]
-    return table(["k", "mean radius"], [(k, f"{mean(each.radius for each in of_k):.3f}") for k, of_k in enumerate(found, 1)])
+    return markdown(
+        ["k", "mean radius"], [(k, f"{mean(each.radius for each in of_k):.3f}") for k, of_k in enumerate(found, 1)]
+    )
 
 
 def rounded(model: torch.nn.Module) -> torch.nn.Module:
@@ -149,7 +149,7 @@ def changed(model: torch.nn.Module, x: torch.Tensor) -> str:
         shares = (f"{min(votes):.0%}", f"{torch.tensor(votes).median():.1%}")
         rows.append((sigma, *shares, f"{kept / radius:.1%}", f"{runs:.2f}", f"{anew:,}", f"{again / radius:.1%}"))
     headers = ("sigma", "fewest votes", "median votes", "radius kept", "runs over n", "n anew", "radius kept anew")
-    return table(headers, rows)
+    return markdown(headers, rows)
 
 
 def quick_start() -> str:
@@ -182,4 +182,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from cpuinfo import get_cpu_info
 
+from benchmarks.figures import markdown
 from examples.paper import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,14 +74,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             if row["source"] == source
         ]
         if lines:
-            parts.append(f"## {title}\n\n{_table(lines, ['claim', 'published', 'ours', 'note', 'example'])}\n")
+            parts.append(f"## {title}\n\n{markdown(['claim', 'published', 'ours', 'note', 'example'], lines)}\n")
     timed = [[name, example["seconds"], example["machine"]] for name, example in found.items()]
-    parts.append(f"## How long the examples take\n\n{_table(timed, ['example', 'seconds', 'on'])}\n")
+    parts.append(f"## How long the examples take\n\n{markdown(['example', 'seconds', 'on'], timed)}\n")
     return "\n".join(parts)
-
-
-def _table(lines: list[list[Any]], headers: list[str]) -> str:
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in [headers, ["---"] * len(headers), *lines])
 
 
 def main() -> None:

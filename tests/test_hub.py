@@ -95,6 +95,15 @@ def test_the_text_is_the_package_s(repository):
         assert {ast.dump(node) for node in definitions} <= package
 
 
+def test_what_annotations_name_is_imported(repository):
+    """Nothing evaluates it; readers and type checkers look it up."""
+    text = (repository / "torch-ext/rsfast_kernels/ops/calls.py").read_text()
+    tree = ast.parse(text)
+    (clamp,) = (node for node in ast.walk(tree) if isinstance(node, ast.AnnAssign) and node.target.id == "clamp")
+    assert ast.unparse(clamp.annotation) == "Sequence[float] | None"
+    assert "\nfrom collections.abc import Sequence\n" in text
+
+
 def test_what_a_kernel_may_not_import():
     found = hub_export.Export(hub_export.PACKAGE)
     path = hub_export.PACKAGE / "heads" / "bins.py"

@@ -22,7 +22,7 @@ from ..stats.exact import EXACT
 from ..stats.registry import BOUNDS
 from ..stats.rules import RULES
 from .check_sums import parse_json
-from .layout import certified_again, sampled_with
+from .layout import certified_again, listed, sampled_with
 
 REMEDIES = ("recertify", "sample again", "none")
 """What mends a run: its counts are good, and what was proved from them is not; its samples are wrong; or no command does."""
@@ -252,11 +252,6 @@ def read_advisories(path: str | PathLike[str] = LIST) -> AdvisoryList:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, advisory {number}, is malformed: {error}") from None
     return AdvisoryList(updated, found)
-
-
-def listed(value: Any) -> list[Any]:
-    """Return a list as it is, and a list of anything else."""
-    return value if isinstance(value, list) else [value]
 
 
 def _any(each_met: Iterable[bool | None]) -> bool | None:

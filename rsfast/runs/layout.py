@@ -263,6 +263,11 @@ def inputs_of(sidecar: Mapping[str, Any]) -> range | None:
     )
 
 
+def listed(value: Any) -> list[Any]:
+    """Return a list as it is, and a list of anything else: of a merged run a field is a list where its parts differ."""
+    return value if isinstance(value, list) else [value]
+
+
 def sampled_with(sidecar: Mapping[str, Any]) -> list[Any]:
     """Return the versions that drew the samples of a run, of each part of a merged one; None where nothing says them.
 
@@ -271,8 +276,7 @@ def sampled_with(sidecar: Mapping[str, Any]) -> list[Any]:
     >>> sampled_with({"versions": {"rsfast": "0.1.0"}}), sampled_with({"versions": {}, "recertified_from": "run"})
     ([{'rsfast': '0.1.0'}], [None])
     """
-    found = sidecar.get(SAMPLED_WITH if certified_again(sidecar) else "versions")
-    return found if isinstance(found, list) else [found]
+    return listed(sidecar.get(SAMPLED_WITH if certified_again(sidecar) else "versions"))
 
 
 def certified_again(sidecar: Mapping[str, Any]) -> bool:

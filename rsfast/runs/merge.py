@@ -159,8 +159,7 @@ def _merged_sidecar(files: list[Path]) -> dict[str, Any]:
     for *_, sidecar in parts:
         sidecar = _made_with([each for *_, each in parts], sidecar)
         for name in values.keys() & sidecar.keys():
-            theirs = sidecar[name] if isinstance(sidecar[name], list) else [sidecar[name]]  # a list if it was merged
-            values[name] += [value for value in theirs if value not in values[name]]
+            values[name] += [value for value in layout.listed(sidecar[name]) if value not in values[name]]
     several = {name: each if len(each) > 1 else each[0] for name, each in values.items() if each}
     # What earlier versions did not write comes from the first part that has it; but what they did not know stays unknown.
     added = {

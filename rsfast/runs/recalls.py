@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from .._files import open_file, reason
 from ..stats import incremental
 from . import results
-from .advisories import Advisory, Versions, listed
+from .advisories import Advisory, Versions
 from .check_sums import parse_json
-from .layout import SIDECAR, TABLE
+from .layout import SIDECAR, TABLE, listed
 
 
 class Finding(NamedTuple):

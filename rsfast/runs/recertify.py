@@ -42,6 +42,7 @@ from .layout import (
     Row,
     columns_of,
     differences,
+    listed,
     read_rows,
     read_sidecar,
     read_skipped,
@@ -168,7 +169,7 @@ class Replay:
             counts = row.counts()
             if missing := {"estimation", *(() if self.spec.exact else ("selection",))} - counts.keys():
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-            ranges = counts["estimation"] if isinstance(counts["estimation"], list) else [counts["estimation"]]
+            ranges = listed(counts["estimation"])
             alike.setdefault(len(ranges), []).append((row, counts.get("selection"), ranges))
         found = dict[int, Certificate]()
         for group in alike.values():
@@ -297,11 +298,8 @@ def _difference(row: Row, written: str, found: str) -> ValueError:
 
 def _made_here(sidecar: Mapping[str, Any]) -> bool:
     """Return whether this version of rsfast may have certified a run, or a part of it."""
-    made = sidecar.get("versions")
-    return any(
-        not isinstance(each, dict) or each.get("rsfast", __version__) == __version__
-        for each in (made if isinstance(made, list) else [made])
-    )
+    made = listed(sidecar.get("versions"))
+    return any(not isinstance(each, dict) or each.get("rsfast", __version__) == __version__ for each in made)
 
 
 def origin_of(run: Path, *also_with: dict[str, str]) -> dict[str, Any]:
